@@ -1,0 +1,69 @@
+"""Train the VAE: single frames first, then clips."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+
+import clips
+import models
+from progress import Run
+
+FRAMES_UNTIL = 0.25  # of the run; what a frame teaches (colours, edges) is learned four times as fast from frames
+FRAMES_BATCH = 16
+CLIPS_BATCH = 4
+LEARNING_RATE = 2e-3
+LATENT_NOISE = 0.1  # stands in for a sampled posterior, and for the small errors of a denoised latent
+LATENT_WEIGHT = 1e-3  # a light pull to zero, so that the noise has a scale to be small against
+SHAPE_WEIGHT = 4.0  # a small shape is 4% of the picture: without this its outline learns last
+STATISTICS_CLIPS = 256
+
+
+def sample_clips(count: int, frames: int, rng: random.Random) -> torch.Tensor:
+    """`count` random clips [count, 3, frames, 64, 64]."""
+    return torch.stack([clips.render(rng.choice(clips.ALL_ATTRIBUTES), rng, frames) for _ in range(count)])
+
+
+def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1 + L2 of clips [batch, 3, F, H, W], heavier on and around the shape."""
+    # The top left corner is always background.
+    shape = (target - target[..., :1, :1]).abs().amax(1) > 0.05
+    near = F.max_pool2d(shape.float(), 7, stride=1, padding=3)
+    error = output - target
+    weight = 1 + SHAPE_WEIGHT * near[:, None]
+    return (weight * (error.abs() + error**2)).sum() / weight.expand_as(error).sum()
+
+
+def train_vae(work: Path, minutes: float, seed: int) -> AutoencoderKLWan:
+    """Train for `minutes` in all, going on from `work`/vae.pt if it is there."""
+    torch.manual_seed(seed)
+    vae = models.make_vae().train()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    run = Run(work / "vae.pt", minutes, {"vae": vae}, optimizer, LEARNING_RATE)
+    for step in run:
+        rng = random.Random(seed * 1_000_003 + step)
+        whole = run.fraction > FRAMES_UNTIL
+        target = sample_clips(CLIPS_BATCH, clips.FRAMES, rng) if whole else sample_clips(FRAMES_BATCH, 1, rng)
+        latents = vae.encode(target).latent_dist.mode()
+        output = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        loss = reconstruction_loss(output, target)
+        optimizer.zero_grad()
+        (loss + LATENT_WEIGHT * latents.square().mean()).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        run.report = f"loss {loss.item():.4f}  latents {latents.std().item():.2f}  frames {target.shape[2]}"
+    return vae.eval()
+
+
+@torch.no_grad()
+def measure_latents(vae: AutoencoderKLWan, seed: int) -> None:
+    """Write the mean and deviation of each latent channel into the config, where Wan's pipelines look for them."""
+    latents = vae.encode(sample_clips(STATISTICS_CLIPS, clips.FRAMES, random.Random(seed))).latent_dist.mode()
+    vae.register_to_config(
+        latents_mean=[round(value, 4) for value in latents.mean((0, 2, 3, 4)).tolist()],
+        latents_std=[round(value, 4) for value in latents.std((0, 2, 3, 4)).tolist()],
+    )

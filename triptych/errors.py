@@ -1,0 +1,138 @@
+"""Everything that Triptych raises on purpose, and what each becomes on the wire.
+
+    TriptychError
+    ├── InvalidRequest      the caller's input is wrong; names field, value, what is accepted   INVALID_ARGUMENT
+    ├── ModelInvalid        a model folder or hub id can't be loaded or split                   FAILED_PRECONDITION
+    ├── MissingExtra        an optional package is not installed; names the extra               FAILED_PRECONDITION
+    ├── NotFound            no such job, room, worker or component                              NOT_FOUND
+    │   └── RoomGone        the room was released, or its owner died                            NOT_FOUND
+    ├── WrongState          the thing exists, but not in a state that allows this               FAILED_PRECONDITION
+    │   └── RingMismatch    the ring's header isn't the one this program was built for          FAILED_PRECONDITION
+    ├── LeaseLost           (ticket, attempt) is no longer ours: reaped, acked or taken         ABORTED
+    ├── Fenced              this rank was declared dead and must register anew                  PERMISSION_DENIED
+    ├── Full                back-pressure: try again later                                      RESOURCE_EXHAUSTED
+    │   ├── ArenaFull       no room in the arena
+    │   ├── RingFull        no free slot
+    │   └── BacklogFull     the controller keeps no more waiting jobs
+    ├── SourceCorrupt       the checksum of a room was wrong twice                              DATA_LOSS
+    ├── TransferFailed      a mover could not reach the bytes                                   UNAVAILABLE
+    ├── JobCancelled        somebody asked for the job to stop                                  CANCELLED
+    └── DeadlinePassed      the job's deadline, or the bound of a wait, is over                 DEADLINE_EXCEEDED
+
+Anything else that escapes is a bug and reaches the caller as INTERNAL.
+"""
+
+from __future__ import annotations
+
+import grpc
+
+
+class TriptychError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class InvalidRequest(TriptychError, ValueError):
+    """A value given by the caller can't be used."""
+
+    def __init__(self, field: str, value: object, accepted: str) -> None:
+        shown = repr(value)
+        if len(shown) > SHOWN_CHARS_MAX:
+            shown = shown[:SHOWN_CHARS_MAX] + "…"
+        super().__init__(f"{field} is {shown}; accepted: {accepted}")
+        self.field = field
+        self.accepted = accepted
+
+
+class ModelInvalid(TriptychError):
+    """The model can't be loaded or split."""
+
+
+class MissingExtra(TriptychError, ImportError):
+    """An optional dependency is missing."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package!r}: pip install 'triptych[{extra}]'")
+
+
+class NotFound(TriptychError):
+    """The named thing doesn't exist."""
+
+
+class RoomGone(NotFound):
+    """The room's tensors are no longer there."""
+
+
+class WrongState(TriptychError):
+    """The operation isn't allowed in the present state."""
+
+
+class RingMismatch(WrongState):
+    """Magic, layout version, geometry, epoch or byte order differ."""
+
+
+class LeaseLost(TriptychError):
+    """The lease's compare-and-swap was refused."""
+
+
+class Fenced(TriptychError):
+    """The rank was cut off; only a new registration helps."""
+
+
+class Full(TriptychError):
+    """A bounded thing is full. Nothing was lost; try again later."""
+
+
+class ArenaFull(Full):
+    """No contiguous space in the arena."""
+
+
+class RingFull(Full):
+    """Every slot of the ring is taken."""
+
+
+class BacklogFull(Full):
+    """The controller's bound on waiting jobs is reached."""
+
+
+class SourceCorrupt(TriptychError):
+    """A room's bytes differ from its checksum, also after reading again."""
+
+
+class TransferFailed(TriptychError):
+    """A mover could not fetch a room from where it lies."""
+
+
+class JobCancelled(TriptychError):
+    """The job was cancelled while this ran."""
+
+
+class DeadlinePassed(TriptychError, TimeoutError):
+    """A bound in time was reached."""
+
+
+SHOWN_CHARS_MAX = 120
+"""Longest piece of a caller's value repeated in an error: enough to recognise it, too little to leak or flood."""
+
+STATUS_BY_ERROR: dict[type[TriptychError], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    ModelInvalid: grpc.StatusCode.FAILED_PRECONDITION,
+    MissingExtra: grpc.StatusCode.FAILED_PRECONDITION,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    WrongState: grpc.StatusCode.FAILED_PRECONDITION,
+    LeaseLost: grpc.StatusCode.ABORTED,
+    Fenced: grpc.StatusCode.PERMISSION_DENIED,
+    Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    SourceCorrupt: grpc.StatusCode.DATA_LOSS,
+    TransferFailed: grpc.StatusCode.UNAVAILABLE,
+    JobCancelled: grpc.StatusCode.CANCELLED,
+    DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""The one table from error to gRPC status; a subclass takes its nearest listed ancestor's."""
+
+
+def status_of(error: BaseException) -> grpc.StatusCode:
+    """The gRPC status of an error; INTERNAL for anything not raised on purpose."""
+    for cls in type(error).__mro__:
+        if cls in STATUS_BY_ERROR:
+            return STATUS_BY_ERROR[cls]
+    return grpc.StatusCode.INTERNAL
