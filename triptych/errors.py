@@ -7,7 +7,8 @@
     ├── NotFound            no such job, room, worker or component                              NOT_FOUND
     │   └── RoomGone        the room was released, or its owner died                            NOT_FOUND
     ├── WrongState          the thing exists, but not in a state that allows this               FAILED_PRECONDITION
-    │   └── RingMismatch    the ring's header isn't the one this program was built for          FAILED_PRECONDITION
+    │   ├── RingMismatch    the ring's header isn't the one this program was built for          FAILED_PRECONDITION
+    │   └── JobFailed       the job ended without a result; says why (raised by clients)        FAILED_PRECONDITION
     ├── LeaseLost           (ticket, attempt) is no longer ours: reaped, acked or taken         ABORTED
     ├── Fenced              this rank was declared dead and must register anew                  PERMISSION_DENIED
     ├── Full                back-pressure: try again later                                      RESOURCE_EXHAUSTED
@@ -15,7 +16,9 @@
     │   ├── RingFull        no free slot
     │   └── BacklogFull     the controller keeps no more waiting jobs
     ├── SourceCorrupt       the checksum of a room was wrong twice                              DATA_LOSS
-    ├── TransferFailed      a mover could not reach the bytes                                   UNAVAILABLE
+    ├── Unavailable         the other side isn't there, or not ready; retry with back-off       UNAVAILABLE
+    │   └── TransferFailed  a mover could not reach a room's bytes                              UNAVAILABLE
+    ├── AlreadyExists       the identity is taken by something else                             ALREADY_EXISTS
     ├── JobCancelled        somebody asked for the job to stop                                  CANCELLED
     └── DeadlinePassed      the job's deadline, or the bound of a wait, is over                 DEADLINE_EXCEEDED
 
@@ -41,6 +44,15 @@ class InvalidRequest(TriptychError, ValueError):
         super().__init__(f"{field} is {shown}; accepted: {accepted}")
         self.field = field
         self.accepted = accepted
+
+    @classmethod
+    def from_message(cls, message: str) -> InvalidRequest:
+        """Rebuild one from the text that a server sent."""
+        error = cls.__new__(cls)
+        Exception.__init__(error, message)
+        error.field = message.partition(" is ")[0]
+        error.accepted = message.rpartition("; accepted: ")[2]
+        return error
 
 
 class ModelInvalid(TriptychError):
@@ -68,6 +80,10 @@ class WrongState(TriptychError):
 
 class RingMismatch(WrongState):
     """Magic, layout version, geometry, epoch or byte order differ."""
+
+
+class JobFailed(WrongState):
+    """The job ended FAILED, so there is no result."""
 
 
 class LeaseLost(TriptychError):
@@ -98,8 +114,16 @@ class SourceCorrupt(TriptychError):
     """A room's bytes differ from its checksum, also after reading again."""
 
 
-class TransferFailed(TriptychError):
+class Unavailable(TriptychError):
+    """The other side isn't there or isn't ready yet."""
+
+
+class TransferFailed(Unavailable):
     """A mover could not fetch a room from where it lies."""
+
+
+class AlreadyExists(TriptychError):
+    """The identity is already used for something else."""
 
 
 class JobCancelled(TriptychError):
@@ -123,7 +147,8 @@ STATUS_BY_ERROR: dict[type[TriptychError], grpc.StatusCode] = {
     Fenced: grpc.StatusCode.PERMISSION_DENIED,
     Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SourceCorrupt: grpc.StatusCode.DATA_LOSS,
-    TransferFailed: grpc.StatusCode.UNAVAILABLE,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     JobCancelled: grpc.StatusCode.CANCELLED,
     DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
 }

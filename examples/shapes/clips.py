@@ -33,7 +33,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (-LEVEL, -LEVEL, -LEVEL),
 }
 # The radius of the circle of the same area: the three shapes of one size cover the same number of pixels.
-RADII_PX: dict[str, float] = {"big": 13.0, "small": 7.0}
+RADII_PX: dict[str, float] = {"big": 13.0, "small": 7.5}
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS: dict[str, tuple[float, float]] = {
     "left": (-1.0, 0.0),
@@ -98,10 +98,10 @@ ALL_ATTRIBUTES: tuple[Attributes, ...] = tuple(
 )
 
 
-def phrase(attributes: Attributes, rng: random.Random) -> str:
-    """A random wording of `attributes`: word order, synonyms, capitals, now and then something left out."""
+def phrase(attributes: Attributes, rng: random.Random, partial_share: float = 0.05) -> str:
+    """A random wording of `attributes`: word order, synonyms, capitals, and for `partial_share` something left out."""
     template = TEMPLATES[0] if rng.random() < 0.3 else rng.choice(TEMPLATES)
-    if rng.random() < 0.05:
+    if rng.random() < partial_share:
         template = rng.choice(PARTIAL_TEMPLATES)
     words = {
         field: word if rng.random() < 0.6 else rng.choice(SYNONYMS.get(word, (word,)))

@@ -10,14 +10,13 @@ import re
 import shutil
 from pathlib import Path
 
+import clips
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-
-import clips
 
 Z_DIM = 8
 TEXT_DIM = 128
@@ -73,12 +72,24 @@ def make_text_encoder(vocab_size: int) -> UMT5EncoderModel:
     )
 
 
+def _init_pointwise(conv: nn.Conv3d) -> None:
+    """Kaiming weights for a shortcut; for halving or doubling the frames, a start that keeps or repeats each frame."""
+    if conv.kernel_size[0] == 1:
+        nn.init.kaiming_normal_(conv.weight)
+        return
+    nn.init.zeros_(conv.weight)
+    channels = torch.arange(conv.out_channels)
+    with torch.no_grad():
+        conv.weight[channels, channels % conv.in_channels, -1] = 1.0
+
+
 def make_vae() -> AutoencoderKLWan:
     """Wan's causal video VAE: [batch, 3, 1 + 4n, 8h, 8w] to [batch, Z_DIM, 1 + n, h, w].
 
     With PyTorch's own initialisation this stack of RMS norms and convolutions never leaves the mean colour. Kaiming
     weights with zero bias train; the small last layer starts inside `decode`'s clamp to [-1, 1], beyond which there is
-    no gradient.
+    no gradient. Only the newest tap in time starts above zero, so the video model starts as an image model run on
+    each frame, and what single frames teach it holds for clips.
     """
     vae = AutoencoderKLWan(
         base_dim=16,
@@ -91,9 +102,14 @@ def make_vae() -> AutoencoderKLWan:
     )
     for module in vae.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # all of Wan's convolutions have a bias
+        if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv3d) and module.kernel_size[1:] != (1, 1):
+            nn.init.zeros_(module.weight)
+            nn.init.kaiming_normal_(module.weight[:, :, -1])
+        elif isinstance(module, nn.Conv3d):
+            _init_pointwise(module)
     with torch.no_grad():
         vae.decoder.conv_out.weight.mul_(0.1)
     return vae
@@ -111,7 +127,6 @@ def make_transformer() -> WanTransformer3DModel:
         freq_dim=128,
         ffn_dim=512,
         num_layers=6,
-        rope_max_seq_len=64,
     )
 
 

@@ -50,7 +50,7 @@ class Run:
     @property
     def fraction(self) -> float:
         """How much of the minutes is used up, 0 to 1."""
-        return min(1.0, self.elapsed_s / (self.minutes * 60))
+        return min(1.0, self.elapsed_s / (self.minutes * 60)) if self.minutes else 1.0
 
     def __iter__(self) -> Iterator[int]:
         saved = reported = time.monotonic()
@@ -65,7 +65,8 @@ class Run:
             if now - saved > CHECKPOINT_INTERVAL_S:
                 self.save()
                 saved = now
-        self.save()
+        if self.step:
+            self.save()
 
     def _set_learning_rate(self) -> None:
         cosine = (1 + math.cos(math.pi * self.fraction)) / 2

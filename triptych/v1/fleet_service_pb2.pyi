@@ -43,8 +43,6 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     """The room's checksum was wrong twice: go back a stage."""
     FAILURE_REASON_STOPPED: _FailureReason.ValueType  # 5
     """The job was cancelled or its deadline passed: the worker has stopped."""
-    FAILURE_REASON_HANDED_BACK: _FailureReason.ValueType  # 6
-    """The worker is draining and hands the job back: not counted as an attempt."""
 
 class FailureReason(_FailureReason, metaclass=_FailureReasonEnumTypeWrapper):
     """Why a stage failed; decides what happens next."""
@@ -61,8 +59,6 @@ FAILURE_REASON_SOURCE_CORRUPT: FailureReason.ValueType  # 4
 """The room's checksum was wrong twice: go back a stage."""
 FAILURE_REASON_STOPPED: FailureReason.ValueType  # 5
 """The job was cancelled or its deadline passed: the worker has stopped."""
-FAILURE_REASON_HANDED_BACK: FailureReason.ValueType  # 6
-"""The worker is draining and hands the job back: not counted as an attempt."""
 Global___FailureReason: _TypeAlias = FailureReason  # noqa: Y015
 
 @_typing.final
@@ -175,10 +171,13 @@ class RegisterWorkerResponse(_message.Message):
     WORKER_TIMEOUT_FIELD_NUMBER: _builtins.int
     ADOPTED_LEASE_FIELD_NUMBER: _builtins.int
     RELEASE_ROOM_IDS_FIELD_NUMBER: _builtins.int
+    RESULT_URL_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """The worker's rank, 1 to 2^20 - 1."""
     epoch: _builtins.int
     """The controller's epoch, greater after each restart."""
+    result_url: _builtins.str
+    """fsspec URL under which decoders store results."""
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
         """How often to send a heartbeat."""
@@ -206,10 +205,11 @@ class RegisterWorkerResponse(_message.Message):
         worker_timeout: _duration_pb2.Duration | None = ...,
         adopted_lease: _ring_service_pb2.Lease | None = ...,
         release_room_ids: _abc.Iterable[_builtins.int] | None = ...,
+        result_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adopted_lease", b"adopted_lease", "heartbeat_interval", b"heartbeat_interval", "worker_timeout", b"worker_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_lease", b"adopted_lease", "epoch", b"epoch", "heartbeat_interval", b"heartbeat_interval", "rank", b"rank", "release_room_ids", b"release_room_ids", "worker_timeout", b"worker_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_lease", b"adopted_lease", "epoch", b"epoch", "heartbeat_interval", b"heartbeat_interval", "rank", b"rank", "release_room_ids", b"release_room_ids", "result_url", b"result_url", "worker_timeout", b"worker_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

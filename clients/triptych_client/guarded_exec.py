@@ -1,0 +1,32 @@
+"""Run a command that can't outlive its parent: `python -I -S guarded_exec.py PARENT_PID NAME=VALUE… -- COMMAND…`.
+
+A small program of its own, and not a function run between fork and exec, because the parent has threads. The kernel
+kills the command when the parent's thread that started it ends, however it ends. Elsewhere than on Linux the command
+runs unguarded.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h; survives exec."""
+
+
+def main() -> None:
+    """Set the environment and the guard, then become the command."""
+    parent_pid, rest = int(sys.argv[1]), sys.argv[2:]
+    split = rest.index("--")
+    for assignment in rest[:split]:
+        os.putenv(*assignment.split("=", 1))
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent_pid:
+            sys.exit(1)  # the parent died before the guard was set
+    command = rest[split + 1 :]
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""One supervised process: start it guarded, read its READY line, keep its log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+GUARD = Path(__file__).with_name("guarded_exec.py")
+
+READY = "READY "
+"""What a process prints, followed by `host:port`, when it serves."""
+
+LOG_BYTES_MAX = 16 * 2**20
+"""A log larger than this is set aside (one generation) when its process starts anew."""
+
+LOG_TAIL_BYTES = 64 * 2**10
+"""How much of a log's end is searched for a process's last words."""
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """A process to keep running."""
+
+    name: str
+    """Names it in messages and its log, for example `transformer-1`."""
+    argv: Sequence[str]
+    """Command line."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Additions to the environment."""
+    keeps_address: bool = False
+    """Start it again with `--address` as it first announced, so that others find it again."""
+
+
+class Process:
+    """A running child in a process group of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    @classmethod
+    async def start(cls, spec: ProcessSpec, log: Path, argv: Sequence[str]) -> Process:
+        """Start `argv` with stderr appended to `log`.
+
+        The child dies with the calling thread. Its own group keeps the terminal's Ctrl-C from it.
+        """
+        env = [f"{name}={value}" for name, value in spec.env.items()]
+        command = (sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *env, "--", *argv)
+        with _open_log(log) as file:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=file,
+                process_group=0,
+            )
+        return cls(process)
+
+    async def ready(self) -> str:
+        """Return the address that the process announces; empty when it ends without."""
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            text = line.decode(errors="replace").strip()
+            if text.startswith(READY):
+                return text.removeprefix(READY)
+        return ""
+
+    async def wait(self) -> int:
+        """Return the exit code, negative for a signal. What it prints meanwhile is dropped."""
+        assert self._process.stdout is not None
+        async for _line in self._process.stdout:
+            pass
+        return await self._process.wait()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended, as far as known."""
+        return self._process.returncode is None
+
+    def terminate(self) -> None:
+        """Ask it to drain."""
+        if self.is_running:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and what it started, at once."""
+        if self.is_running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+def last_words(log: Path) -> str:
+    """The sentence with which a process ended: its last line that is no JSON record. Empty where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES, 0))
+            lines = deque(file.read().decode(errors="replace").splitlines())
+    except FileNotFoundError:
+        return ""
+    while lines:
+        line = lines.pop().strip()
+        if line and not line.startswith("{"):
+            return line.removeprefix("error: ")
+    return ""
+
+
+def _open_log(log: Path) -> BinaryIO:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
+        log.replace(log.with_suffix(".1.log"))
+    return log.open("ab")

@@ -1,0 +1,137 @@
+"""Typed keyword arguments to a `GenerationRequest`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+from google.protobuf.message import Message
+
+from triptych.errors import InvalidRequest
+from triptych.v1 import job_pb2
+
+REQUEST_BYTES_MAX = 60 * 2**20
+"""Largest request: under the servers' limit on messages of 64 MiB, with room for what surrounds it."""
+
+MediaFile = bytes | str | Path
+"""The bytes of an image or video file, or the path of one."""
+
+Media = Mapping[str, MediaFile | Sequence[MediaFile]]
+"""Files by the name of the input that takes them."""
+
+Value = TypeVar("Value", bound=Message)
+
+
+class GenerationFields(TypedDict, total=False):
+    """Everything but the prompt. What is left out, or None, takes the loaded pipeline's default."""
+
+    negative_prompt: str | None
+    """Text to steer away from."""
+    height: int | None
+    """Height in pixels."""
+    width: int | None
+    """Width in pixels."""
+    num_frames: int | None
+    """Frames of a video."""
+    num_inference_steps: int | None
+    """Denoising steps."""
+    guidance_scale: float | None
+    """Guidance scale."""
+    seed: int | None
+    """Seed of the job's generator; drawn where none is given."""
+    num_outputs: int | None
+    """Results to make in one batch."""
+    parameters: Mapping[str, Any] | None
+    """Whatever else the pipeline accepts, as JSON values; see `describe_model`."""
+    media: Media | None
+    """Images and videos."""
+    deadline: datetime | timedelta | None
+    """When to give up: a moment (with its time zone), or a time from now."""
+    output_format: str | None
+    """`mp4`, `gif`, `png` or `npy`."""
+    frames_per_second: float | None
+    """Speed of an encoded video."""
+    preview_every_steps: int | None
+    """Ask for a preview picture every so many steps."""
+    transformer_rank: int | None
+    """Only this transformer may denoise."""
+    decoder_rank: int | None
+    """Only this decoder may decode."""
+
+
+def build_request(prompt: str = "", **fields: Any) -> job_pb2.GenerationRequest:
+    """Build a request from the prompt and `GenerationFields`.
+
+    Raises InvalidRequest for a name that isn't a field, a value that the field can't hold, or a media file that can't
+    be read. Whether the loaded pipeline accepts the values is for the controller to say.
+    """
+    request = job_pb2.GenerationRequest()
+    _set(request, "prompt", prompt)
+    for name, value in fields.items():
+        if name not in GenerationFields.__annotations__:
+            raise InvalidRequest(name, value, "one of " + ", ".join(GenerationFields.__annotations__))
+        if value is None:
+            continue
+        if name == "parameters":
+            _set_parameters(request, value)
+        elif name == "media":
+            _add_media(request, value)
+        elif name == "deadline":
+            request.deadline_time.FromDatetime(_moment(value))
+        else:
+            _set(request, name, value)
+    if request.ByteSize() > REQUEST_BYTES_MAX:
+        raise InvalidRequest("request", f"{request.ByteSize()} bytes", f"at most {REQUEST_BYTES_MAX} bytes, with media")
+    return request
+
+
+def _set(request: job_pb2.GenerationRequest, name: str, value: Any) -> None:
+    kind = _KIND_BY_TYPE[request.DESCRIPTOR.fields_by_name[name].type]
+    if isinstance(value, bool):
+        raise InvalidRequest(name, value, kind)
+    try:
+        setattr(request, name, value)
+    except (TypeError, ValueError) as error:  # wrong type; out of range, or text with lone surrogates
+        raise InvalidRequest(name, value, kind) from error
+
+
+_KIND_BY_TYPE = {
+    1: "a number",
+    3: "a whole number of 64 bits",
+    5: "a whole number of 32 bits",
+    9: "text in Unicode",
+    13: "a whole number of 32 bits, not negative",
+}
+"""Words for the types of protobuf's descriptors (double, int64, int32, string, uint32)."""
+
+
+def _set_parameters(request: job_pb2.GenerationRequest, parameters: Mapping[str, Any]) -> None:
+    for name, value in parameters.items():
+        try:
+            request.parameters.update({name: value})
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InvalidRequest(f"parameters.{name}", value, "a JSON value") from error
+
+
+def _add_media(request: job_pb2.GenerationRequest, media: Media) -> None:
+    for name, value in media.items():
+        files = [value] if isinstance(value, bytes | str | Path) else value
+        for file in files:
+            if not isinstance(file, bytes):
+                try:
+                    data = Path(file).read_bytes()
+                except (OSError, ValueError) as error:
+                    raise InvalidRequest(f"media.{name}", str(file), f"a readable file ({error})") from error
+            else:
+                data = file
+            request.media.add(name=name, data=data)
+
+
+def _moment(deadline: datetime | timedelta) -> datetime:
+    if isinstance(deadline, timedelta):
+        return datetime.now(UTC) + deadline
+    if deadline.tzinfo is None:
+        raise InvalidRequest("deadline", deadline.isoformat(), "a moment with its time zone")
+    return deadline.astimezone(UTC)

@@ -1,0 +1,45 @@
+"""Make the demo model from a seed: `python examples/shapes/train.py --out examples/shapes/model`.
+
+Each step keeps a checkpoint in the work folder, so the command may be stopped and given again. Checkpoints belong
+outside the repository. Plan the minutes for a machine with two free cores; more is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import models
+import torch
+from train_transformer import encode_latents, train_transformer
+from train_vae import measure_latents, polish_decoder, train_vae
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished pipeline; replaced if there")
+    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "triptych-shapes", help="checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vae-minutes", type=float, default=20.0)
+    parser.add_argument("--transformer-minutes", type=float, default=50.0, help="0 exports what is trained so far")
+    parser.add_argument("--decoder-minutes", type=float, default=10.0, help="for the decoder alone, at the end")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train what isn't trained yet, then export."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    vae = train_vae(arguments.work, arguments.vae_minutes, arguments.seed)
+    measure_latents(vae, arguments.seed)
+    latents = encode_latents(arguments.work, vae, arguments.seed)
+    denoiser = train_transformer(arguments.work, latents, arguments.transformer_minutes, arguments.seed)
+    polish_decoder(arguments.work, vae, arguments.decoder_minutes, arguments.seed)
+    models.export(arguments.out, vae, denoiser.text_encoder, denoiser.transformer)
+
+
+if __name__ == "__main__":
+    main()

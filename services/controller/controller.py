@@ -1,0 +1,355 @@
+"""The controller: what happens to jobs when clients ask, workers report and time passes.
+
+It joins three parts that know nothing of each other: the `Ledger` (jobs, durable), the `Fleet` (workers, in
+memory) and the rings. It never touches a tensor. All of it runs on one event loop; whatever must hold across
+an `await` is checked inside `Ledger.apply`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.controller import jobs
+from services.controller.fleet import Fleet
+from services.controller.ledger import Ledger, Progress, is_past
+from triptych import ids, requests, telemetry
+from triptych.config import ControllerConfig
+from triptych.errors import AlreadyExists, BacklogFull, InvalidRequest, LeaseLost, NotFound, RingFull, Unavailable
+from triptych.rings.memory import MemoryRing
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
+from triptych.v1.fleet_service_pb2 import (
+    FAILURE_REASON_INVALID_REQUEST,
+    FAILURE_REASON_SOURCE_CORRUPT,
+    FAILURE_REASON_SOURCE_GONE,
+    FAILURE_REASON_STOPPED,
+    CompletePhaseRequest,
+    FailPhaseRequest,
+    FailureReason,
+    HeartbeatRequest,
+    StartPhaseRequest,
+)
+from triptych.v1.job_pb2 import (
+    JOB_STATE_CANCELLED,
+    JOB_STATE_EXPIRED,
+    JOB_STATE_FAILED,
+    JOB_STATE_QUEUED,
+    Attempt,
+    GenerationRequest,
+    Job,
+    JobState,
+)
+from triptych.v1.journal_pb2 import JournalEntry
+from triptych.v1.model_pb2 import ModelDescription
+from triptych.v1.ring_service_pb2 import Lease
+
+log = logging.getLogger(__name__)
+
+REQUESTS_PER_ENCODER = 2
+"""Entries of the request ring for each encoder: one to work on, one to take next without a wait. The rest stays in
+the journal, where order can still be decided."""
+REQUEST_ID_CHARS_MAX = 128
+"""Longest request id; a UUID takes 36."""
+SEED_LIMIT = 2**32
+"""Drawn seeds are below this, so that they are easy to repeat by hand."""
+
+
+class Controller:
+    """The truth about jobs."""
+
+    def __init__(
+        self, config: ControllerConfig, ledger: Ledger, rings: Mapping[Ring, MemoryRing], model: ModelDescription | None
+    ) -> None:
+        self.config = config
+        self.ledger = ledger
+        self.fleet = Fleet()
+        self.rings = rings
+        self.model = model
+        self.work = asyncio.Event()
+        """Set when something may be publishable."""
+        self._queues: dict[Role, dict[str, int]] = {role: {} for role in jobs.WAITING}
+        """Jobs to publish for a role, in order, with the generation they are for."""
+
+    # -- clients ----------------------------------------------------------------------------------------------
+
+    async def create(self, request_id: str, request: GenerationRequest) -> Job:
+        """Accept a job: when this returns it is on disk. The same `request_id` gives the same job.
+
+        Raises InvalidRequest, AlreadyExists, BacklogFull, Unavailable.
+        """
+        entry, existing = await self._accept(request_id, request)
+        if not existing:
+            self.enqueue(entry)
+        return self.ledger.describe(entry)
+
+    async def _accept(self, request_id: str, request: GenerationRequest) -> tuple[JournalEntry, bool]:
+        if len(request_id) > REQUEST_ID_CHARS_MAX:
+            raise InvalidRequest("request_id", request_id, f"up to {REQUEST_ID_CHARS_MAX} characters")
+        if self.model is None:
+            raise Unavailable("no encoder has described the model yet; try again when one has started")
+        self._validate(request)
+        if len(self.ledger.active) >= self.config.backlog_jobs_max:
+            raise BacklogFull(f"{len(self.ledger.active)} unfinished jobs, the most that are kept; try again later")
+        stored = GenerationRequest()
+        stored.CopyFrom(request)
+        if not request.HasField("seed"):
+            stored.seed = secrets.randbelow(SEED_LIMIT)
+        job = Job(job_id=ids.new_job_id(), state=JOB_STATE_QUEUED, seed=stored.seed)
+        job.request_id = request_id or job.job_id
+        job.trace_id = telemetry.trace_id()
+        job.create_time.GetCurrentTime()
+        job.update_time.CopyFrom(job.create_time)
+        if request.HasField("deadline_time"):
+            job.deadline_time.CopyFrom(request.deadline_time)
+        entry = JournalEntry(job=job, traceparent=telemetry.inject())
+        existing = await self.ledger.journal.add(entry, stored)
+        if existing is not None:
+            await self._check_same(existing, request)
+            return existing, True
+        self.ledger.add(entry)
+        log.info("accepted", extra={"job_id": job.job_id})
+        return entry, False
+
+    def _validate(self, request: GenerationRequest) -> None:
+        assert self.model is not None
+        requests.validate(request, self.model)
+        for name, role in (("transformer_rank", ROLE_TRANSFORMER), ("decoder_rank", ROLE_DECODER)):
+            rank = getattr(request, name)
+            alive = [member.rank for member in self.fleet.alive(role)]
+            if rank and rank not in alive:
+                raise InvalidRequest(name, rank, f"0 for anyone, or a rank that is alive: {alive}")
+
+    async def _check_same(self, existing: JournalEntry, request: GenerationRequest) -> None:
+        stored = await self.ledger.journal.get_request(existing.job.job_id)
+        if stored is not None and not request.HasField("seed"):
+            stored.ClearField("seed")
+        if stored != request:
+            raise AlreadyExists(f"request_id {existing.job.request_id!r} was used for another request")
+
+    async def cancel(self, job_id: str) -> Job:
+        """Stop a job, within a step where it runs. Raises NotFound. A job that is over stays as it is."""
+        await self.give_up(job_id, JOB_STATE_CANCELLED, "")
+        return await self.ledger.get(job_id)
+
+    async def give_up(self, job_id: str, state: JobState, error: str) -> None:
+        """End a job without a result, unless it is over."""
+        try:
+            await self._apply(job_id, lambda entry: jobs.give_up(entry, state, error))
+        except LeaseLost:
+            return  # it is over already, or the caller's `get` says that it never was
+
+    # -- workers ----------------------------------------------------------------------------------------------
+
+    async def start_phase(self, request: StartPhaseRequest) -> GenerationRequest:
+        """A worker begins a dispatch that it has claimed. Raises LeaseLost when it must drop it."""
+        self.fleet.check(request.lease.rank)
+        await self._apply(
+            request.job_id, lambda entry: jobs.start(entry, request.role, request.generation, request.lease)
+        )
+        previous = self.ledger.progress.get(request.job_id, Progress())
+        progress = Progress(preview_number=previous.preview_number, seen_s=asyncio.get_running_loop().time())
+        self.ledger.set_progress(request.job_id, progress)
+        stored = await self.ledger.journal.get_request(request.job_id)
+        if stored is None:
+            raise NotFound(f"there is no job {request.job_id!r}")
+        if request.role == ROLE_TRANSFORMER:
+            for private in ("prompt", "negative_prompt", "media"):
+                stored.ClearField(private)
+        self.work.set()
+        return stored
+
+    async def complete_phase(self, request: CompletePhaseRequest) -> None:
+        """A stage is done. The first completion is taken; LeaseLost refuses any other."""
+        self.fleet.check(request.lease.rank)
+        role = request.role
+        if role != ROLE_DECODER and not request.next.HasField("room"):
+            raise InvalidRequest("next.room", None, "the room that holds the stage's tensors")
+        if role == ROLE_DECODER and not request.artifacts:
+            raise InvalidRequest("artifacts", [], "one stored file or more")
+
+        def change(entry: JournalEntry) -> JournalEntry:
+            after = jobs.complete(entry, role, request.generation, request.lease)
+            if role == ROLE_ENCODER:
+                after.phase1.CopyFrom(request.next)
+            elif role == ROLE_TRANSFORMER:
+                after.phase2.CopyFrom(request.next)
+            else:
+                after.job.artifacts.extend(request.artifacts)
+            return after
+
+        await self._apply(request.job_id, change)
+
+    async def fail_phase(self, request: FailPhaseRequest) -> None:
+        """A stage failed: end the job, or publish it again where that may help. Raises LeaseLost when superseded."""
+        self.fleet.check(request.lease.rank)
+        reason, cap = request.reason, self.config.attempts_max
+        attempt = self._attempt(request.role, request.lease.rank, request.message or FailureReason.Name(reason))
+        now = Timestamp()
+        now.GetCurrentTime()
+
+        def change(entry: JournalEntry) -> JournalEntry:
+            jobs.check_lease(entry, request.role, request.generation, request.lease)
+            if reason == FAILURE_REASON_INVALID_REQUEST:
+                return jobs.give_up(entry, JOB_STATE_FAILED, request.message)
+            if reason == FAILURE_REASON_STOPPED and entry.job.HasField("deadline_time"):
+                return jobs.give_up(entry, JOB_STATE_EXPIRED, "the deadline passed")
+            if reason in (FAILURE_REASON_SOURCE_GONE, FAILURE_REASON_SOURCE_CORRUPT):
+                bad = entry.phase2 if request.role == ROLE_DECODER else entry.phase1
+                return jobs.go_back(
+                    entry, attempt, cap, lambda d: d.room.room_id != bad.room.room_id and self._is_readable(d)
+                )
+            return jobs.retry(entry, attempt, cap)
+
+        log.warning("stage failed: %s", request.message, extra={"job_id": request.job_id, "rank": request.lease.rank})
+        await self._apply(request.job_id, change)
+
+    async def lease_lost(self, entry: JournalEntry, rank: int, reason: str, *, redelivered: bool) -> None:
+        """The worker of a running job is gone. `redelivered`: the ring has put its dispatch up again."""
+        attempt, cap = self._attempt(jobs.role_of(entry), rank, reason), self.config.attempts_max
+        change = jobs.lose_lease if redelivered else jobs.retry
+        await self._apply_if_same(entry, lambda e: change(e, attempt, cap))
+
+    async def source_lost(self, entry: JournalEntry, rank: int, reason: str) -> None:
+        """The room that a job reads next is gone: back to the last stage whose own room is still there."""
+        attempt, cap = self._attempt(jobs.role_of(entry), rank, reason), self.config.attempts_max
+        lost = jobs.dispatch_of(entry).room.room_id
+        await self._apply_if_same(
+            entry,
+            lambda e: jobs.go_back(e, attempt, cap, lambda d: d.room.room_id != lost and self._is_readable(d)),
+        )
+
+    async def relet(self, job_id: str, old: Lease, new: Lease) -> None:
+        """A running job goes on under another lease, after a restart. Raises LeaseLost when it no longer runs."""
+
+        def change(entry: JournalEntry) -> JournalEntry:
+            jobs.check_lease(entry, jobs.role_of(entry), entry.job.generation, old)
+            return jobs.start(jobs.unlease(entry), jobs.role_of(entry), entry.job.generation, new)
+
+        await self._apply(job_id, change)
+        now_s = asyncio.get_running_loop().time()
+        self.ledger.set_progress(job_id, replace(self.ledger.progress.get(job_id, Progress()), seen_s=now_s))
+
+    async def _apply_if_same(self, seen: JournalEntry, change: jobs.Change) -> None:
+        """Apply, unless the job has moved on since it was seen."""
+        try:
+            await self._apply(seen.job.job_id, lambda entry: change(entry) if entry == seen else entry)
+        except LeaseLost:
+            return  # over in the meantime
+
+    async def start_direct(
+        self, rank: int, request_id: str, request: GenerationRequest
+    ) -> tuple[Job, Lease | None, Dispatch | None]:
+        """Accept a job and lease it to the calling encoder at once. Raises as `create`, and RingFull."""
+        self.fleet.check(rank)
+        ring = self.rings[jobs.RING_OF[ROLE_ENCODER]]
+        if _free_count(ring) == 0:
+            raise RingFull("the request ring is full; send the job to the controller instead")
+        entry, existing = await self._accept(request_id, request)
+        if existing:
+            return self.ledger.describe(entry), None, None
+        dispatch = jobs.dispatch_of(entry)
+        try:
+            lease = ring.adopt(dispatch, rank)
+        except RingFull:  # filled while the disk was busy; the job is accepted, so it takes the usual way
+            self.enqueue(entry)
+            return self.ledger.describe(entry), None, None
+        return self.ledger.describe(entry), lease, dispatch
+
+    def report(self, report: HeartbeatRequest) -> None:
+        """A heartbeat. Raises Fenced when the rank isn't (or is no longer) a member."""
+        member = self.fleet.get(report.rank)
+        now_s = asyncio.get_running_loop().time()
+        member.seen_s, member.report = now_s, report
+        p = report.progress
+        entry = self.ledger.active.get(p.job_id)
+        if entry is None or entry.job.generation != p.generation or entry.lease.rank != report.rank:
+            return
+        before = self.ledger.progress.get(p.job_id, Progress())
+        if (p.step, p.step_count) == (before.step, before.step_count) and not p.preview_png:
+            return
+        self.ledger.set_progress(
+            p.job_id,
+            Progress(
+                step=p.step,
+                step_count=p.step_count,
+                preview_png=p.preview_png or before.preview_png,
+                preview_number=before.preview_number + bool(p.preview_png),
+                seen_s=now_s,
+            ),
+        )
+
+    # -- publishing -------------------------------------------------------------------------------------------
+
+    async def publish_waiting(self) -> None:
+        """Move jobs from the queues into the rings, as far as these have (or should have) room."""
+        for role, queue in self._queues.items():
+            if not queue:
+                continue
+            ring = self.rings[jobs.RING_OF[role]]
+            room = _free_count(ring)
+            if role == ROLE_ENCODER:
+                room = min(room, REQUESTS_PER_ENCODER * len(self.fleet.alive(role)) - ring.stats().ready_count)
+            for job_id in list(queue)[: max(0, room)]:
+                generation = queue.pop(job_id)
+                entry = self.ledger.active.get(job_id)
+                if entry is None or entry.job.generation != generation or jobs.is_running(entry):
+                    continue
+                dispatch = jobs.dispatch_of(entry)
+                dispatch.publish_time.GetCurrentTime()
+                dispatch.sender_rank = 0
+                # A target that died: anyone is better than nobody.
+                target = dispatch.receiver_rank if dispatch.receiver_rank in self.fleet.members else 0
+                await ring.publish(dispatch, target)
+
+    def enqueue(self, entry: JournalEntry) -> None:
+        """Have a waiting job published, after those that wait already."""
+        self._queues[jobs.role_of(entry)][entry.job.job_id] = entry.job.generation
+        self.work.set()
+
+    async def _apply(self, job_id: str, change: jobs.Change) -> JournalEntry:
+        """Change a job and do what follows from it: publish, stop the worker, release the rooms."""
+        before, after = await self.ledger.apply(job_id, change)
+        if after is before:
+            return after
+        if after.job.generation != before.job.generation:
+            self.ledger.progress.pop(job_id, None)
+            if not jobs.is_over(after):
+                self.enqueue(after)
+        if jobs.is_over(after) and jobs.is_running(before):
+            self.fleet.cancel(before.lease.rank, job_id)
+        self._release_dropped(before, after)
+        if after.job.state != before.job.state:
+            log.info("job is %s", jobs.name(after.job.state), extra={"job_id": job_id})
+        return after
+
+    def _release_dropped(self, before: JournalEntry, after: JournalEntry) -> None:
+        kept = set() if jobs.is_over(after) else jobs.rooms(after).keys()
+        for room_id, rank in (jobs.rooms(before) | jobs.rooms(after)).items():
+            if room_id not in kept:
+                self.fleet.release(rank, room_id)
+
+    def _is_readable(self, dispatch: Dispatch) -> bool:
+        return dispatch.HasField("room") and dispatch.room.owner_rank in self.fleet.members
+
+    def _attempt(self, role: Role, rank: int, reason: str) -> Attempt:
+        attempt = Attempt(role=role, rank=rank, reason=reason)
+        attempt.end_time.GetCurrentTime()
+        return attempt
+
+    async def expire(self) -> None:
+        """End the jobs whose deadline has passed."""
+        now = Timestamp()
+        now.GetCurrentTime()
+        for entry in list(self.ledger.active.values()):
+            if entry.job.HasField("deadline_time") and is_past(entry.job.deadline_time, now):
+                await self.give_up(entry.job.job_id, JOB_STATE_EXPIRED, "the deadline passed")
+
+
+def _free_count(ring: MemoryRing) -> int:
+    stats = ring.stats()
+    return stats.slot_count - stats.ready_count - stats.leased_count

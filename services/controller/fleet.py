@@ -1,0 +1,129 @@
+"""The workers that the controller knows: pure bookkeeping, no I/O, the clock is passed in.
+
+A worker is *expected* when the journal names its rank but it hasn't (re)registered in this epoch, *alive* while
+it reports, and gone otherwise. Expected workers time out exactly like silent ones, so a controller's restart
+needs no special case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from triptych.errors import Fenced
+from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Role
+from triptych.v1.fleet_service_pb2 import HeartbeatRequest, HeartbeatResponse, RegisterWorkerRequest
+from triptych.v1.worker_pb2 import WORKER_STATE_IDLE, Worker
+
+
+@dataclass
+class Member:
+    """One worker: what it said of itself, when, and the orders that wait for it."""
+
+    rank: int
+    seen_s: float
+    registration: RegisterWorkerRequest | None = None
+    report: HeartbeatRequest = field(default_factory=HeartbeatRequest)
+    cancel_job_ids: set[str] = field(default_factory=set)
+    release_room_ids: set[int] = field(default_factory=set)
+    drain: bool = False
+    orders: asyncio.Event = field(default_factory=asyncio.Event)
+    stream: int = 0
+
+    @property
+    def role(self) -> Role:
+        """Its role; unspecified while it is only expected."""
+        return self.registration.role if self.registration else ROLE_UNSPECIFIED
+
+    def take_orders(self) -> HeartbeatResponse:
+        """The waiting orders, which then no longer wait."""
+        self.orders.clear()
+        result = HeartbeatResponse(
+            cancel_job_ids=sorted(self.cancel_job_ids),
+            release_room_ids=sorted(self.release_room_ids),
+            drain=self.drain,
+        )
+        self.cancel_job_ids.clear()
+        self.release_room_ids.clear()
+        return result
+
+    def describe(self) -> Worker:
+        """The worker for people."""
+        r = self.registration or RegisterWorkerRequest()
+        return Worker(
+            rank=self.rank,
+            role=r.role,
+            state=self.report.state or WORKER_STATE_IDLE,
+            address=r.address,
+            host_id=r.host_id,
+            process_id=r.process_id,
+            model=r.model.model,
+            job_id=self.report.progress.job_id,
+            step=self.report.progress.step,
+            step_count=self.report.progress.step_count,
+            arena_size_bytes=r.arena_size_bytes,
+            arena_used_bytes=self.report.arena_used_bytes,
+            room_count=self.report.room_count,
+            parameter_bytes=r.parameter_bytes,
+            device_memory_bytes=self.report.device_memory_bytes,
+        )
+
+
+class Fleet:
+    """All members by rank."""
+
+    def __init__(self) -> None:
+        self.members: dict[int, Member] = {}
+
+    def expect(self, rank: int, now_s: float) -> None:
+        """The journal names this rank: give it the usual time to come back."""
+        self.members.setdefault(rank, Member(rank, now_s))
+
+    def register(self, rank: int, request: RegisterWorkerRequest, now_s: float) -> Member:
+        """Make a worker alive, keeping the orders that wait for it."""
+        member = self.members.setdefault(rank, Member(rank, now_s))
+        member.registration = request
+        member.seen_s = now_s
+        return member
+
+    def get(self, rank: int) -> Member:
+        """The registered member. Raises Fenced when the rank is unknown, dead or only expected."""
+        member = self.members.get(rank)
+        if member is None or member.registration is None:
+            raise Fenced(f"rank {rank} is not registered in this epoch; register anew")
+        return member
+
+    def check(self, rank: int) -> None:
+        """Raise Fenced unless the rank is registered."""
+        self.get(rank)
+
+    def holds(self, rank: int, room_id: int) -> bool:
+        """Whether the room's owner may still be there. An expected owner counts until it times out."""
+        return rank in self.members
+
+    def alive(self, role: Role) -> list[Member]:
+        """Registered members of a role."""
+        return [m for m in self.members.values() if m.registration and m.role == role]
+
+    def remove(self, rank: int) -> Member | None:
+        """Forget a member; its waiting streams are woken and then find themselves fenced."""
+        member = self.members.pop(rank, None)
+        if member is not None:
+            member.orders.set()
+        return member
+
+    def silent(self, now_s: float, timeout_s: float) -> list[int]:
+        """Ranks that have said nothing for longer than the timeout."""
+        return [m.rank for m in self.members.values() if now_s - m.seen_s > timeout_s]
+
+    def cancel(self, rank: int, job_id: str) -> None:
+        """Order a worker to stop a job."""
+        if member := self.members.get(rank):
+            member.cancel_job_ids.add(job_id)
+            member.orders.set()
+
+    def release(self, rank: int, room_id: int) -> None:
+        """Order a worker to release a room."""
+        if member := self.members.get(rank):
+            member.release_room_ids.add(room_id)
+            member.orders.set()

@@ -1,0 +1,108 @@
+"""FleetService: decode, call the controller, encode."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from services.controller.controller import Controller
+from services.controller.fleet import Member
+from services.controller.supervisor import Supervisor
+from triptych.errors import Fenced
+from triptych.v1 import fleet_service_pb2 as pb
+from triptych.v1 import fleet_service_pb2_grpc as pb_grpc
+from triptych.v1.job_pb2 import JobState
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class FleetServicer(pb_grpc.FleetServiceServicer):
+    """The controller's side for workers."""
+
+    def __init__(self, controller: Controller, supervisor: Supervisor, epoch: int) -> None:
+        self._controller = controller
+        self._supervisor = supervisor
+        self._epoch = epoch
+
+    async def RegisterWorker(self, request: pb.RegisterWorkerRequest, context: Context) -> pb.RegisterWorkerResponse:
+        return await self._supervisor.register(request)
+
+    async def Heartbeat(
+        self, request_iterator: AsyncIterator[pb.HeartbeatRequest], context: Context
+    ) -> AsyncIterator[pb.HeartbeatResponse]:
+        """Reports are read by a task of their own; this generator sends orders as they arise."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None:
+            return
+        self._controller.report(first)
+        member = self._controller.fleet.get(first.rank)
+        member.stream += 1
+        member.orders.set()  # an older stream wakes up, sees that it was replaced, and ends
+        stream = member.stream
+        reader = asyncio.create_task(self._read(request_iterator, member))
+        try:
+            while member.stream == stream and not reader.done():
+                orders = member.take_orders()
+                if orders.ByteSize():
+                    yield orders
+                if self._controller.fleet.members.get(member.rank) is not member:
+                    raise Fenced(f"rank {member.rank} was declared dead; register anew")
+                await member.orders.wait()
+        finally:
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader
+
+    async def _read(self, reports: AsyncIterator[pb.HeartbeatRequest], member: Member) -> None:
+        try:
+            async for report in reports:
+                self._controller.report(report)
+        except Fenced:
+            return  # `Heartbeat` itself says so to the worker
+        finally:
+            member.orders.set()
+
+    async def StartPhase(self, request: pb.StartPhaseRequest, context: Context) -> pb.StartPhaseResponse:
+        return pb.StartPhaseResponse(request=await self._controller.start_phase(request))
+
+    async def CompletePhase(self, request: pb.CompletePhaseRequest, context: Context) -> pb.CompletePhaseResponse:
+        await self._controller.complete_phase(request)
+        return pb.CompletePhaseResponse()
+
+    async def FailPhase(self, request: pb.FailPhaseRequest, context: Context) -> pb.FailPhaseResponse:
+        await self._controller.fail_phase(request)
+        return pb.FailPhaseResponse()
+
+    async def StartDirectJob(self, request: pb.StartDirectJobRequest, context: Context) -> pb.StartDirectJobResponse:
+        job, lease, dispatch = await self._controller.start_direct(request.rank, request.request_id, request.request)
+        return pb.StartDirectJobResponse(job=job, lease=lease, dispatch=dispatch)
+
+    async def UnregisterWorker(
+        self, request: pb.UnregisterWorkerRequest, context: Context
+    ) -> pb.UnregisterWorkerResponse:
+        await self._supervisor.bury(request.rank, f"rank {request.rank} left")
+        return pb.UnregisterWorkerResponse()
+
+    async def GetFleet(self, request: pb.GetFleetRequest, context: Context) -> pb.GetFleetResponse:
+        response = pb.GetFleetResponse(epoch=self._epoch)
+        for member in self._controller.fleet.members.values():
+            if member.registration is not None:
+                response.workers.append(member.describe())
+        for ring, memory in self._controller.rings.items():
+            stats = memory.stats()
+            response.rings.add(
+                ring=ring,
+                slot_count=stats.slot_count,
+                ready_count=stats.ready_count,
+                leased_count=stats.leased_count,
+                redelivered_count=stats.redelivered_count,
+                driver="memory",
+            )
+        counts = await self._controller.ledger.journal.counts()
+        for state, count in sorted(counts.items()):
+            response.job_counts.add(state=JobState.ValueType(state), count=count)
+        return response

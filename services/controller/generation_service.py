@@ -1,0 +1,98 @@
+"""GenerationService: decode, call the controller, encode."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from services.controller.controller import Controller
+from triptych import results
+from triptych.errors import Full, InvalidRequest, NotFound, Unavailable, WrongState
+from triptych.v1 import generation_service_pb2 as pb
+from triptych.v1 import generation_service_pb2_grpc as pb_grpc
+from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, JobState
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+PAGE_SIZE_DEFAULT = 50
+PAGE_SIZE_MAX = 1000
+"""Jobs in one page: bounds a response to about a megabyte."""
+WATCHES_MAX = 10_000
+"""Open WatchJob streams: bounds the memory that clients who never leave can take."""
+_NEWEST = 2**62
+
+
+class GenerationServicer(pb_grpc.GenerationServiceServicer):
+    """The front door."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._watch_count = 0
+
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
+        return pb.CreateJobResponse(job=await self._controller.create(request.request_id, request.request))
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
+        return pb.GetJobResponse(job=await self._controller.ledger.get(request.job_id))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        size = request.page_size or PAGE_SIZE_DEFAULT
+        if not 1 <= size <= PAGE_SIZE_MAX:
+            raise InvalidRequest("page_size", request.page_size, f"1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}")
+        for state in request.states:
+            if state not in JobState.values() or state == 0:
+                raise InvalidRequest("states", state, ", ".join(name for name in JobState.keys()[1:]))
+        before = _sequence_of(request.page_token) if request.page_token else _NEWEST
+        ledger = self._controller.ledger
+        page = await ledger.journal.page(list(request.states), before, size)
+        token = _token_of(page[-1][0]) if len(page) == size else ""
+        found = [ledger.describe(entry) for _sequence, entry in page]
+        return pb.ListJobsResponse(jobs=found, next_page_token=token)
+
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
+        if self._watch_count >= WATCHES_MAX:
+            raise Full(f"{WATCHES_MAX} watches are open, the most that are kept; try again later")
+        self._watch_count += 1
+        try:
+            async for response in self._controller.ledger.watch(request.job_id):
+                yield response
+        finally:
+            self._watch_count -= 1
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
+        return pb.CancelJobResponse(job=await self._controller.cancel(request.job_id))
+
+    async def DownloadResult(
+        self, request: pb.DownloadResultRequest, context: Context
+    ) -> AsyncIterator[pb.DownloadResultResponse]:
+        job = await self._controller.ledger.get(request.job_id)
+        if job.state != JOB_STATE_SUCCEEDED:
+            raise WrongState(f"job {job.job_id} is {JobState.Name(job.state)}; only a job that SUCCEEDED has results")
+        if request.artifact_index >= len(job.artifacts):
+            raise NotFound(f"job {job.job_id} has {len(job.artifacts)} artifacts, not {request.artifact_index + 1}")
+        artifact = job.artifacts[request.artifact_index]
+        yield pb.DownloadResultResponse(artifact=artifact)
+        chunks = results.read(artifact)
+        while chunk := await asyncio.to_thread(next, chunks, b""):
+            yield pb.DownloadResultResponse(chunk=chunk)
+
+    async def DescribeModel(self, request: pb.DescribeModelRequest, context: Context) -> pb.DescribeModelResponse:
+        if self._controller.model is None:
+            raise Unavailable("no encoder has described the model yet; try again when one has started")
+        return pb.DescribeModelResponse(model=self._controller.model)
+
+
+def _token_of(sequence: int) -> str:
+    return base64.urlsafe_b64encode(str(sequence).encode()).decode()
+
+
+def _sequence_of(token: str) -> int:
+    try:
+        return int(base64.urlsafe_b64decode(token.encode()))
+    except (ValueError, binascii.Error) as error:
+        raise InvalidRequest("page_token", token, "next_page_token of an earlier page") from error

@@ -1,0 +1,226 @@
+"""A job's life: pure functions from one journal entry to the next.
+
+    event       from                         to                               generation
+    start       waiting(role)                running(role)                    same
+    start       running(role), same ticket,  running(role)                    same   (the ring redelivered it)
+                later attempt
+    complete    running(role), same lease    waiting(next role) or SUCCEEDED  same
+    lose lease  running(role)                waiting(role)                    same   (the ring redelivers it)
+    retry       running(role)                waiting(role)                    + 1
+    go back     waiting(role), running(role) waiting(role of a live room)     + 1
+    give up     any that is not over         FAILED, CANCELLED or EXPIRED     same
+
+    waiting: QUEUED, ENCODED, DENOISED      running: ENCODING, DENOISING, DECODING
+
+Rules for editors: a function here takes an entry and returns a new one or raises; it never changes its
+argument, reads a clock or does I/O. A terminal state is never left. A dispatch counts only in the generation
+that it was published in, so whatever sends a job back raises the generation and with it refuses every dispatch,
+completion and failure that is still under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from triptych.errors import LeaseLost, WrongState
+from triptych.v1.dispatch_pb2 import (
+    RING_PHASE1,
+    RING_PHASE2,
+    RING_REQUEST,
+    ROLE_DECODER,
+    ROLE_ENCODER,
+    ROLE_TRANSFORMER,
+    Dispatch,
+    Ring,
+    Role,
+)
+from triptych.v1.job_pb2 import (
+    JOB_STATE_CANCELLED,
+    JOB_STATE_DECODING,
+    JOB_STATE_DENOISED,
+    JOB_STATE_DENOISING,
+    JOB_STATE_ENCODED,
+    JOB_STATE_ENCODING,
+    JOB_STATE_EXPIRED,
+    JOB_STATE_FAILED,
+    JOB_STATE_QUEUED,
+    JOB_STATE_SUCCEEDED,
+    Attempt,
+    JobState,
+)
+from triptych.v1.journal_pb2 import JournalEntry
+from triptych.v1.ring_service_pb2 import Lease
+
+WAITING: dict[Role, JobState] = {
+    ROLE_ENCODER: JOB_STATE_QUEUED,
+    ROLE_TRANSFORMER: JOB_STATE_ENCODED,
+    ROLE_DECODER: JOB_STATE_DENOISED,
+}
+RUNNING: dict[Role, JobState] = {
+    ROLE_ENCODER: JOB_STATE_ENCODING,
+    ROLE_TRANSFORMER: JOB_STATE_DENOISING,
+    ROLE_DECODER: JOB_STATE_DECODING,
+}
+RING_OF: dict[Role, Ring] = {ROLE_ENCODER: RING_REQUEST, ROLE_TRANSFORMER: RING_PHASE1, ROLE_DECODER: RING_PHASE2}
+ROLE_OF: dict[JobState, Role] = {state: role for table in (WAITING, RUNNING) for role, state in table.items()}
+NEXT: dict[Role, Role] = {ROLE_ENCODER: ROLE_TRANSFORMER, ROLE_TRANSFORMER: ROLE_DECODER}
+Change = Callable[[JournalEntry], JournalEntry]
+OVER = frozenset({JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED, JOB_STATE_EXPIRED})
+
+
+def role_of(entry: JournalEntry) -> Role:
+    """The role that the job waits for or is run by. The job must not be over."""
+    return ROLE_OF[entry.job.state]
+
+
+def is_over(entry: JournalEntry) -> bool:
+    """Whether the job is in a terminal state."""
+    return entry.job.state in OVER
+
+
+def is_running(entry: JournalEntry) -> bool:
+    """Whether a worker runs the job."""
+    return entry.job.state in RUNNING.values()
+
+
+def name(state: JobState) -> str:
+    """A state in words, for example `DENOISING`."""
+    return JobState.Name(state).removeprefix("JOB_STATE_")
+
+
+def rooms(entry: JournalEntry) -> dict[int, int]:
+    """Rooms that the job keeps: owner's rank by room id. The encoder's is kept until the job is over, so that a
+    transformer that dies costs one denoise and not the encode."""
+    held = (d.room for d in (entry.phase1, entry.phase2) if d.HasField("room"))
+    return {room.room_id: room.owner_rank for room in held}
+
+
+def dispatch_of(entry: JournalEntry) -> Dispatch:
+    """What to publish so that the job's present role takes it up, in the present generation."""
+    role = role_of(entry)
+    result = Dispatch()
+    if role == ROLE_TRANSFORMER:
+        result.CopyFrom(entry.phase1)
+    elif role == ROLE_DECODER:
+        result.CopyFrom(entry.phase2)
+    else:
+        result.job_id = entry.job.job_id
+        result.traceparent = entry.traceparent
+        if entry.job.HasField("deadline_time"):
+            result.deadline_time.CopyFrom(entry.job.deadline_time)
+    result.role = role
+    result.generation = entry.job.generation
+    return result
+
+
+def start(entry: JournalEntry, role: Role, generation: int, lease: Lease) -> JournalEntry:
+    """A worker begins. Raises LeaseLost when the dispatch is of the past or another worker has the job."""
+    _check_current(entry, role, generation)
+    if is_running(entry) and not _supersedes(lease, entry.lease):
+        raise LeaseLost(f"job {entry.job.job_id} already runs at rank {entry.lease.rank}")
+    after = _copy(entry)
+    after.job.state = RUNNING[role]
+    after.lease.CopyFrom(lease)
+    setattr(after.job, Role.Name(role).removeprefix("ROLE_").lower() + "_rank", lease.rank)
+    return after
+
+
+def complete(entry: JournalEntry, role: Role, generation: int, lease: Lease) -> JournalEntry:
+    """The stage is done: the job waits for the next role, or has SUCCEEDED after the last.
+
+    The caller fills in `phase1`, `phase2` or `artifacts`. Raises LeaseLost unless the job runs under this lease.
+    """
+    check_lease(entry, role, generation, lease)
+    after = _copy(entry)
+    after.ClearField("lease")
+    after.job.state = WAITING[NEXT[role]] if role in NEXT else JOB_STATE_SUCCEEDED
+    return after
+
+
+def retry(entry: JournalEntry, attempt: Attempt, attempts_max: int) -> JournalEntry:
+    """The running stage failed: wait for the same role again, or FAIL past the cap."""
+    return _send_back(entry, attempt, attempts_max, role_of(entry))
+
+
+def lose_lease(entry: JournalEntry, attempt: Attempt, attempts_max: int) -> JournalEntry:
+    """The worker died and the ring delivers the same dispatch again: wait in the same generation (or FAIL)."""
+    after = _send_back(entry, attempt, attempts_max, role_of(entry))
+    after.job.generation = entry.job.generation
+    return after
+
+
+def go_back(
+    entry: JournalEntry, attempt: Attempt, attempts_max: int, is_readable: Callable[[Dispatch], bool]
+) -> JournalEntry:
+    """The room that the present role reads is gone: wait for the last role whose own room `is_readable`."""
+    role = role_of(entry)
+    if role == ROLE_DECODER and not is_readable(entry.phase2):
+        role = ROLE_TRANSFORMER
+    if role == ROLE_TRANSFORMER and not is_readable(entry.phase1):
+        role = ROLE_ENCODER
+    return _send_back(entry, attempt, attempts_max, role)
+
+
+def unlease(entry: JournalEntry) -> JournalEntry:
+    """A running job, waiting again for the same role in the same generation: nothing went wrong with it."""
+    after = _copy(entry)
+    after.job.state = WAITING[role_of(entry)]
+    after.ClearField("lease")
+    return after
+
+
+def give_up(entry: JournalEntry, state: JobState, error: str) -> JournalEntry:
+    """End the job without a result, in `state`. Raises WrongState when it is over."""
+    if is_over(entry):
+        raise WrongState(f"job {entry.job.job_id} is already {JobState.Name(entry.job.state)}")
+    after = _copy(entry)
+    after.ClearField("lease")
+    after.job.state = state
+    after.job.error = error
+    return after
+
+
+def _send_back(entry: JournalEntry, attempt: Attempt, attempts_max: int, role: Role) -> JournalEntry:
+    after = _copy(entry)
+    after.ClearField("lease")
+    after.job.attempts.append(attempt)
+    after.job.generation += 1
+    after.job.step = 0
+    if len(after.job.attempts) >= attempts_max:
+        after.job.state = JOB_STATE_FAILED
+        after.job.error = f"gave up after {len(after.job.attempts)} attempts; the last: {attempt.reason}"
+        return after
+    after.job.state = WAITING[role]
+    if role == ROLE_ENCODER:
+        after.ClearField("phase1")
+    if role in (ROLE_ENCODER, ROLE_TRANSFORMER):
+        after.ClearField("phase2")
+    return after
+
+
+def _check_current(entry: JournalEntry, role: Role, generation: int) -> None:
+    job = entry.job
+    if is_over(entry) or job.generation != generation or role_of(entry) != role:
+        raise LeaseLost(
+            f"job {job.job_id} is {JobState.Name(job.state)} in generation {job.generation}; "
+            f"this is {Role.Name(role)} of generation {generation}"
+        )
+
+
+def check_lease(entry: JournalEntry, role: Role, generation: int, lease: Lease) -> None:
+    """Raise LeaseLost unless the job runs in this role and generation under this lease."""
+    _check_current(entry, role, generation)
+    if not is_running(entry) or entry.lease != lease:
+        raise LeaseLost(f"job {entry.job.job_id} no longer runs under this lease")
+
+
+def _supersedes(new: Lease, old: Lease) -> bool:
+    """Whether the ring delivered the same dispatch again. A repeated call under the same lease counts too."""
+    same = (new.ring, new.slot, new.ticket) == (old.ring, old.slot, old.ticket)
+    return new == old or (same and new.attempt > old.attempt)
+
+
+def _copy(entry: JournalEntry) -> JournalEntry:
+    after = JournalEntry()
+    after.CopyFrom(entry)
+    return after

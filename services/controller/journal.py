@@ -1,0 +1,263 @@
+"""The job journal: SQLite in WAL mode, one thread, group commit.
+
+A write is durable (fsynced) when its future is done. Writes that arrive while the disk is busy share the next
+commit, so that a burst of jobs costs a few fsyncs, not one each. Reads run on the same thread, between commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import fcntl
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from triptych.errors import InvalidRequest
+from triptych.v1.job_pb2 import GenerationRequest, JobState
+from triptych.v1.journal_pb2 import JournalEntry
+
+Result = TypeVar("Result")
+
+FORMAT_VERSION = 1
+"""Layout of the database. A state folder of another version is refused, never guessed at."""
+COMMIT_BATCH_MAX = 256
+"""Writes that share a commit: bounds how long the first of them waits."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS jobs (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL UNIQUE,
+    request_id TEXT NOT NULL UNIQUE,
+    state INTEGER NOT NULL,
+    entry BLOB NOT NULL,
+    request BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, sequence);
+CREATE TABLE IF NOT EXISTS workers (instance_id TEXT PRIMARY KEY, rank INTEGER NOT NULL UNIQUE);
+"""
+
+
+class Journal:
+    """The controller's only durable state. Use as an async context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+
+    async def __aenter__(self) -> Journal:
+        """Open the folder, making it where needed. Raises InvalidRequest when it can't be used or is in use."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._folder / "lock").open("w")
+        except OSError as error:
+            raise InvalidRequest("state", str(self._folder), f"a folder that can be written ({error})") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise InvalidRequest("state", str(self._folder), "a folder that no other controller uses") from error
+        self._thread.start()
+        try:
+            await asyncio.wrap_future(self._opened)
+        except sqlite3.Error as error:
+            self._lock.close()
+            raise InvalidRequest("state", str(self._folder), f"a journal that SQLite can read ({error})") from error
+        except InvalidRequest:
+            self._lock.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._calls.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._lock.close()
+
+    # -- meta -------------------------------------------------------------------------------------------------
+
+    async def next_epoch(self) -> int:
+        """Count up and return the controller's epoch."""
+        return await self._call(lambda db: _increment(db, "epoch"))
+
+    async def rank_of(self, instance_id: str) -> int:
+        """The rank of a worker's process; a new one, never given before, when it isn't known."""
+
+        def find(db: sqlite3.Connection) -> int:
+            row = db.execute("SELECT rank FROM workers WHERE instance_id = ?", (instance_id,)).fetchone()
+            if row:
+                return int(row[0])
+            rank = _increment(db, "rank")
+            db.execute("INSERT INTO workers VALUES (?, ?)", (instance_id, rank))
+            return rank
+
+        return await self._call(find)
+
+    async def forget_worker(self, rank: int) -> None:
+        """The process with this rank was declared dead or left: if it comes back it gets a new rank."""
+        await self._call(lambda db: db.execute("DELETE FROM workers WHERE rank = ?", (rank,)) and None)
+
+    async def get_meta(self, key: str) -> bytes:
+        """A stored value, empty when there is none."""
+        row = await self._call(lambda db: db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone())
+        return bytes(row[0]) if row else b""
+
+    async def set_meta(self, key: str, value: bytes) -> None:
+        """Store a value."""
+        await self._call(lambda db: db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)) and None)
+
+    # -- jobs -------------------------------------------------------------------------------------------------
+
+    async def add(self, entry: JournalEntry, request: GenerationRequest) -> JournalEntry | None:
+        """Accept a job. Returns the entry that already has its `request_id`, or None when it was added."""
+        row = (entry.job.job_id, entry.job.request_id, entry.job.state, entry.SerializeToString())
+        body = request.SerializeToString(deterministic=True)
+
+        def insert(db: sqlite3.Connection) -> JournalEntry | None:
+            sql = "INSERT INTO jobs (job_id, request_id, state, entry, request) VALUES (?, ?, ?, ?, ?)"
+            try:
+                db.execute(sql, (*row, body))
+            except sqlite3.IntegrityError:
+                sql = "SELECT entry FROM jobs WHERE request_id = ?"
+                return _entry(db.execute(sql, (entry.job.request_id,)).fetchone())
+            return None
+
+        return await self._call(insert)
+
+    async def save(self, entry: JournalEntry) -> None:
+        """Store a job's new state."""
+        row = (entry.job.state, entry.SerializeToString(), entry.job.job_id)
+        await self._call(lambda db: db.execute("UPDATE jobs SET state = ?, entry = ? WHERE job_id = ?", row) and None)
+
+    async def get(self, job_id: str) -> JournalEntry | None:
+        """A job's entry, or None."""
+        sql = "SELECT entry FROM jobs WHERE job_id = ?"
+        row = await self._call(lambda db: db.execute(sql, (job_id,)).fetchone())
+        return _entry(row) if row else None
+
+    async def get_request(self, job_id: str) -> GenerationRequest | None:
+        """What the client asked for, or None."""
+        sql = "SELECT request FROM jobs WHERE job_id = ?"
+        row = await self._call(lambda db: db.execute(sql, (job_id,)).fetchone())
+        return GenerationRequest.FromString(row[0]) if row else None
+
+    async def unfinished(self, over: Sequence[JobState]) -> list[JournalEntry]:
+        """Every entry whose state is not in `over`, oldest first."""
+        sql = f"SELECT entry FROM jobs WHERE state NOT IN ({_marks(over)}) ORDER BY sequence"
+        rows = await self._call(lambda db: db.execute(sql, tuple(over)).fetchall())
+        return [_entry(row) for row in rows]
+
+    async def page(self, states: Sequence[JobState], before: int, limit: int) -> list[tuple[int, JournalEntry]]:
+        """Up to `limit` (sequence, entry) pairs below sequence `before`, newest first; any state when none is given."""
+        condition = f"AND state IN ({_marks(states)})" if states else ""
+        sql = f"SELECT sequence, entry FROM jobs WHERE sequence < ? {condition} ORDER BY sequence DESC LIMIT ?"
+        rows = await self._call(lambda db: db.execute(sql, (before, *states, limit)).fetchall())
+        return [(int(row[0]), _entry(row[1:])) for row in rows]
+
+    async def counts(self) -> dict[int, int]:
+        """Number of jobs by state."""
+        sql = "SELECT state, COUNT(*) FROM jobs GROUP BY state"
+        return dict(await self._call(lambda db: db.execute(sql).fetchall()))
+
+    # -- the thread -------------------------------------------------------------------------------------------
+
+    async def _call(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls.put(_Call(work, future, asyncio.get_running_loop()))
+        result: Result = await future
+        return result
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._folder / "journal.db", isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.executescript(_SCHEMA)
+        db.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (FORMAT_VERSION,))
+        (found,) = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+        if found != FORMAT_VERSION:
+            db.close()
+            raise InvalidRequest("state", str(self._folder), f"a journal of format {FORMAT_VERSION}; this has {found}")
+        return db
+
+    def _run(self) -> None:
+        try:
+            db = self._open()
+        except (InvalidRequest, sqlite3.Error) as error:
+            self._opened.set_exception(error)
+            return
+        self._opened.set_result(None)
+        with contextlib.closing(db):
+            running = True
+            while running:
+                batch = [self._calls.get()]
+                while len(batch) < COMMIT_BATCH_MAX and not self._calls.empty():
+                    batch.append(self._calls.get())
+                running = None not in batch
+                _commit(db, [call for call in batch if call])
+
+
+class _Call:
+    """Work for the journal's thread, and where to deliver its result."""
+
+    def __init__(
+        self, work: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._work, self._future, self._loop = work, future, loop
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def run(self, db: sqlite3.Connection) -> None:
+        try:
+            self._result = self._work(db)
+        except Exception as error:  # noqa: BLE001  (delivered to the caller)
+            self._error = error
+
+    def deliver(self, error: BaseException | None = None) -> None:
+        self._loop.call_soon_threadsafe(self._set, error or self._error)
+
+    def _set(self, error: BaseException | None) -> None:
+        if self._future.cancelled():
+            return
+        if error is not None:
+            self._future.set_exception(error)
+        else:
+            self._future.set_result(self._result)
+
+
+def _commit(db: sqlite3.Connection, calls: Sequence[_Call]) -> None:
+    """Run the calls in one transaction; none is delivered before it is on disk."""
+    if not calls:
+        return
+    failure: BaseException | None = None
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        for call in calls:
+            call.run(db)
+        db.execute("COMMIT")
+    except sqlite3.Error as error:
+        failure = error
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+    for call in calls:
+        call.deliver(failure)
+
+
+def _increment(db: sqlite3.Connection, key: str) -> int:
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    value = int(row[0]) + 1 if row else 1
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    return value
+
+
+def _entry(row: Sequence[bytes]) -> JournalEntry:
+    return JournalEntry.FromString(row[0])
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))

@@ -1,0 +1,134 @@
+"""The live jobs: the journal's entries in memory, changed one at a time, written before they are believed.
+
+Thread rule: everything here runs on the event loop. A change is on disk before anybody sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.controller import jobs
+from services.controller.journal import Journal
+from triptych.errors import LeaseLost, NotFound
+from triptych.v1.generation_service_pb2 import WatchJobResponse
+from triptych.v1.job_pb2 import Job
+from triptych.v1.journal_pb2 import JournalEntry
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running job is; not worth a disk write."""
+
+    step: int = 0
+    step_count: int = 0
+    preview_png: bytes = b""
+    preview_number: int = 0
+    seen_s: float = 0.0
+
+
+class Ledger:
+    """Jobs that aren't over, by id; those that are live in the journal only."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.active: dict[str, JournalEntry] = {}
+        self.progress: dict[str, Progress] = {}
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._changed: dict[str, asyncio.Event] = {}
+
+    async def load(self) -> list[JournalEntry]:
+        """Read every job that isn't over; called once, at start."""
+        entries = await self.journal.unfinished(sorted(jobs.OVER))
+        self.active = {entry.job.job_id: entry for entry in entries}
+        return entries
+
+    @asynccontextmanager
+    async def _locked(self, job_id: str) -> AsyncIterator[None]:
+        async with self._locks[job_id]:
+            yield
+        if job_id not in self.active:
+            self._locks.pop(job_id, None)
+
+    async def apply(
+        self, job_id: str, change: Callable[[JournalEntry], JournalEntry]
+    ) -> tuple[JournalEntry, JournalEntry]:
+        """Change a job durably. Returns the entry before and after.
+
+        Raises LeaseLost when the job is over or unknown, and whatever `change` raises; then nothing changed.
+        """
+        async with self._locked(job_id):
+            before = self.active.get(job_id)
+            if before is None:
+                raise LeaseLost(f"job {job_id} is over or unknown")
+            after = change(before)
+            if after is before:
+                return before, before
+            after.job.update_time.GetCurrentTime()
+            if jobs.is_over(after):
+                after.job.end_time.CopyFrom(after.job.update_time)
+                if progress := self.progress.pop(job_id, None):
+                    after.job.step, after.job.step_count = progress.step, progress.step_count
+            await self.journal.save(after)
+            if jobs.is_over(after):
+                del self.active[job_id]
+            else:
+                self.active[job_id] = after
+        self._wake(job_id)
+        return before, after
+
+    def add(self, entry: JournalEntry) -> None:
+        """Take up an entry that the journal has just accepted."""
+        self.active[entry.job.job_id] = entry
+
+    async def get(self, job_id: str) -> Job:
+        """A job as it stands now, with its progress. Raises NotFound."""
+        entry = self.active.get(job_id) or await self.journal.get(job_id)
+        if entry is None:
+            raise NotFound(f"there is no job {job_id!r}")
+        return self.describe(entry)
+
+    def describe(self, entry: JournalEntry) -> Job:
+        """The job for clients: the entry's, with the progress of the running stage."""
+        job = Job()
+        job.CopyFrom(entry.job)
+        if progress := self.progress.get(job.job_id):
+            job.step, job.step_count = progress.step, progress.step_count
+        return job
+
+    def set_progress(self, job_id: str, progress: Progress) -> None:
+        """Record how far a job is and wake its watchers."""
+        self.progress[job_id] = progress
+        self._wake(job_id)
+
+    async def watch(self, job_id: str) -> AsyncIterator[WatchJobResponse]:
+        """Yield the job now and after each change until it is over. Raises NotFound."""
+        preview_number = 0
+        while True:
+            changed = self._changed.setdefault(job_id, asyncio.Event())
+            try:
+                response = WatchJobResponse(job=await self.get(job_id))
+            except NotFound:
+                self._changed.pop(job_id, None)
+                raise
+            progress = self.progress.get(job_id, Progress())
+            if progress.preview_number > preview_number:
+                preview_number, response.preview_png = progress.preview_number, progress.preview_png
+            yield response
+            if response.job.state in jobs.OVER:
+                return
+            await changed.wait()
+
+    def _wake(self, job_id: str) -> None:
+        if event := self._changed.pop(job_id, None):
+            event.set()
+
+
+def is_past(deadline: Timestamp, now: Timestamp) -> bool:
+    """Whether a deadline is over."""
+    return (deadline.seconds, deadline.nanos) <= (now.seconds, now.nanos)

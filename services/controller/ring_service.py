@@ -1,0 +1,159 @@
+"""`RingService`: the leased rings for workers without RDMA. Decode, call the ring, encode.
+
+A claim's answer may be lost on its way. Two things see to its lease: a retry with the same `claim_id` gets the lease
+again, and an answer that the server itself saw fail is handed back at once. Whichever comes first ends the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import grpc
+
+from triptych import errors
+from triptych.rings.layout import Kind
+from triptych.rings.memory import MemoryRing
+from triptych.rings.ring import WAIT_S_MAX, Claimed, SlotState
+from triptych.v1 import ring_service_pb2 as pb
+from triptych.v1.dispatch_pb2 import Ring as RingName
+from triptych.v1.ring_service_pb2_grpc import RingServiceServicer
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+CLAIM_ID_CHARS_MAX = 128
+"""A UUID takes 36; one id is kept for each rank and ring."""
+
+_STATE_BY_KIND = {
+    Kind.FREE: pb.SLOT_STATE_FREE,
+    Kind.WRITING: pb.SLOT_STATE_WRITING,
+    Kind.READY: pb.SLOT_STATE_READY,
+    Kind.LEASED: pb.SLOT_STATE_LEASED,
+}
+
+
+class _Answer(NamedTuple):
+    """The newest lease that was sent to a rank, and the call that carries it."""
+
+    claim_id: str
+    claimed: Claimed
+    call: Context
+
+
+class RingServicer(RingServiceServicer):
+    """Serves rings. `is_known` raises Fenced for a rank that is unknown in this epoch or was declared dead."""
+
+    def __init__(self, rings: Mapping[RingName.ValueType, MemoryRing], is_known: Callable[[int], None]) -> None:
+        self._rings = rings
+        self._is_known = is_known
+        self._answers: dict[tuple[RingName.ValueType, int], _Answer] = {}
+        self._hand_backs: set[asyncio.Task[None]] = set()
+
+    async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:
+        """Put a dispatch into a ring."""
+        self._is_known(request.rank)
+        ring = self._ring(request.ring)
+        if request.dispatch.sender_rank != request.rank:
+            raise errors.InvalidRequest("dispatch.sender_rank", request.dispatch.sender_rank, f"{request.rank}, `rank`")
+        return pb.PublishResponse(ticket=await ring.publish(request.dispatch, request.dispatch.receiver_rank))
+
+    async def Claim(self, request: pb.ClaimRequest, context: Context) -> pb.ClaimResponse:
+        """Lease the oldest dispatch for a rank, waiting for one; ends when the client goes away."""
+        self._is_known(request.rank)
+        ring = self._ring(request.ring)
+        if len(request.claim_id) > CLAIM_ID_CHARS_MAX:
+            raise errors.InvalidRequest("claim_id", request.claim_id, f"at most {CLAIM_ID_CHARS_MAX} characters")
+        claimed = self._sent_before(request, ring)
+        if claimed is None:
+            claimed = await ring.claim(request.rank, _wait_s(request))
+        if claimed is None:
+            return pb.ClaimResponse()
+        key = (request.ring, request.rank)
+        self._remember(key, _Answer(request.claim_id, claimed, context))
+        # The stub wants a subclass of a private type where gRPC takes any callable.
+        context.add_done_callback(lambda _: self._on_over(key, context))  # type: ignore[arg-type]
+        return pb.ClaimResponse(lease=claimed.lease, dispatch=claimed.dispatch)
+
+    async def Ack(self, request: pb.AckRequest, context: Context) -> pb.AckResponse:
+        """End a lease."""
+        self._is_known(request.lease.rank)
+        await self._ring(request.lease.ring).ack(request.lease)
+        self._forget(request.lease)
+        return pb.AckResponse()
+
+    async def Nack(self, request: pb.NackRequest, context: Context) -> pb.NackResponse:
+        """Hand a lease back."""
+        self._is_known(request.lease.rank)
+        await self._ring(request.lease.ring).nack(request.lease)
+        self._forget(request.lease)
+        return pb.NackResponse()
+
+    async def ListSlots(self, request: pb.ListSlotsRequest, context: Context) -> pb.ListSlotsResponse:
+        """Show every slot of a ring."""
+        ring = self._ring(request.ring)
+        return pb.ListSlotsResponse(slots=[_slot_message(slot) for slot in ring.slots()], epoch=ring.epoch)
+
+    def _ring(self, name: RingName.ValueType) -> MemoryRing:
+        if name not in self._rings:
+            accepted = ", ".join(RingName.Name(known) for known in self._rings)
+            raise errors.InvalidRequest("ring", name, accepted)
+        return self._rings[name]
+
+    def _sent_before(self, request: pb.ClaimRequest, ring: MemoryRing) -> Claimed | None:
+        """The lease that an earlier try of this claim took, if it is still held."""
+        answer = self._answers.get((request.ring, request.rank))
+        if answer is None or not request.claim_id or answer.claim_id != request.claim_id:
+            return None
+        return answer.claimed if ring.holds(answer.claimed.lease) else None
+
+    def _on_over(self, key: tuple[RingName.ValueType, int], call: Context) -> None:
+        """The call is over. If its answer didn't get out, and no retry has taken it over, hand the lease back."""
+        was_sent = call.done() and not call.cancelled()  # gRPC documents `cancelled`, but 1.85 only leaves `done` unset
+        answer = self._answers.get(key)
+        if was_sent or answer is None or answer.call is not call:
+            return
+        del self._answers[key]
+        hand_back = asyncio.get_running_loop().create_task(self._hand_back(answer.claimed.lease))
+        self._hand_backs.add(hand_back)
+        hand_back.add_done_callback(self._hand_backs.discard)
+
+    async def _hand_back(self, lease: pb.Lease) -> None:
+        try:
+            await self._ring(lease.ring).nack(lease)
+        except (errors.LeaseLost, errors.Fenced) as error:
+            log.info("lease of rank %d needed no handing back: %s", lease.rank, error)
+
+    def _remember(self, key: tuple[RingName.ValueType, int], answer: _Answer) -> None:
+        """Keep an answer for retries. Only leases that are still held are worth keeping: never more than slots."""
+        self._answers[key] = answer
+        if len(self._answers) > sum(ring.slot_count for ring in self._rings.values()):
+            held = (item for item in self._answers.items() if self._rings[item[0][0]].holds(item[1].claimed.lease))
+            self._answers = dict(held)
+
+    def _forget(self, lease: pb.Lease) -> None:
+        answer = self._answers.get((lease.ring, lease.rank))
+        if answer is not None and answer.claimed.lease == lease:
+            del self._answers[(lease.ring, lease.rank)]
+
+
+def _wait_s(request: pb.ClaimRequest) -> float:
+    """How long a claim may wait. Raises InvalidRequest."""
+    wait_s = request.wait.ToNanoseconds() / 1e9
+    if not 0.0 <= wait_s <= WAIT_S_MAX:
+        raise errors.InvalidRequest("wait", wait_s, f"0 to {WAIT_S_MAX:g} seconds")
+    return wait_s
+
+
+def _slot_message(slot: SlotState) -> pb.RingSlot:
+    return pb.RingSlot(
+        slot=slot.slot,
+        state=_STATE_BY_KIND[slot.kind],
+        ticket=slot.ticket,
+        attempt=slot.attempt,
+        rank=slot.rank,
+        dispatch=slot.dispatch,
+    )

@@ -1,0 +1,222 @@
+"""The controller's side of workers' lives: they register, fall silent, come back; the controller itself restarts.
+
+Order matters when a worker dies: **fence, then reap**. First the rank is forgotten, so that its every call is
+refused; only then are its leases given to others. A slow rank that wakes up finds nothing that it can write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from services.controller import jobs
+from services.controller.controller import Controller
+from services.controller.fleet import Member
+from triptych.errors import InvalidRequest, LeaseLost, RingFull, WrongState
+from triptych.rings.protocol import TARGET_DEAD
+from triptych.rings.ring import Removed
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
+from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest, RegisterWorkerResponse, RunningPhase
+from triptych.v1.job_pb2 import JOB_STATE_FAILED
+from triptych.v1.journal_pb2 import JournalEntry
+from triptych.v1.model_pb2 import ModelDescription
+from triptych.v1.ring_service_pb2 import Lease
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+"""How often deadlines and silence are looked at: a fraction of any sensible timeout, and next to no CPU."""
+MODEL_KEY = "model"
+
+
+class Supervisor:
+    """Registers and buries workers on behalf of a `Controller`."""
+
+    def __init__(self, controller: Controller, epoch: int, result_url: str) -> None:
+        self._controller = controller
+        self._fleet = controller.fleet
+        self._ledger = controller.ledger
+        self._epoch = epoch
+        self._result_url = result_url
+        self._removed: list[Removed] = []
+        self._unpublished: set[str] = set()
+        """Jobs found waiting for a room's owner to come back, after a restart."""
+
+    # -- the controller's own start ---------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Take up what an earlier controller left: give every worker that it names the usual time to come back."""
+        now_s = asyncio.get_running_loop().time()
+        for entry in await self._ledger.load():
+            for rank in jobs.rooms(entry).values():
+                self._fleet.expect(rank, now_s)
+            if jobs.is_running(entry):
+                self._fleet.expect(entry.lease.rank, now_s)
+            elif jobs.role_of(entry) == ROLE_ENCODER:
+                self._controller.enqueue(entry)
+            else:
+                self._unpublished.add(entry.job.job_id)
+        if self._ledger.active:
+            log.info("recovered %d unfinished jobs in epoch %d", len(self._ledger.active), self._epoch)
+
+    # -- workers come -----------------------------------------------------------------------------------------
+
+    async def register(self, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
+        """Make a worker known, settle what it holds, and give it (back) its rank and its job."""
+        if request.role not in jobs.WAITING:
+            raise InvalidRequest("role", Role.Name(request.role), "ROLE_ENCODER, ROLE_TRANSFORMER or ROLE_DECODER")
+        if not request.instance_id or not request.address:
+            raise InvalidRequest("instance_id, address", "", "both, not empty")
+        await self._take_model(request.model)
+        rank = await self._ledger.journal.rank_of(request.instance_id)
+        member = self._fleet.register(rank, request, asyncio.get_running_loop().time())
+        lease = await self._settle_running(rank, request.running)
+        held = set(request.room_ids)
+        release = await self._settle_rooms(rank, held)
+        log.info("registered %s at %s", Role.Name(request.role), request.address, extra={"rank": rank})
+        self._controller.work.set()
+        config = self._controller.config
+        response = RegisterWorkerResponse(
+            rank=member.rank, epoch=self._epoch, release_room_ids=release, result_url=self._result_url
+        )
+        if lease is not None:
+            response.adopted_lease.CopyFrom(lease)
+        response.heartbeat_interval.FromNanoseconds(int(config.heartbeat_interval_s * 1e9))
+        response.worker_timeout.FromNanoseconds(int(config.worker_timeout_s * 1e9))
+        return response
+
+    async def _take_model(self, model: ModelDescription) -> None:
+        """The first worker's model is the fleet's until no worker is left; one of another model is refused."""
+        known = self._controller.model
+        if known is not None and known.config_digest != model.config_digest and self._members():
+            raise WrongState(
+                f"this fleet serves {known.model!r} (configuration {known.config_digest[:12]}); "
+                f"the worker has {model.model!r} (configuration {model.config_digest[:12]})"
+            )
+        if known != model:
+            self._controller.model = model
+            await self._ledger.journal.set_meta(MODEL_KEY, model.SerializeToString())
+
+    def _members(self) -> list[Member]:
+        return [member for member in self._fleet.members.values() if member.registration is not None]
+
+    async def _settle_running(self, rank: int, running: RunningPhase) -> Lease | None:
+        """The lease under which a worker may go on with the job that it says it runs, if it may."""
+        adopted: Lease | None = None
+        entry = self._ledger.active.get(running.dispatch.job_id)
+        if entry is not None and entry.job.generation == running.dispatch.generation:
+            adopted = await self._adopt(rank, entry, running)
+        for other in list(self._ledger.active.values()):
+            if jobs.is_running(other) and other.lease.rank == rank and other.lease != adopted:
+                await self._lost(other, rank, "the worker came back without the job", redelivered=False)
+        return adopted
+
+    async def _adopt(self, rank: int, entry: JournalEntry, running: RunningPhase) -> Lease | None:
+        ring = self._controller.rings[jobs.RING_OF[running.dispatch.role]]
+        if running.lease.rank == rank and ring.holds(running.lease):
+            return running.lease
+        if not (jobs.is_running(entry) and entry.lease == running.lease):
+            return None
+        try:
+            lease = ring.adopt(jobs.dispatch_of(entry), rank)
+            await self._controller.relet(entry.job.job_id, running.lease, lease)
+        except (RingFull, LeaseLost):
+            return None
+        return lease
+
+    async def _settle_rooms(self, rank: int, held: set[int]) -> list[int]:
+        """Publish what waited for these rooms, send back what needs lost ones. Returns the rooms nobody needs."""
+        needed: set[int] = set()
+        for entry in list(self._ledger.active.values()):
+            rooms = jobs.rooms(entry)
+            needed.update(room_id for room_id, owner in rooms.items() if owner == rank)
+            source = jobs.dispatch_of(entry).room
+            if source.owner_rank != rank:
+                continue
+            if source.room_id not in held:
+                await self._controller.source_lost(entry, rank, "its owner came back without the tensors")
+            elif entry.job.job_id in self._unpublished:
+                self._controller.enqueue(entry)
+            self._unpublished.discard(entry.job.job_id)
+        return sorted(held - needed)
+
+    # -- workers go -------------------------------------------------------------------------------------------
+
+    async def bury(self, rank: int, reason: str) -> None:
+        """A rank is dead: fence it, reap its leases, send back the jobs whose next room it held."""
+        member = self._fleet.remove(rank)
+        if member is None:
+            return
+        log.warning("worker is gone: %s", reason, extra={"rank": rank})
+        await self._ledger.journal.forget_worker(rank)
+        redelivered: set[str] = set()
+        for ring in self._controller.rings.values():
+            job_of = {slot.slot: slot.dispatch.job_id for slot in ring.slots() if slot.dispatch is not None}
+            reaped = ring.reap(rank)
+            redelivered.update(job_of[lease.slot] for lease in reaped.redelivered)
+            for removed in reaped.removed:
+                self.removed(removed)
+        for entry in list(self._ledger.active.values()):
+            if jobs.is_running(entry) and entry.lease.rank == rank:
+                await self._lost(entry, rank, reason, redelivered=entry.job.job_id in redelivered)
+            elif not jobs.is_running(entry) and jobs.dispatch_of(entry).room.owner_rank == rank:
+                await self._controller.source_lost(entry, rank, reason)
+        self._controller.work.set()
+
+    async def _lost(self, entry: JournalEntry, rank: int, reason: str, *, redelivered: bool) -> None:
+        source = jobs.dispatch_of(entry)
+        if source.HasField("room") and source.room.owner_rank not in self._fleet.members:
+            await self._controller.source_lost(entry, rank, reason)
+        else:
+            await self._controller.lease_lost(entry, rank, reason, redelivered=redelivered)
+
+    def removed(self, removed: Removed) -> None:
+        """A ring took an entry out for good; the next tick settles what becomes of its job."""
+        self._removed.append(removed)
+        self._controller.work.set()
+
+    async def _settle_removed(self) -> None:
+        while self._removed:
+            _lease, dispatch, reason = self._removed.pop()
+            entry = self._ledger.active.get(dispatch.job_id)
+            if entry is None or entry.job.generation != dispatch.generation:
+                continue
+            if reason == TARGET_DEAD:
+                self._controller.enqueue(entry)
+            else:
+                await self._controller.give_up(dispatch.job_id, JOB_STATE_FAILED, "it was delivered too often")
+
+    # -- time -------------------------------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        """Look at the clock once: silent workers, stalled jobs, deadlines."""
+        now_s = asyncio.get_running_loop().time()
+        config = self._controller.config
+        for rank in self._fleet.silent(now_s, config.worker_timeout_s):
+            await self.bury(rank, f"rank {rank} was silent for {config.worker_timeout_s:g} s")
+        for entry in list(self._ledger.active.values()):
+            progress = self._ledger.progress.get(entry.job.job_id)
+            if not jobs.is_running(entry) or progress is None:
+                continue
+            if now_s - progress.seen_s > config.stall_timeout_s:
+                await self.bury(entry.lease.rank, f"no progress for {config.stall_timeout_s:g} s")
+        await self._settle_removed()
+        await self._controller.expire()
+
+    async def run(self) -> None:
+        """Tick and publish for ever; cancel to stop. A failed tick ends the controller, loudly."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tick_forever())
+            group.create_task(self._publish_forever())
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await self.tick()
+            self._controller.work.set()  # a slot may have become free since
+            await asyncio.sleep(TICK_S)
+
+    async def _publish_forever(self) -> None:
+        while True:
+            await self._controller.work.wait()
+            self._controller.work.clear()
+            await self._controller.publish_waiting()

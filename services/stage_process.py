@@ -1,0 +1,141 @@
+"""The process around a worker: what encoders, transformers and decoders have in common.
+
+Start: serve (NOT_SERVING), load the stage, start Mooncake, register, say READY. SIGTERM: drain, release, leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from services.worker_service import WorkerServicer
+from triptych import process, rpc, telemetry
+from triptych.config import WorkerConfig, load
+from triptych.errors import InvalidRequest, MissingExtra, WrongState
+from triptych.link import CALL_TIMEOUT_S, Link
+from triptych.rings.rpc import RpcRing
+from triptych.stages import Stage, Whole
+from triptych.transport.arena import Arena, sweep
+from triptych.transport.fetcher import open_fetcher
+from triptych.transport.mooncake_engine import MooncakeEngine
+from triptych.v1.dispatch_pb2 import (
+    RING_PHASE1,
+    RING_PHASE2,
+    RING_REQUEST,
+    ROLE_DECODER,
+    ROLE_ENCODER,
+    ROLE_TRANSFORMER,
+    Ring,
+    Role,
+)
+from triptych.v1.model_pb2 import ModelDescription
+from triptych.worker import Worker
+
+log = logging.getLogger(__name__)
+
+RINGS: dict[Role, tuple[Ring, Ring | None]] = {
+    ROLE_ENCODER: (RING_REQUEST, RING_PHASE1),
+    ROLE_TRANSFORMER: (RING_PHASE1, RING_PHASE2),
+    ROLE_DECODER: (RING_PHASE2, None),
+}
+"""Where each role claims, and where it publishes."""
+
+
+class RoleServicer(Protocol):
+    """A service that only one role has."""
+
+    worker: Worker | None
+
+    @property
+    def service(self) -> rpc.Service:
+        """For `rpc.start_server`."""
+
+
+def run_stage_process(role: Role, make_servicer: Callable[[str], RoleServicer] | None = None) -> None:
+    """Run a worker of `role` until SIGTERM; `make_servicer(controller address)` makes the role's own service."""
+    process.run(lambda: _main(role, make_servicer))
+
+
+async def _main(role: Role, make_servicer: Callable[[str], RoleServicer] | None) -> None:
+    config = load(WorkerConfig, None)
+    if not config.model:
+        raise InvalidRequest("model", "", "a folder or hub id of a diffusers pipeline")
+    name = Role.Name(role).removeprefix("ROLE_").lower()
+    stop = process.stop_event()
+    sweep()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(
+            telemetry.setup(f"triptych-{name}", trace_file=config.trace_file, metrics_port=config.metrics_port)
+        )
+        arena = stack.enter_context(Arena.create(config.arena_bytes))
+        servicers: list[RoleServicer] = [WorkerServicer(arena)]
+        if make_servicer is not None:
+            servicers.append(make_servicer(config.controller))
+        server = await rpc.start_server(config.address, [s.service for s in servicers], serving=False)
+        stage, model = await asyncio.to_thread(_load_stage, role, config)
+        engine = stack.enter_context(_mooncake(config, arena, server.address))
+        fetcher = open_fetcher(arena, engine, rpc.open_channel, forced=config.mover)
+        stack.callback(fetcher.close)
+        channel = await stack.enter_async_context(rpc.open_channel(config.controller))
+        worker = Worker(config, stage, model, arena, fetcher, engine.session if engine else "", server.address)
+        link = Link(channel, worker)
+        source, sink = RINGS[role]
+        worker.connect(link, RpcRing(channel, source), RpcRing(channel, sink) if sink else None)
+        for servicer in servicers:
+            servicer.worker = worker
+        await _serve(worker, link, server, stop, config.drain_timeout_s)
+
+
+def _load_stage(role: Role, config: WorkerConfig) -> tuple[Stage, ModelDescription]:
+    whole = Whole.open(config.model, config.revision)
+    stage = Stage.load(whole, role, device=config.device, dtype=config.dtype, threads=config.threads or None)
+    return stage, whole.describe()
+
+
+@contextlib.contextmanager
+def _mooncake(config: WorkerConfig, arena: Arena, address: str) -> Iterator[MooncakeEngine | None]:
+    """Mooncake with the arena registered; None where it can't be had and wasn't asked for by name."""
+    try:
+        engine = MooncakeEngine.start(address.rpartition(":")[0])
+    except (MissingExtra, WrongState) as error:
+        if config.mover == "mooncake":
+            raise
+        log.warning("rooms go by the movers local and rpc only: %s", error)
+        yield None
+        return
+    with contextlib.closing(engine):
+        engine.register(arena.base_address, arena.size_bytes)
+        yield engine
+
+
+async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.Event, drain_timeout_s: float) -> None:
+    """Register, work until told to stop, drain, leave."""
+    linked = asyncio.create_task(link.run())
+    stopped = asyncio.create_task(stop.wait())
+    ready = asyncio.create_task(link.wait_registered())
+    working = None
+    try:
+        await _first(linked, stopped, ready)
+        if ready.done() and not stop.is_set():
+            await server.set_serving(True)
+            process.announce(server.address)
+            working = asyncio.create_task(worker.run())
+            await _first(linked, stopped, asyncio.create_task(worker.draining.wait()), working)
+            worker.draining.set()
+            await asyncio.wait([working, linked], timeout=drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            worker.hand_back()
+            await asyncio.wait_for(working, CALL_TIMEOUT_S)
+            await worker.drain()
+        if linked.done():
+            await linked  # raises why the link gave up
+    finally:
+        for task in (linked, stopped, ready):
+            task.cancel()
+        await server.stop()
+
+
+async def _first(*tasks: asyncio.Task[None]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,51 @@
+"""WorkerService, on every worker: decode, call, encode."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from triptych import rpc
+from triptych.errors import Unavailable
+from triptych.transport.arena import Arena
+from triptych.transport.movers import read_room
+from triptych.v1 import worker_service_pb2 as pb
+from triptych.v1 import worker_service_pb2_grpc as pb_grpc
+from triptych.worker import Worker
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class WorkerServicer(pb_grpc.WorkerServiceServicer):
+    """Serves an arena's rooms, and what is to be known of the worker once it is there."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self.worker: Worker | None = None
+
+    @property
+    def service(self) -> rpc.Service:
+        """For `rpc.start_server`."""
+        return (pb_grpc.add_WorkerServiceServicer_to_server, self, "triptych.v1.WorkerService")
+
+    async def FetchRoom(self, request: pb.FetchRoomRequest, context: Context) -> AsyncIterator[pb.FetchRoomResponse]:
+        for chunk in read_room(self._arena, request.room):
+            yield pb.FetchRoomResponse(chunk=chunk)
+
+    async def ReleaseRoom(self, request: pb.ReleaseRoomRequest, context: Context) -> pb.ReleaseRoomResponse:
+        self._arena.release(request.room_id)
+        return pb.ReleaseRoomResponse()
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
+        self._loaded().draining.set()
+        return pb.DrainResponse()
+
+    async def GetWorker(self, request: pb.GetWorkerRequest, context: Context) -> pb.GetWorkerResponse:
+        return pb.GetWorkerResponse(worker=self._loaded().snapshot())
+
+    def _loaded(self) -> Worker:
+        if self.worker is None:
+            raise Unavailable("the worker is still loading its model")
+        return self.worker

@@ -1,0 +1,122 @@
+"""All settings, and the only file that reads the environment.
+
+A process builds one frozen dataclass in its `__main__`. Each field may come, later ones winning, from its
+default, a TOML file (`--config`), the environment (`TRIPTYCH_<FIELD>`) and the command line (`--field`).
+An unknown key, or a value of the wrong type or range, is an InvalidRequest that names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from triptych.errors import InvalidRequest
+
+Config = TypeVar("Config")
+
+DTYPES = ("float32", "bfloat16", "float16")
+MOVERS = ("local", "mooncake", "rpc")
+
+
+def setting(default: Any, about: str, *, minimum: float | None = None, among: Sequence[str] = ()) -> Any:
+    """A field of a configuration: its default, what it is for, and what is accepted."""
+    return field(default=default, metadata={"about": about, "minimum": minimum, "among": among})
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """What every process of a fleet has."""
+
+    address: str = setting("127.0.0.1:0", "host:port to serve on; port 0 takes a free one")
+    trace_file: str = setting("", "append spans to this file as OTLP JSON lines")
+    metrics_port: int = setting(0, "serve Prometheus metrics on this port; 0 for none", minimum=0)
+    drain_timeout_s: float = setting(600.0, "after SIGTERM, give a running job so long to finish", minimum=0)
+
+
+@dataclass(frozen=True)
+class ControllerConfig(ProcessConfig):
+    """Settings of the controller."""
+
+    address: str = setting("127.0.0.1:7070", "host:port to serve on; port 0 takes a free one")
+    state: str = setting(".triptych", "folder of the job journal")
+    result_url: str = setting(
+        "", "fsspec URL where decoders store results; default: results/ in the state folder"
+    )
+    heartbeat_interval_s: float = setting(1.0, "how often workers report", minimum=0.05)
+    worker_timeout_s: float = setting(10.0, "silence after which a worker counts as dead", minimum=0.2)
+    stall_timeout_s: float = setting(900.0, "a job without progress for so long counts its worker dead", minimum=1)
+    attempts_max: int = setting(4, "attempts after which a job fails", minimum=1)
+    backlog_jobs_max: int = setting(10_000, "unfinished jobs after which CreateJob is refused", minimum=1)
+
+
+@dataclass(frozen=True)
+class WorkerConfig(ProcessConfig):
+    """Settings of an encoder, transformer or decoder."""
+
+    model: str = setting("", "folder or hub id of a diffusers pipeline")
+    revision: str = setting("", "revision of the hub's repository")
+    controller: str = setting("127.0.0.1:7070", "host:port of the controller")
+    device: str = setting("cpu", "torch device of this role, for example cuda:0")
+    dtype: str = setting("float32", "element type of the weights", among=DTYPES)
+    threads: int = setting(0, "torch threads; 0 leaves torch's default", minimum=0)
+    arena_bytes: int = setting(2**30, "size of the arena in /dev/shm (taken page by page, when used)", minimum=2**16)
+    mover: str = setting("", "force one mover instead of choosing per room", among=("", *MOVERS))
+
+
+def load(cls: type[Config], argv: Sequence[str] | None, environ: Mapping[str, str] = os.environ) -> Config:
+    """Build a configuration from its sources.
+
+    Raises InvalidRequest for an unknown key or a bad value; `--help` and bad flags exit as argparse does (0, 2).
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", metavar="FILE", default=None, help="TOML file of settings")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name, f in fields.items():
+        parser.add_argument(_flag(name), metavar=name.upper(), help=f"{f.metadata['about']} (default: {f.default!r})")
+    parser.set_defaults(**dict.fromkeys(fields))
+    flags = vars(parser.parse_args(argv))
+    values: dict[str, Any] = {}
+    if flags["config"]:
+        values.update(_read_toml(Path(flags["config"]), fields))
+    for name in fields:
+        variable = "TRIPTYCH_" + name.upper()
+        if variable in environ:
+            values[name] = environ[variable]
+        if flags[name] is not None:
+            values[name] = flags[name]
+    return cls(**{name: _convert(fields[name], value) for name, value in values.items()})
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _read_toml(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidRequest("config", str(path), f"a readable TOML file ({error})") from error
+    for key in values:
+        if key not in fields:
+            raise InvalidRequest(f"{path}: {key}", values[key], "one of the keys " + ", ".join(sorted(fields)))
+    return values
+
+
+def _convert(f: dataclasses.Field[Any], value: Any) -> Any:
+    kind = type(f.default)
+    try:
+        converted = kind(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f.name, value, f"a value of type {kind.__name__}") from error
+    minimum, among = f.metadata["minimum"], f.metadata["among"]
+    if among and converted not in among:
+        raise InvalidRequest(f.name, value, "one of " + ", ".join(repr(a) for a in among))
+    if minimum is not None and not converted >= minimum:
+        raise InvalidRequest(f.name, value, f"{minimum} or more")
+    return converted

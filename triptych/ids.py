@@ -1,0 +1,29 @@
+"""Identities: jobs, worker processes, rooms, ranks."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Final
+
+RANK_BITS: Final = 20
+"""A million workers in a fleet's life; the width of the rank in a ring's state word."""
+RANK_MAX: Final = 2**RANK_BITS - 1
+ROOM_COUNTER_BITS: Final = 64 - RANK_BITS
+"""Rooms of one worker: 2^44, so a thousand a second would last five centuries."""
+
+
+def new_job_id() -> str:
+    """A fresh job id."""
+    return "job-" + uuid.uuid4().hex
+
+
+def new_instance_id() -> str:
+    """A fresh identity of a worker's process."""
+    return uuid.uuid4().hex
+
+
+def room_id(rank: int, counter: int) -> int:
+    """The id of a worker's room number `counter`. Unique for ever, because ranks are never given twice."""
+    assert 0 < rank <= RANK_MAX, rank
+    assert 0 <= counter < 2**ROOM_COUNTER_BITS, counter
+    return rank << ROOM_COUNTER_BITS | counter

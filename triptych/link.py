@@ -1,0 +1,167 @@
+"""A worker's tie to its controller: registration, the heartbeat stream, and calls that outlive a restart.
+
+The worker registers, then holds one `Heartbeat` stream. When the stream breaks, for whatever reason, it registers
+again and says what it holds; the controller answers with what still counts. So a lost connection, a restarted
+controller and a rank that was declared dead are one path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import grpc
+
+from triptych import rpc
+from triptych.errors import DeadlinePassed, Fenced, TriptychError, Unavailable
+from triptych.v1.fleet_service_pb2 import (
+    HeartbeatRequest,
+    HeartbeatResponse,
+    RegisterWorkerRequest,
+    RegisterWorkerResponse,
+    UnregisterWorkerRequest,
+)
+from triptych.v1.fleet_service_pb2_grpc import FleetServiceAsyncStub, FleetServiceStub
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+CALL_TIMEOUT_S = 30.0
+"""Bound of one unary call; a controller that takes longer is as good as gone, and the call is repeated."""
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 1.0
+"""Longest pause between two tries: a restarted controller has its workers back within about a second."""
+REPORT_INTERVAL_MIN_S = 0.2
+"""Reports of steps at most so often: five a second is smooth for a progress bar and nothing for the network."""
+
+
+class Member(Protocol):
+    """What the link asks of its worker."""
+
+    def describe(self) -> RegisterWorkerRequest:
+        """What the worker is and holds now; the link fills in the rank."""
+
+    def report(self) -> HeartbeatRequest:
+        """What the worker does now; the link fills in the rank."""
+
+    def registered(self, response: RegisterWorkerResponse) -> None:
+        """The controller answered: take over the lease, release the rooms."""
+
+    def obey(self, orders: HeartbeatResponse) -> None:
+        """Orders came."""
+
+
+class Link:
+    """See the module's docstring. `run` must run for as long as the link is used."""
+
+    def __init__(self, channel: grpc.aio.Channel, member: Member) -> None:
+        self._stub: FleetServiceAsyncStub = FleetServiceStub(channel)  # type: ignore[assignment]
+        self._member = member
+        self._registered = asyncio.Event()
+        self._news = asyncio.Event()
+        self._stream: asyncio.Task[None] | None = None
+        self.rank = 0
+        self.epoch = 0
+        self.result_url = ""
+
+    @property
+    def fleet(self) -> FleetServiceAsyncStub:
+        """The controller's FleetService; use it inside `call`."""
+        return self._stub
+
+    def notify(self) -> None:
+        """Something worth a report happened."""
+        self._news.set()
+
+    async def wait_registered(self) -> None:
+        """Return once the worker has a rank. Unbounded: without a controller a worker has nothing else to do."""
+        await self._registered.wait()
+
+    async def run(self) -> None:
+        """Register, report, obey, for ever. Errors of configuration (another model, bad fields) are raised."""
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            try:
+                await self._register()
+                backoff_s = BACKOFF_FIRST_S
+                self._stream = asyncio.create_task(self._heartbeat())
+                await asyncio.wait([self._stream])
+                error = None if self._stream.cancelled() else self._stream.exception()
+                if error is not None:
+                    raise error
+            except (Unavailable, DeadlinePassed, Fenced) as error:
+                log.info("controller: %s; registering again", error)
+            finally:
+                self._registered.clear()
+                if self._stream is not None:
+                    self._stream.cancel()
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+    async def call(self, make: Callable[[], Awaitable[Result]]) -> Result:
+        """Call the controller until it answers. `make` is called again after each restart, and must build its
+        request anew, because rank and lease may have changed. Raises what the controller refuses with."""
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            await self._registered.wait()
+            stream = self._stream
+            try:
+                return await asyncio.wait_for(translate(make()), CALL_TIMEOUT_S)
+            except Fenced:
+                if stream is not None:
+                    stream.cancel()  # makes `run` register again
+                self._registered.clear()
+            except (Unavailable, DeadlinePassed, TimeoutError) as error:
+                log.info("controller did not answer (%s); trying again", error)
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+    async def leave(self) -> None:
+        """Give the rank up. A controller that isn't there finds out by silence."""
+        with contextlib.suppress(TriptychError):
+            await translate(
+                self._stub.UnregisterWorker(UnregisterWorkerRequest(rank=self.rank), timeout=CALL_TIMEOUT_S)
+            )
+
+    async def _register(self) -> None:
+        request = self._member.describe()
+        request.previous_rank = self.rank
+        response = await translate(self._stub.RegisterWorker(request, timeout=CALL_TIMEOUT_S))
+        self.rank, self.epoch, self.result_url = response.rank, response.epoch, response.result_url
+        self._interval_s = response.heartbeat_interval.ToNanoseconds() / 1e9
+        self._member.registered(response)
+        self._registered.set()
+        log.info("registered in epoch %d", self.epoch, extra={"rank": self.rank})
+
+    async def _heartbeat(self) -> None:
+        call = self._stub.Heartbeat(self._reports())
+        try:
+            async for orders in call:
+                self._member.obey(orders)
+        except grpc.aio.AioRpcError as error:
+            raise rpc.error_from(error) from error
+        finally:
+            call.cancel()
+
+    async def _reports(self) -> AsyncIterator[HeartbeatRequest]:
+        while True:
+            self._news.clear()
+            report = self._member.report()
+            report.rank = self.rank
+            yield report
+            await asyncio.sleep(min(REPORT_INTERVAL_MIN_S, self._interval_s))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), max(0.0, self._interval_s - REPORT_INTERVAL_MIN_S))
+
+
+async def translate(call: Awaitable[Result]) -> Result:
+    """Await a gRPC call; raise its error as the class that the server raised."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise rpc.error_from(error) from error

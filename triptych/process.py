@@ -1,0 +1,46 @@
+"""What every service process does around its work: exit codes, the READY line, signals.
+
+Exit codes: 0 after a drain, 1 when the process can't go on, 2 for bad configuration (one sentence on stderr).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from triptych.errors import InvalidRequest, MissingExtra, ModelInvalid, WrongState
+
+EXIT_CONFIGURATION = 2
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a service's `main` and exit with the code that fits."""
+    try:
+        asyncio.run(main())
+    except* (InvalidRequest, ModelInvalid, MissingExtra, WrongState) as group:
+        for error in _leaves(group):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)
+
+
+def announce(address: str) -> None:
+    """Tell whoever started this process that it serves, and where: the line `READY host:port` on stdout."""
+    print(f"READY {address}", flush=True)
+
+
+def stop_event() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
+    event = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    return event
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found

@@ -1,0 +1,87 @@
+"""Results at rest: files under an fsspec URL, whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from triptych.errors import InvalidRequest, SourceCorrupt
+from triptych.v1.job_pb2 import Artifact
+
+CHUNK_BYTES = 2**20
+"""Piece of a file in one message, far below gRPC's limits."""
+
+
+def check_url(field: str, url: str) -> str:
+    """Return `url` absolute, making the folder where it is local. Raises InvalidRequest when it can't be written."""
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+        fs.makedirs(path, exist_ok=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise InvalidRequest(field, url, f"an fsspec URL of a folder that can be written ({error})") from error
+    return str(fs.unstrip_protocol(path))
+
+
+def store(url: str, job_id: str, name: str, media_type: str, data: bytes) -> Artifact:
+    """Write one file durably, under a temporary name first, and describe it.
+
+    Two workers that store the same result race without harm: each renames a whole file over the other's equal one.
+    """
+    fs, folder = fsspec.core.url_to_fs(f"{url.rstrip('/')}/{job_id}")
+    fs.makedirs(folder, exist_ok=True)
+    path = f"{folder}/{name}"
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}"
+    with fs.open(temporary, "wb") as file:
+        file.write(data)
+        _sync(file)
+    fs.mv(temporary, path)
+    if "file" in _protocols(fs):
+        _sync_folder(Path(folder))
+    return Artifact(
+        name=name,
+        media_type=media_type,
+        url=str(fs.unstrip_protocol(path)),
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).digest(),
+    )
+
+
+def read(artifact: Artifact) -> Iterator[bytes]:
+    """Yield a stored file in pieces. Raises SourceCorrupt when it is missing, or its digest isn't the stored one."""
+    digest = hashlib.sha256()
+    try:
+        with fsspec.open(artifact.url, "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                yield chunk
+    except OSError as error:
+        raise SourceCorrupt(f"the stored file {artifact.name} can't be read ({type(error).__name__})") from error
+    if digest.digest() != artifact.sha256:
+        raise SourceCorrupt(f"the stored file {artifact.name} is not what was written: its SHA-256 differs")
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    try:
+        descriptor = file.fileno()
+    except (OSError, AttributeError):
+        return  # not a local file: the store's own close makes it durable
+    os.fsync(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -1,0 +1,65 @@
+"""Programs that make a ring and that prove, before first use, that this machine reads and changes it rightly.
+
+`format_ring` is the controller's, once an epoch. `attach` is everybody's, once for each connection: it compares the
+header, then tries both atomics on the scratch word, because some NICs answer atomics in big-endian and a ring
+that is misread loses work silently.
+"""
+
+from __future__ import annotations
+
+from triptych import errors
+from triptych.rings import layout
+from triptych.rings.layout import Geometry, Header
+from triptych.rings.program import CompareSwap, FetchAdd, Program, Read, Write
+
+SCRATCH_START = 0x0123456789ABCDEF
+"""First value of the scratch word: bytes all different, so that it can't be mistaken in another byte order."""
+STRAY_MAX = 1 << 20
+"""How far others' self-tests may move the scratch word during ours; a swapped word is off by far more."""
+SWAPS_MAX = 64
+"""Tries to win one compare-and-swap on the scratch word against others that attach at the same time."""
+
+
+def format_ring(geometry: Geometry, ring: int, epoch: int) -> Program[None]:
+    """Make the (zeroed) memory an empty ring of this epoch. The magic comes last: half a ring isn't one."""
+    header = Header.of(ring, epoch, geometry).pack()
+    yield (
+        Write(layout.STATES_OFFSET, bytes(geometry.states_bytes)),
+        Write(layout.TICKET_OFFSET, layout.word_bytes(layout.first_ticket(epoch))),
+        Write(layout.SCRATCH_OFFSET, layout.word_bytes(SCRATCH_START)),
+        Write(layout.WORD_BYTES, header[layout.WORD_BYTES :]),
+        Write(0, header[: layout.WORD_BYTES]),
+    )
+
+
+def attach(geometry: Geometry, ring: int, epoch: int) -> Program[None]:
+    """Check that the memory is this ring of this epoch and that atomics work on it. Raises RingMismatch."""
+    (data,) = yield (Read(0, layout.HEADER_BYTES),)
+    found, wanted = Header.unpack(data), Header.of(ring, epoch, geometry)
+    for name, found_value, wanted_value in zip(Header._fields, found, wanted, strict=True):
+        if found_value != wanted_value:
+            raise errors.RingMismatch(f"the ring's {name} is {found_value:#x}, this program wants {wanted_value:#x}")
+    yield from _try_atomics()
+
+
+def _try_atomics() -> Program[None]:
+    """Fetch-and-add once, and compare-and-swap until it has succeeded once, on the scratch word."""
+    scratch = Read(layout.SCRATCH_OFFSET, layout.WORD_BYTES)
+    before, added_to, after = yield scratch, FetchAdd(layout.SCRATCH_OFFSET, 1), scratch
+    _check_near("fetch-and-add", layout.word_at(before), added_to, 0)
+    word = layout.word_at(after)
+    _check_near("fetch-and-add", added_to, word, 1)
+    for _ in range(SWAPS_MAX):
+        seen, after = yield CompareSwap(layout.SCRATCH_OFFSET, word, word + 1), scratch
+        _check_near("compare-and-swap", word, seen, 0)
+        if seen == word:
+            _check_near("compare-and-swap", word, layout.word_at(after), 1)
+            return
+        word = layout.word_at(after)
+    raise errors.RingMismatch(f"compare-and-swap on the scratch word failed {SWAPS_MAX} times")
+
+
+def _check_near(operation: str, first: int, second: int, moved_min: int) -> None:
+    """Others only add to the scratch word: what is read later is a little greater, in the right byte order."""
+    if not moved_min <= second - first < STRAY_MAX:
+        raise errors.RingMismatch(f"{operation} answered {second:#x} where {first:#x} or a little more was right")

@@ -1,0 +1,231 @@
+"""The ring in this process's own memory: the controller's driver, and the `Ring` built on it.
+
+One thread, one event loop: a program runs from start to end without anybody between, so its operations are atomic
+here without locks. Where NICs write to the same memory this driver must not be used (their atomics aren't atomic
+with the CPU's); the controller then gives `MemoryRing` a driver that goes through its own NIC.
+
+A waiting claim sleeps until something becomes READY. Nothing polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from triptych import errors
+from triptych.rings import attach, layout, protocol, recovery
+from triptych.rings.layout import Geometry, Kind
+from triptych.rings.program import CompareSwap, Driver, FetchAdd, Operation, Program, Read, Write
+from triptych.rings.ring import (
+    Claimed,
+    Reaped,
+    Removed,
+    RingStats,
+    SlotState,
+    check_rank,
+    check_wait,
+    held_of,
+    lease_of,
+    payload_of,
+)
+from triptych.v1.dispatch_pb2 import Dispatch
+from triptych.v1.dispatch_pb2 import Ring as RingName
+from triptych.v1.ring_service_pb2 import Lease
+
+T = TypeVar("T")
+
+
+class MemoryDriver:
+    """Runs programs on a `bytearray` or `mmap` of this process."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+
+    def execute(self, program: Program[T]) -> T:
+        """Run a program to its end; raise what it raises."""
+        try:
+            chain = next(program)
+            while True:
+                chain = program.send(tuple(self.perform(operation) for operation in chain))
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+    def perform(self, operation: Operation) -> Any:
+        """Perform one operation; the result is of the type that the operation names."""
+        memory, offset = self._memory, operation.offset
+        match operation:
+            case Read():
+                return bytes(memory[offset : offset + operation.size_bytes])
+            case Write():
+                memory[offset : offset + len(operation.data)] = operation.data
+                return None
+            case FetchAdd() | CompareSwap():
+                assert offset % layout.WORD_BYTES == 0
+                word = layout.word_at(bytes(memory[offset : offset + layout.WORD_BYTES]))
+                if isinstance(operation, FetchAdd):
+                    memory[offset : offset + layout.WORD_BYTES] = layout.word_bytes(word + operation.addend)
+                elif word == operation.expected:
+                    memory[offset : offset + layout.WORD_BYTES] = layout.word_bytes(operation.replacement)
+                return word
+
+
+class MemoryRing:
+    """A ring in the controller's memory: `Ring` for its own use and for `RingService`, and the controller's powers.
+
+    All methods belong to one event loop's thread. Each does its whole change before its first await, and `claim`
+    takes its lease after its last: a cancelled call has either done nothing or is finished.
+    """
+
+    def __init__(
+        self,
+        name: RingName.ValueType,
+        epoch: int,
+        *,
+        attempts_max: int,
+        on_dead_letter: Callable[[Removed], None] = lambda removed: None,
+        geometry: Geometry = Geometry(),  # noqa: B008  (a NamedTuple, immutable)
+        driver: Driver | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Make an empty ring.
+
+        `attempts_max` is how often an entry is delivered before a reap takes it out. `on_dead_letter` is told of
+        entries taken out while somebody else's call ran (a publish for a dead rank, a nack past the last attempt);
+        those that `reap` takes out, it returns. `driver` is for memory that is reached otherwise; it comes zeroed.
+        """
+        self.name = name
+        self.epoch = epoch
+        self.slot_count = geometry.slot_count
+        self._geometry = geometry
+        self._attempts_max = attempts_max
+        self._on_dead_letter = on_dead_letter
+        self._choose = random.Random(seed).randrange
+        self._driver = driver or MemoryDriver(memoryview(bytearray(geometry.ring_bytes)))
+        self._fenced: set[int] = set()
+        self._claims: dict[int, object] = {}
+        self._sleepers: list[asyncio.Future[None]] = []
+        self._redelivered_count = 0
+        self._removed_count = 0
+        self._driver.execute(attach.format_ring(geometry, name, epoch))
+        self._driver.execute(attach.attach(geometry, name, epoch))
+
+    async def publish(self, dispatch: Dispatch, target_rank: int) -> int:
+        """See `Ring.publish`. For a rank that is dead the entry goes to `on_dead_letter` at once."""
+        self._check_alive(dispatch.sender_rank)
+        payload = payload_of(dispatch, target_rank, self._geometry)
+        program = protocol.publish(self._geometry, payload, dispatch.sender_rank, target_rank, self._choose)
+        ticket = self._driver.execute(program)
+        if target_rank in self._fenced:
+            self._bury(target_rank)
+        else:
+            self._wake()
+        return ticket
+
+    async def claim(self, rank: int, wait_s: float = 0.0) -> Claimed | None:
+        """See `Ring.claim`. A newer claim by the same rank ends an older one that still waits."""
+        check_wait(wait_s)
+        turn = self._claims[rank] = object()
+        deadline_s = time.monotonic() + wait_s
+        try:
+            while self._claims.get(rank) is turn:
+                claimed = self._take(rank)
+                remaining_s = deadline_s - time.monotonic()
+                if claimed is not None or remaining_s <= 0:
+                    return claimed
+                await self._sleep(remaining_s)
+            return None
+        finally:
+            if self._claims.get(rank) is turn:
+                del self._claims[rank]
+
+    async def ack(self, lease: Lease) -> None:
+        """See `Ring.ack`."""
+        self._check_alive(lease.rank)
+        self._driver.execute(protocol.ack(self._geometry, held_of(lease, self.name, self._geometry)))
+
+    async def nack(self, lease: Lease) -> None:
+        """See `Ring.nack`."""
+        self._check_alive(lease.rank)
+        if self._driver.execute(protocol.nack(self._geometry, held_of(lease, self.name, self._geometry))):
+            self._wake()
+        else:
+            self._bury(lease.rank)
+
+    def adopt(self, dispatch: Dispatch, rank: int) -> Lease:
+        """Put a dispatch that `rank` is already working on into the ring, as leased by it. Raises RingFull, Fenced."""
+        self._check_alive(rank, least=1)
+        payload = payload_of(dispatch, dispatch.receiver_rank, self._geometry)
+        program = protocol.adopt(self._geometry, payload, rank, dispatch.receiver_rank, self._choose)
+        return lease_of(self._driver.execute(program), self.name)
+
+    def reap(self, rank: int) -> Reaped:
+        """Fence `rank` for good, then undo what it left behind. Running it again is harmless.
+
+        From here on every call in the name of `rank` raises Fenced, its waiting claim first.
+        """
+        check_rank("rank", rank, least=1)
+        self._fenced.add(rank)
+        reaped = self._driver.execute(recovery.reap(self._geometry, rank, self._attempts_max))
+        self._removed_count += len(reaped.removed)
+        self._wake()
+        return Reaped.of(reaped, self.name)
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether the lease is still its holder's."""
+        held = held_of(lease, self.name, self._geometry)
+        return self._driver.execute(recovery.states(self._geometry))[held.slot] == held.word
+
+    def slots(self) -> list[SlotState]:
+        """Every slot, by index, with its dispatch where it has one."""
+        views = self._driver.execute(recovery.snapshot(self._geometry))
+        return [SlotState.of(view) for view in views]
+
+    def stats(self) -> RingStats:
+        """How full the ring is, and what happened since the start."""
+        kinds = [state.kind for state in self._driver.execute(recovery.states(self._geometry))]
+        return RingStats(
+            slot_count=len(kinds),
+            ready_count=kinds.count(Kind.READY),
+            leased_count=kinds.count(Kind.LEASED),
+            redelivered_count=self._redelivered_count,
+            removed_count=self._removed_count,
+        )
+
+    def _take(self, rank: int) -> Claimed | None:
+        self._check_alive(rank, least=1)
+        claim = self._driver.execute(protocol.claim(self._geometry, rank, self._choose))
+        if claim is None:
+            return None
+        if claim.held.attempt > 0:
+            self._redelivered_count += 1
+        return Claimed(lease_of(claim.held, self.name), Dispatch.FromString(claim.payload))
+
+    def _bury(self, rank: int) -> None:
+        for removed in self.reap(rank).removed:
+            self._on_dead_letter(removed)
+
+    def _check_alive(self, rank: int, least: int = 0) -> None:
+        check_rank("rank", rank, least)
+        if rank in self._fenced:
+            raise errors.Fenced(f"rank {rank} was declared dead in epoch {self.epoch}; register anew")
+
+    async def _sleep(self, timeout_s: float) -> None:
+        """Wait until something may have become claimable, or a claim was ended."""
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append(sleeper)
+        try:
+            await asyncio.wait((sleeper,), timeout=timeout_s)
+        finally:
+            if sleeper in self._sleepers:
+                self._sleepers.remove(sleeper)
+
+    def _wake(self) -> None:
+        """Let every waiting claim look again, in the order in which they began to wait."""
+        sleepers, self._sleepers = self._sleepers, []
+        for sleeper in sleepers:
+            if not sleeper.done():
+                sleeper.set_result(None)

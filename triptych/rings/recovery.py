@@ -1,0 +1,114 @@
+"""The controller's programs: undo what a dead worker left behind, and look at a whole ring."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from triptych.rings import layout
+from triptych.rings.layout import Geometry, Kind, Slot, StateWord
+from triptych.rings.program import CompareSwap, Program, Read
+from triptych.rings.protocol import Held, advance, read_words
+
+
+class Removal(NamedTuple):
+    """An entry that the reaper took out of the ring: now only the controller has it."""
+
+    held: Held
+    payload: bytes
+    reason: str
+
+
+class Reaped(NamedTuple):
+    """What a reap did: leases as they were before going back to READY, entries taken out, writes abandoned."""
+
+    redelivered: tuple[Held, ...]
+    removed: tuple[Removal, ...]
+    abandoned_count: int
+
+
+PAST_CAP = "attempts"
+"""Reason of a removal: delivered as often as is allowed, and never acked. The dead letter."""
+TARGET_DEAD = "target"
+"""Reason of a removal: addressed to a rank that is dead."""
+
+
+def reap(geometry: Geometry, dead: int, attempts_max: int) -> Program[Reaped]:
+    """Undo what rank `dead` left behind. For the controller only, and only after `dead` was fenced.
+
+    Its half-written slots become FREE; its leases go back to READY with the next attempt or, at `attempts_max`
+    deliveries, out of the ring; entries that only it could claim, and parked ones, go out of the ring too.
+    Running it again is harmless.
+    """
+    assert dead > 0
+    assert 1 <= attempts_max <= layout.ATTEMPT_MAX
+    found = yield from states(geometry)
+    concerned = [(slot, state) for slot, state in enumerate(found) if _is_concerned(state, dead)]
+    if not concerned:
+        return Reaped((), (), 0)
+    data = yield tuple(Read(geometry.slot_offset(slot), geometry.slot_bytes) for slot, _ in concerned)
+    contents = [Slot.unpack(one) for one in data]
+    plan = [_line_for(state, contents[i], dead, attempts_max) for i, (_, state) in enumerate(concerned)]
+    seen = yield tuple(
+        CompareSwap(geometry.state_offset(slot), state.pack(), advance(plan[i][0], state, contents[i].target).pack())
+        for i, (slot, state) in enumerate(concerned)
+    )
+    redelivered: list[Held] = []
+    removed: list[Removal] = []
+    abandoned_count = 0
+    for (slot, state), content, (line, reason), before in zip(concerned, contents, plan, seen, strict=True):
+        held = Held(slot, state.ticket, state.attempt, state.rank)
+        if before != state.pack():
+            continue  # an ack that was on its way arrived first
+        if line == "abandon":
+            abandoned_count += 1
+        elif line == "redeliver":
+            redelivered.append(held)
+        else:
+            removed.append(Removal(held, content.payload, reason))
+    return Reaped(tuple(redelivered), tuple(removed), abandoned_count)
+
+
+def _is_concerned(state: StateWord, dead: int) -> bool:
+    if state.kind is Kind.LEASED:
+        return state.rank in (0, dead)
+    return state.kind is not Kind.FREE and state.rank == dead
+
+
+def _line_for(state: StateWord, content: Slot, dead: int, attempts_max: int) -> tuple[str, str]:
+    """The table's line for a dead rank's slot, and the reason where the entry leaves the ring."""
+    if state.kind is Kind.WRITING:
+        return "abandon", ""
+    if state.kind is Kind.READY:
+        return "refuse", TARGET_DEAD
+    if state.rank == 0 or state.attempt + 1 >= attempts_max:
+        return "bury", PAST_CAP
+    if content.target == dead:
+        return "bury", TARGET_DEAD
+    return "redeliver", ""
+
+
+class SlotView(NamedTuple):
+    """One slot as a snapshot saw it. `payload` is None where there is none, or where it changed meanwhile."""
+
+    slot: int
+    state: StateWord
+    payload: bytes | None
+
+
+def states(geometry: Geometry) -> Program[list[StateWord]]:
+    """Every slot's state, by index."""
+    words = yield from read_words(geometry)
+    return [StateWord.unpack(word) for word in words]
+
+
+def snapshot(geometry: Geometry) -> Program[tuple[SlotView, ...]]:
+    """Every slot, by index. Each is right by itself; the whole is not one moment."""
+    words = yield from read_words(geometry)
+    filled = [slot for slot, word in enumerate(words) if layout.kind_of(word) in (Kind.READY, Kind.LEASED)]
+    contents = (yield tuple(Read(geometry.slot_offset(slot), geometry.slot_bytes) for slot in filled)) if filled else ()
+    after = (yield from read_words(geometry)) if filled else words
+    payloads = {slot: Slot.unpack(data).payload for slot, data in zip(filled, contents, strict=True)}
+    return tuple(
+        SlotView(slot, StateWord.unpack(word), payloads.get(slot) if after[slot] == word else None)
+        for slot, word in enumerate(words)
+    )

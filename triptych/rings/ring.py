@@ -1,0 +1,155 @@
+"""What a worker sees of a ring, whatever carries it: the `Ring` protocol and its values.
+
+Delivery is at least once: an entry stays in the ring until the lease's holder acks it, and goes to another if the
+holder dies. `(ticket, attempt)` in the lease names one delivery for ever.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from triptych import errors
+from triptych.rings import layout, protocol, recovery
+from triptych.rings.layout import Geometry, Kind
+from triptych.v1.dispatch_pb2 import Dispatch
+from triptych.v1.dispatch_pb2 import Ring as RingName
+from triptych.v1.ring_service_pb2 import Lease
+
+WAIT_S_MAX = 60.0
+"""Longest wait of one claim: short enough that a dead connection is noticed, long enough that idling costs nothing."""
+
+
+class Claimed(NamedTuple):
+    """A lease and what it is for."""
+
+    lease: Lease
+    dispatch: Dispatch
+
+
+class Ring(Protocol):
+    """One of the three leased rings, as its producers and consumers use it.
+
+    Every method may also raise Fenced (this rank was declared dead: register anew), and over a network
+    TransferFailed or Unavailable (try again) and DeadlinePassed.
+    """
+
+    async def publish(self, dispatch: Dispatch, target_rank: int) -> int:
+        """Put a dispatch into the ring for `target_rank` (0: anyone) and return its ticket.
+
+        The publisher is `dispatch.sender_rank`; `target_rank` is stored as the entry's `receiver_rank`.
+        Raises RingFull (try again later) and InvalidRequest (rank out of range; dispatch too long).
+        """
+
+    async def claim(self, rank: int, wait_s: float = 0.0) -> Claimed | None:
+        """Lease the oldest entry for `rank`, waiting up to `wait_s` (0 to 60) for one; None when none came.
+
+        A rank has one claim at a time. A cancelled claim loses nothing: no lease was taken, or it is handed
+        back, or the rank's next claim returns it. Raises InvalidRequest.
+        """
+
+    async def ack(self, lease: Lease) -> None:
+        """End a lease: the work is done. Raises LeaseLost."""
+
+    async def nack(self, lease: Lease) -> None:
+        """Hand a lease back for another attempt, to the same target. Raises LeaseLost."""
+
+
+class Removed(NamedTuple):
+    """An entry that was taken out of the ring; what becomes of its job is for the controller to say."""
+
+    lease: Lease
+    dispatch: Dispatch
+    reason: str
+    """`recovery.PAST_CAP` (the dead letter) or `recovery.TARGET_DEAD`."""
+
+
+class Reaped(NamedTuple):
+    """What a reap did."""
+
+    redelivered: tuple[Lease, ...]
+    """Leases as the dead rank held them; their entries are READY again, attempt + 1."""
+    removed: tuple[Removed, ...]
+    abandoned_count: int
+    """Publications that were never finished."""
+
+    @classmethod
+    def of(cls, reaped: recovery.Reaped, name: RingName.ValueType) -> Reaped:
+        """The protocol's answer as messages."""
+        return cls(
+            tuple(lease_of(held, name) for held in reaped.redelivered),
+            tuple(
+                Removed(lease_of(held, name), Dispatch.FromString(payload), reason)
+                for held, payload, reason in reaped.removed
+            ),
+            reaped.abandoned_count,
+        )
+
+
+class RingStats(NamedTuple):
+    """How full a ring is now, and what happened in it since the start."""
+
+    slot_count: int
+    ready_count: int
+    leased_count: int
+    redelivered_count: int
+    removed_count: int
+
+
+class SlotState(NamedTuple):
+    """One slot, for looking at."""
+
+    slot: int
+    kind: Kind
+    ticket: int
+    attempt: int
+    rank: int
+    dispatch: Dispatch | None
+
+    @classmethod
+    def of(cls, view: recovery.SlotView) -> SlotState:
+        """The protocol's view with its dispatch parsed."""
+        dispatch = None if view.payload is None else Dispatch.FromString(view.payload)
+        ticket, attempt, rank, kind = view.state
+        return cls(view.slot, kind, ticket, attempt, rank, dispatch)
+
+
+def lease_of(held: protocol.Held, name: RingName.ValueType) -> Lease:
+    """The message of a lease."""
+    return Lease(ring=name, slot=held.slot, ticket=held.ticket, attempt=held.attempt, rank=held.rank)
+
+
+def held_of(lease: Lease, name: RingName.ValueType, geometry: Geometry) -> protocol.Held:
+    """The lease in a message. Raises InvalidRequest for what no ring ever gave out."""
+    check_rank("lease.rank", lease.rank, least=1)
+    if lease.ring != name:
+        raise errors.InvalidRequest("lease.ring", lease.ring, f"{name}, the ring that is asked")
+    if lease.slot >= geometry.slot_count:
+        raise errors.InvalidRequest("lease.slot", lease.slot, f"0 to {geometry.slot_count - 1}")
+    if lease.attempt > layout.ATTEMPT_MAX:
+        raise errors.InvalidRequest("lease.attempt", lease.attempt, f"0 to {layout.ATTEMPT_MAX}")
+    return protocol.Held(lease.slot, lease.ticket, lease.attempt, lease.rank)
+
+
+def payload_of(dispatch: Dispatch, target_rank: int, geometry: Geometry) -> bytes:
+    """The bytes of a dispatch addressed to `target_rank`. Raises InvalidRequest."""
+    check_rank("dispatch.sender_rank", dispatch.sender_rank)
+    check_rank("target_rank", target_rank)
+    addressed = Dispatch()
+    addressed.CopyFrom(dispatch)
+    addressed.receiver_rank = target_rank
+    payload = addressed.SerializeToString()
+    if len(payload) > geometry.payload_bytes_max:
+        raise errors.InvalidRequest("dispatch", f"{len(payload)} bytes", f"at most {geometry.payload_bytes_max} bytes")
+    return payload
+
+
+def check_rank(field: str, rank: int, least: int = 0) -> None:
+    """Raise InvalidRequest unless `rank` fits a state word; 0 stands for the controller, or anyone."""
+    if not least <= rank <= layout.RANK_MAX:
+        raise errors.InvalidRequest(field, rank, f"{least} to {layout.RANK_MAX}")
+
+
+def check_wait(wait_s: float) -> None:
+    """Raise InvalidRequest unless a claim may wait so long (NaN may not)."""
+    if not 0.0 <= wait_s <= WAIT_S_MAX:
+        raise errors.InvalidRequest("wait_s", wait_s, f"0 to {WAIT_S_MAX:g} seconds")

@@ -1,0 +1,71 @@
+"""A ring reached through the controller's `RingService`: for workers without RDMA.
+
+The controller runs the same programs on its own memory, and a claim waits there, so an idle worker costs nothing.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable
+from typing import TypeVar
+
+import grpc
+
+from triptych.rings.ring import Claimed, check_rank, check_wait
+from triptych.rpc import error_from
+from triptych.v1.dispatch_pb2 import Dispatch
+from triptych.v1.dispatch_pb2 import Ring as RingName
+from triptych.v1.ring_service_pb2 import AckRequest, ClaimRequest, Lease, NackRequest, PublishRequest
+from triptych.v1.ring_service_pb2_grpc import RingServiceAsyncStub, RingServiceStub
+
+T = TypeVar("T")
+
+ANSWER_TIMEOUT_S = 10.0
+"""Bound on an answer, beyond what a claim is asked to wait: far above any round trip, below the worker timeout."""
+
+
+class RpcRing:
+    """A `Ring` over a channel to the controller. One worker's: it has one claim at a time.
+
+    Each method is one call and never tries again by itself; see `Ring` for what is raised. A claim whose answer was
+    lost (an error, a cancellation) keeps its identity: the next claim of the same rank asks for the same lease.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, name: RingName.ValueType) -> None:
+        self.name = name
+        self._stub: RingServiceAsyncStub = RingServiceStub(channel)
+        self._unanswered_claim: tuple[int, str] | None = None
+
+    async def publish(self, dispatch: Dispatch, target_rank: int) -> int:
+        """See `Ring.publish`."""
+        check_rank("target_rank", target_rank)
+        request = PublishRequest(rank=dispatch.sender_rank, ring=self.name, dispatch=dispatch)
+        request.dispatch.receiver_rank = target_rank
+        return (await _answer(self._stub.Publish(request, timeout=ANSWER_TIMEOUT_S))).ticket
+
+    async def claim(self, rank: int, wait_s: float = 0.0) -> Claimed | None:
+        """See `Ring.claim`."""
+        check_wait(wait_s)
+        if self._unanswered_claim is None or self._unanswered_claim[0] != rank:
+            self._unanswered_claim = (rank, uuid.uuid4().hex)
+        request = ClaimRequest(rank=rank, ring=self.name, claim_id=self._unanswered_claim[1])
+        request.wait.FromNanoseconds(int(wait_s * 1e9))
+        response = await _answer(self._stub.Claim(request, timeout=wait_s + ANSWER_TIMEOUT_S))
+        self._unanswered_claim = None
+        return Claimed(response.lease, response.dispatch) if response.HasField("lease") else None
+
+    async def ack(self, lease: Lease) -> None:
+        """See `Ring.ack`. After a lost answer, LeaseLost may mean that the first try succeeded."""
+        await _answer(self._stub.Ack(AckRequest(lease=lease), timeout=ANSWER_TIMEOUT_S))
+
+    async def nack(self, lease: Lease) -> None:
+        """See `Ring.nack`. After a lost answer, LeaseLost may mean that the first try succeeded."""
+        await _answer(self._stub.Nack(NackRequest(lease=lease), timeout=ANSWER_TIMEOUT_S))
+
+
+async def _answer(call: Awaitable[T]) -> T:
+    """The call's answer, or the error that the controller raised."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise error_from(error) from error

@@ -1,0 +1,206 @@
+"""One way to start a server, open a channel, and turn errors into statuses and back.
+
+Every server has health, reflection, keepalive, a port that is an error when taken, and one interceptor that
+turns a `TriptychError` into its status (the class travels in the trailing metadata, so that the other side
+raises the same class). Anything else that escapes a servicer is a bug: it is logged whole and leaves as
+INTERNAL with its type only, because its text might hold a prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from triptych import errors, telemetry
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES_MAX = 64 * 2**20
+"""Largest message: a request with its images. Tensors never travel in messages, only in 1 MiB chunks."""
+KEEPALIVE_MS = 20_000
+"""Ping interval: short enough that a dead peer is noticed before any of our timeouts of a minute."""
+ERROR_KEY = "triptych-error"
+"""Trailing metadata key of the error's class."""
+METADATA_CHARS_MAX = 512
+"""Longest error detail in a status: HTTP/2 headers are limited to 8 KiB by default."""
+
+_CHANNEL_OPTIONS: Sequence[tuple[str, int | str]] = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_SERVER_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+    ("grpc.so_reuseport", 0),
+)
+_CHANNEL_ONLY: Sequence[tuple[str, int | str]] = (
+    # A restarted controller must be found again at once, not after gRPC's default two minutes of back-off.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+Service = tuple[Callable[[Any, grpc.aio.Server], None], Any, str]
+"""What a server serves: the generated `add_…_to_server`, the servicer, the full service name."""
+
+
+class Server:
+    """A running gRPC server. Use `start_server`; stop it with `stop`."""
+
+    def __init__(self, server: grpc.aio.Server, host: str, port: int, names: Sequence[str]) -> None:
+        self._server = server
+        self._health = health.aio.HealthServicer()
+        self._names = names
+        self.port = port
+        self.address = f"{host}:{port}"
+
+    async def set_serving(self, serving: bool) -> None:
+        """Set what `grpc.health.v1` answers for the server and each of its services."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float = 2.0) -> None:
+        """Refuse new calls, give running ones `grace_s` seconds, then cancel them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+
+async def start_server(
+    address: str,
+    services: Iterable[Service],
+    *,
+    serving: bool = True,
+) -> Server:
+    """Start a server at `host:port` (port 0 takes a free one).
+
+    Raises InvalidRequest when the address can't be bound.
+    """
+    services = list(services)
+    host, _, port_text = address.rpartition(":")
+    if not host or not port_text.isdigit():
+        raise errors.InvalidRequest("address", address, "host:port, for example 127.0.0.1:7070")
+    server = grpc.aio.server(
+        interceptors=[*telemetry.server_interceptors(), _ErrorInterceptor()], options=list(_SERVER_OPTIONS)
+    )
+    for add, servicer, _name in services:
+        add(servicer, server)
+    names = [name for _add, _servicer, name in services]
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise errors.InvalidRequest("address", address, "a free port on an address of this machine")
+    result = Server(server, host, port, names)
+    health_pb2_grpc.add_HealthServicer_to_server(result._health, server)
+    reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    await result.set_serving(serving)
+    await server.start()
+    return result
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """Open a traced channel to `host:port`. It connects lazily and reconnects by itself."""
+    return grpc.aio.insecure_channel(
+        address,
+        options=[*_CHANNEL_OPTIONS, *_CHANNEL_ONLY],
+        interceptors=telemetry.client_interceptors(),
+    )
+
+
+def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
+    """The error that the server raised, as its class; `TransferFailed` and the like by status where it is unnamed."""
+    name = ""
+    for key, value in error.trailing_metadata() or ():
+        if key == ERROR_KEY:
+            name = value if isinstance(value, str) else value.decode()
+    cls = getattr(errors, name, None) if name else None
+    if not (isinstance(cls, type) and issubclass(cls, errors.TriptychError)):
+        cls = _CLASS_BY_STATUS.get(error.code(), errors.Unavailable)
+    message = error.details() or error.code().name
+    if issubclass(cls, errors.InvalidRequest):
+        return errors.InvalidRequest.from_message(message)
+    return cls(message)
+
+
+_CLASS_BY_STATUS = {
+    status: cls
+    for cls, status in errors.STATUS_BY_ERROR.items()
+    if cls not in (errors.MissingExtra, errors.ModelInvalid)
+}
+
+
+class _ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler so that errors leave as statuses."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or not method.startswith("/triptych."):
+            return handler
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                _guard_unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                _guard_stream(handler.unary_stream, method), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(
+                _guard_stream(handler.stream_stream, method), handler.request_deserializer, handler.response_serializer
+            )
+        return handler
+
+
+def _guard_unary(call: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await call(request, context)
+        except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
+            return await _abort(context, error, method)
+
+    return guarded
+
+
+def _guard_stream(call: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            async for response in call(request, context):
+                yield response
+        except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
+            await _abort(context, error, method)
+
+    return guarded
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> None:
+    if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
+        raise error
+    status = errors.status_of(error)
+    if isinstance(error, errors.TriptychError):
+        context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
+        message = str(error)
+    else:
+        log.error("%s raised %s", method, type(error).__name__, exc_info=error)
+        message = f"internal error ({type(error).__name__}); the server's log has it"
+    await context.abort(status, message[:METADATA_CHARS_MAX])

@@ -1,0 +1,126 @@
+"""The job in hand: what the event loop and the stage's thread share, and what the controller is told of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+
+from triptych.errors import InvalidRequest, JobCancelled, LeaseLost, RoomGone, SourceCorrupt, TransferFailed
+from triptych.link import Link
+from triptych.rings.ring import Claimed
+from triptych.v1 import fleet_service_pb2 as pb
+from triptych.v1.dispatch_pb2 import Dispatch, Role
+from triptych.v1.job_pb2 import Artifact, GenerationRequest
+from triptych.v1.ring_service_pb2 import Lease
+
+log = logging.getLogger(__name__)
+
+FAILURE_CHARS_MAX = 300
+"""Longest failure text: a sentence."""
+
+
+@dataclass
+class Running:
+    """A claimed dispatch and how far it is. Each field is written by one thread only."""
+
+    claimed: Claimed
+    epoch: int
+    """The controller's epoch when it was claimed."""
+    stop: bool = False
+    """Somebody wants the job to stop: it was cancelled, lost, or is to be handed back."""
+    lost: bool = False
+    """The lease is another's now: drop everything, report nothing."""
+    step: int = 0
+    step_count: int = 0
+    preview_png: bytes = b""
+
+    @property
+    def dispatch(self) -> Dispatch:
+        """What to do."""
+        return self.claimed.dispatch
+
+    def should_stop(self) -> bool:
+        """Asked before the stage, and after each step, by the stage's thread."""
+        return self.stop or self.is_expired()
+
+    def is_expired(self) -> bool:
+        """Whether the job's deadline is over."""
+        d = self.dispatch
+        return d.HasField("deadline_time") and d.deadline_time.ToNanoseconds() <= time.time_ns()
+
+
+class PhaseReporter:
+    """Tells the controller of the phase's start and end, however often either side reconnects meanwhile."""
+
+    def __init__(self, link: Link, role: Role, running: Running) -> None:
+        self._link, self._role, self._running = link, role, running
+
+    async def start(self) -> GenerationRequest:
+        """Begin. Raises LeaseLost or NotFound when the dispatch is to be dropped."""
+
+        def make() -> Awaitable[pb.StartPhaseResponse]:
+            lease, job_id, generation = self._token()
+            request = pb.StartPhaseRequest(lease=lease, job_id=job_id, generation=generation, role=self._role)
+            return self._link.fleet.StartPhase(request)
+
+        return (await self._link.call(make)).request
+
+    async def complete(self, dispatch: Dispatch | None = None, artifacts: Sequence[Artifact] = ()) -> None:
+        """The stage is done. Raises LeaseLost when its work came too late."""
+
+        def make() -> Awaitable[pb.CompletePhaseResponse]:
+            lease, job_id, generation = self._token()
+            request = pb.CompletePhaseRequest(
+                lease=lease,
+                job_id=job_id,
+                generation=generation,
+                role=self._role,
+                next=dispatch,
+                artifacts=artifacts,
+            )
+            return self._link.fleet.CompletePhase(request)
+
+        await self._link.call(make)
+
+    async def fail(self, error: Exception) -> None:
+        """The stage failed. A job that is over by now, or another's, needs no report."""
+        reason, message = _reason_of(error)
+        if reason == pb.FAILURE_REASON_STAGE_ERROR:
+            log.error("stage failed", exc_info=error, extra={"job_id": self._running.dispatch.job_id})
+
+        def make() -> Awaitable[pb.FailPhaseResponse]:
+            lease, job_id, generation = self._token()
+            request = pb.FailPhaseRequest(
+                lease=lease,
+                job_id=job_id,
+                generation=generation,
+                role=self._role,
+                reason=reason,
+                message=message[:FAILURE_CHARS_MAX],
+            )
+            return self._link.fleet.FailPhase(request)
+
+        with contextlib.suppress(LeaseLost):
+            await self._link.call(make)
+
+    def _token(self) -> tuple[Lease, str, int]:
+        running = self._running
+        if running.lost:
+            raise LeaseLost(f"job {running.dispatch.job_id} is no longer this worker's")
+        return running.claimed.lease, running.dispatch.job_id, running.dispatch.generation
+
+
+def _reason_of(error: Exception) -> tuple[pb.FailureReason, str]:
+    """What to tell the controller about an error."""
+    if isinstance(error, InvalidRequest):
+        return pb.FAILURE_REASON_INVALID_REQUEST, str(error)
+    if isinstance(error, SourceCorrupt):
+        return pb.FAILURE_REASON_SOURCE_CORRUPT, str(error)
+    if isinstance(error, RoomGone | TransferFailed):
+        return pb.FAILURE_REASON_SOURCE_GONE, str(error)
+    if isinstance(error, JobCancelled):
+        return pb.FAILURE_REASON_STOPPED, str(error)
+    return pb.FAILURE_REASON_STAGE_ERROR, f"{type(error).__name__}: {error}"

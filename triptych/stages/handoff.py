@@ -1,0 +1,120 @@
+"""What crosses from one role to the next, derived from the blocks' own declarations.
+
+Crossing is every state value, as it stands (None included), that a later role's blocks declare as input, name in
+`block_trigger_inputs` at any depth, or take as a group. Beside the state's values, which keep their names, these
+reserved keys cross (`RESERVED_PREFIX`; no input of a pipeline can have a dot in its name):
+
+    triptych.settings        the job's settings: {"seed", "preview_every_steps", "overrides"}
+    triptych.kwargs_mapping  groups of state values: {group: [name, ...]}
+    triptych.rng             states of the global generators: {"cpu": uint8 tensor, "cuda": uint8 tensor where used}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from triptych.stages.library import LoopSequentialPipelineBlocks, ModularPipelineBlocks, PipelineState
+
+RESERVED_PREFIX = "triptych."
+SETTINGS = RESERVED_PREFIX + "settings"
+KWARGS_MAPPING = RESERVED_PREFIX + "kwargs_mapping"
+RNG = RESERVED_PREFIX + "rng"
+
+
+class Needs(NamedTuple):
+    """What blocks take from the state: names of values, and groups of values (`kwargs_type`)."""
+
+    names: frozenset[str]
+    groups: frozenset[str]
+
+    @classmethod
+    def of(cls, blocks: Iterable[ModularPipelineBlocks]) -> Needs:
+        """The union over several roles' blocks."""
+        names: set[str] = set()
+        groups: set[str] = set()
+        for block in blocks:
+            for parameter in block.inputs:
+                if parameter.name:
+                    names.add(parameter.name)
+                if parameter.kwargs_type:
+                    groups.add(parameter.kwargs_type)
+            for nested in walk(block):
+                names.update(name for name in getattr(nested, "block_trigger_inputs", None) or () if name)
+        return cls(frozenset(names), frozenset(groups))
+
+
+def walk(block: ModularPipelineBlocks) -> Iterator[ModularPipelineBlocks]:
+    """The block and everything below it, parents first."""
+    yield block
+    for nested in block.sub_blocks.values():
+        yield from walk(nested)
+
+
+def leaves(block: ModularPipelineBlocks) -> Iterator[ModularPipelineBlocks]:
+    """The blocks that do the work, in the order of execution; branches of a condition one after another.
+
+    A loop counts as one, because it declares values of its own.
+    """
+    if not block.sub_blocks or isinstance(block, LoopSequentialPipelineBlocks):
+        yield block
+    else:
+        for nested in block.sub_blocks.values():
+            yield from leaves(nested)
+
+
+def final_outputs(block: ModularPipelineBlocks) -> list[str]:
+    """Names that the last roles' blocks yield and none of them takes up again.
+
+    What a composed block declares may differ from what it yields, so this is the union over its leaves: a name counts
+    where the last leaf that mentions it mentions it as output.
+    """
+    names: dict[str, bool] = {}
+    for leaf in leaves(block):
+        yielded = [output.name for output in leaf.intermediate_outputs if output.name]
+        names.update({parameter.name: False for parameter in leaf.inputs if parameter.name in names})
+        names.update(dict.fromkeys(yielded, True))
+    return [name for name, final in names.items() if final]
+
+
+def pack(state: PipelineState, needs: Needs) -> dict[str, object]:
+    """The state's values that `needs` names, and the groups' mapping."""
+    mapping = {group: list(names) for group, names in state.kwargs_mapping.items() if group in needs.groups}
+    wanted = needs.names.union(*mapping.values())
+    values: dict[str, object] = {name: value for name, value in state.values.items() if name in wanted}
+    values[KWARGS_MAPPING] = mapping
+    return values
+
+
+def unpack(inputs: Mapping[str, object]) -> PipelineState:
+    """The state that `pack` took values from."""
+    mapping: Any = inputs.get(KWARGS_MAPPING, {})
+    values = {name: value for name, value in inputs.items() if not name.startswith(RESERVED_PREFIX)}
+    return PipelineState(values=values, kwargs_mapping={group: list(names) for group, names in mapping.items()})
+
+
+@contextmanager
+def global_rng(device: torch.device, seed: int, crossed: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
+    """Runs a stage on the job's own stream of the global generators, and gives the process its own back.
+
+    Some decoders draw from the global generator; without this a redelivered job would differ.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        if crossed is not None:
+            torch.set_rng_state(crossed["cpu"].cpu())
+            if device.type == "cuda" and "cuda" in crossed:
+                torch.cuda.set_rng_state(crossed["cuda"].cpu(), device)
+        yield
+
+
+def rng_state(device: torch.device, crossed: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    """States of the global generators, to be handed on. Called inside `global_rng`."""
+    states = dict(crossed or {})
+    states["cpu"] = torch.get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states

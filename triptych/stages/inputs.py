@@ -1,0 +1,71 @@
+"""From a `GenerationRequest` to the values that the encoder's blocks take."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+
+from triptych.requests import OUTPUT_COUNT_INPUT, field_values, parameter_values, validate
+from triptych.stages.handoff import SETTINGS
+from triptych.v1 import job_pb2, model_pb2
+
+_DERIVED = ("frames_per_second", "guidance_scale")
+"""Recommended values that are no inputs of their own: the first is the file's, the second usually the guider's."""
+
+
+def request_inputs(request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription) -> dict[str, object]:
+    """The encoder's inputs: values by input name, and the job's settings under `handoff.SETTINGS`.
+
+    Fields that aren't set take the default that the model's folder recommends, or else are left to the pipeline. A
+    seed is drawn where none is given. Raises `InvalidRequest` as `validate` does, and for media that can't be decoded.
+    """
+    validate(request, description)
+    kinds = {described.name: described for described in description.inputs}
+    values: dict[str, Any] = json.loads(description.defaults_json or "{}")
+    values.update(field_values(request))
+    values.update(parameter_values(request, description))
+    scale = values.get("guidance_scale")
+    options = {name: value for name, value in values.items() if "." in name}
+    plain = {name: value for name, value in values.items() if name in kinds and name not in options}
+    if "prompt" in kinds:
+        plain.setdefault("prompt", "")
+    overrides: dict[str, dict[str, object]] = {}
+    if scale is not None and "guidance_scale" not in kinds:
+        overrides.setdefault(first_guider(description), {})["guidance_scale"] = scale
+    for name, value in options.items():
+        component, _, option = name.partition(".")
+        overrides.setdefault(component, {})[option] = value
+    if request.num_outputs > 1:
+        name = next(name for name in kinds if OUTPUT_COUNT_INPUT.fullmatch(name))
+        plain[name] = request.num_outputs
+    plain.update(_media(request, kinds))
+    settings = {
+        "seed": request.seed if request.HasField("seed") else secrets.randbits(63),
+        "preview_every_steps": request.preview_every_steps,
+        "overrides": overrides,
+    }
+    return {**plain, SETTINGS: settings}
+
+
+def first_guider(description: model_pb2.ModelDescription) -> str:
+    """Name of the guider that the request's `guidance_scale` sets; `guider` where the description lists no options."""
+    for described in description.inputs:
+        component, dot, _ = described.name.partition(".")
+        if dot:
+            return component
+    return "guider"
+
+
+def _media(request: job_pb2.GenerationRequest, kinds: dict[str, model_pb2.InputDescription]) -> dict[str, object]:
+    """Decoded images and videos by input name; several of one name form a list."""
+    if not request.media:
+        return {}
+    from triptych.media import decode_image, decode_video
+
+    decoded: dict[str, list[Any]] = {}
+    for media in request.media:
+        is_video = kinds[media.name].kind == model_pb2.INPUT_KIND_VIDEO
+        value = decode_video(media.name, media.data) if is_video else decode_image(media.name, media.data)
+        decoded.setdefault(media.name, []).append(value)
+    return {name: items[0] if len(items) == 1 else items for name, items in decoded.items()}

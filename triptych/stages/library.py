@@ -1,0 +1,62 @@
+"""The one place that imports diffusers (and, with it, torch, transformers and accelerate).
+
+Importing this module costs seconds; packages that only sometimes need a stage import `triptych.stages` late.
+It raises `MissingExtra` where one of the packages isn't installed.
+
+What is used of diffusers beyond its documented surface, so that an upgrade knows where to look:
+`ModularPipeline._blocks`, `._component_specs`, `ModularPipelineBlocks.sub_blocks`, `.inputs`,
+`.intermediate_outputs`, `.block_trigger_inputs`, `InputParam.kwargs_type`, `PipelineState.kwargs_mapping`.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from triptych.errors import MissingExtra
+
+try:
+    import diffusers
+    import transformers
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from diffusers import ConfigMixin, ModelMixin, ModularPipeline
+    from diffusers.guiders import BaseGuidance
+    from diffusers.modular_pipelines import (
+        LoopSequentialPipelineBlocks,
+        ModularPipelineBlocks,
+        SequentialPipelineBlocks,
+    )
+    from diffusers.modular_pipelines.modular_pipeline import PipelineState
+    from diffusers.modular_pipelines.modular_pipeline_utils import INPUT_PARAM_TEMPLATES, ComponentSpec, InputParam
+except ImportError as error:
+    raise MissingExtra(error.name or "diffusers", "serve", "running a stage") from error
+
+__all__ = [
+    "INPUT_PARAM_TEMPLATES",
+    "BaseGuidance",
+    "ComponentSpec",
+    "ConfigMixin",
+    "InputParam",
+    "LoopSequentialPipelineBlocks",
+    "ModelMixin",
+    "ModularPipeline",
+    "ModularPipelineBlocks",
+    "PipelineState",
+    "SequentialPipelineBlocks",
+    "diffusers",
+    "init_empty_weights",
+]
+
+
+def _silence() -> None:
+    """Mutes diffusers' and transformers' own logs and bars.
+
+    Their messages quote prompts (the part cut off by a tokenizer, the text of an error), and prompts are never
+    logged. What matters comes out as exceptions, and progress through `on_step`.
+    """
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+_silence()

@@ -1,0 +1,52 @@
+"""Tells a block's refusal of the caller's values from a bug.
+
+The rule: a `ValueError` or `TypeError` is a refusal where the innermost frame of its traceback stands on a `raise`
+statement of diffusers' own code outside its models. An error that an operation ran into by itself (`None + 1`, a
+shape that doesn't fit) or that torch raised stays what it is. An `UnboundLocalError` in a block is a refusal, too: it
+means that diffusers has no branch for this combination of inputs (seen with guidance switched off). The generic "Required input is missing" is the
+caller's doing only in the encoder; later roles get their inputs from us.
+"""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+
+from triptych.errors import InvalidRequest
+
+_RAISE = dis.opmap["RAISE_VARARGS"]
+_GENERIC_MODULE = "diffusers.modular_pipelines.modular_pipeline"
+
+
+def is_refusal(error: Exception, *, is_encoder: bool) -> bool:
+    """Whether a block said on purpose that a value can't be used."""
+    if not isinstance(error, (ValueError, TypeError, UnboundLocalError)) or error.__traceback__ is None:
+        return False
+    innermost = _innermost(error.__traceback__)
+    module = str(innermost.tb_frame.f_globals.get("__name__", ""))
+    if not module.startswith("diffusers.") or module.startswith("diffusers.models."):
+        return False
+    if module == _GENERIC_MODULE and not is_encoder:
+        return False
+    if isinstance(error, UnboundLocalError):
+        return module.startswith("diffusers.modular_pipelines.")
+    return innermost.tb_frame.f_code.co_code[innermost.tb_lasti] == _RAISE
+
+
+def as_invalid_request(error: Exception, inputs: Mapping[str, object], names: Iterable[str]) -> InvalidRequest:
+    """The refusal in our words: the first input that the sentence names, its value unless it is text, the sentence."""
+    sentence = " ".join(str(error).split())
+    if isinstance(error, UnboundLocalError):
+        return InvalidRequest("request", "this combination of inputs", f"combinations that diffusers covers ({sentence})")
+    positions = {name: sentence.find(name) for name in names if name in sentence}
+    field = min(positions, key=lambda name: (positions[name], -len(name)), default="request")
+    value = inputs.get(field)
+    shown = value if isinstance(value, (bool, int, float, type(None))) else type(value).__name__
+    return InvalidRequest(field, shown, f"what the pipeline takes; it says: {sentence}")
+
+
+def _innermost(traceback: TracebackType) -> TracebackType:
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback

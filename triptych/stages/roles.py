@@ -1,0 +1,175 @@
+"""A role's pipeline: the whole pipeline, restricted to the role's blocks and components.
+
+The class, component specs, config values and from-config components are the whole's, because what a block list on
+its own would get differs silently (another pipeline class, another guider, another guidance scale). A component that
+the role doesn't hold is made on first access: see `Components`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from triptych.errors import InvalidRequest, ModelInvalid
+from triptych.stages.library import BaseGuidance, ComponentSpec, ConfigMixin, ModularPipeline, ModularPipelineBlocks
+from triptych.stages.shells import build_shell
+
+Overrides = Mapping[str, Mapping[str, object]]
+"""Options of guiders by component name, for one job: `{"guider": {"guidance_scale": 4.0}}`."""
+
+
+class RoleMixin:
+    """What a role's pipeline adds to the whole pipeline's class: its device, and components made on access."""
+
+    _component_specs: dict[str, ComponentSpec]
+    _role_components: Components
+    _role_device: torch.device
+    _role_dtype: torch.dtype
+
+    def __getattr__(self, name: str) -> Any:
+        """Only reached for names without an attribute: components of other roles, and diffusers' own fallback."""
+        made = self.__dict__.get("_role_components")
+        if made is not None and made.knows(name):
+            value = made.get(name)
+            self.__dict__[name] = value
+            return value
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    @property
+    def device(self) -> torch.device:
+        """Set explicitly, because a role may hold no torch module at all."""
+        return self._role_device
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self._role_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first held module, as diffusers has it; the role's own where it holds none."""
+        held = (self.__dict__.get(name) for name in self._component_specs)
+        modules = (component for component in held if isinstance(component, torch.nn.Module))
+        return getattr(next(modules, None), "dtype", self._role_dtype)
+
+
+class Components:
+    """Pristine components of the whole pipeline by name: held, made from config, or shells. Jobs get copies.
+
+    A component without parameters (guider, scheduler, processor) holds per-job state, so every job gets a fresh one.
+    """
+
+    def __init__(self, whole: ModularPipeline, dtype: torch.dtype, device: torch.device) -> None:
+        self._whole = whole
+        self._specs: dict[str, ComponentSpec] = whole._component_specs
+        self._dtype = dtype
+        self._device = device
+        self._pristine: dict[str, Any] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all components that the whole pipeline declares."""
+        return list(self._specs)
+
+    def knows(self, name: str) -> bool:
+        """Whether the whole pipeline declares a component of this name."""
+        return name in self._specs
+
+    def load(self, name: str) -> Any:
+        """Loads a component with its weights onto the device; None where the model has none of it.
+
+        Raises `ModelInvalid` where its files can't be loaded.
+        """
+        spec = copy.copy(self._specs[name])
+        if spec.default_creation_method == "from_config" or not is_present(spec) or not is_model(spec):
+            return self.get(name)
+        try:
+            component = spec.load(dtype=self._dtype)
+        except (OSError, ValueError) as error:
+            raise ModelInvalid(f"component {name!r} can't be loaded: {error}") from error
+        component.to(self._device)
+        self._pristine[name] = component
+        return component
+
+    def get(self, name: str) -> Any:
+        """The component as a role that doesn't hold it sees it: a copy, a shell, or None where the model has none."""
+        if name not in self._pristine:
+            self._pristine[name] = self._make(self._specs[name])
+        pristine = self._pristine[name]
+        if isinstance(pristine, ConfigMixin) and not isinstance(pristine, torch.nn.Module):
+            return copy.deepcopy(pristine)
+        return pristine
+
+    def overridden(self, name: str, options: Mapping[str, object]) -> Any:
+        """A fresh guider whose config is changed by `options`. Raises `InvalidRequest` where it refuses a value."""
+        guider = self.get(name) if self.knows(name) else None
+        if not isinstance(guider, BaseGuidance):
+            raise InvalidRequest(name, dict(options), "options of a guider that the pipeline has")
+        if unknown := set(options) - set(guider.config):
+            raise InvalidRequest(f"{name} options", sorted(unknown), f"{', '.join(sorted(guider.config))}")
+        try:
+            return guider.new(**options)
+        except (ValueError, TypeError) as error:
+            raise InvalidRequest(name, dict(options), str(error)) from error
+
+    def _make(self, spec: ComponentSpec) -> Any:
+        if spec.default_creation_method == "from_config":
+            return self._whole.__dict__.get(spec.name)
+        if not is_present(spec):
+            return None
+        if is_model(spec):
+            return build_shell(spec, self._dtype, self._device)
+        try:
+            return copy.copy(spec).load()
+        except (OSError, ValueError) as error:
+            raise ModelInvalid(f"component {spec.name!r} can't be loaded: {error}") from error
+
+
+def is_model(spec: ComponentSpec) -> bool:
+    """Whether the component has weights. One whose class isn't named is loaded by `AutoModel`, so it has."""
+    return spec.type_hint is None or issubclass(spec.type_hint, torch.nn.Module)
+
+
+def is_present(spec: ComponentSpec) -> bool:
+    """Whether the model comes with this component; optional ones may be absent.
+
+    In `model_index.json` an absent one is `[null, null]`; in the modular index it has no path.
+    """
+    return bool(spec.pretrained_model_name_or_path) and spec.type_hint is not None
+
+
+def restrict(
+    whole: ModularPipeline,
+    blocks: ModularPipelineBlocks,
+    components: Components,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> ModularPipeline:
+    """A copy of `whole` that runs only `blocks` and has none of the whole's components as attributes yet."""
+    pipeline = copy.copy(whole)
+    pipeline.__class__ = type(type(whole).__name__, (RoleMixin, type(whole)), {})
+    expected = {spec.name for spec in blocks.expected_components}
+    for name in whole._component_specs:
+        pipeline.__dict__.pop(name, None)
+    pipeline._blocks = blocks
+    pipeline._component_specs = {name: spec for name, spec in whole._component_specs.items() if name in expected}
+    pipeline._role_components = components
+    pipeline._role_device = device
+    pipeline._role_dtype = dtype
+    return pipeline
+
+
+def for_job(pipeline: ModularPipeline, overrides: Overrides, observer: object) -> ModularPipeline:
+    """A copy of a role's pipeline for one job: shared models, fresh guiders and schedulers, the job's observer."""
+    job = copy.copy(pipeline)
+    components: Components = pipeline._role_components
+    for name in components.names:
+        job.__dict__.pop(name, None)
+    for name in job._component_specs:
+        job.__dict__[name] = components.get(name)
+    for name, options in overrides.items():
+        job.__dict__[name] = components.overridden(name, options)
+    job.__dict__["_role_observer"] = observer
+    return job

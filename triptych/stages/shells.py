@@ -1,0 +1,90 @@
+"""Config-only shells: models that a role doesn't hold, but whose configuration its blocks read.
+
+A shell has the class, config, dtype and *buffers* of the real model, and `meta` parameters that take no memory.
+Without it diffusers falls back to constants in silence (a VAE scale factor of 8, for example).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from triptych.errors import ModelInvalid
+from triptych.stages.folder import weight_files
+from triptych.stages.library import ComponentSpec, ConfigMixin, init_empty_weights
+
+
+def build_shell(spec: ComponentSpec, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """The shell of the model that `spec` names, with real buffers on `device`.
+
+    Raises `ModelInvalid` where the model's class or configuration can't be read.
+    """
+    if spec.type_hint is None:
+        raise ModelInvalid(f"component {spec.name!r} names no class, so its configuration can't be read on its own")
+    where = {"subfolder": spec.subfolder or "", "revision": spec.revision}
+    try:
+        with _default_dtype(dtype), init_empty_weights(include_buffers=False):
+            shell = _from_config(spec.type_hint, spec.pretrained_model_name_or_path, where)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelInvalid(f"the configuration of component {spec.name!r} can't be used: {error}") from error
+    _load_buffers(shell, spec)
+    for module in shell.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+    return shell.eval()
+
+
+def _from_config(cls: Any, path: str, where: dict[str, Any]) -> torch.nn.Module:
+    if issubclass(cls, ConfigMixin):
+        config = cls.load_config(path, **where)
+        model: torch.nn.Module = cls.from_config(config)
+    else:  # a model of transformers
+        model = cls(cls.config_class.from_pretrained(path, **where))
+    return model
+
+
+def _load_buffers(shell: torch.nn.Module, spec: ComponentSpec) -> None:
+    """Overwrites the persistent buffers with those in the weight files of a local folder."""
+    folder = Path(spec.pretrained_model_name_or_path, spec.subfolder or "")
+    persistent = set(shell.state_dict()) - {name for name, _ in shell.named_parameters(remove_duplicate=False)}
+    if not persistent:
+        return
+    if not folder.is_dir():
+        folder = _download(spec)
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for name in persistent.intersection(tensors.keys()):
+                owner, _, leaf = name.rpartition(".")
+                buffers = shell.get_submodule(owner)._buffers
+                present = buffers[leaf]
+                loaded = tensors.get_tensor(name)
+                cast = present is not None and loaded.is_floating_point()
+                buffers[leaf] = loaded.to(present.dtype) if cast else loaded  # type: ignore[union-attr]
+
+
+def _download(spec: ComponentSpec) -> Path:
+    """Fetches a component's weight files from the hub into its cache; returns their folder."""
+    from huggingface_hub import snapshot_download
+
+    inside = f"{spec.subfolder}/" if spec.subfolder else ""
+    root = snapshot_download(
+        spec.pretrained_model_name_or_path, revision=spec.revision, allow_patterns=[f"{inside}*.safetensors*"]
+    )
+    return Path(root, spec.subfolder or "")
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Makes new parameters in `dtype`, as `from_pretrained` does."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,140 @@
+"""The whole pipeline, without weights: what it is, how it splits into roles, what it accepts."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych.errors import ModelInvalid
+from triptych.stages import folder as folders
+from triptych.stages.describe import describe
+from triptych.stages.handoff import Needs, final_outputs
+from triptych.stages.library import ModularPipeline, ModularPipelineBlocks, SequentialPipelineBlocks, diffusers
+from triptych.stages.roles import Components, for_job, is_model, is_present, restrict
+from triptych.v1 import model_pb2
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
+
+DENOISE = "denoise"
+"""Name of the block that is the transformer's; blocks before it are the encoder's, blocks after it the decoder's."""
+
+ROLES = (ROLE_ENCODER, ROLE_TRANSFORMER, ROLE_DECODER)
+"""Roles in the order in which a job passes them."""
+
+
+class Whole:
+    """A pipeline as one piece, opened without weights. Immutable; roles are cut from it by `Stage.load`."""
+
+    def __init__(self, model: str, revision: str, pipeline: ModularPipeline) -> None:
+        self.model = model
+        self.revision = revision
+        self.pipeline = pipeline
+        self.blocks: dict[int, ModularPipelineBlocks] = _split(pipeline._blocks, model)
+
+    @classmethod
+    def open(cls, model: str, revision: str = "") -> Whole:
+        """Opens a local folder or hub id, in the standard layout (`model_index.json`) or the modular one.
+
+        Raises `ModelInvalid` with one sentence where it is missing, not diffusers', truncated, or can't be split.
+        """
+        folder = Path(model)
+        is_local = folder.exists() or folder.is_absolute() or model.startswith(".") or model.count("/") != 1
+        if is_local:
+            folders.check_index(folder)
+        try:
+            pipeline = ModularPipeline.from_pretrained(
+                str(folder) if is_local else model, revision=revision or None, trust_remote_code=False
+            )
+        except (OSError, ValueError, AttributeError, KeyError, TypeError, ImportError) as error:
+            raise ModelInvalid(f"{model!r} can't be opened as a diffusers pipeline: {error}") from error
+        whole = cls(model, revision, pipeline)
+        if is_local:
+            whole._check_components(folder)
+        return whole
+
+    def _check_components(self, folder: Path) -> None:
+        for name, spec in self.pipeline._component_specs.items():
+            if spec.default_creation_method == "from_config" or not is_present(spec):
+                continue
+            where = Path(spec.pretrained_model_name_or_path)
+            if where.resolve() == folder.resolve():
+                folders.check_component(where / (spec.subfolder or ""), name, weights=is_model(spec))
+
+    def components(self, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Components:
+        """A new set of this pipeline's components, none of them made yet."""
+        return Components(self.pipeline, dtype, device or torch.device("cpu"))
+
+    def component_names(self, role: int) -> list[str]:
+        """Components that the role's blocks expect and the model has, in the whole pipeline's order."""
+        expected = {spec.name for spec in self.blocks[role].expected_components}
+        specs = self.pipeline._component_specs
+        return [
+            name
+            for name, spec in specs.items()
+            if name in expected and (spec.default_creation_method == "from_config" or is_present(spec))
+        ]
+
+    def needs_after(self, role: int) -> Needs:
+        """What the roles after this one take from the state."""
+        return Needs.of(self.blocks[later] for later in ROLES[ROLES.index(role) + 1 :])
+
+    def outputs(self) -> list[str]:
+        """Names of what the decoder yields."""
+        return final_outputs(self.blocks[ROLE_DECODER])
+
+    def inspection(self) -> Any:
+        """A pipeline that holds nothing and answers about configuration: every model is a shell."""
+        device = torch.device("cpu")
+        components = self.components()
+        blocks = SequentialPipelineBlocks.from_blocks_dict({})
+        return for_job(restrict(self.pipeline, blocks, components, torch.float32, device), {}, None)
+
+    def describe(self) -> model_pb2.ModelDescription:
+        """What the pipeline is and accepts, for clients, validation and registration."""
+        return describe(self)
+
+    def recommendations(self) -> dict[str, Any]:
+        """Defaults that the model's folder recommends over the pipeline's; empty for models on the hub."""
+        folder = Path(self.model)
+        return folders.read_recommendations(folder) if folder.is_dir() else {}
+
+    def config_digest(self) -> str:
+        """SHA-256 that workers of one fleet must agree on: class, library version, configs, weights' shape and sample.
+
+        A hub id counts by its revision instead of its files.
+        """
+        folder = Path(self.model)
+        content = folders.digest_components(folder) if folder.is_dir() else f"{self.model}@{self.revision}"
+        config = {name: value for name, value in self.pipeline.config.items() if not isinstance(value, (list, tuple))}
+        specs = {
+            name: [getattr(spec.type_hint, "__name__", None), spec.default_creation_method, dict(spec.config or {})]
+            for name, spec in self.pipeline._component_specs.items()
+        }
+        parts = [type(self.pipeline).__name__, diffusers.__version__, config, specs, self.recommendations(), content]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _split(blocks: ModularPipelineBlocks, model: str) -> dict[int, ModularPipelineBlocks]:
+    """The blocks of each role, as copies that nothing else holds."""
+    names = list(blocks.sub_blocks)
+    if DENOISE not in names:
+        raise ModelInvalid(f"{model!r} can't be split: its blocks are {names}, none of them {DENOISE!r}")
+    position = names.index(DENOISE)
+    parts = {
+        ROLE_ENCODER: names[:position],
+        ROLE_TRANSFORMER: [DENOISE],
+        ROLE_DECODER: names[position + 1 :],
+    }
+    return {
+        role: SequentialPipelineBlocks.from_blocks_dict({name: copy.deepcopy(blocks.sub_blocks[name]) for name in part})
+        for role, part in parts.items()
+    }
+
+
+def role_name(role: int) -> str:
+    """A role in lower case, for people: `encoder`."""
+    return Role.Name(role).removeprefix("ROLE_").lower()  # type: ignore[arg-type]

@@ -1,0 +1,296 @@
+"""The one memory in which a worker keeps its rooms: a file in `/dev/shm`, mapped once.
+
+The owner holds an exclusive `flock` on its file for as long as it lives, and the kernel drops that lock however
+the process ends. So whether an arena is dead is one question to the kernel, right also across process-id
+namespaces and reused ids; the process id in the name is for people. `sweep` deletes the files of the dead.
+
+Pages are taken from the file system (`posix_fallocate`) before they are written, because a write to a mapped
+page that `/dev/shm` has no space for kills the process with SIGBUS, while the call returns an error. For the
+same reason the bytes are written by `pwrite`, which also lets other Python threads run meanwhile.
+
+Threads: every method may be called from any thread. `put` and `release` block for as long as a copy takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import xxhash
+
+from triptych.errors import ArenaFull, DeadlinePassed, InvalidRequest, RoomGone, WrongState
+from triptych.transport import room
+from triptych.transport.allocator import FirstFitAllocator
+from triptych.transport.host import SHARED_MEMORY, host_id
+from triptych.v1 import room_pb2
+
+NAME_PREFIX = "triptych-arena-"
+"""Every arena's file is named so, and `local` opens no other file."""
+ARENA_BYTES_MAX = 2**40
+"""Largest arena, a tebibyte: beyond any host known. What `/dev/shm` can't hold is refused when it is needed."""
+_CREATE_ATTEMPTS_MAX = 8
+"""A sweeper may delete a file between its creation and its lock. Eight times in a row is no accident."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a room lies in its arena, and the XXH3-128 of its bytes (big-endian, 16 bytes)."""
+
+    room_id: int
+    offset_bytes: int
+    size_bytes: int
+    xxh3_128: bytes
+
+
+class Arena:
+    """Rooms at rest. Make one with `Arena.create`; it is a context manager and deletes its file at the end."""
+
+    def __init__(self, path: Path, file: int, mapping: mmap.mmap) -> None:
+        self.path = path
+        self.host_id = host_id()
+        self.size_bytes = len(mapping)
+        self.base_address = _address_of(mapping)
+        self._file = file
+        self._mapping = mapping
+        self._lock = threading.Lock()
+        self._allocator = FirstFitAllocator(self.size_bytes)
+        self._reserved_bytes = 0
+        self._rooms: dict[int, Placement] = {}
+        self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+
+    @classmethod
+    def create(cls, size_bytes: int) -> Arena:
+        """Create and map the file (mode 0600). Its pages are taken when they are first used.
+
+        Raises InvalidRequest when the size can't be, WrongState when `/dev/shm` can't hold a file.
+        """
+        if not room.HEADER_BYTES <= size_bytes <= ARENA_BYTES_MAX:
+            raise InvalidRequest("arena_bytes", size_bytes, f"{room.HEADER_BYTES} to {ARENA_BYTES_MAX}")
+        try:
+            path, file = _create_locked()
+            os.ftruncate(file, size_bytes)
+            return cls(path, file, mmap.mmap(file, size_bytes))
+        except OSError as error:
+            raise WrongState(
+                f"no arena of {size_bytes} bytes can be made in {SHARED_MEMORY}: {error.strerror}"
+            ) from error
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Delete the file and give its memory back. Unregister it from Mooncake first."""
+        with self._lock:
+            if self._file < 0:
+                return
+            self.path.unlink(missing_ok=True)
+            # A read that is still under way keeps its view; then the memory goes with the process.
+            with contextlib.suppress(BufferError):
+                self._mapping.close()
+            os.close(self._file)
+            self._file = -1
+            self._rooms.clear()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes taken by rooms and by reads under way."""
+        with self._lock:
+            return self._allocator.used_bytes
+
+    @property
+    def largest_gap_bytes(self) -> int:
+        """The largest room that `put` would take now."""
+        with self._lock:
+            return self._allocator.largest_gap_bytes
+
+    def rooms(self) -> list[int]:
+        """Ids of the rooms held."""
+        with self._lock:
+            return list(self._rooms)
+
+    def put(self, room_id: int, manifest: room_pb2.Manifest, buffers: Sequence[memoryview]) -> Placement:
+        """Copy a room in and checksum it. The checksum is of the sources, so it also proves the copy.
+
+        Fills the offsets of the manifest's tensors in place. Raises ArenaFull when it doesn't fit now, InvalidRequest
+        when it never could or when the id is taken.
+        """
+        layout = room.lay_out(room_id, manifest, buffers)
+        offset = self._allocate(layout.size_bytes)
+        try:
+            digest = xxhash.xxh3_128()
+            position = offset
+            for piece in layout.pieces:
+                digest.update(piece)
+                position += _write(self._file, piece, position)
+            placement = Placement(room_id, offset, layout.size_bytes, digest.digest())
+            with self._lock:
+                if room_id in self._rooms:
+                    raise InvalidRequest("room_id", room_id, "an id that was never used")
+                self._rooms[room_id] = placement
+        except BaseException:
+            self._free(offset)
+            raise
+        return placement
+
+    def ref(self, placement: Placement, *, owner_rank: int, owner_address: str, mooncake: str = "") -> room_pb2.RoomRef:
+        """What a reader needs. `owner_address` is the `host:port` of the WorkerService, `mooncake` the session."""
+        return room_pb2.RoomRef(
+            room_id=placement.room_id,
+            host_id=self.host_id,
+            arena=str(self.path),
+            offset_bytes=placement.offset_bytes,
+            size_bytes=placement.size_bytes,
+            xxh3_128=placement.xxh3_128,
+            mooncake_session=mooncake,
+            base_address=self.base_address,
+            owner_rank=owner_rank,
+            owner_address=owner_address,
+        )
+
+    def read(self, room_id: int, start_bytes: int, size_bytes: int) -> bytes:
+        """A copy of part of a room. Raises RoomGone; a range outside the room is cut to it."""
+        with self._lock:
+            placement = self._placement(room_id)
+            start = min(start_bytes, placement.size_bytes)
+            end = min(start + size_bytes, placement.size_bytes)
+            return self._mapping[placement.offset_bytes + start : placement.offset_bytes + end]
+
+    def placement(self, room_id: int) -> Placement:
+        """Where a room lies. Raises RoomGone."""
+        with self._lock:
+            return self._placement(room_id)
+
+    def release(self, room_id: int) -> bool:
+        """Give a room's space back; whether it was still held. Late readers see a wiped header: RoomGone."""
+        with self._lock:
+            placement = self._rooms.pop(room_id, None)
+            if placement is None:
+                return False
+            start = placement.offset_bytes
+            self._mapping[start : start + room.HEADER_BYTES] = bytes(room.HEADER_BYTES)
+        self._free(placement.offset_bytes)
+        return True
+
+    @contextlib.contextmanager
+    def borrow(self, size_bytes: int) -> Iterator[tuple[int, memoryview]]:
+        """Space in which a mover may receive: its offset and its bytes, in memory that is registered already.
+
+        Raises ArenaFull, InvalidRequest.
+        """
+        offset = self._allocate(size_bytes)
+        try:
+            with memoryview(self._mapping) as whole, whole[offset : offset + size_bytes] as part:
+                yield offset, part
+        finally:
+            self._free(offset)
+
+    async def wait_for_space(self, size_bytes: int, timeout_s: float) -> None:
+        """Return when a room of this size would fit; another thread may still be faster.
+
+        Raises DeadlinePassed after `timeout_s`, InvalidRequest when it could never fit.
+        """
+        if size_bytes > self._allocator.capacity_bytes:
+            raise InvalidRequest("room size in bytes", size_bytes, f"at most {self._allocator.capacity_bytes}")
+        event = asyncio.Event()
+        waiter = (asyncio.get_running_loop(), event)
+        with self._lock:
+            self._waiters.add(waiter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.largest_gap_bytes < size_bytes:
+                    event.clear()
+                    if self.largest_gap_bytes < size_bytes:
+                        await event.wait()
+        except TimeoutError as error:
+            raise DeadlinePassed(f"no space of {size_bytes} bytes in the arena within {timeout_s} s") from error
+        finally:
+            with self._lock:
+                self._waiters.discard(waiter)
+
+    def _placement(self, room_id: int) -> Placement:
+        if room_id not in self._rooms:
+            raise RoomGone(f"room {room_id:#x} was released, or never was in this arena")
+        return self._rooms[room_id]
+
+    def _allocate(self, size_bytes: int) -> int:
+        with self._lock:
+            if self._file < 0:
+                raise WrongState("the arena is closed")
+            offset = self._allocator.allocate(size_bytes)
+            missing = offset + size_bytes - self._reserved_bytes
+            if missing > 0:
+                try:
+                    os.posix_fallocate(self._file, self._reserved_bytes, missing)
+                except OSError as error:
+                    self._allocator.free(offset)
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    raise ArenaFull(f"{self.path.parent} has no {missing} bytes left") from error
+                self._reserved_bytes += missing
+            return offset
+
+    def _free(self, offset_bytes: int) -> None:
+        with self._lock:
+            self._allocator.free(offset_bytes)
+            waiters = list(self._waiters)
+        for loop, event in waiters:
+            # A loop that was closed meanwhile has nobody who waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(event.set)
+
+
+def sweep() -> list[Path]:
+    """Delete the arenas of dead processes and say which. Called by the launcher and at each worker's start."""
+    swept = []
+    for path in SHARED_MEMORY.glob(NAME_PREFIX + "*"):
+        try:
+            file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:  # another sweeper was faster, or it is another user's
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+            swept.append(path)
+        except OSError:  # locked: its owner lives
+            continue
+        finally:
+            os.close(file)
+    return swept
+
+
+def _create_locked() -> tuple[Path, int]:
+    for _attempt in range(_CREATE_ATTEMPTS_MAX):
+        path = SHARED_MEMORY / f"{NAME_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file).st_nlink:
+            return path, file
+        os.close(file)
+    raise OSError(errno.EAGAIN, "every file was swept before it was locked")
+
+
+def _address_of(mapping: mmap.mmap) -> int:
+    # The temporary export is dropped at once: it would keep the mapping from being closed.
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+
+
+def _write(file: int, piece: bytes | memoryview, offset_bytes: int) -> int:
+    rest = memoryview(piece).cast("B")
+    while rest:
+        written = os.pwrite(file, rest, offset_bytes)
+        rest, offset_bytes = rest[written:], offset_bytes + written
+    return len(memoryview(piece).cast("B"))

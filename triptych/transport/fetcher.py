@@ -1,0 +1,132 @@
+"""Fetches rooms: picks the mover, verifies the bytes, falls back.
+
+for each mover that reaches the room, in order (or the forced one only):
+    read; checksum right -> done
+    wrong -> the header is another's or wiped? RoomGone : read once more; wrong again -> SourceCorrupt
+    TransferFailed or too slow -> the next mover; none left -> TransferFailed with every mover's reason
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import xxhash
+
+from triptych.errors import DeadlinePassed, InvalidRequest, RoomGone, SourceCorrupt, TransferFailed
+from triptych.transport import room
+from triptych.transport.allocator import ALIGNMENT_BYTES
+from triptych.transport.arena import Arena
+from triptych.transport.mooncake_engine import MooncakeEngine
+from triptych.transport.movers import LocalMover, MooncakeMover, Mover, RpcMover
+from triptych.v1 import room_pb2
+
+FETCH_TIMEOUT_BASE_S = 10.0
+"""Time that any read gets: a connection, and a machine under full load."""
+FETCH_RATE_MIN_BYTES_PER_S = 20e6
+"""Slowest transfer worth waiting for: a fifth of gigabit Ethernet. Slower means broken."""
+READS_MAX = 2
+"""Reads of one room by one mover: a flipped bit on the way is gone in the second, one at rest is not."""
+FETCH_THREADS_MAX = 4
+"""Blocking reads at once. A worker reads one room at a time; the others are for reads that hang until their timeout."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A verified room, in memory of its own: writable, 64-byte aligned, independent of the owner."""
+
+    buffer: memoryview
+    mover: str
+    seconds: float
+    read_count: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the room."""
+        return len(self.buffer)
+
+
+class Fetcher:
+    """Reads rooms through the first of its movers that can. Make one with `open_fetcher`; close it."""
+
+    def __init__(self, movers: Sequence[Mover], executor: ThreadPoolExecutor, forced: str = "") -> None:
+        names = [mover.name for mover in movers]
+        if forced and forced not in names:
+            raise InvalidRequest("mover", forced, "one that this worker has: " + ", ".join(names))
+        self._movers = [mover for mover in movers if forced in ("", mover.name)]
+        self._executor = executor
+
+    async def fetch(self, ref: room_pb2.RoomRef) -> Fetched:
+        """Read and verify a room.
+
+        Raises RoomGone (released), SourceCorrupt (wrong bytes twice), TransferFailed (no mover reaches it in time),
+        InvalidRequest (a reference that can't be right).
+        """
+        room.check_ref(ref)
+        failures = []
+        for mover in self._movers:
+            if not mover.accepts(ref):
+                failures.append(f"{mover.name} doesn't reach it")
+                continue
+            started = time.monotonic()
+            try:
+                buffer, read_count = await self._read_verified(mover, ref)
+            except (TransferFailed, DeadlinePassed) as error:
+                failures.append(f"{mover.name}: {error}")
+                continue
+            return Fetched(buffer, mover.name, time.monotonic() - started, read_count)
+        raise TransferFailed(f"room {ref.room_id:#x} can't be read ({'; '.join(failures)})")
+
+    def close(self) -> None:
+        """Stop taking reads. Those that still block end by their own timeout."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _read_verified(self, mover: Mover, ref: room_pb2.RoomRef) -> tuple[memoryview, int]:
+        timeout_s = FETCH_TIMEOUT_BASE_S + ref.size_bytes / FETCH_RATE_MIN_BYTES_PER_S
+        for read_count in range(1, READS_MAX + 1):
+            # Fresh memory for each read: one that timed out may still write to the last.
+            buffer = _aligned_buffer(ref.size_bytes)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await mover.fetch(ref, buffer)
+                    loop = asyncio.get_running_loop()
+                    digest = await loop.run_in_executor(self._executor, xxhash.xxh3_128_digest, buffer)
+            except TimeoutError as error:
+                raise DeadlinePassed(f"not read within {timeout_s:.0f} s") from error
+            if digest == ref.xxh3_128:
+                return buffer, read_count
+            if room.released(buffer, ref.room_id):
+                raise RoomGone(f"room {ref.room_id:#x} was released")
+        raise SourceCorrupt(f"room {ref.room_id:#x}: wrong checksum, {READS_MAX} times, by {mover.name}")
+
+
+def open_fetcher(
+    arena: Arena,
+    engine: MooncakeEngine | None,
+    open_channel: Callable[[str], grpc.aio.Channel],
+    forced: str = "",
+) -> Fetcher:
+    """A worker's fetcher: `local`, then `mooncake` where there is an engine (with `arena` registered), then `rpc`.
+
+    `forced` is a mover's name, or empty to choose for each room. Raises InvalidRequest for one that isn't there.
+    """
+    executor = ThreadPoolExecutor(FETCH_THREADS_MAX, thread_name_prefix="fetch")
+    movers: list[Mover] = [LocalMover(executor)]
+    if engine is not None:
+        movers.append(MooncakeMover(engine, arena, executor))
+    movers.append(RpcMover(open_channel))
+    return Fetcher(movers, executor, forced)
+
+
+def _aligned_buffer(size_bytes: int) -> memoryview:
+    try:
+        memory = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
+    except MemoryError as error:
+        raise TransferFailed(f"no memory for a room of {size_bytes} bytes") from error
+    start = -memory.ctypes.data % ALIGNMENT_BYTES
+    return memory[start : start + size_bytes].data

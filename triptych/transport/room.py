@@ -1,0 +1,107 @@
+"""The bytes of a room: header, manifest, tensors.
+
+    0        magic, 8 bytes
+    8        room id, u64 little-endian
+    16       manifest length in bytes, u64 little-endian
+    24       zeros up to 64
+    64       manifest (protobuf)
+    …        zeros up to a multiple of 64, then each tensor at a multiple of 64, zeros between, exact sizes
+
+The offsets stand inside the manifest, and how many bytes they take depends on their value; so the first
+tensor's place is computed from the largest encoding of each, and a few zeros follow the manifest.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from triptych.errors import InvalidRequest, SourceCorrupt
+from triptych.transport.allocator import align_up
+from triptych.v1 import room_pb2
+
+HEADER_BYTES = 64
+"""One cache line, so that what follows is aligned."""
+MAGIC = b"TRIROOM1"
+"""First bytes of every room; the digit is the layout's version."""
+MANIFEST_BYTES_MAX = 64 * 2**20
+"""Longest manifest: texts and small values only, so this is far beyond need; protobuf itself ends at 2 GiB."""
+ROOM_BYTES_MAX = 64 * 2**30
+"""Largest room: a thousand times the largest hand-off known (tens of MB), below any host's memory."""
+_OFFSET_BYTES_MAX = 1 + 10 + 4
+"""Most that a set `offset_bytes` adds to a manifest: tag, 64-bit varint, and a longer length of its message."""
+_HEADER = struct.Struct("<8sQQ")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of a room goes: the pieces in order, gaps included, and their sum."""
+
+    pieces: Sequence[bytes | memoryview]
+    size_bytes: int
+
+
+def lay_out(room_id: int, manifest: room_pb2.Manifest, buffers: Sequence[memoryview]) -> Layout:
+    """Place a manifest and its tensors' bytes (one buffer for each entry of `manifest.tensors`).
+
+    Fills `offset_bytes` and `size_bytes` of the manifest's tensors in place. No tensor is copied.
+    Raises InvalidRequest when the manifest is too long.
+    """
+    for tensor, buffer in zip(manifest.tensors, buffers, strict=True):
+        tensor.offset_bytes, tensor.size_bytes = 0, buffer.nbytes
+    first = position = align_up(HEADER_BYTES + manifest.ByteSize() + _OFFSET_BYTES_MAX * len(buffers))
+    for tensor, buffer in zip(manifest.tensors, buffers, strict=True):
+        tensor.offset_bytes = position
+        position = align_up(position + buffer.nbytes)
+    body = manifest.SerializeToString(deterministic=True)
+    if len(body) > MANIFEST_BYTES_MAX:
+        raise InvalidRequest("manifest length in bytes", len(body), f"at most {MANIFEST_BYTES_MAX}")
+    head = _HEADER.pack(MAGIC, room_id, len(body)).ljust(HEADER_BYTES, b"\0") + body
+    assert len(head) <= first
+    pieces: list[bytes | memoryview] = [head.ljust(first, b"\0")]
+    end = first
+    for buffer in buffers:
+        if buffer.nbytes:
+            pieces += [bytes(align_up(end) - end), buffer]
+            end = align_up(end) + buffer.nbytes
+    return Layout([piece for piece in pieces if len(piece)], end)
+
+
+def parse(room: memoryview, room_id: int) -> room_pb2.Manifest:
+    """Read the manifest of a room whose checksum was found right.
+
+    Raises SourceCorrupt when these bytes are not room `room_id`. Offsets inside the manifest are checked by
+    `triptych.codec.decode`, where they are used.
+    """
+    if len(room) < HEADER_BYTES:
+        raise SourceCorrupt(f"room {room_id:#x}: {len(room)} bytes are less than a header")
+    magic, found_id, manifest_bytes = _HEADER.unpack_from(room)
+    if magic != MAGIC or found_id != room_id:
+        raise SourceCorrupt(f"room {room_id:#x}: its header says {magic!r}, room {found_id:#x}")
+    if not manifest_bytes <= min(len(room) - HEADER_BYTES, MANIFEST_BYTES_MAX):
+        raise SourceCorrupt(f"room {room_id:#x}: a manifest of {manifest_bytes} bytes in a room of {len(room)}")
+    try:
+        return room_pb2.Manifest.FromString(bytes(room[HEADER_BYTES : HEADER_BYTES + manifest_bytes]))
+    except DecodeError as error:
+        raise SourceCorrupt(f"room {room_id:#x}: its manifest can't be parsed ({error})") from error
+
+
+def released(room: memoryview, room_id: int) -> bool:
+    """Whether these bytes say that the owner has released the room: a wiped header, or another room's."""
+    magic, found_id, _manifest_bytes = _HEADER.unpack_from(room)
+    return (magic == MAGIC and found_id != room_id) or not any(room[:HEADER_BYTES])
+
+
+def check_ref(ref: room_pb2.RoomRef) -> None:
+    """Refuse a reference that can't be right, before memory is taken for it. Raises InvalidRequest."""
+    if not HEADER_BYTES <= ref.size_bytes <= ROOM_BYTES_MAX:
+        raise InvalidRequest("room.size_bytes", ref.size_bytes, f"{HEADER_BYTES} to {ROOM_BYTES_MAX}")
+    if ref.offset_bytes != align_up(ref.offset_bytes) or ref.offset_bytes >= 2**63:
+        raise InvalidRequest("room.offset_bytes", ref.offset_bytes, "a multiple of 64 below 2^63")
+    if len(ref.xxh3_128) != 16:
+        raise InvalidRequest("room.xxh3_128", ref.xxh3_128, "16 bytes")
+    if not ref.room_id:
+        raise InvalidRequest("room.room_id", 0, "a room's id, which is never 0")
