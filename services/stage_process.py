@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.worker_service import WorkerServicer
 from triptych import process, rpc, telemetry
@@ -17,31 +17,16 @@ from triptych.config import WorkerConfig, load
 from triptych.errors import InvalidRequest, MissingExtra, WrongState
 from triptych.link import CALL_TIMEOUT_S, Link
 from triptych.rings.rpc import RpcRing
+from triptych.roles import NEXT, RING_OF, role_name
 from triptych.stages import Stage, Whole
 from triptych.transport.arena import Arena, sweep
 from triptych.transport.fetcher import open_fetcher
 from triptych.transport.mooncake_engine import MooncakeEngine
-from triptych.v1.dispatch_pb2 import (
-    RING_PHASE1,
-    RING_PHASE2,
-    RING_REQUEST,
-    ROLE_DECODER,
-    ROLE_ENCODER,
-    ROLE_TRANSFORMER,
-    Ring,
-    Role,
-)
+from triptych.v1.dispatch_pb2 import Role
 from triptych.v1.model_pb2 import ModelDescription
 from triptych.worker import Worker
 
 log = logging.getLogger(__name__)
-
-RINGS: dict[Role, tuple[Ring, Ring | None]] = {
-    ROLE_ENCODER: (RING_REQUEST, RING_PHASE1),
-    ROLE_TRANSFORMER: (RING_PHASE1, RING_PHASE2),
-    ROLE_DECODER: (RING_PHASE2, None),
-}
-"""Where each role claims, and where it publishes."""
 
 
 class RoleServicer(Protocol):
@@ -54,20 +39,21 @@ class RoleServicer(Protocol):
         """For `rpc.start_server`."""
 
 
-def run_stage_process(role: Role, make_servicer: Callable[[str], RoleServicer] | None = None) -> None:
+def run_stage_process(role: Role.ValueType, make_servicer: Callable[[str], RoleServicer] | None = None) -> None:
     """Run a worker of `role` until SIGTERM; `make_servicer(controller address)` makes the role's own service."""
     process.run(lambda: _main(role, make_servicer))
 
 
-async def _main(role: Role, make_servicer: Callable[[str], RoleServicer] | None) -> None:
+async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleServicer] | None) -> None:
     config = load(WorkerConfig, None)
     if not config.model:
         raise InvalidRequest("model", "", "a folder or hub id of a diffusers pipeline")
-    name = Role.Name(role).removeprefix("ROLE_").lower()
+    name = role_name(role)
     stop = process.stop_event()
     sweep()
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(
+        telemetry.setup_logging(name)
+        seen = stack.enter_context(
             telemetry.setup(f"triptych-{name}", trace_file=config.trace_file, metrics_port=config.metrics_port)
         )
         arena = stack.enter_context(Arena.create(config.arena_bytes))
@@ -80,16 +66,19 @@ async def _main(role: Role, make_servicer: Callable[[str], RoleServicer] | None)
         fetcher = open_fetcher(arena, engine, rpc.open_channel, forced=config.mover)
         stack.callback(fetcher.close)
         channel = await stack.enter_async_context(rpc.open_channel(config.controller))
-        worker = Worker(config, stage, model, arena, fetcher, engine.session if engine else "", server.address)
+        worker = Worker(
+            config, stage, model, arena, fetcher, engine.session if engine else "", server.address, seen.metrics
+        )
+        seen.metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
         link = Link(channel, worker)
-        source, sink = RINGS[role]
-        worker.connect(link, RpcRing(channel, source), RpcRing(channel, sink) if sink else None)
+        sink = RpcRing(channel, RING_OF[NEXT[role]]) if role in NEXT else None
+        worker.connect(link, RpcRing(channel, RING_OF[role]), sink)
         for servicer in servicers:
             servicer.worker = worker
         await _serve(worker, link, server, stop, config.drain_timeout_s)
 
 
-def _load_stage(role: Role, config: WorkerConfig) -> tuple[Stage, ModelDescription]:
+def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[Stage, ModelDescription]:
     whole = Whole.open(config.model, config.revision)
     stage = Stage.load(whole, role, device=config.device, dtype=config.dtype, threads=config.threads or None)
     return stage, whole.describe()
@@ -116,6 +105,7 @@ async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.E
     linked = asyncio.create_task(link.run())
     stopped = asyncio.create_task(stop.wait())
     ready = asyncio.create_task(link.wait_registered())
+    draining: asyncio.Task[Any] = asyncio.create_task(worker.draining.wait())
     working = None
     try:
         await _first(linked, stopped, ready)
@@ -123,7 +113,7 @@ async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.E
             await server.set_serving(True)
             process.announce(server.address)
             working = asyncio.create_task(worker.run())
-            await _first(linked, stopped, asyncio.create_task(worker.draining.wait()), working)
+            await _first(linked, stopped, draining, working)
             worker.draining.set()
             await asyncio.wait([working, linked], timeout=drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
             worker.hand_back()
@@ -132,10 +122,10 @@ async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.E
         if linked.done():
             await linked  # raises why the link gave up
     finally:
-        for task in (linked, stopped, ready):
+        for task in (linked, stopped, ready, draining):
             task.cancel()
         await server.stop()
 
 
-async def _first(*tasks: asyncio.Task[None]) -> None:
+async def _first(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -45,9 +45,7 @@ class ControllerConfig(ProcessConfig):
 
     address: str = setting("127.0.0.1:7070", "host:port to serve on; port 0 takes a free one")
     state: str = setting(".triptych", "folder of the job journal")
-    result_url: str = setting(
-        "", "fsspec URL where decoders store results; default: results/ in the state folder"
-    )
+    result_url: str = setting("", "fsspec URL where decoders store results; default: results/ in the state folder")
     heartbeat_interval_s: float = setting(1.0, "how often workers report", minimum=0.05)
     worker_timeout_s: float = setting(10.0, "silence after which a worker counts as dead", minimum=0.2)
     stall_timeout_s: float = setting(900.0, "a job without progress for so long counts its worker dead", minimum=1)
@@ -91,6 +89,30 @@ def load(cls: type[Config], argv: Sequence[str] | None, environ: Mapping[str, st
         if flags[name] is not None:
             values[name] = flags[name]
     return cls(**{name: _convert(fields[name], value) for name, value in values.items()})
+
+
+def otlp_signals(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+    """The signals, `traces` and `metrics`, for which the standard OTEL_* variables name a collector.
+
+    Raises InvalidRequest when they ask for a protocol other than gRPC.
+    """
+    named = set()
+    for signal in ("traces", "metrics"):
+        own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_"
+        endpoint = environ.get(own + "ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        if not endpoint or environ.get(f"OTEL_{signal.upper()}_EXPORTER", "otlp") != "otlp":
+            continue
+        protocol = environ.get(own + "PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
+        if protocol != "grpc":
+            raise InvalidRequest("OTEL_EXPORTER_OTLP_PROTOCOL", protocol, "'grpc'")
+        named.add(signal)
+    disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    return frozenset() if disabled else frozenset(named)
+
+
+def metrics_host(environ: Mapping[str, str] = os.environ) -> str:
+    """The address that the Prometheus page is served on."""
+    return environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "127.0.0.1"
 
 
 def _flag(name: str) -> str:

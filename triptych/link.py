@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import grpc
 
@@ -25,7 +25,10 @@ from triptych.v1.fleet_service_pb2 import (
     RegisterWorkerResponse,
     UnregisterWorkerRequest,
 )
-from triptych.v1.fleet_service_pb2_grpc import FleetServiceAsyncStub, FleetServiceStub
+from triptych.v1.fleet_service_pb2_grpc import FleetServiceStub
+
+if TYPE_CHECKING:  # it exists for type checkers only
+    from triptych.v1.fleet_service_pb2_grpc import FleetServiceAsyncStub
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class Link:
     """See the module's docstring. `run` must run for as long as the link is used."""
 
     def __init__(self, channel: grpc.aio.Channel, member: Member) -> None:
-        self._stub: FleetServiceAsyncStub = FleetServiceStub(channel)  # type: ignore[assignment]
+        self._stub: FleetServiceAsyncStub = FleetServiceStub(channel)
         self._member = member
         self._registered = asyncio.Event()
         self._news = asyncio.Event()

@@ -55,7 +55,7 @@ class Running:
 class PhaseReporter:
     """Tells the controller of the phase's start and end, however often either side reconnects meanwhile."""
 
-    def __init__(self, link: Link, role: Role, running: Running) -> None:
+    def __init__(self, link: Link, role: Role.ValueType, running: Running) -> None:
         self._link, self._role, self._running = link, role, running
 
     async def start(self) -> GenerationRequest:
@@ -113,7 +113,7 @@ class PhaseReporter:
         return running.claimed.lease, running.dispatch.job_id, running.dispatch.generation
 
 
-def _reason_of(error: Exception) -> tuple[pb.FailureReason, str]:
+def _reason_of(error: Exception) -> tuple[pb.FailureReason.ValueType, str]:
     """What to tell the controller about an error."""
     if isinstance(error, InvalidRequest):
         return pb.FAILURE_REASON_INVALID_REQUEST, str(error)

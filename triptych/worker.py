@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -34,13 +34,14 @@ from triptych.errors import (
 )
 from triptych.link import Link
 from triptych.rings.ring import Claimed, Ring
+from triptych.roles import NEXT, RING_OF, ring_name, role_name
 from triptych.running import PhaseReporter, Running
 from triptych.stages import Stage, Step, request_inputs
 from triptych.transport import room as rooms
 from triptych.transport.arena import Arena
 from triptych.transport.fetcher import Fetcher
 from triptych.v1 import fleet_service_pb2, worker_pb2
-from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, Dispatch
 from triptych.v1.job_pb2 import Artifact, GenerationRequest
 from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.room_pb2 import Manifest, RoomRef
@@ -55,8 +56,6 @@ SPACE_WAIT_S = 1.0
 """Bound of one wait for arena space; between two, the worker looks whether its job is still wanted."""
 TENSORS_SHOWN_MAX = 8
 """Tensors named in a dispatch. The manifest has all; these are for people, and a slot is 4 KiB."""
-
-NEXT_ROLE = {ROLE_ENCODER: ROLE_TRANSFORMER, ROLE_TRANSFORMER: ROLE_DECODER}
 
 
 Result = TypeVar("Result")
@@ -74,10 +73,12 @@ class Worker:
         fetcher: Fetcher,
         mooncake_session: str,
         address: str,
+        metrics: telemetry.Metrics,
     ) -> None:
         self._config, self._stage, self._model = config, stage, model
         self._arena, self._fetcher, self._mooncake = arena, fetcher, mooncake_session
         self._address = address
+        self._metrics = metrics
         self._instance_id = ids.new_instance_id()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stage")
         self._room_counter = 0
@@ -122,7 +123,7 @@ class Worker:
         if (running := self._running) is not None:
             report.progress.job_id = running.dispatch.job_id
             report.progress.generation = running.dispatch.generation
-            report.progress.step, report.progress.step_count = running.step.step, running.step.step_count
+            report.progress.step, report.progress.step_count = running.step, running.step_count
             report.progress.preview_png, running.preview_png = running.preview_png, b""
         return report
 
@@ -165,10 +166,10 @@ class Worker:
         )
         if (running := self._running) is not None:
             worker.job_id = running.dispatch.job_id
-            worker.step, worker.step_count = running.step.step, running.step.step_count
+            worker.step, worker.step_count = running.step, running.step_count
         return worker
 
-    def _state(self) -> worker_pb2.WorkerState:
+    def _state(self) -> worker_pb2.WorkerState.ValueType:
         if self.draining.is_set():
             return worker_pb2.WORKER_STATE_DRAINING
         if self._full:
@@ -239,7 +240,7 @@ class Worker:
     async def _run_phase(self, running: Running) -> None:
         """Everything from a claim to its ack or nack. Whatever the stage raises, the loop goes on."""
         reporter = PhaseReporter(self.link, self._stage.role, running)
-        with telemetry.consume(running.claimed, rank=self.link.rank):
+        with self._observed(running):
             end = self._source.ack
             try:
                 request = await reporter.start()
@@ -256,7 +257,28 @@ class Worker:
                 with contextlib.suppress(LeaseLost, Unavailable, Fenced, DeadlinePassed):
                     await end(running.claimed.lease)
 
+    @contextlib.contextmanager
+    def _observed(self, running: Running) -> Iterator[None]:
+        """The job's trace and logs: how long it waited in the ring, and a span for all that happens to it here."""
+        lease, d = running.claimed
+        ring, parent = ring_name(lease.ring), telemetry.extract(d.traceparent)
+        if d.HasField("publish_time"):
+            published_s = d.publish_time.ToNanoseconds() / 1e9
+            with telemetry.span(
+                "queue.wait", parent=parent, start_s=published_s, ring=ring, job_id=d.job_id, rank=lease.rank
+            ):
+                self._metrics.queue_waited(role_name(self._stage.role), max(0.0, time.time() - published_s))
+        if lease.attempt:
+            self._metrics.redelivered(ring)
+        attempt, rank = lease.attempt, lease.rank
+        claim = telemetry.span(
+            f"claim {ring}", kind="consumer", parent=parent, ring=ring, attempt=attempt, job_id=d.job_id, rank=rank
+        )
+        with telemetry.log_context(job_id=d.job_id, rank=rank), claim:
+            yield
+
     async def _work(self, running: Running, request: GenerationRequest, reporter: PhaseReporter) -> None:
+        inputs: Mapping[str, object]
         if self._stage.role == ROLE_ENCODER:
             inputs = await self._in_thread(lambda: request_inputs(request, self._model))
         else:
@@ -266,11 +288,13 @@ class Worker:
         def on_step(step: Step) -> None:
             running.step, running.step_count = step.step, step.step_count
             running.preview_png = step.preview_png or running.preview_png
-            telemetry.step_event(span, step.step, step.step_count)
+            span.add_event("step", {"step": step.step, "step_count": step.step_count})
             loop.call_soon_threadsafe(self.link.notify)
 
-        with telemetry.span("stage.run") as span:
+        started_s = time.monotonic()
+        with telemetry.span("stage.run", job_id=running.dispatch.job_id, rank=self.link.rank) as span:
             outputs = await self._in_thread(lambda: self._stage.run(inputs, on_step, running.should_stop))
+        self._metrics.stage_ran(role_name(self._stage.role), time.monotonic() - started_s)
         if self._stage.role == ROLE_DECODER:
             await reporter.complete(artifacts=await self._store_results(running, request, outputs))
             return
@@ -284,13 +308,16 @@ class Worker:
 
     async def _fetch(self, running: Running) -> Mapping[str, object]:
         ref = running.dispatch.room
-        with telemetry.span("room.fetch", room_id=ref.room_id) as span:
+        with telemetry.span("room.fetch", job_id=running.dispatch.job_id, room_id=f"{ref.room_id:#x}") as span:
             try:
                 fetched = await self._fetcher.fetch(ref)
             except InvalidRequest as error:  # a bad reference is its owner's fault, not the client's
                 raise TransferFailed(str(error)) from error
-            telemetry.set_attributes(span, mover=fetched.mover, bytes=fetched.size_bytes)
-            telemetry.metrics().fetched(fetched.mover, fetched.size_bytes, fetched.seconds)
+            span.set_attribute("triptych.mover", fetched.mover)
+            span.set_attribute("triptych.size_bytes", fetched.size_bytes)
+            self._metrics.transferred(fetched.mover, fetched.size_bytes, fetched.seconds)
+            if fetched.read_count > 1:
+                self._metrics.checksum_failed(fetched.mover)
             self._fetch_count[fetched.mover] = self._fetch_count.get(fetched.mover, 0) + 1
             manifest = rooms.parse(fetched.buffer, ref.room_id)
             return await self._in_thread(lambda: codec.decode(manifest, fetched.buffer, self._config.device))
@@ -301,7 +328,7 @@ class Worker:
         self, running: Running, request: GenerationRequest, outputs: Mapping[str, object]
     ) -> Dispatch:
         job_id = running.dispatch.job_id
-        with telemetry.span("room.store") as span:
+        with telemetry.span("room.store", job_id=job_id) as span:
             encoded = await self._in_thread(lambda: codec.encode(outputs, job_id))
             self._room_counter += 1
             room_id = ids.room_id(self.link.rank, self._room_counter)
@@ -317,7 +344,8 @@ class Worker:
                     if running.should_stop():
                         raise JobCancelled("the job was cancelled while its tensors waited for space") from None
             self._room_bytes_expected = max(self._room_bytes_expected, placement.size_bytes)
-            telemetry.set_attributes(span, room_id=room_id, bytes=placement.size_bytes)
+            span.set_attribute("triptych.room_id", f"{room_id:#x}")
+            span.set_attribute("triptych.size_bytes", placement.size_bytes)
         ref = self._arena.ref(
             placement, owner_rank=self.link.rank, owner_address=self._address, mooncake=self._mooncake
         )
@@ -328,13 +356,12 @@ class Worker:
         dispatch = Dispatch(
             job_id=before.job_id,
             generation=before.generation,
-            role=NEXT_ROLE[self._stage.role],
+            role=NEXT[self._stage.role],
             room=ref,
             tensors=sorted(manifest.tensors, key=lambda t: -t.size_bytes)[:TENSORS_SHOWN_MAX],
             sender_rank=self.link.rank,
             receiver_rank=request.transformer_rank if is_encoder else before.decoder_rank,
             decoder_rank=request.decoder_rank if is_encoder else 0,
-            traceparent=telemetry.inject(),
         )
         if before.HasField("deadline_time"):
             dispatch.deadline_time.CopyFrom(before.deadline_time)
@@ -355,15 +382,17 @@ class Worker:
             url, job_id = self.link.result_url, running.dispatch.job_id
             return [results.store(url, job_id, e.name, e.media_type, e.data) for e in encoded]
 
-        with telemetry.span("result.store") as span:
+        with telemetry.span("result.store", job_id=running.dispatch.job_id) as span:
             artifacts = await self._in_thread(store)
-            telemetry.set_attributes(span, bytes=sum(a.size_bytes for a in artifacts))
+            span.set_attribute("triptych.size_bytes", sum(a.size_bytes for a in artifacts))
             return artifacts
 
     async def _publish(self, running: Running, dispatch: Dispatch) -> None:
         """Hand the room to the next role. After a restart the controller does it, from its journal."""
         assert self._sink is not None
-        with telemetry.publish(dispatch):
+        ring = ring_name(RING_OF[dispatch.role])
+        with telemetry.span(f"publish {ring}", kind="producer", job_id=dispatch.job_id, rank=self.link.rank):
+            dispatch.traceparent = telemetry.inject()
             while self.link.epoch == running.epoch and not running.lost:
                 dispatch.publish_time.GetCurrentTime()
                 try:

@@ -4,23 +4,46 @@
 
     with Client("127.0.0.1:7070") as client:
         client.generate("a big red circle moving right", "out.mp4", seed=1)
+
+Names are resolved on first use, so that the command starts without waiting for gRPC.
 """
 
 from __future__ import annotations
 
-from triptych_client.client import AsyncClient
-from triptych_client.jobs import ACTIVE_STATES, Generated, is_over
-from triptych_client.request import GenerationFields, build_request
-from triptych_client.retry import RetryPolicy
-from triptych_client.sync import Client
+import importlib
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "ACTIVE_STATES",
-    "AsyncClient",
-    "Client",
-    "Generated",
-    "GenerationFields",
-    "RetryPolicy",
-    "build_request",
-    "is_over",
-]
+if TYPE_CHECKING:
+    from triptych_client.client import AsyncClient as AsyncClient
+    from triptych_client.fleet import FleetPlan as FleetPlan
+    from triptych_client.fleet import RolePlan as RolePlan
+    from triptych_client.fleet import embedded_fleet as embedded_fleet
+    from triptych_client.fleet import run_fleet as run_fleet
+    from triptych_client.jobs import Generated as Generated
+    from triptych_client.jobs import is_over as is_over
+    from triptych_client.request import GenerationFields as GenerationFields
+    from triptych_client.request import build_request as build_request
+    from triptych_client.retry import RetryPolicy as RetryPolicy
+    from triptych_client.sync import Client as Client
+
+_MODULE_BY_NAME = {
+    "AsyncClient": "client",
+    "Client": "sync",
+    "FleetPlan": "fleet",
+    "Generated": "jobs",
+    "GenerationFields": "request",
+    "RetryPolicy": "retry",
+    "RolePlan": "fleet",
+    "build_request": "request",
+    "embedded_fleet": "fleet",
+    "is_over": "jobs",
+    "run_fleet": "fleet",
+}
+
+__all__ = list(_MODULE_BY_NAME) 
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_BY_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_BY_NAME[name]}"), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Unpack
@@ -77,9 +77,7 @@ class AsyncClient:
 
     async def submit(self, request: job_pb2.GenerationRequest, request_id: str = "") -> job_pb2.Job:
         """As `create_job`, from a ready message."""
-        message = generation_service_pb2.CreateJobRequest(
-            request_id=request_id or str(uuid.uuid4()), request=request
-        )
+        message = generation_service_pb2.CreateJobRequest(request_id=request_id or str(uuid.uuid4()), request=request)
         response = await call(
             lambda timeout_s: self._jobs.CreateJob(message, timeout=timeout_s), self._retry, self.endpoint, (Full,)
         )
@@ -122,9 +120,7 @@ class AsyncClient:
             remaining_s = None if end_s is None else max(end_s - time.monotonic(), 0.0)
             found = Unavailable(f"{self.endpoint} ended the stream before {job_id} was over")
             try:
-                stream = self._jobs.WatchJob(
-                    generation_service_pb2.WatchJobRequest(job_id=job_id), timeout=remaining_s
-                )
+                stream = self._jobs.WatchJob(generation_service_pb2.WatchJobRequest(job_id=job_id), timeout=remaining_s)
                 async for update in stream:
                     backoff.reset()
                     if update.job != seen or update.preview_png:
@@ -169,8 +165,7 @@ class AsyncClient:
     async def _download(self, message: generation_service_pb2.DownloadResultRequest, path: Path) -> None:
         artifact: job_pb2.Artifact | None = None
         with PartFile(path) as part:
-            stream: AsyncIterator[generation_service_pb2.DownloadResultResponse] = self._jobs.DownloadResult(message)
-            async for response in stream:
+            async for response in self._jobs.DownloadResult(message):
                 if artifact is None:
                     artifact = response.artifact
                 part.write(response.chunk)
@@ -178,7 +173,7 @@ class AsyncClient:
             part.commit()
 
     async def download_results(self, job: job_pb2.Job, path: Path | str) -> tuple[Path, ...]:
-        """Write all files of a job that succeeded: to `path`, or to numbered paths beside it where there are several."""
+        """Write all files of a job that succeeded: to `path`, or numbered beside it where there are several."""
         paths = output_paths(Path(path), [artifact.name for artifact in job.artifacts])
         for index, target in enumerate(paths):
             await self.download_result(job.job_id, target, index)
@@ -217,7 +212,7 @@ class AsyncClient:
         check_folder(target)
         if not fields.get("output_format"):
             fields["output_format"] = output_format(target)
-        with telemetry.tracer().start_as_current_span("generate") as span:
+        with telemetry.span("generate") as span:
             job = await self.create_job(prompt, request_id=request_id, **fields)
             span.set_attribute("triptych.job_id", job.job_id)
             async for update in self.watch_job(job.job_id):

@@ -11,8 +11,9 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from triptych.errors import InvalidRequest
+from triptych.errors import InvalidRequest, Unavailable
 from triptych_client.launcher import Notice, RestartPolicy, Supervisor
 from triptych_client.processes import ProcessSpec
 
@@ -28,6 +29,10 @@ START_TIMEOUT_S = 900.0
 
 STOP_MARGIN_S = 10.0
 """What a drained process may take beyond its own drain timeout before it is killed."""
+
+
+EMBEDDED_DRAIN_TIMEOUT_S = 5.0
+"""An embedded fleet has nothing left to finish when it stops."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class FleetPlan:
 
     def workers(self, controller_address: str) -> list[ProcessSpec]:
         """The workers' processes, in the order in which a job passes them."""
-        specs = []
+        specs: list[ProcessSpec] = []
         for role in ROLES:
             plan = self.roles[role]
             for index in range(plan.count):
@@ -173,16 +178,29 @@ async def run_fleet(
         await fleet.kill()
 
 
-@contextlib.contextmanager
-def temporary_state() -> AsyncIterator[Path]:
-    """A state folder that is gone after the block."""
+@contextlib.asynccontextmanager
+async def embedded_fleet(model: str, notice: Notice | None = None, **settings: Any) -> AsyncIterator[Fleet]:
+    """A controller and one worker of each role for the length of the block, with a state folder that goes with it.
+
+    `settings` are fields of `FleetPlan`. Where a process can't run, the folder stays, because the logs say why.
+    """
+    state = Path(tempfile.mkdtemp(prefix="triptych-"))
+    keeps = False
+    try:
+        plan = FleetPlan(**{"model": model, "state": state, "drain_timeout_s": EMBEDDED_DRAIN_TIMEOUT_S, **settings})
+        async with run_fleet(plan, notice) as fleet:
+            yield fleet
+    except Unavailable:
+        keeps = True
+        raise
+    finally:
+        if not keeps:
+            shutil.rmtree(state, ignore_errors=True)
 
 
 def _sweep_arenas() -> None:
-    try:
-        from triptych.transport.arena import sweep
-    except ImportError:
-        return
+    from triptych.transport.arena import sweep  # here, because `triptych --help` must not wait for it
+
     sweep()
 
 

@@ -98,9 +98,7 @@ class Client:
         **fields: Unpack[GenerationFields],
     ) -> Generated:
         """See `AsyncClient.generate`. `on_update` is called in the client's thread."""
-        return self._loop.run(
-            self._client.generate(prompt, path, request_id=request_id, on_update=on_update, **fields)
-        )
+        return self._loop.run(self._client.generate(prompt, path, request_id=request_id, on_update=on_update, **fields))
 
     def _iterate(self, items: AsyncGenerator[Item, None]) -> Generator[Item, None, None]:
         try:

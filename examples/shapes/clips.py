@@ -33,7 +33,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (-LEVEL, -LEVEL, -LEVEL),
 }
 # The radius of the circle of the same area: the three shapes of one size cover the same number of pixels.
-RADII_PX: dict[str, float] = {"big": 13.0, "small": 7.5}
+RADII_PX: dict[str, float] = {"big": 13.0, "small": 8.0}
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS: dict[str, tuple[float, float]] = {
     "left": (-1.0, 0.0),

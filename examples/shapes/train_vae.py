@@ -20,7 +20,7 @@ LEARNING_RATE = 2e-3
 POLISH_RATE = 1e-3
 LATENT_NOISE = 0.1  # stands in for a sampled posterior, and for the small errors of a denoised latent
 LATENT_WEIGHT = 1e-3  # a light pull to zero, so that the noise has a scale to be small against
-SHAPE_WEIGHT = 4.0  # a small shape is 4% of the picture: without this its outline learns last
+SHAPE_WEIGHT = 8.0  # a small shape is 5% of the picture: without this its outline learns last
 STATISTICS_CLIPS = 256
 
 

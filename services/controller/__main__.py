@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from services.controller.controller import Controller
@@ -16,8 +17,9 @@ from services.controller.supervisor import MODEL_KEY, Supervisor
 from triptych import process, results, rpc, telemetry
 from triptych.config import ControllerConfig, load
 from triptych.rings.memory import MemoryRing
+from triptych.roles import ring_name
 from triptych.v1 import fleet_service_pb2_grpc, generation_service_pb2_grpc, ring_service_pb2_grpc
-from triptych.v1.dispatch_pb2 import RING_PHASE1, RING_PHASE2, RING_REQUEST
+from triptych.v1.dispatch_pb2 import RING_PHASE1, RING_PHASE2, RING_REQUEST, Ring
 from triptych.v1.model_pb2 import ModelDescription
 
 
@@ -26,11 +28,13 @@ async def main() -> None:
     config = load(ControllerConfig, None)
     stop = process.stop_event()
     state = Path(config.state)
-    with telemetry.setup("triptych-controller", trace_file=config.trace_file, metrics_port=config.metrics_port):
+    telemetry.setup_logging("controller")
+    with telemetry.setup("triptych-controller", trace_file=config.trace_file, metrics_port=config.metrics_port) as seen:
         async with Journal(state) as journal:
             result_url = results.check_url("result_url", config.result_url or f"{state}/results")
             epoch = await journal.next_epoch()
             controller, supervisor = await _assemble(config, journal, epoch, result_url)
+            seen.metrics.watch_rings(lambda: _depths(controller.rings))
             await supervisor.recover()
             server = await rpc.start_server(config.address, _services(controller, supervisor, epoch))
             ticking = asyncio.create_task(supervisor.run())
@@ -55,14 +59,12 @@ async def _assemble(
     }
     controller = Controller(config, Ledger(journal), rings, model)
     supervisor = Supervisor(controller, epoch, result_url)
-    telemetry.metrics().observe_queues(
-        lambda: {_ring_name(name): (s.ready_count, s.leased_count) for name, r in rings.items() if (s := r.stats())}
-    )
     return controller, supervisor
 
 
-def _ring_name(ring: int) -> str:
-    return {RING_REQUEST: "request", RING_PHASE1: "phase1", RING_PHASE2: "phase2"}[ring]  # type: ignore[index]
+def _depths(rings: Mapping[Ring.ValueType, MemoryRing]) -> list[telemetry.RingDepth]:
+    stats = {ring_name(name): ring.stats() for name, ring in rings.items()}
+    return [telemetry.RingDepth(name, s.ready_count, s.leased_count) for name, s in stats.items()]
 
 
 def _services(controller: Controller, supervisor: Supervisor, epoch: int) -> list[rpc.Service]:

@@ -22,6 +22,7 @@ from triptych import ids, requests, telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import AlreadyExists, BacklogFull, InvalidRequest, LeaseLost, NotFound, RingFull, Unavailable
 from triptych.rings.memory import MemoryRing
+from triptych.roles import RING_OF
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
 from triptych.v1.fleet_service_pb2 import (
     FAILURE_REASON_INVALID_REQUEST,
@@ -63,7 +64,11 @@ class Controller:
     """The truth about jobs."""
 
     def __init__(
-        self, config: ControllerConfig, ledger: Ledger, rings: Mapping[Ring, MemoryRing], model: ModelDescription | None
+        self,
+        config: ControllerConfig,
+        ledger: Ledger,
+        rings: Mapping[Ring.ValueType, MemoryRing],
+        model: ModelDescription | None,
     ) -> None:
         self.config = config
         self.ledger = ledger
@@ -72,7 +77,7 @@ class Controller:
         self.model = model
         self.work = asyncio.Event()
         """Set when something may be publishable."""
-        self._queues: dict[Role, dict[str, int]] = {role: {} for role in jobs.WAITING}
+        self._queues: dict[Role.ValueType, dict[str, int]] = {role: {} for role in jobs.WAITING}
         """Jobs to publish for a role, in order, with the generation they are for."""
 
     # -- clients ----------------------------------------------------------------------------------------------
@@ -136,7 +141,7 @@ class Controller:
         await self.give_up(job_id, JOB_STATE_CANCELLED, "")
         return await self.ledger.get(job_id)
 
-    async def give_up(self, job_id: str, state: JobState, error: str) -> None:
+    async def give_up(self, job_id: str, state: JobState.ValueType, error: str) -> None:
         """End a job without a result, unless it is over."""
         try:
             await self._apply(job_id, lambda entry: jobs.give_up(entry, state, error))
@@ -246,7 +251,7 @@ class Controller:
     ) -> tuple[Job, Lease | None, Dispatch | None]:
         """Accept a job and lease it to the calling encoder at once. Raises as `create`, and RingFull."""
         self.fleet.check(rank)
-        ring = self.rings[jobs.RING_OF[ROLE_ENCODER]]
+        ring = self.rings[RING_OF[ROLE_ENCODER]]
         if _free_count(ring) == 0:
             raise RingFull("the request ring is full; send the job to the controller instead")
         entry, existing = await self._accept(request_id, request)
@@ -290,7 +295,7 @@ class Controller:
         for role, queue in self._queues.items():
             if not queue:
                 continue
-            ring = self.rings[jobs.RING_OF[role]]
+            ring = self.rings[RING_OF[role]]
             room = _free_count(ring)
             if role == ROLE_ENCODER:
                 room = min(room, REQUESTS_PER_ENCODER * len(self.fleet.alive(role)) - ring.stats().ready_count)
@@ -336,7 +341,7 @@ class Controller:
     def _is_readable(self, dispatch: Dispatch) -> bool:
         return dispatch.HasField("room") and dispatch.room.owner_rank in self.fleet.members
 
-    def _attempt(self, role: Role, rank: int, reason: str) -> Attempt:
+    def _attempt(self, role: Role.ValueType, rank: int, reason: str) -> Attempt:
         attempt = Attempt(role=role, rank=rank, reason=reason)
         attempt.end_time.GetCurrentTime()
         return attempt

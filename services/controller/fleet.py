@@ -31,7 +31,7 @@ class Member:
     stream: int = 0
 
     @property
-    def role(self) -> Role:
+    def role(self) -> Role.ValueType:
         """Its role; unspecified while it is only expected."""
         return self.registration.role if self.registration else ROLE_UNSPECIFIED
 
@@ -101,7 +101,7 @@ class Fleet:
         """Whether the room's owner may still be there. An expected owner counts until it times out."""
         return rank in self.members
 
-    def alive(self, role: Role) -> list[Member]:
+    def alive(self, role: Role.ValueType) -> list[Member]:
         """Registered members of a role."""
         return [m for m in self.members.values() if m.registration and m.role == role]
 

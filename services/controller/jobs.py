@@ -23,15 +23,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from triptych.errors import LeaseLost, WrongState
+from triptych.roles import NEXT, role_name
 from triptych.v1.dispatch_pb2 import (
-    RING_PHASE1,
-    RING_PHASE2,
-    RING_REQUEST,
     ROLE_DECODER,
     ROLE_ENCODER,
     ROLE_TRANSFORMER,
     Dispatch,
-    Ring,
     Role,
 )
 from triptych.v1.job_pb2 import (
@@ -51,24 +48,24 @@ from triptych.v1.job_pb2 import (
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.ring_service_pb2 import Lease
 
-WAITING: dict[Role, JobState] = {
+WAITING: dict[Role.ValueType, JobState.ValueType] = {
     ROLE_ENCODER: JOB_STATE_QUEUED,
     ROLE_TRANSFORMER: JOB_STATE_ENCODED,
     ROLE_DECODER: JOB_STATE_DENOISED,
 }
-RUNNING: dict[Role, JobState] = {
+RUNNING: dict[Role.ValueType, JobState.ValueType] = {
     ROLE_ENCODER: JOB_STATE_ENCODING,
     ROLE_TRANSFORMER: JOB_STATE_DENOISING,
     ROLE_DECODER: JOB_STATE_DECODING,
 }
-RING_OF: dict[Role, Ring] = {ROLE_ENCODER: RING_REQUEST, ROLE_TRANSFORMER: RING_PHASE1, ROLE_DECODER: RING_PHASE2}
-ROLE_OF: dict[JobState, Role] = {state: role for table in (WAITING, RUNNING) for role, state in table.items()}
-NEXT: dict[Role, Role] = {ROLE_ENCODER: ROLE_TRANSFORMER, ROLE_TRANSFORMER: ROLE_DECODER}
+ROLE_OF: dict[JobState.ValueType, Role.ValueType] = {
+    state: role for table in (WAITING, RUNNING) for role, state in table.items()
+}
 Change = Callable[[JournalEntry], JournalEntry]
 OVER = frozenset({JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED, JOB_STATE_EXPIRED})
 
 
-def role_of(entry: JournalEntry) -> Role:
+def role_of(entry: JournalEntry) -> Role.ValueType:
     """The role that the job waits for or is run by. The job must not be over."""
     return ROLE_OF[entry.job.state]
 
@@ -83,7 +80,7 @@ def is_running(entry: JournalEntry) -> bool:
     return entry.job.state in RUNNING.values()
 
 
-def name(state: JobState) -> str:
+def name(state: JobState.ValueType) -> str:
     """A state in words, for example `DENOISING`."""
     return JobState.Name(state).removeprefix("JOB_STATE_")
 
@@ -113,7 +110,7 @@ def dispatch_of(entry: JournalEntry) -> Dispatch:
     return result
 
 
-def start(entry: JournalEntry, role: Role, generation: int, lease: Lease) -> JournalEntry:
+def start(entry: JournalEntry, role: Role.ValueType, generation: int, lease: Lease) -> JournalEntry:
     """A worker begins. Raises LeaseLost when the dispatch is of the past or another worker has the job."""
     _check_current(entry, role, generation)
     if is_running(entry) and not _supersedes(lease, entry.lease):
@@ -121,11 +118,11 @@ def start(entry: JournalEntry, role: Role, generation: int, lease: Lease) -> Jou
     after = _copy(entry)
     after.job.state = RUNNING[role]
     after.lease.CopyFrom(lease)
-    setattr(after.job, Role.Name(role).removeprefix("ROLE_").lower() + "_rank", lease.rank)
+    setattr(after.job, role_name(role) + "_rank", lease.rank)
     return after
 
 
-def complete(entry: JournalEntry, role: Role, generation: int, lease: Lease) -> JournalEntry:
+def complete(entry: JournalEntry, role: Role.ValueType, generation: int, lease: Lease) -> JournalEntry:
     """The stage is done: the job waits for the next role, or has SUCCEEDED after the last.
 
     The caller fills in `phase1`, `phase2` or `artifacts`. Raises LeaseLost unless the job runs under this lease.
@@ -169,7 +166,7 @@ def unlease(entry: JournalEntry) -> JournalEntry:
     return after
 
 
-def give_up(entry: JournalEntry, state: JobState, error: str) -> JournalEntry:
+def give_up(entry: JournalEntry, state: JobState.ValueType, error: str) -> JournalEntry:
     """End the job without a result, in `state`. Raises WrongState when it is over."""
     if is_over(entry):
         raise WrongState(f"job {entry.job.job_id} is already {JobState.Name(entry.job.state)}")
@@ -180,7 +177,7 @@ def give_up(entry: JournalEntry, state: JobState, error: str) -> JournalEntry:
     return after
 
 
-def _send_back(entry: JournalEntry, attempt: Attempt, attempts_max: int, role: Role) -> JournalEntry:
+def _send_back(entry: JournalEntry, attempt: Attempt, attempts_max: int, role: Role.ValueType) -> JournalEntry:
     after = _copy(entry)
     after.ClearField("lease")
     after.job.attempts.append(attempt)
@@ -198,7 +195,7 @@ def _send_back(entry: JournalEntry, attempt: Attempt, attempts_max: int, role: R
     return after
 
 
-def _check_current(entry: JournalEntry, role: Role, generation: int) -> None:
+def _check_current(entry: JournalEntry, role: Role.ValueType, generation: int) -> None:
     job = entry.job
     if is_over(entry) or job.generation != generation or role_of(entry) != role:
         raise LeaseLost(
@@ -207,7 +204,7 @@ def _check_current(entry: JournalEntry, role: Role, generation: int) -> None:
         )
 
 
-def check_lease(entry: JournalEntry, role: Role, generation: int, lease: Lease) -> None:
+def check_lease(entry: JournalEntry, role: Role.ValueType, generation: int, lease: Lease) -> None:
     """Raise LeaseLost unless the job runs in this role and generation under this lease."""
     _check_current(entry, role, generation)
     if not is_running(entry) or entry.lease != lease:

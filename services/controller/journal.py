@@ -147,13 +147,15 @@ class Journal:
         row = await self._call(lambda db: db.execute(sql, (job_id,)).fetchone())
         return GenerationRequest.FromString(row[0]) if row else None
 
-    async def unfinished(self, over: Sequence[JobState]) -> list[JournalEntry]:
+    async def unfinished(self, over: Sequence[JobState.ValueType]) -> list[JournalEntry]:
         """Every entry whose state is not in `over`, oldest first."""
         sql = f"SELECT entry FROM jobs WHERE state NOT IN ({_marks(over)}) ORDER BY sequence"
         rows = await self._call(lambda db: db.execute(sql, tuple(over)).fetchall())
         return [_entry(row) for row in rows]
 
-    async def page(self, states: Sequence[JobState], before: int, limit: int) -> list[tuple[int, JournalEntry]]:
+    async def page(
+        self, states: Sequence[JobState.ValueType], before: int, limit: int
+    ) -> list[tuple[int, JournalEntry]]:
         """Up to `limit` (sequence, entry) pairs below sequence `before`, newest first; any state when none is given."""
         condition = f"AND state IN ({_marks(states)})" if states else ""
         sql = f"SELECT sequence, entry FROM jobs WHERE sequence < ? {condition} ORDER BY sequence DESC LIMIT ?"

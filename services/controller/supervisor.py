@@ -13,8 +13,9 @@ from services.controller import jobs
 from services.controller.controller import Controller
 from services.controller.fleet import Member
 from triptych.errors import InvalidRequest, LeaseLost, RingFull, WrongState
-from triptych.rings.protocol import TARGET_DEAD
+from triptych.rings.recovery import TARGET_DEAD
 from triptych.rings.ring import Removed
+from triptych.roles import RING_OF
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
 from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest, RegisterWorkerResponse, RunningPhase
 from triptych.v1.job_pb2 import JOB_STATE_FAILED
@@ -112,7 +113,7 @@ class Supervisor:
         return adopted
 
     async def _adopt(self, rank: int, entry: JournalEntry, running: RunningPhase) -> Lease | None:
-        ring = self._controller.rings[jobs.RING_OF[running.dispatch.role]]
+        ring = self._controller.rings[RING_OF[running.dispatch.role]]
         if running.lease.rank == rank and ring.holds(running.lease):
             return running.lease
         if not (jobs.is_running(entry) and entry.lease == running.lease):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triptych.rings import layout, protocol, recovery
+from triptych.rings import protocol, recovery
 from triptych.rings.layout import StateWord
 
 _ALLOWED = {(line.source, line.target, line.attempt_step) for line in protocol.TABLE.values()}
@@ -52,7 +52,7 @@ class Ledger:
         self._tokens.add(token)
         self._holder[message] = held.rank
         self.delivery_count[message] = self.delivery_count.get(message, 0) + 1
-        _check(self.delivery_count[message] <= layout.ATTEMPT_MAX, f"{message!r} delivered without end")
+        _check(self.delivery_count[message] <= self.attempts_max, f"{message!r} delivered past the cap")
 
     def on_acked(self, held: protocol.Held, message: bytes) -> None:
         """`ack` returned."""
@@ -63,7 +63,7 @@ class Ledger:
         self._let_go(held.rank, message)
 
     def on_nacked(self, held: protocol.Held, message: bytes) -> None:
-        """`nack` is about to return; nobody else may have the message yet."""
+        """`nack` returned, in the same step as its compare-and-swap: nobody else has the message yet."""
         self._let_go(held.rank, message)
 
     def on_lease_lost(self, rank: int) -> None:

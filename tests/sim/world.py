@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tests.sim.ledger import Ledger, Violation
 from triptych import errors
 from triptych.rings import attach, layout, protocol, recovery
-from triptych.rings.layout import Geometry
+from triptych.rings.layout import Geometry, StateWord
 from triptych.rings.memory import MemoryDriver
 from triptych.rings.program import CompareSwap, Operation, Program, Write
 
@@ -72,6 +72,7 @@ class Process:
     is_past_fence: bool = False
     wake_at: int | None = None
     held: list[protocol.Claim] = field(default_factory=list)
+    adopted: list[protocol.Claim] = field(default_factory=list)
 
 
 class World:
@@ -116,7 +117,7 @@ class World:
             self._run_all()
             self._drain()
             self.ledger.on_end()
-        except Violation as violation:
+        except (Violation, errors.LeaseLost) as violation:
             raise Violation(f"seed {self.seed}: {violation} (python -m tests.sim.world {self.seed})") from None
         return self.ledger
 
@@ -184,7 +185,8 @@ class World:
 
     def _perform(self, process: Process, operation: Operation) -> Any:
         result = self.memory.perform(operation)
-        self._say(process, f"{operation} -> {result!r}")
+        if self.trace is not None:
+            self._say(process, describe(operation, result))
         if isinstance(operation, CompareSwap) and result == operation.expected:
             self.version += 1
             if self.is_table_checked:
@@ -240,7 +242,10 @@ class World:
         try:
             while True:
                 process.idle_since = self.version
-                claim = yield from interleave(self.programs.claim(GEOMETRY, process.rank, self._choose))
+                if process.adopted:
+                    claim = process.adopted.pop()
+                else:
+                    claim = yield from interleave(self.programs.claim(GEOMETRY, process.rank, self._choose))
                 if claim is None:
                     yield IDLE
                     continue
@@ -262,25 +267,11 @@ class World:
             process.idle_since = -1
             yield IDLE
         if self._choose(6) == 0 and claim.held.attempt + 1 < ATTEMPTS_MAX:
-            yield from self._nack(process, claim)
+            yield from interleave(self.programs.nack(GEOMETRY, claim.held))
+            self.ledger.on_nacked(claim.held, claim.payload)
         else:
             yield from interleave(self.programs.ack(GEOMETRY, claim.held))
             self.ledger.on_acked(claim.held, claim.payload)
-
-    def _nack(self, process: Process, claim: protocol.Claim) -> Script:
-        program = interleave(self.programs.nack(GEOMETRY, claim.held))
-        step = next(program)
-        try:
-            while True:
-                if isinstance(step, CompareSwap):  # nobody can have the message before this
-                    result = yield step
-                    if result == step.expected:
-                        self.ledger.on_nacked(claim.held, claim.payload)
-                else:
-                    result = yield step
-                step = program.send(result)
-        except StopIteration:
-            return
 
     def _ack_late(self, process: Process) -> Script:
         """Woken up after being fenced: try to end the old lease all the same."""
@@ -294,6 +285,8 @@ class World:
                 self.ledger.on_acked(claim.held, claim.payload)
 
     def _controller(self, process: Process) -> Script:
+        if self.seed % 5 == 0:
+            yield from self._adopt(PRODUCERS + 1)
         while True:
             process.idle_since = -1
             yield IDLE
@@ -303,6 +296,17 @@ class World:
                 if suspect > PRODUCERS and self.respawn_count < RESPAWNS_MAX:
                     self.respawn_count += 1
                     self._start(PRODUCERS + CONSUMERS + self.respawn_count, self._consumer)
+
+    def _adopt(self, rank: int) -> Script:
+        """As after a restart: a consumer is already working on something."""
+        message = b"adopted"
+        self.ledger.begun.add(message)
+        try:
+            held = yield from interleave(protocol.adopt(GEOMETRY, message, rank, 0, self._choose))
+        except errors.RingFull:
+            return
+        self.ledger.on_published(message)
+        self.processes[rank].adopted.append(protocol.Claim(held, message))
 
     def _reap(self, rank: int) -> Script:
         self.ledger.on_fenced(rank)
@@ -328,6 +332,33 @@ class World:
         stuck = [view for view in execute(recovery.states(GEOMETRY)) if view.pack() != layout.FREE_WORD]
         if stuck:
             raise Violation(f"wedged: {stuck}")
+        if self.seed % 8 == 0:
+            self._use_again(layout.RANK_MAX)
+
+    def _use_again(self, rank: int) -> None:
+        """The ring still takes as many entries as it has slots, and gives them out in order."""
+        execute = self.memory.execute
+        sent = [b"again%d" % number for number in range(GEOMETRY.slot_count)]
+        for message in sent:
+            execute(self.programs.publish(GEOMETRY, message, rank, 0, self._choose))
+        try:
+            execute(self.programs.publish(GEOMETRY, b"toomany", rank, 0, self._choose))
+        except errors.RingFull:
+            pass
+        else:
+            raise Violation("a full ring took one more")
+        claims = [execute(self.programs.claim(GEOMETRY, rank, self._choose)) for _ in sent]
+        if [claim and claim.payload for claim in claims] != sent:
+            raise Violation(f"out of order: {claims}")
+
+
+def describe(operation: Operation, result: Any) -> str:
+    """An operation for people."""
+    if not isinstance(operation, CompareSwap):
+        return f"{type(operation).__name__} at {operation.offset} {result if isinstance(result, int) else ''}"
+    old, new, seen = (StateWord.unpack(word) for word in (operation.expected, operation.replacement, result))
+    slot = (operation.offset - layout.STATES_OFFSET) // layout.WORD_BYTES
+    return f"slot {slot}: {old} -> {new}" + ("" if seen == old else f" REFUSED, is {seen}")
 
 
 def interleave(program: Program[Any]) -> Generator[Step, Any, Any]:
@@ -341,11 +372,6 @@ def interleave(program: Program[Any]) -> Generator[Step, Any, Any]:
             chain = program.send(tuple(results))
     except StopIteration as stop:
         return stop.value
-
-
-def seeds(first: int, count: int) -> Iterator[int]:
-    """Seeds of a batch."""
-    yield from range(first, first + count)
 
 
 if __name__ == "__main__":

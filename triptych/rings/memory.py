@@ -107,7 +107,7 @@ class MemoryRing:
         self._driver = driver or MemoryDriver(memoryview(bytearray(geometry.ring_bytes)))
         self._fenced: set[int] = set()
         self._claims: dict[int, object] = {}
-        self._sleepers: list[asyncio.Future[None]] = []
+        self._sleepers: dict[int, asyncio.Future[None]] = {}
         self._redelivered_count = 0
         self._removed_count = 0
         self._driver.execute(attach.format_ring(geometry, name, epoch))
@@ -129,6 +129,7 @@ class MemoryRing:
         """See `Ring.claim`. A newer claim by the same rank ends an older one that still waits."""
         check_wait(wait_s)
         turn = self._claims[rank] = object()
+        self._wake(rank)
         deadline_s = time.monotonic() + wait_s
         try:
             while self._claims.get(rank) is turn:
@@ -136,7 +137,7 @@ class MemoryRing:
                 remaining_s = deadline_s - time.monotonic()
                 if claimed is not None or remaining_s <= 0:
                     return claimed
-                await self._sleep(remaining_s)
+                await self._sleep(rank, remaining_s)
             return None
         finally:
             if self._claims.get(rank) is turn:
@@ -153,7 +154,7 @@ class MemoryRing:
         if self._driver.execute(protocol.nack(self._geometry, held_of(lease, self.name, self._geometry))):
             self._wake()
         else:
-            self._bury(lease.rank)
+            self._bury(0)
 
     def adopt(self, dispatch: Dispatch, rank: int) -> Lease:
         """Put a dispatch that `rank` is already working on into the ring, as leased by it. Raises RingFull, Fenced."""
@@ -169,10 +170,7 @@ class MemoryRing:
         """
         check_rank("rank", rank, least=1)
         self._fenced.add(rank)
-        reaped = self._driver.execute(recovery.reap(self._geometry, rank, self._attempts_max))
-        self._removed_count += len(reaped.removed)
-        self._wake()
-        return Reaped.of(reaped, self.name)
+        return self._reap(rank)
 
     def holds(self, lease: Lease) -> bool:
         """Whether the lease is still its holder's."""
@@ -191,6 +189,7 @@ class MemoryRing:
             slot_count=len(kinds),
             ready_count=kinds.count(Kind.READY),
             leased_count=kinds.count(Kind.LEASED),
+            waiting_count=len(self._sleepers),
             redelivered_count=self._redelivered_count,
             removed_count=self._removed_count,
         )
@@ -204,8 +203,14 @@ class MemoryRing:
             self._redelivered_count += 1
         return Claimed(lease_of(claim.held, self.name), Dispatch.FromString(claim.payload))
 
+    def _reap(self, rank: int) -> Reaped:
+        reaped = self._driver.execute(recovery.reap(self._geometry, rank, self._attempts_max))
+        self._removed_count += len(reaped.removed)
+        self._wake()
+        return Reaped.of(reaped, self.name)
+
     def _bury(self, rank: int) -> None:
-        for removed in self.reap(rank).removed:
+        for removed in self._reap(rank).removed:
             self._on_dead_letter(removed)
 
     def _check_alive(self, rank: int, least: int = 0) -> None:
@@ -213,19 +218,18 @@ class MemoryRing:
         if rank in self._fenced:
             raise errors.Fenced(f"rank {rank} was declared dead in epoch {self.epoch}; register anew")
 
-    async def _sleep(self, timeout_s: float) -> None:
-        """Wait until something may have become claimable, or a claim was ended."""
-        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sleepers.append(sleeper)
+    async def _sleep(self, rank: int, timeout_s: float) -> None:
+        """Wait until something may have become claimable, or a newer claim or a reap ended this one."""
+        sleeper = self._sleepers[rank] = asyncio.get_running_loop().create_future()
         try:
             await asyncio.wait((sleeper,), timeout=timeout_s)
         finally:
-            if sleeper in self._sleepers:
-                self._sleepers.remove(sleeper)
+            if self._sleepers.get(rank) is sleeper:
+                del self._sleepers[rank]
 
-    def _wake(self) -> None:
-        """Let every waiting claim look again, in the order in which they began to wait."""
-        sleepers, self._sleepers = self._sleepers, []
-        for sleeper in sleepers:
-            if not sleeper.done():
+    def _wake(self, rank: int | None = None) -> None:
+        """Let the waiting claim of `rank`, or all in the order in which they began to wait, look again."""
+        for sleeping in [rank] if rank is not None else list(self._sleepers):
+            sleeper = self._sleepers.pop(sleeping, None)
+            if sleeper is not None and not sleeper.done():
                 sleeper.set_result(None)

@@ -37,9 +37,8 @@ def reap(geometry: Geometry, dead: int, attempts_max: int) -> Program[Reaped]:
 
     Its half-written slots become FREE; its leases go back to READY with the next attempt or, at `attempts_max`
     deliveries, out of the ring; entries that only it could claim, and parked ones, go out of the ring too.
-    Running it again is harmless.
+    Running it again is harmless. With `dead` 0 it only takes out what is parked.
     """
-    assert dead > 0
     assert 1 <= attempts_max <= layout.ATTEMPT_MAX
     found = yield from states(geometry)
     concerned = [(slot, state) for slot, state in enumerate(found) if _is_concerned(state, dead)]
@@ -71,7 +70,7 @@ def reap(geometry: Geometry, dead: int, attempts_max: int) -> Program[Reaped]:
 def _is_concerned(state: StateWord, dead: int) -> bool:
     if state.kind is Kind.LEASED:
         return state.rank in (0, dead)
-    return state.kind is not Kind.FREE and state.rank == dead
+    return dead != 0 and state.kind is not Kind.FREE and state.rank == dead
 
 
 def _line_for(state: StateWord, content: Slot, dead: int, attempts_max: int) -> tuple[str, str]:

@@ -91,6 +91,8 @@ class RingStats(NamedTuple):
     slot_count: int
     ready_count: int
     leased_count: int
+    waiting_count: int
+    """Claims that wait: idle consumers."""
     redelivered_count: int
     removed_count: int
 

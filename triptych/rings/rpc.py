@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
@@ -16,7 +16,10 @@ from triptych.rpc import error_from
 from triptych.v1.dispatch_pb2 import Dispatch
 from triptych.v1.dispatch_pb2 import Ring as RingName
 from triptych.v1.ring_service_pb2 import AckRequest, ClaimRequest, Lease, NackRequest, PublishRequest
-from triptych.v1.ring_service_pb2_grpc import RingServiceAsyncStub, RingServiceStub
+from triptych.v1.ring_service_pb2_grpc import RingServiceStub
+
+if TYPE_CHECKING:  # it exists for type checkers only
+    from triptych.v1.ring_service_pb2_grpc import RingServiceAsyncStub
 
 T = TypeVar("T")
 

@@ -7,6 +7,7 @@ reserved keys cross (`RESERVED_PREFIX`; no input of a pipeline can have a dot in
     triptych.settings        the job's settings: {"seed", "preview_every_steps", "overrides"}
     triptych.kwargs_mapping  groups of state values: {group: [name, ...]}
     triptych.rng             states of the global generators: {"cpu": uint8 tensor, "cuda": uint8 tensor where used}
+    triptych.device_type     kind of device that the values were made on
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ RESERVED_PREFIX = "triptych."
 SETTINGS = RESERVED_PREFIX + "settings"
 KWARGS_MAPPING = RESERVED_PREFIX + "kwargs_mapping"
 RNG = RESERVED_PREFIX + "rng"
+DEVICE_TYPE = RESERVED_PREFIX + "device_type"
 
 
 class Needs(NamedTuple):
@@ -89,11 +91,25 @@ def pack(state: PipelineState, needs: Needs) -> dict[str, object]:
     return values
 
 
-def unpack(inputs: Mapping[str, object]) -> PipelineState:
-    """The state that `pack` took values from."""
+def unpack(inputs: Mapping[str, object], device: torch.device) -> PipelineState:
+    """The state that `pack` took values from. Between kinds of devices its tensors move to `device`."""
     mapping: Any = inputs.get(KWARGS_MAPPING, {})
     values = {name: value for name, value in inputs.items() if not name.startswith(RESERVED_PREFIX)}
+    source_type = inputs.get(DEVICE_TYPE, device.type)
+    if source_type != device.type:
+        values = {name: relocate(value, str(source_type), device) for name, value in values.items()}
     return PipelineState(values=values, kwargs_mapping={group: list(names) for group, names in mapping.items()})
+
+
+def relocate(value: Any, source_type: str, device: torch.device) -> Any:
+    """The value with every tensor that lies on a device of `source_type` moved to `device`, at any depth."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device) if value.device.type == source_type else value
+    if type(value) in (list, tuple):
+        return type(value)(relocate(item, source_type, device) for item in value)
+    if type(value) is dict:
+        return {key: relocate(item, source_type, device) for key, item in value.items()}
+    return value
 
 
 @contextmanager

@@ -3,23 +3,22 @@
 The rule: a `ValueError` or `TypeError` is a refusal where the innermost frame of its traceback stands on a `raise`
 statement of diffusers' own code outside its models. An error that an operation ran into by itself (`None + 1`, a
 shape that doesn't fit) or that torch raised stays what it is. An `UnboundLocalError` in a block is a refusal, too: it
-means that diffusers has no branch for this combination of inputs (seen with guidance switched off). The generic "Required input is missing" is the
-caller's doing only in the encoder; later roles get their inputs from us.
+means that diffusers has no branch for this combination of inputs (seen with guidance switched off). The whole pipeline
+would fail alike, so trying again doesn't help.
 """
 
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 
 from triptych.errors import InvalidRequest
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
-_GENERIC_MODULE = "diffusers.modular_pipelines.modular_pipeline"
 
 
-def is_refusal(error: Exception, *, is_encoder: bool) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Whether a block said on purpose that a value can't be used."""
     if not isinstance(error, (ValueError, TypeError, UnboundLocalError)) or error.__traceback__ is None:
         return False
@@ -27,21 +26,25 @@ def is_refusal(error: Exception, *, is_encoder: bool) -> bool:
     module = str(innermost.tb_frame.f_globals.get("__name__", ""))
     if not module.startswith("diffusers.") or module.startswith("diffusers.models."):
         return False
-    if module == _GENERIC_MODULE and not is_encoder:
-        return False
     if isinstance(error, UnboundLocalError):
         return module.startswith("diffusers.modular_pipelines.")
     return innermost.tb_frame.f_code.co_code[innermost.tb_lasti] == _RAISE
 
 
-def as_invalid_request(error: Exception, inputs: Mapping[str, object], names: Iterable[str]) -> InvalidRequest:
-    """The refusal in our words: the first input that the sentence names, its value unless it is text, the sentence."""
+def as_invalid_request(error: Exception, values: Mapping[str, object]) -> InvalidRequest:
+    """The refusal in our words: the input that the sentence names first, its value unless it is text, the sentence.
+
+    Prompts that the sentence quotes are cut out, because errors are logged.
+    """
     sentence = " ".join(str(error).split())
     if isinstance(error, UnboundLocalError):
-        return InvalidRequest("request", "this combination of inputs", f"combinations that diffusers covers ({sentence})")
-    positions = {name: sentence.find(name) for name in names if name in sentence}
+        return InvalidRequest("request", "a combination of inputs", f"one that diffusers covers ({sentence})")
+    for name, value in values.items():
+        if isinstance(value, str) and value and "prompt" in name:
+            sentence = sentence.replace(value, "…")
+    positions = {name: sentence.find(name) for name in values if name in sentence}
     field = min(positions, key=lambda name: (positions[name], -len(name)), default="request")
-    value = inputs.get(field)
+    value = values.get(field)
     shown = value if isinstance(value, (bool, int, float, type(None))) else type(value).__name__
     return InvalidRequest(field, shown, f"what the pipeline takes; it says: {sentence}")
 

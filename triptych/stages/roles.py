@@ -8,13 +8,20 @@ the role doesn't hold is made on first access: see `Components`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from triptych.errors import InvalidRequest, ModelInvalid
-from triptych.stages.library import BaseGuidance, ComponentSpec, ConfigMixin, ModularPipeline, ModularPipelineBlocks
+from triptych.stages.library import (
+    BaseGuidance,
+    ComponentSpec,
+    ConfigMixin,
+    ModelMixin,
+    ModularPipeline,
+    ModularPipelineBlocks,
+)
 from triptych.stages.shells import build_shell
 
 Overrides = Mapping[str, Mapping[str, object]]
@@ -85,11 +92,7 @@ class Components:
         spec = copy.copy(self._specs[name])
         if spec.default_creation_method == "from_config" or not is_present(spec) or not is_model(spec):
             return self.get(name)
-        try:
-            component = spec.load(dtype=self._dtype)
-        except (OSError, ValueError) as error:
-            raise ModelInvalid(f"component {name!r} can't be loaded: {error}") from error
-        component.to(self._device)
+        component = _load_model(spec, self._dtype).to(self._device)
         self._pristine[name] = component
         return component
 
@@ -127,6 +130,29 @@ class Components:
             raise ModelInvalid(f"component {spec.name!r} can't be loaded: {error}") from error
 
 
+def _load_model(spec: ComponentSpec, dtype: torch.dtype) -> Any:
+    """A model with its weights. diffusers fills weights that are missing with noise; here that is an error.
+
+    Models of transformers are not checked, because their checkpoints leave out tied weights under changing names.
+    """
+    missing: Collection[str] = ()
+    cls: Any = spec.type_hint
+    try:
+        if issubclass(cls, ModelMixin):
+            where = {"subfolder": spec.subfolder, "variant": spec.variant, "revision": spec.revision}
+            path = spec.pretrained_model_name_or_path
+            model, info = cls.from_pretrained(path, **where, dtype=dtype, output_loading_info=True)
+            missing = info["missing_keys"]
+        else:
+            model = spec.load(dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelInvalid(f"component {spec.name!r} can't be loaded: {' '.join(str(error).split())}") from error
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise ModelInvalid(f"the weights of component {spec.name!r} lack {len(missing)} tensors, for example {some}")
+    return model
+
+
 def is_model(spec: ComponentSpec) -> bool:
     """Whether the component has weights. One whose class isn't named is loaded by `AutoModel`, so it has."""
     return spec.type_hint is None or issubclass(spec.type_hint, torch.nn.Module)
@@ -143,18 +169,18 @@ def is_present(spec: ComponentSpec) -> bool:
 def restrict(
     whole: ModularPipeline,
     blocks: ModularPipelineBlocks,
+    held: Sequence[str],
     components: Components,
     dtype: torch.dtype,
     device: torch.device,
 ) -> ModularPipeline:
-    """A copy of `whole` that runs only `blocks` and has none of the whole's components as attributes yet."""
+    """A copy of `whole` that runs only `blocks` and holds the components named in `held`; none is an attribute yet."""
     pipeline = copy.copy(whole)
     pipeline.__class__ = type(type(whole).__name__, (RoleMixin, type(whole)), {})
-    expected = {spec.name for spec in blocks.expected_components}
     for name in whole._component_specs:
         pipeline.__dict__.pop(name, None)
     pipeline._blocks = blocks
-    pipeline._component_specs = {name: spec for name, spec in whole._component_specs.items() if name in expected}
+    pipeline._component_specs = {name: whole._component_specs[name] for name in held}
     pipeline._role_components = components
     pipeline._role_device = device
     pipeline._role_dtype = dtype

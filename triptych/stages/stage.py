@@ -6,7 +6,7 @@ A stage is used by one thread at a time. It holds the role's models; everything 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,22 +27,36 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Stage:
     """One role with its models. Make it with `Stage.load`."""
 
-    def __init__(self, whole: Whole, role: int, pipeline: ModularPipeline, components: Components) -> None:
+    def __init__(
+        self,
+        whole: Whole,
+        role: int,
+        pipeline: ModularPipeline,
+        components: Components,
+        workflows: Sequence[str] = (),
+    ) -> None:
         self.role = role
+        self._workflows = tuple(workflows)
+        self._held = whole.component_names(role, workflows)
         self._whole = whole
         self._pipeline = pipeline
         self._needs = whole.needs_after(role)
         self._outputs = whole.outputs() if role == ROLE_DECODER else []
         self._token_pixels = whole.describe().size_multiple if role == ROLE_TRANSFORMER else 0
         self.component_bytes = {
-            name: size_bytes
-            for name in whole.component_names(role)
-            if (size_bytes := _parameter_bytes(components.get(name)))
+            name: size_bytes for name in self._held if (size_bytes := _parameter_bytes(components.get(name)))
         }
 
     @classmethod
     def load(
-        cls, whole: Whole, role: int, *, device: str = "cpu", dtype: str = "float32", threads: int | None = None
+        cls,
+        whole: Whole,
+        role: int,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        threads: int | None = None,
+        workflows: Sequence[str] = (),
     ) -> Stage:
         """Loads the components that the role's blocks expect, and no others.
 
@@ -52,9 +66,11 @@ class Stage:
             device: torch's name of the device, for example `cuda:0`.
             dtype: One of `DTYPES`, for all models of the role.
             threads: CPU threads of torch in this process; torch's own choice where not given.
+            workflows: Names of the pipeline's workflows; only what they run is loaded, and other jobs are refused. By
+                default all.
 
-        Raises `InvalidRequest` for a role, device or dtype that doesn't exist, `ModelInvalid` for files that can't be
-        loaded.
+        Raises `InvalidRequest` for a role, device, dtype or workflow that doesn't exist, `ModelInvalid` for files that
+        can't be loaded.
         """
         if role not in ROLES:
             raise InvalidRequest("role", role, ", ".join(Role.Name(known) for known in ROLES))
@@ -65,15 +81,16 @@ class Stage:
             torch.set_num_threads(threads)
         components = whole.components(torch_dtype, place)
         blocks = copy.deepcopy(whole.blocks[role])
-        for name in whole.component_names(role):
+        held = whole.component_names(role, workflows)
+        for name in held:
             components.load(name)
         insert_observers(blocks)
-        pipeline = restrict(whole.pipeline, blocks, components, torch_dtype, place)
-        return cls(whole, role, pipeline, components)
+        pipeline = restrict(whole.pipeline, blocks, held, components, torch_dtype, place)
+        return cls(whole, role, pipeline, components, workflows)
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of parameters and buffers that this role holds."""
+        """Bytes of parameters and saved buffers that this role holds."""
         return sum(self.component_bytes.values())
 
     def run(
@@ -103,14 +120,31 @@ class Stage:
         seed = int(settings.get("seed", 0))
         observer = Observer(on_step, cancelled, int(settings.get("preview_every_steps", 0)), self._token_pixels)
         pipeline = for_job(self._pipeline, settings.get("overrides", {}), observer)
-        state = self._initial_state(inputs, seed) if self.role == ROLE_ENCODER else handoff.unpack(inputs)
+        is_first = self.role == ROLE_ENCODER
+        state = self._initial_state(inputs, seed) if is_first else handoff.unpack(inputs, pipeline.device)
+        self._check_held(state)
         with handoff.global_rng(pipeline.device, seed, rng):
             state = self._call(pipeline, state)
             rng = handoff.rng_state(pipeline.device, rng)
         if self.role == ROLE_DECODER:
             return {name: state.values[name] for name in self._outputs if state.values.get(name) is not None}
         outputs = handoff.pack(state, self._needs)
-        return {**outputs, handoff.SETTINGS: dict(settings), handoff.RNG: rng}
+        return {
+            **outputs,
+            handoff.SETTINGS: dict(settings),
+            handoff.RNG: rng,
+            handoff.DEVICE_TYPE: pipeline.device.type,
+        }
+
+    def _check_held(self, state: PipelineState) -> None:
+        """Where only some workflows were loaded, the job must be one of them."""
+        if not self._workflows:
+            return
+        execution = self._whole.blocks[self.role].get_execution_blocks(**state.values)
+        expected = {spec.name for spec in execution.expected_components}
+        if missing := expected.intersection(self._whole.component_names(self.role)).difference(self._held):
+            accepted = f"inputs of the loaded workflows {', '.join(self._workflows)}"
+            raise InvalidRequest("request", f"a job that needs {', '.join(sorted(missing))}", accepted)
 
     def _initial_state(self, inputs: Mapping[str, object], seed: int) -> PipelineState:
         """The whole pipeline's inputs with the whole pipeline's defaults; roles' own defaults differ for some."""
@@ -133,9 +167,9 @@ class Stage:
         except Stop as stop:
             raise JobCancelled("the job was cancelled while this stage ran") from stop
         except (ValueError, TypeError, UnboundLocalError) as error:
-            if not is_refusal(error, is_encoder=self.role == ROLE_ENCODER):
+            if not is_refusal(error):
                 raise
-            raise as_invalid_request(error, values, values) from error
+            raise as_invalid_request(error, values) from error
 
 
 def _device(name: str) -> torch.device:
@@ -153,5 +187,5 @@ def _device(name: str) -> torch.device:
 def _parameter_bytes(component: Any) -> int:
     if not isinstance(component, torch.nn.Module):
         return 0
-    held = {id(tensor): tensor for tensor in (*component.parameters(), *component.buffers())}
-    return sum(tensor.nbytes for tensor in held.values() if not tensor.is_meta)
+    saved = {id(tensor): tensor for tensor in component.state_dict(keep_vars=True).values()}
+    return sum(tensor.nbytes for tensor in saved.values() if not tensor.is_meta)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from triptych.errors import ModelInvalid
+from triptych.errors import InvalidRequest, ModelInvalid
 from triptych.stages import folder as folders
 from triptych.stages.describe import describe
 from triptych.stages.handoff import Needs, final_outputs
@@ -68,14 +69,32 @@ class Whole:
         """A new set of this pipeline's components, none of them made yet."""
         return Components(self.pipeline, dtype, device or torch.device("cpu"))
 
-    def component_names(self, role: int) -> list[str]:
-        """Components that the role's blocks expect and the model has, in the whole pipeline's order."""
-        expected = {spec.name for spec in self.blocks[role].expected_components}
+    def component_names(self, role: int, workflows: Sequence[str] = ()) -> list[str]:
+        """Components that the role's blocks expect and the model has, in the whole pipeline's order.
+
+        With `workflows`, only those that one of these expects. Raises `InvalidRequest` for a workflow that isn't one.
+        """
+        blocks = [self.blocks[role]] if not workflows else self._execution_blocks(role, workflows)
+        expected = {spec.name for block in blocks for spec in block.expected_components}
         specs = self.pipeline._component_specs
         return [
             name
             for name, spec in specs.items()
             if name in expected and (spec.default_creation_method == "from_config" or is_present(spec))
+        ]
+
+    def _execution_blocks(self, role: int, workflows: Sequence[str]) -> list[ModularPipelineBlocks]:
+        """The role's blocks that run in these workflows; diffusers names them `block.nested`."""
+        known = list(self.pipeline._blocks._workflow_map or ())
+        if unknown := sorted(set(workflows).difference(known)):
+            raise InvalidRequest(
+                "workflows", unknown, ", ".join(known) or "nothing; this pipeline has only one workflow"
+            )
+        return [
+            block
+            for workflow in workflows
+            for path, block in self.pipeline._blocks.get_workflow(workflow).sub_blocks.items()
+            if path.partition(".")[0] in self.blocks[role].sub_blocks
         ]
 
     def needs_after(self, role: int) -> Needs:
@@ -91,7 +110,7 @@ class Whole:
         device = torch.device("cpu")
         components = self.components()
         blocks = SequentialPipelineBlocks.from_blocks_dict({})
-        return for_job(restrict(self.pipeline, blocks, components, torch.float32, device), {}, None)
+        return for_job(restrict(self.pipeline, blocks, [], components, torch.float32, device), {}, None)
 
     def describe(self) -> model_pb2.ModelDescription:
         """What the pipeline is and accepts, for clients, validation and registration."""
@@ -111,7 +130,12 @@ class Whole:
         content = folders.digest_components(folder) if folder.is_dir() else f"{self.model}@{self.revision}"
         config = {name: value for name, value in self.pipeline.config.items() if not isinstance(value, (list, tuple))}
         specs = {
-            name: [getattr(spec.type_hint, "__name__", None), spec.default_creation_method, dict(spec.config or {})]
+            # Underscored keys are diffusers' bookkeeping, made from sets: their order differs between processes.
+            name: [
+                getattr(spec.type_hint, "__name__", None),
+                spec.default_creation_method,
+                {key: value for key, value in (spec.config or {}).items() if not key.startswith("_")},
+            ]
             for name, spec in self.pipeline._component_specs.items()
         }
         parts = [type(self.pipeline).__name__, diffusers.__version__, config, specs, self.recommendations(), content]

@@ -1,0 +1,26 @@
+"""`triptych describe`: what the loaded model accepts."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from triptych.v1.model_pb2 import ModelDescription
+from triptych_client.commands.output import as_dict, print_json
+from triptych_client.commands.session import connect, run_async
+from triptych_client.render import model_view
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the model's inputs and components."""
+    model = run_async(_describe(args))
+    if args.json:
+        print_json(as_dict(model))
+    else:
+        Console().print(*model_view(model), sep="\n")
+
+
+async def _describe(args: argparse.Namespace) -> ModelDescription:
+    async with connect(args.endpoint) as client:
+        return await client.describe_model()

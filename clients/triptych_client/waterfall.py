@@ -1,0 +1,165 @@
+"""Draws a job's trace from a trace file (`--trace-file`) as a waterfall for the terminal.
+
+The file may be large and may still be written to: it is read line by line, twice, and only lines that mention the
+job or its trace are parsed. A line that can't be parsed (the last one, half written) is skipped and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.bar import Bar
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from triptych.errors import InvalidRequest, NotFound
+
+BAR_SHARE_MIN = 0.008
+"""Shortest bar as a share of the whole, so that a span of microseconds is still seen."""
+SPANS_SHOWN_MAX = 500
+"""Rows drawn at most: more than a job makes, few enough to scroll through."""
+COLORS = ("cyan", "green", "magenta", "yellow", "blue", "bright_red", "bright_cyan", "bright_green")
+
+_STATUS_ERROR = 2  # Status.StatusCode.STATUS_CODE_ERROR of opentelemetry.proto.trace.v1
+
+
+@dataclass(frozen=True)
+class Span:
+    """One span of the file. Times are Unix nanoseconds."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    service: str
+    name: str
+    start_ns: int
+    end_ns: int
+    failed: bool
+    attributes: dict[str, str]
+
+
+@dataclass
+class _Reader:
+    path: str
+    unreadable: set[int] = field(default_factory=set)
+
+    def spans(self, needles: Iterable[str]) -> Iterator[Span]:
+        """The spans of all lines that contain one of `needles`."""
+        patterns = [needle.encode() for needle in needles]
+        try:
+            with open(self.path, "rb") as file:
+                for number, line in enumerate(file):
+                    if any(pattern in line for pattern in patterns):
+                        yield from self._parse(number, line)
+        except OSError as error:
+            raise InvalidRequest(
+                "trace_file", self.path, f"a file written by --trace-file ({error.strerror})"
+            ) from error
+
+    def _parse(self, number: int, line: bytes) -> list[Span]:
+        try:
+            return list(_spans_of(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.unreadable.add(number)
+            return []
+
+
+def render(trace_file: str | os.PathLike[str], job_or_trace_id: str) -> RenderableType:
+    """The waterfall of a job, by its job id or its trace id (32 hexadecimal digits).
+
+    Raises InvalidRequest when the file can't be read, NotFound when it has no such job or trace.
+    """
+    reader = _Reader(os.fspath(trace_file))
+    wanted = job_or_trace_id.strip()
+    if not wanted:
+        raise InvalidRequest("job", job_or_trace_id, "a job id or a trace id")
+    trace_ids = {
+        span.trace_id
+        for span in reader.spans({wanted, wanted.lower()})
+        if wanted.lower() == span.trace_id or span.attributes.get("triptych.job_id") == wanted
+    }
+    spans = [span for span in reader.spans(trace_ids) if span.trace_id in trace_ids]
+    if not spans:
+        raise NotFound(f"no job and no trace {wanted!r} in {reader.path}; was the fleet started with --trace-file?")
+    return _draw(spans, len(reader.unreadable))
+
+
+def _spans_of(request: dict[str, Any]) -> Iterator[Span]:
+    for resource in request["resourceSpans"]:
+        service = _attributes(resource["resource"]).get("service.name", "?")
+        for scope in resource["scopeSpans"]:
+            for span in scope["spans"]:
+                yield Span(
+                    trace_id=span["traceId"].lower(),
+                    span_id=span["spanId"].lower(),
+                    parent_id=span.get("parentSpanId", "").lower(),
+                    service=service,
+                    name=span["name"],
+                    start_ns=int(span["startTimeUnixNano"]),
+                    end_ns=int(span["endTimeUnixNano"]),
+                    failed=span.get("status", {}).get("code", 0) == _STATUS_ERROR,
+                    attributes=_attributes(span),
+                )
+
+
+def _attributes(holder: dict[str, Any]) -> dict[str, str]:
+    # An OTLP value is an object with one member that is named for its type: {"stringValue": "x"}.
+    return {item["key"]: str(next(iter(item["value"].values()), "")) for item in holder.get("attributes", ())}
+
+
+def _in_order(spans: list[Span]) -> Iterator[tuple[int, Span]]:
+    """Each span with its depth: parents before children, siblings by their start. Without recursion."""
+    known = {span.span_id for span in spans}
+    children: dict[str, list[Span]] = {}
+    for span in sorted(spans, key=lambda span: span.start_ns, reverse=True):
+        children.setdefault(span.parent_id if span.parent_id in known else "", []).append(span)
+    stack = [(0, span) for span in children.get("", ())]
+    while stack:
+        depth, span = stack.pop()
+        yield depth, span
+        stack.extend((depth + 1, child) for child in children.get(span.span_id, ()))
+
+
+def _draw(spans: list[Span], unreadable_count: int) -> RenderableType:
+    start_ns, end_ns = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
+    total_ns = max(1, end_ns - start_ns)
+    services = list(dict.fromkeys(span.service for span in sorted(spans, key=lambda span: span.start_ns)))
+    table = Table(box=None, expand=True, pad_edge=False, header_style="bold")
+    table.add_column("service", no_wrap=True)
+    table.add_column("span", no_wrap=True, overflow="ellipsis", ratio=2)
+    table.add_column("", ratio=3)
+    table.add_column("time", justify="right", no_wrap=True)
+    for depth, span in list(_in_order(spans))[:SPANS_SHOWN_MAX]:
+        color = COLORS[services.index(span.service) % len(COLORS)]
+        rank = span.attributes.get("triptych.rank", "")
+        begin = min((span.start_ns - start_ns) / total_ns, 1 - BAR_SHARE_MIN)
+        end = max((span.end_ns - start_ns) / total_ns, begin + BAR_SHARE_MIN)
+        table.add_row(
+            Text(f"{span.service} {rank}".strip(), style=color),
+            Text(" " * depth + span.name + (" ✗" if span.failed else ""), style="red" if span.failed else ""),
+            Bar(1.0, begin, end, color=color),
+            _duration(span.end_ns - span.start_ns),
+        )
+    notes = [
+        "trace " + ", ".join(sorted({span.trace_id for span in spans})),
+        f"spans: {len(spans)}, services: {len(services)}",
+        _duration(total_ns),
+    ]
+    if len(spans) > SPANS_SHOWN_MAX:
+        notes.append(f"shown: the first {SPANS_SHOWN_MAX}")
+    if unreadable_count:
+        notes.append(f"unreadable lines skipped: {unreadable_count}")
+    return Group(table, Text(" · ".join(notes), style="dim"))
+
+
+def _duration(duration_ns: int) -> str:
+    for unit, unit_ns in (("s", 10**9), ("ms", 10**6)):
+        if duration_ns >= unit_ns:
+            digits = max(0, 3 - len(str(duration_ns // unit_ns)))
+            return f"{duration_ns / unit_ns:.{digits}f} {unit}"
+    return f"{duration_ns / 1000:.0f} µs"

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+import pytest
+
+from tests.rings.conformance import ATTEMPTS_MAX, RING, RingConformance, job, some
+from triptych import errors
+from triptych.rings import layout, recovery
+from triptych.rings.layout import Geometry, Kind
+from triptych.rings.memory import MemoryDriver, MemoryRing
+from triptych.rings.program import Program
+from triptych.rings.ring import Removed
+
+T = TypeVar("T")
+
+
+class CountingDriver:
+    """Counts chains: what a driver for far memory pays a round trip for."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._driver = MemoryDriver(memoryview(bytearray(geometry.ring_bytes)))
+        self.round_trips = 0
+
+    def execute(self, program: Program[T]) -> T:
+        return self._driver.execute(self._counted(program))
+
+    def _counted(self, program: Program[T]) -> Program[T]:
+        try:
+            chain = next(program)
+            while True:
+                self.round_trips += 1
+                chain = program.send((yield chain))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+class MemoryHarness:
+    def __init__(self) -> None:
+        self.dead_letters: list[Removed] = []
+        self.host = MemoryRing(RING, 1, attempts_max=ATTEMPTS_MAX, on_dead_letter=self.dead_letters.append)
+
+    def ring(self) -> MemoryRing:
+        return self.host
+
+
+@pytest.fixture
+def harness() -> MemoryHarness:
+    return MemoryHarness()
+
+
+class TestConformance(RingConformance):
+    pass
+
+
+async def test_round_trips() -> None:
+    driver = CountingDriver(Geometry())
+    ring = MemoryRing(RING, 1, attempts_max=3, driver=driver)
+
+    def spent() -> int:
+        count, driver.round_trips = driver.round_trips, 0
+        return count
+
+    spent()
+    assert (await ring.claim(1), spent()) == (None, 1)
+    await ring.publish(job("one"), 0)
+    assert spent() == 4
+    lease = (await some(ring, 1)).lease
+    assert spent() == 2
+    await ring.nack(lease)
+    assert spent() == 2
+    lease = (await some(ring, 1)).lease
+    assert spent() == 2
+    await ring.ack(lease)
+    assert spent() == 1
+    ring.reap(1)
+    assert spent() == 1
+    await ring.publish(job("two"), 0)
+    await some(ring, 2)
+    spent()
+    ring.reap(2)
+    assert spent() == 3
+    for _ in range(ring.slot_count - 1):
+        await ring.publish(job("fill"), 0)
+    spent()
+    with pytest.raises(errors.RingFull):
+        await ring.publish(job("full"), 0)
+    assert spent() == 1
+
+
+async def test_an_adopted_lease_is_a_lease() -> None:
+    ring = MemoryRing(RING, 2, attempts_max=3)
+    lease = ring.adopt(job("running"), 7)
+    assert await ring.claim(8) is None
+    assert ring.holds(lease)
+    await ring.ack(lease)
+    assert not ring.holds(lease)
+    lease = ring.adopt(job("running"), 7)
+    assert ring.reap(7).redelivered == (lease,)
+    assert (await some(ring, 8)).lease.attempt == 1
+    with pytest.raises(errors.Fenced):
+        ring.adopt(job("running"), 7)
+
+
+async def test_a_lease_of_an_earlier_epoch_is_refused() -> None:
+    leases = []
+    for epoch in (1, 2):
+        ring = MemoryRing(RING, epoch, attempts_max=3, geometry=Geometry(slot_count=1))
+        await ring.publish(job("same"), 0)
+        leases.append((await some(ring, 1)).lease)
+    with pytest.raises(errors.LeaseLost):
+        await ring.ack(leases[0])
+    await ring.ack(leases[1])
+
+
+async def test_an_attempt_that_cannot_grow_goes_to_the_controller() -> None:
+    letters: list[Removed] = []
+    ring = MemoryRing(RING, 1, attempts_max=255, on_dead_letter=letters.append)
+    await ring.publish(job("hot potato"), 0)
+    for attempt in range(layout.ATTEMPT_MAX + 1):
+        lease = (await some(ring, 1)).lease
+        assert lease.attempt == attempt
+        assert not letters
+        await ring.nack(lease)
+    assert [(letter.dispatch.job_id, letter.reason) for letter in letters] == [("hot potato", recovery.PAST_CAP)]
+    await ring.publish(job("next"), 0)
+    assert (await some(ring, 1)).dispatch.job_id == "next"
+
+
+async def test_slots_show_what_is_in_them() -> None:
+    ring = MemoryRing(RING, 1, attempts_max=3, geometry=Geometry(slot_count=3))
+    await ring.publish(job("held"), 0)
+    held = await some(ring, 4)
+    await ring.publish(job("waits"), 6)
+    by_kind = {slot.kind: slot for slot in ring.slots()}
+    assert by_kind[Kind.LEASED].rank == 4
+    assert by_kind[Kind.LEASED].slot == held.lease.slot
+    assert by_kind[Kind.READY].rank == 6
+    assert by_kind[Kind.READY].dispatch is not None
+    assert by_kind[Kind.READY].dispatch.job_id == "waits"
+    assert by_kind[Kind.FREE].dispatch is None
+    assert ring.stats()[:4] == (3, 1, 1, 0)
+
+
+async def test_tickets_wrap_in_order() -> None:
+    epoch = -3 * pow(layout.first_ticket(1), -1, layout.TICKET_COUNT) % layout.TICKET_COUNT
+    assert layout.first_ticket(epoch) == layout.TICKET_COUNT - 3
+    ring = MemoryRing(RING, epoch, attempts_max=3)
+    tickets = [await ring.publish(job(str(number)), 0) for number in range(8)]
+    assert tickets != sorted(tickets)
+    assert [(await some(ring, 1)).dispatch.job_id for _ in tickets] == [str(number) for number in range(8)]
+
+
+async def test_a_claim_cancelled_after_being_woken_leaves_the_entry() -> None:
+    ring = MemoryRing(RING, 1, attempts_max=3)
+    claim = asyncio.create_task(ring.claim(1, 60))
+    await asyncio.sleep(0)
+    assert ring.stats().waiting_count == 1
+    await ring.publish(job("kept"), 0)  # the claim is woken, but has not run
+    claim.cancel()
+    await asyncio.wait((claim,))
+    assert claim.cancelled()
+    assert (await some(ring, 2)).lease.attempt == 0

@@ -1,0 +1,89 @@
+"""The journal on a real disk: durable, exclusive, honest about what it can't read."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from services.controller import jobs
+from services.controller.journal import Journal
+from triptych.errors import InvalidRequest
+from triptych.v1.job_pb2 import JOB_STATE_CANCELLED, JOB_STATE_QUEUED, GenerationRequest, Job
+from triptych.v1.journal_pb2 import JournalEntry
+
+
+def entry(number: int, state: int = JOB_STATE_QUEUED) -> JournalEntry:
+    return JournalEntry(job=Job(job_id=f"job-{number}", request_id=f"request-{number}", state=state))
+
+
+async def test_what_was_added_is_there_after_reopening(tmp_path: Path) -> None:
+    async with Journal(tmp_path) as journal:
+        added = [journal.add(entry(n), GenerationRequest(prompt=f"prompt {n}")) for n in range(40)]
+        assert await asyncio.gather(*added) == [None] * 40
+        await journal.save(entry(3, JOB_STATE_CANCELLED))
+        assert await journal.next_epoch() == 1
+    async with Journal(tmp_path) as journal:
+        assert await journal.next_epoch() == 2
+        unfinished = await journal.unfinished(sorted(jobs.OVER))
+        assert len(unfinished) == 39
+        request = await journal.get_request("job-17")
+        assert request is not None
+        assert request.prompt == "prompt 17"
+        assert await journal.counts() == {JOB_STATE_QUEUED: 39, JOB_STATE_CANCELLED: 1}
+
+
+async def test_a_request_id_is_taken_once(tmp_path: Path) -> None:
+    async with Journal(tmp_path) as journal:
+        assert await journal.add(entry(1), GenerationRequest()) is None
+        second = entry(1)
+        second.job.job_id = "job-other"
+        existing = await journal.add(second, GenerationRequest())
+        assert existing is not None
+        assert existing.job.job_id == "job-1"
+
+
+async def test_ranks_are_never_given_twice(tmp_path: Path) -> None:
+    async with Journal(tmp_path) as journal:
+        assert [await journal.rank_of(name) for name in ("a", "b", "a")] == [1, 2, 1]
+        await journal.forget_worker(2)
+        assert await journal.rank_of("b") == 3
+    async with Journal(tmp_path) as journal:
+        assert [await journal.rank_of(name) for name in ("b", "c")] == [3, 4]
+
+
+async def test_pages_are_newest_first_and_filtered(tmp_path: Path) -> None:
+    async with Journal(tmp_path) as journal:
+        for number in range(5):
+            await journal.add(
+                entry(number, JOB_STATE_CANCELLED if number % 2 else JOB_STATE_QUEUED), GenerationRequest()
+            )
+        page = await journal.page([], 2**62, 3)
+        assert [e.job.job_id for _, e in page] == ["job-4", "job-3", "job-2"]
+        rest = await journal.page([], page[-1][0], 3)
+        assert [e.job.job_id for _, e in rest] == ["job-1", "job-0"]
+        only = await journal.page([JOB_STATE_CANCELLED], 2**62, 9)
+        assert [e.job.job_id for _, e in only] == ["job-3", "job-1"]
+
+
+async def test_a_second_controller_on_one_folder_is_refused(tmp_path: Path) -> None:
+    async with Journal(tmp_path):
+        with pytest.raises(InvalidRequest, match="no other controller"):
+            await Journal(tmp_path).__aenter__()
+
+
+async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    async with Journal(tmp_path):
+        pass
+    with sqlite3.connect(tmp_path / "journal.db") as db:
+        db.execute("UPDATE meta SET value = 99 WHERE key = 'format'")
+    with pytest.raises(InvalidRequest, match="format 1; this has 99"):
+        await Journal(tmp_path).__aenter__()
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "journal.db").write_bytes(b"not SQLite at all, but long enough to be read as a header" * 40)
+    with pytest.raises(InvalidRequest, match="SQLite"):
+        await Journal(tmp_path).__aenter__()

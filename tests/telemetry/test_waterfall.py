@@ -1,0 +1,131 @@
+"""The waterfall that `triptych trace` draws."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from triptych_client.waterfall import render
+
+from triptych import telemetry
+from triptych.errors import InvalidRequest, NotFound
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+START_NS = 1_700_000_000_000_000_000
+
+SNAPSHOT = """\
+service              span                                                   time
+triptych-client      generate              █████████████████████████████  1.00 s
+triptych-controller   CreateJob            ██▉                            100 ms
+triptych-encoder 1     queue.wait           ▐██▎                          100 ms
+triptych-encoder 1     claim request            ▕███████████▍             400 ms
+triptych-encoder 1      stage.run ✗                ▐█████▌                200 ms
+trace 0af7651916cd43dd8448eb211c80319c · spans: 5, services: 3 · 1.00 s"""
+
+
+def line(service: str, name: str, span: int, parent: int, start_ms: int, end_ms: int, **more: Any) -> str:
+    """A line of a trace file, in the form that the OTLP specification gives."""
+    body = {
+        "traceId": TRACE,
+        "spanId": f"{span:016x}",
+        "name": name,
+        "kind": 1,
+        "startTimeUnixNano": str(START_NS + start_ms * 10**6),
+        "endTimeUnixNano": str(START_NS + end_ms * 10**6),
+        **({"parentSpanId": f"{parent:016x}"} if parent else {}),
+        **more,
+    }
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": service}}]}
+    return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": [body]}]}]}) + "\n"
+
+
+def attributes(job: str, rank: int) -> list[dict[str, Any]]:
+    return [
+        {"key": "triptych.job_id", "value": {"stringValue": job}},
+        {"key": "triptych.rank", "value": {"intValue": str(rank)}},
+    ]
+
+
+@pytest.fixture
+def trace_file(tmp_path: Path) -> Path:
+    path = tmp_path / "trace.jsonl"
+    mine, job1 = attributes("job-1", 1), "job-1"
+    path.write_text(
+        line("triptych-encoder", "stage.run", 5, 4, 300, 500, attributes=mine, status={"code": 2})
+        + line("triptych-encoder", "queue.wait", 3, 2, 50, 150, attributes=mine)
+        + line("triptych-controller", "CreateJob", 2, 1, 0, 100)
+        + line("other", "claim", 9, 0, 0, 9000, traceId="f" * 32, attributes=attributes(job1 + "0", 2))
+        + line("triptych-encoder", "claim request", 4, 2, 200, 600, attributes=mine)
+        + line("triptych-client", "generate", 1, 0, 0, 1000, attributes=mine[:1])
+    )
+    return path
+
+
+def drawn(path: Path, wanted: str) -> str:
+    console = Console(width=80, file=io.StringIO(), color_system=None, legacy_windows=False)
+    console.print(render(path, wanted))
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(row.rstrip() for row in console.file.getvalue().rstrip().splitlines())
+
+
+@pytest.mark.parametrize("wanted", ["job-1", TRACE, TRACE.upper()])
+def test_snapshot(trace_file: Path, wanted: str) -> None:
+    assert drawn(trace_file, wanted) == SNAPSHOT
+
+
+def test_a_half_written_line_is_skipped(trace_file: Path) -> None:
+    whole = trace_file.read_text()
+    with trace_file.open("a") as file:
+        file.write(line("triptych-decoder", "claim phase2", 6, 1, 700, 900, attributes=attributes("job-1", 3))[:-70])
+    assert drawn(trace_file, "job-1") == SNAPSHOT + " · unreadable lines skipped: 1"
+    trace_file.write_text(whole[:-1])  # only the newline is missing
+    assert drawn(trace_file, "job-1") == SNAPSHOT
+
+
+def test_a_span_whose_parent_is_missing_is_still_shown(trace_file: Path) -> None:
+    lines = trace_file.read_text().splitlines(keepends=True)
+    trace_file.write_text("".join(row for row in lines if '"CreateJob"' not in row))
+    assert "claim request" in drawn(trace_file, "job-1")
+
+
+@pytest.mark.parametrize("wanted", ["job-2", "job", "e" * 32, "stringValue"])
+def test_a_job_that_is_not_there_is_named(trace_file: Path, wanted: str) -> None:
+    with pytest.raises(NotFound, match=f"no job and no trace '{wanted}' in .*trace.jsonl"):
+        render(trace_file, wanted)
+
+
+def test_bad_arguments_are_named(trace_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"trace_file is .*No such file"):
+        render(tmp_path / "missing", "job-1")
+    with pytest.raises(InvalidRequest, match="job is ''"):
+        render(trace_file, "")
+
+
+def test_what_the_exporter_writes_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    with telemetry.setup("triptych-client", trace_file=str(path)):
+        with telemetry.span("generate", kind="client", job_id="job-1"), telemetry.span("inner"):
+            pass
+        with telemetry.span("generate", kind="client", job_id="job-2"):
+            pass
+    picture = drawn(path, "job-1")
+    assert picture.count("generate") == 1
+    assert picture.count("inner") == 1
+    assert "spans: 2, services: 1" in picture
+
+
+def test_a_large_file_is_searched_quickly(trace_file: Path) -> None:
+    wanted = trace_file.read_text()
+    other = line("other", "stage.run", 7, 8, 0, 1, traceId="e" * 32, attributes=attributes("job-3", 4))
+    with trace_file.open("w") as file:
+        for _ in range(100_000):
+            file.write(other)
+        file.write(wanted)
+    started_s = time.process_time()
+    assert drawn(trace_file, "job-1") == SNAPSHOT
+    assert time.process_time() - started_s < 5

@@ -1,0 +1,144 @@
+"""Where spans and metrics go: to a collector, a file, a Prometheus page, or nowhere.
+
+A collector is named by the standard `OTEL_*` variables, which the OpenTelemetry SDK reads itself (endpoint, headers,
+TLS, batching, sampling). Without one, and without a trace file or a metrics port, the SDK isn't even imported.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from triptych import config
+from triptych.errors import InvalidRequest, MissingExtra
+from triptych.telemetry import tracing
+from triptych.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.sdk.resources import Resource
+
+FLUSH_TIMEOUT_S = 3.0
+"""How long a collector that doesn't answer may hold up leaving, per signal: far below any drain timeout."""
+SPAN_EVENTS_MAX = 1024
+"""Events kept per span: a request may have 1000 steps, and the SDK's default of 128 would drop the first ones."""
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """What `setup` hands out."""
+
+    metrics: Metrics
+
+
+@contextmanager
+def setup(
+    service_name: str,
+    *,
+    trace_file: str = "",
+    metrics_port: int = 0,
+    attributes: Mapping[str, str | int] | None = None,
+) -> Iterator[Telemetry]:
+    """Turn telemetry on for this process while the block runs; leaving flushes, for a bounded time.
+
+    `trace_file` gets each span as OTLP JSON the moment it ends; `metrics_port` serves Prometheus metrics, 0 doesn't;
+    `attributes` describe the process in every span and metric. Raises InvalidRequest when the file can't be opened,
+    the port is taken, or the environment asks for a protocol other than gRPC, and MissingExtra without the
+    Prometheus exporter.
+    """
+    signals = config.otlp_signals()
+    with ExitStack() as stack:
+        metrics = Metrics()
+        if signals or trace_file or metrics_port:
+            resource = _resource(service_name, attributes or {})
+            if "metrics" in signals or metrics_port:
+                metrics = stack.enter_context(_metering(resource, metrics_port, collector="metrics" in signals))
+            if "traces" in signals or trace_file:
+                stack.enter_context(_tracing(resource, trace_file, collector="traces" in signals))
+        yield Telemetry(metrics)
+
+
+def _resource(service_name: str, attributes: Mapping[str, str | int]) -> Resource:
+    from opentelemetry.sdk.resources import Resource
+
+    try:
+        ours = version("triptych")
+    except PackageNotFoundError:  # run from a source tree that isn't installed
+        ours = "unknown"
+    return Resource.create({"service.name": service_name, "service.version": ours, **attributes})
+
+
+@contextmanager
+def _tracing(resource: Resource, trace_file: str, *, collector: bool) -> Iterator[None]:
+    from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+
+    limits = SpanLimits(max_events=SPAN_EVENTS_MAX)
+    provider = TracerProvider(resource=resource, span_limits=limits, shutdown_on_exit=False)
+    if trace_file:
+        from triptych.telemetry.trace_file import TraceFileExporter
+
+        # Written when it ends, not in batches: a span is in the file before the job's next message is out.
+        provider.add_span_processor(SimpleSpanProcessor(TraceFileExporter(trace_file)))
+    if collector:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    try:
+        with tracing.activate(provider):
+            yield
+    finally:
+        _bounded(provider.shutdown)
+
+
+@contextmanager
+def _metering(resource: Resource, port: int, *, collector: bool) -> Iterator[Metrics]:
+    from opentelemetry.sdk.metrics import MeterProvider
+
+    with ExitStack() as stack:
+        readers: list[MetricReader] = []
+        if port:
+            readers.append(stack.enter_context(_prometheus_page(port)))
+        if collector:
+            from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+            from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+            readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+        provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+        try:
+            yield Metrics(provider.get_meter("triptych"))
+        finally:
+            _bounded(provider.shutdown)
+
+
+@contextmanager
+def _prometheus_page(port: int) -> Iterator[MetricReader]:
+    try:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+        from prometheus_client import CollectorRegistry, start_http_server
+    except ImportError as error:
+        raise MissingExtra("opentelemetry-exporter-prometheus", "serve", "metrics_port") from error
+
+    registry = CollectorRegistry()
+    reader = PrometheusMetricReader(registry=registry)
+    try:
+        server, thread = start_http_server(port, config.metrics_host(), registry)
+    except (OSError, OverflowError) as error:
+        raise InvalidRequest("metrics_port", port, "a free port of this machine, or 0 for no metrics page") from error
+    try:
+        yield reader
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _bounded(shut_down: Callable[[], object]) -> None:
+    # The SDK's own bounds are 10 s per export and 30 s per shutdown, too long for Ctrl-C.
+    thread = threading.Thread(target=shut_down, name="telemetry-flush", daemon=True)
+    thread.start()
+    thread.join(FLUSH_TIMEOUT_S)

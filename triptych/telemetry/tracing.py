@@ -1,0 +1,147 @@
+"""Spans, the context that a Dispatch carries, and the gRPC interceptors.
+
+A call makes a span when it begins a job, or when it is part of a job and its caller is already in a trace. So
+each job has one root, and neither polling nor a stream that lives for hours ever becomes a span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import grpc
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from triptych.errors import TriptychError
+
+ATTRIBUTE_PREFIX = "triptych."
+"""Namespace of our span attributes; `job_id` becomes `triptych.job_id`."""
+
+_ROOTS = frozenset({"/triptych.v1.GenerationService/CreateJob", "/triptych.v1.EncoderService/Generate"})
+_PARTS = frozenset(
+    {
+        "/triptych.v1.GenerationService/CancelJob",
+        "/triptych.v1.GenerationService/DownloadResult",
+        "/triptych.v1.FleetService/StartDirectJob",
+        "/triptych.v1.FleetService/StartPhase",
+        "/triptych.v1.FleetService/CompletePhase",
+        "/triptych.v1.FleetService/FailPhase",
+        "/triptych.v1.RingService/Publish",
+        "/triptych.v1.RingService/Ack",
+        "/triptych.v1.RingService/Nack",
+        "/triptych.v1.WorkerService/FetchRoom",
+        "/triptych.v1.WorkerService/ReleaseRoom",
+    }
+)
+"""Calls made on behalf of one job. Whatever isn't listed polls, streams for long, or belongs to no job."""
+
+_KINDS = {
+    "internal": trace.SpanKind.INTERNAL,
+    "client": trace.SpanKind.CLIENT,
+    "producer": trace.SpanKind.PRODUCER,
+    "consumer": trace.SpanKind.CONSUMER,
+}
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+_active: trace.TracerProvider | None = None
+
+
+@contextmanager
+def activate(provider: trace.TracerProvider) -> Iterator[None]:
+    """Send the spans of this process to `provider` until the block ends. For `setup`."""
+    global _active
+    before, _active = _active, provider
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def enabled() -> bool:
+    """Whether spans are recorded: by `setup`, or by a provider that the application around us has installed."""
+    return _active is not None or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+@contextmanager
+def span(
+    name: str,
+    *,
+    kind: Literal["internal", "client", "producer", "consumer"] = "internal",
+    parent: Context | None = None,
+    start_s: float | None = None,
+    **attributes: str | int | float | bool | None,
+) -> Iterator[trace.Span]:
+    """Run a block as a span, the child of `parent` or else of the current span.
+
+    `start_s` (Unix seconds) dates it back, as `queue.wait` needs. Attributes are put under `triptych.`; those that
+    are None are left out. An exception marks the span as failed and goes on: our own with its text, any other with
+    its type only, because its text might hold a prompt.
+    """
+    with trace.get_tracer("triptych", tracer_provider=_active).start_as_current_span(
+        name,
+        context=parent,
+        kind=_KINDS[kind],
+        attributes={ATTRIBUTE_PREFIX + key: value for key, value in attributes.items() if value is not None},
+        start_time=None if start_s is None else round(start_s * 1e9),
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as current:
+        try:
+            yield current
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}" if isinstance(error, TriptychError) else type(error).__name__
+            current.set_status(trace.StatusCode.ERROR, text)
+            raise
+
+
+def inject() -> str:
+    """The W3C traceparent of the current span, for a Dispatch or the journal; empty where there is none."""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def extract(traceparent: str) -> Context:
+    """The context that `inject` wrote; an empty one, which makes a span a root, for anything that can't be read."""
+    return _PROPAGATOR.extract({"traceparent": traceparent})
+
+
+def trace_id(context: Context | None = None) -> str:
+    """The trace id, 32 hexadecimal digits, of `context` or else of the current span; empty where there is none."""
+    found = trace.get_current_span(context).get_span_context()
+    return trace.format_trace_id(found.trace_id) if found.is_valid else ""
+
+
+def client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
+    """Interceptors for `grpc.aio` channels; none where spans aren't recorded."""
+    if not enabled():
+        return []
+    from opentelemetry.instrumentation.grpc import aio_client_interceptors
+
+    # Requests never stream in a job's calls, so the stream interceptors would only slow the heartbeat down.
+    wanted = (grpc.aio.UnaryUnaryClientInterceptor, grpc.aio.UnaryStreamClientInterceptor)
+    made = aio_client_interceptors(tracer_provider=_active, filter_=_client_filter)
+    return [interceptor for interceptor in made if isinstance(interceptor, wanted)]
+
+
+def server_interceptors() -> Sequence[grpc.aio.ServerInterceptor]:
+    """Interceptors for `grpc.aio` servers, to be put first; none where spans aren't recorded."""
+    if not enabled():
+        return []
+    from opentelemetry.instrumentation.grpc import aio_server_interceptor
+
+    return [aio_server_interceptor(tracer_provider=_active, filter_=_server_filter)]
+
+
+def _client_filter(call: Any) -> bool:
+    method = call.method.decode() if isinstance(call.method, bytes) else call.method
+    return method in _ROOTS or (method in _PARTS and trace_id() != "")
+
+
+def _server_filter(call: Any) -> bool:
+    if call.method in _ROOTS:
+        return True
+    return call.method in _PARTS and any(key == "traceparent" for key, _value in call.invocation_metadata or ())
