@@ -145,8 +145,8 @@ def sd3(folder: str | Path, seed: int = 0) -> str:
 def ltx_image(folder: str | Path, seed: int = 0) -> str:
     """Text and image to video; encoder and transformer both draw from the job's generator.
 
-    Spatial factor 8, but the family's image processor rounds to 32; temporal factor 4. The decoder is conditioned on a timestep, so it draws from
-    the global generator.
+    Spatial factor 8, but the family's image processor rounds to 32; temporal factor 4. The decoder is conditioned on a
+    timestep, so it draws from the global generator.
     """
 
     def make() -> Any:

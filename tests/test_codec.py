@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 from diffusers.utils.outputs import BaseOutput
 from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
@@ -48,7 +49,10 @@ def assert_same(left: object, right: object) -> None:
     assert type(left) is type(right)
     if isinstance(left, torch.Tensor):
         assert (left.dtype, left.shape, left.stride()) == (right.dtype, right.shape, right.stride())
-        elements = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)]
+        elements = [
+            tensor.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
+            for tensor in (left, right)
+        ]
         assert torch.equal(*elements)
     elif isinstance(left, np.ndarray | np.generic):
         assert (left.dtype, left.shape) == (right.dtype, right.shape)
@@ -259,14 +263,14 @@ def test_what_cannot_cross_is_named(value, path):
 def nested(depth: int) -> object:
     value: object = 1
     for _level in range(depth):
-        value = DecoderOutput(sample=value)
+        value = InputParam("x", default=value)
     return value
 
 
 def test_depth_is_bounded():
     back = cross({"x": nested(codec.DEPTH_MAX)})["x"]
     for _level in range(codec.DEPTH_MAX):
-        back = back.sample
+        back = back.default
     assert back == 1
     with pytest.raises(InvalidRequest, match="nested"):
         codec.encode({"x": nested(codec.DEPTH_MAX + 1)}, "job")
@@ -332,7 +336,6 @@ def value(**kind: object) -> room_pb2.Value:
         value(dtype="nonsense"),
         value(device="nonsense:1"),
         value(device="cpu:" + "9" * 50),
-        value(size=room_pb2.Shape(dimensions=[-1])),
         value(mapping=room_pb2.Mapping(keys=[value(integer=1)])),
         value(mapping=room_pb2.Mapping(keys=[value(list=room_pb2.Sequence())], values=[value(integer=1)])),
         value(set=room_pb2.Sequence(items=[value(list=room_pb2.Sequence())])),
@@ -386,7 +389,7 @@ SAMPLE = sample_manifest()
 @given(
     st.lists(st.tuples(st.integers(0, len(SAMPLE) - 1), st.integers(0, 255)), max_size=8), st.integers(0, len(SAMPLE))
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_mutated_manifests_are_values_or_corrupt(mutations, length):
     """Nothing else is raised, nothing crashes, and no memory is taken that the room doesn't have."""
     data = bytearray(SAMPLE)

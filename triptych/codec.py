@@ -261,10 +261,13 @@ class _Decoder:
     def _device_value(self, path: str, text: str, depth: int) -> object:
         import torch
 
-        device = torch.device(text)
-        return (
-            device if device.type in ("cpu", "meta") else torch.device(tensors.reader_device(device.type, self._device))
-        )
+        kind = text.split(":")[0]
+        if kind not in _DEVICE_KINDS:
+            raise SourceCorrupt(f"{path}: no device {text!r}")
+        try:
+            return torch.device(text if kind in ("cpu", "meta") else tensors.reader_device(kind, self._device))
+        except RuntimeError as error:
+            raise SourceCorrupt(f"{path}: no device {text!r}") from error
 
     def _image(self, path: str, part: room_pb2.Image, depth: int) -> object:
         from PIL import Image

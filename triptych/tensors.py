@@ -64,7 +64,7 @@ def encode_tensor(path: str, tensor: torch.Tensor) -> tuple[tensor_pb2.TensorRef
     if count == 0:
         return ref, memoryview(b"")
     flat = tensor.detach().as_strided((count,), (1,), tensor.storage_offset()).resolve_conj().resolve_neg()
-    flat = _without_gaps(flat, shape, strides).contiguous().cpu()
+    flat = _without_gaps(flat, shape, strides).cpu()
     return ref, flat.view(torch.uint8).numpy().data
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.sim.world import Programs
+from tests.sim.scripts import Programs
 from triptych import errors
 from triptych.rings import layout, protocol, recovery
 from triptych.rings.layout import Geometry, Kind, Slot, StateWord

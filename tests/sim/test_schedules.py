@@ -8,7 +8,8 @@ import pytest
 
 from tests.sim.ledger import Violation
 from tests.sim.planted import PLANTED
-from tests.sim.world import CONSUMERS, PRODUCERS, Fate, Programs, World
+from tests.sim.scripts import CONSUMERS, PRODUCERS, Fate, Programs
+from tests.sim.world import World
 from triptych.rings import recovery
 
 SCHEDULES = 20_000

@@ -12,67 +12,33 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
+from tests.sim import scripts
 from tests.sim.ledger import Ledger, Violation
+from tests.sim.scripts import (
+    ATTEMPTS_MAX,
+    CONSUMERS,
+    GEOMETRY,
+    IDLE,
+    MESSAGES_EACH,
+    PRODUCERS,
+    Fate,
+    Process,
+    Programs,
+    Script,
+)
 from triptych import errors
-from triptych.rings import attach, layout, protocol, recovery
-from triptych.rings.layout import Geometry, StateWord
+from triptych.rings import attach, layout, recovery
+from triptych.rings.layout import StateWord
 from triptych.rings.memory import MemoryDriver
-from triptych.rings.program import CompareSwap, Operation, Program, Write
+from triptych.rings.program import CompareSwap, Operation, Write
 
-GEOMETRY = Geometry(slot_count=3, payload_bytes_max=8)
-"""Few slots, so that they are fought for, run out and are used again."""
-PRODUCERS, CONSUMERS, MESSAGES_EACH = 3, 3, 2
-ATTEMPTS_MAX = 3
-RESPAWNS_MAX = 6
-"""Consumers that may follow dead ones, so that a message that kills reaches its cap."""
 STEPS_MAX = 3000
 """Operations of one schedule; a hundred or two are usual, so more is a livelock."""
 FATE_STEP_MAX = 16
 """Up to which of its operations a process may be struck: past the longest run of one message."""
-IDLE = None
-
-Step = Operation | None
-Script = Generator[Step, Any, Any]
-
-
-class Programs(NamedTuple):
-    """The programs under test; a planted bug replaces one."""
-
-    publish: Callable[..., Program[int]] = protocol.publish
-    claim: Callable[..., Program[protocol.Claim | None]] = protocol.claim
-    ack: Callable[..., Program[None]] = protocol.ack
-    nack: Callable[..., Program[bool]] = protocol.nack
-    reap: Callable[..., Program[recovery.Reaped]] = recovery.reap
-    is_fenced_first: bool = True
-
-
-class Fate(NamedTuple):
-    """When and how a process is struck."""
-
-    step: int
-    is_deadly: bool
-
-
-@dataclass
-class Process:
-    """One running script under one rank."""
-
-    rank: int
-    script: Script
-    fate: Fate | None
-    next_step: Step = IDLE
-    performed_count: int = 0
-    idle_since: int = -1
-    is_over: bool = False
-    is_struck: bool = False
-    is_past_fence: bool = False
-    wake_at: int | None = None
-    held: list[protocol.Claim] = field(default_factory=list)
-    adopted: list[protocol.Claim] = field(default_factory=list)
 
 
 class World:
@@ -106,10 +72,10 @@ class World:
         self.processes: dict[int, Process] = {}
         self.fates = self._draw_fates() if fates is None else fates
         for rank in range(1, PRODUCERS + 1):
-            self._start(rank, self._producer)
+            self.start(rank, scripts.producer)
         for rank in range(PRODUCERS + 1, PRODUCERS + CONSUMERS + 1):
-            self._start(rank, self._consumer)
-        self._start(0, self._controller)
+            self.start(rank, scripts.consumer)
+        self.start(0, scripts.controller)
 
     def run(self) -> Ledger:
         """Run the schedule to its end and check everything; raise Violation with the seed."""
@@ -128,9 +94,14 @@ class World:
         struck = draw.sample(range(1, PRODUCERS + CONSUMERS + 1), draw.choice((0, 1, 1, 2, 3)))
         return {rank: Fate(draw.randrange(FATE_STEP_MAX), draw.random() < 0.5) for rank in struck}
 
-    def _start(self, rank: int, make: Callable[[Process], Script]) -> None:
+    def choose(self, count: int) -> int:
+        """A number below `count`; much faster than `randrange`."""
+        return int(self.random.random() * count)
+
+    def start(self, rank: int, make: Callable[[World, Process], Script]) -> None:
+        """Start a process."""
         process = Process(rank, iter(()), self.fates.get(rank))  # type: ignore[arg-type]
-        process.script = make(process)
+        process.script = make(self, process)
         self.processes[rank] = process
         self._resume(process, None)
 
@@ -210,109 +181,6 @@ class World:
         if self.trace is not None:
             self.trace(f"{self.step_count:4} rank {process.rank}: {what}")
 
-    # --- what the processes do
-
-    def _choose(self, count: int) -> int:
-        return int(self.random.random() * count)
-
-    def _producer(self, process: Process) -> Script:
-        try:
-            for number in range(MESSAGES_EACH):
-                message = b"p%dm%d" % (process.rank, number)
-                target = PRODUCERS + 1 + self._choose(CONSUMERS) if self._choose(6) == 0 else 0
-                while not (yield from self._publish_once(process, message, target)):
-                    yield IDLE
-        except errors.Fenced:
-            return
-
-    def _publish_once(self, process: Process, message: bytes, target: int) -> Generator[Step, Any, bool]:
-        process.idle_since = self.version
-        self.ledger.begun.add(message)
-        try:
-            yield from interleave(self.programs.publish(GEOMETRY, message, process.rank, target, self._choose))
-        except errors.RingFull:
-            return False
-        except errors.LeaseLost:
-            self.ledger.on_lease_lost(process.rank)
-            return True
-        self.ledger.on_published(message)
-        return True
-
-    def _consumer(self, process: Process) -> Script:
-        try:
-            while True:
-                process.idle_since = self.version
-                if process.adopted:
-                    claim = process.adopted.pop()
-                else:
-                    claim = yield from interleave(self.programs.claim(GEOMETRY, process.rank, self._choose))
-                if claim is None:
-                    yield IDLE
-                    continue
-                process.held = [claim]
-                yield from self._work(process, claim)
-                process.held = []
-        except errors.LeaseLost:
-            self.ledger.on_lease_lost(process.rank)
-        except errors.Fenced:
-            yield from self._ack_late(process)
-
-    def _work(self, process: Process, claim: protocol.Claim) -> Script:
-        """Hold a lease for a while, then end it. A poisonous message kills its holder."""
-        if process.rank not in self.ledger.fenced:
-            self.ledger.on_claimed(claim)
-        if claim.payload == self.poison:
-            process.fate = Fate(0, is_deadly=True)
-        for _ in range(self._choose(4)):
-            process.idle_since = -1
-            yield IDLE
-        if self._choose(6) == 0 and claim.held.attempt + 1 < ATTEMPTS_MAX:
-            yield from interleave(self.programs.nack(GEOMETRY, claim.held))
-            self.ledger.on_nacked(claim.held, claim.payload)
-        else:
-            yield from interleave(self.programs.ack(GEOMETRY, claim.held))
-            self.ledger.on_acked(claim.held, claim.payload)
-
-    def _ack_late(self, process: Process) -> Script:
-        """Woken up after being fenced: try to end the old lease all the same."""
-        process.is_past_fence = True
-        for claim in process.held:
-            try:
-                yield from interleave(self.programs.ack(GEOMETRY, claim.held))
-            except errors.LeaseLost:
-                self.ledger.on_lease_lost(process.rank)
-            else:
-                self.ledger.on_acked(claim.held, claim.payload)
-
-    def _controller(self, process: Process) -> Script:
-        if self.seed % 5 == 0:
-            yield from self._adopt(PRODUCERS + 1)
-        while True:
-            process.idle_since = -1
-            yield IDLE
-            if self.suspects:
-                suspect = self.suspects.pop(self._choose(len(self.suspects)))
-                yield from self._reap(suspect)
-                if suspect > PRODUCERS and self.respawn_count < RESPAWNS_MAX:
-                    self.respawn_count += 1
-                    self._start(PRODUCERS + CONSUMERS + self.respawn_count, self._consumer)
-
-    def _adopt(self, rank: int) -> Script:
-        """As after a restart: a consumer is already working on something."""
-        message = b"adopted"
-        self.ledger.begun.add(message)
-        try:
-            held = yield from interleave(protocol.adopt(GEOMETRY, message, rank, 0, self._choose))
-        except errors.RingFull:
-            return
-        self.ledger.on_published(message)
-        self.processes[rank].adopted.append(protocol.Claim(held, message))
-
-    def _reap(self, rank: int) -> Script:
-        self.ledger.on_fenced(rank)
-        reaped = yield from interleave(self.programs.reap(GEOMETRY, rank, ATTEMPTS_MAX))
-        self.ledger.on_reaped(reaped)
-
     # --- the end
 
     def _drain(self) -> None:
@@ -323,7 +191,7 @@ class World:
             self.ledger.on_reaped(execute(self.programs.reap(GEOMETRY, rank, ATTEMPTS_MAX)))
         last = layout.RANK_MAX
         for _ in range(PRODUCERS * MESSAGES_EACH + 1):
-            claim = execute(self.programs.claim(GEOMETRY, last, self._choose))
+            claim = execute(self.programs.claim(GEOMETRY, last, self.choose))
             if claim is None:
                 break
             self.ledger.on_claimed(claim)
@@ -340,14 +208,14 @@ class World:
         execute = self.memory.execute
         sent = [b"again%d" % number for number in range(GEOMETRY.slot_count)]
         for message in sent:
-            execute(self.programs.publish(GEOMETRY, message, rank, 0, self._choose))
+            execute(self.programs.publish(GEOMETRY, message, rank, 0, self.choose))
         try:
-            execute(self.programs.publish(GEOMETRY, b"toomany", rank, 0, self._choose))
+            execute(self.programs.publish(GEOMETRY, b"toomany", rank, 0, self.choose))
         except errors.RingFull:
             pass
         else:
             raise Violation("a full ring took one more")
-        claims = [execute(self.programs.claim(GEOMETRY, rank, self._choose)) for _ in sent]
+        claims = [execute(self.programs.claim(GEOMETRY, rank, self.choose)) for _ in sent]
         if [claim and claim.payload for claim in claims] != sent:
             raise Violation(f"out of order: {claims}")
 
@@ -359,19 +227,6 @@ def describe(operation: Operation, result: Any) -> str:
     old, new, seen = (StateWord.unpack(word) for word in (operation.expected, operation.replacement, result))
     slot = (operation.offset - layout.STATES_OFFSET) // layout.WORD_BYTES
     return f"slot {slot}: {old} -> {new}" + ("" if seen == old else f" REFUSED, is {seen}")
-
-
-def interleave(program: Program[Any]) -> Generator[Step, Any, Any]:
-    """Yield a program's operations one by one, out of their chains."""
-    try:
-        chain = next(program)
-        while True:
-            results = []
-            for operation in chain:
-                results.append((yield operation))
-            chain = program.send(tuple(results))
-    except StopIteration as stop:
-        return stop.value
 
 
 if __name__ == "__main__":

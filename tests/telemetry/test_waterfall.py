@@ -82,7 +82,9 @@ def test_a_half_written_line_is_skipped(trace_file: Path) -> None:
     whole = trace_file.read_text()
     with trace_file.open("a") as file:
         file.write(line("triptych-decoder", "claim phase2", 6, 1, 700, 900, attributes=attributes("job-1", 3))[:-70])
-    assert drawn(trace_file, "job-1") == SNAPSHOT + " · unreadable lines skipped: 1"
+    picture = drawn(trace_file, "job-1")
+    assert picture.startswith(SNAPSHOT)
+    assert picture.endswith("unreadable lines skipped: 1")
     trace_file.write_text(whole[:-1])  # only the newline is missing
     assert drawn(trace_file, "job-1") == SNAPSHOT
 

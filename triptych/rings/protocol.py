@@ -176,17 +176,13 @@ def claim(geometry: Geometry, rank: int, choose: Choose) -> Program[Claim | None
 
 def _oldest_ready(words: list[int], rank: int, few: int) -> list[int]:
     """Slots of the `few` oldest entries that `rank` may claim, oldest first."""
-    ready = []
-    for slot, word in enumerate(words):
-        if layout.kind_of(word) == Kind.READY:
-            state = StateWord.unpack(word)
-            if state.rank in (0, rank):
-                ready.append((state.ticket, slot))
+    tickets = [layout.claimable_ticket(word, rank) for word in words]
+    ready = [(ticket, slot) for slot, ticket in enumerate(tickets) if ticket is not None]
     if not ready:
         return []
     reference = ready[0][0]
-    ready.sort(key=lambda entry: layout.ticket_after(reference, entry[0]))
-    return [slot for _, slot in ready[:few]]
+    aged = sorted((layout.ticket_after(reference, ticket), slot) for ticket, slot in ready)
+    return [slot for _, slot in aged[:few]]
 
 
 def ack(geometry: Geometry, held: Held) -> Program[None]:

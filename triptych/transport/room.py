@@ -54,7 +54,8 @@ def lay_out(room_id: int, manifest: room_pb2.Manifest, buffers: Sequence[memoryv
         tensor.offset_bytes, tensor.size_bytes = 0, buffer.nbytes
     first = position = align_up(HEADER_BYTES + manifest.ByteSize() + _OFFSET_BYTES_MAX * len(buffers))
     for tensor, buffer in zip(manifest.tensors, buffers, strict=True):
-        tensor.offset_bytes = position
+        # What has no bytes lies nowhere; its aligned place could be behind the end.
+        tensor.offset_bytes = position if buffer.nbytes else 0
         position = align_up(position + buffer.nbytes)
     body = manifest.SerializeToString(deterministic=True)
     if len(body) > MANIFEST_BYTES_MAX:

@@ -79,7 +79,7 @@ async def _serve(args: argparse.Namespace, fields: GenerationFields, path: Path,
         endpoint = args.endpoint
         if not endpoint:
             shown.say("starting a fleet")
-            fleet = await stack.enter_async_context(embedded_fleet(args.model, **fleet_settings(args)))
+            fleet = await stack.enter_async_context(embedded_fleet(args.model, shown.say, **fleet_settings(args)))
             endpoint = fleet.endpoint
         client = await stack.enter_async_context(AsyncClient(endpoint))
         job_ids: list[str] = []

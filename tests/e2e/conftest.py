@@ -1,0 +1,36 @@
+"""Models, fleets and references that several end-to-end tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import models
+from tests.e2e.fleet import Fleet
+from triptych_client import Client
+
+SMALL: dict[str, Any] = {"height": 32, "width": 64, "num_inference_steps": 3, "negative_prompt": "blur", "seed": 7}
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The folder of a tiny random model, by the name of its maker in `tests.models`."""
+    root = tmp_path_factory.mktemp("models")
+    return lambda name: getattr(models, name)(root / name)
+
+
+@pytest.fixture(scope="module")
+def wan_fleet(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str], str]) -> Iterator[Fleet]:
+    """One of each over a tiny Wan, for tests that don't hurt it."""
+    with Fleet(tmp_path_factory.mktemp("fleet"), model_folder("wan_t2v")) as fleet:
+        yield fleet
+
+
+def generate(client: Client, path: Path, **fields: Any) -> np.ndarray[Any, Any]:
+    """One result through the services, exactly as the pipeline yielded it."""
+    made = client.generate("a big red circle", path / "out.npy", output_format="npy", **{**SMALL, **fields})
+    return np.load(made.paths[0])

@@ -1,0 +1,264 @@
+"""Files in and out: what a request may bring, and what pipelines yield."""
+
+from __future__ import annotations
+
+import io
+import json
+import wave
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from triptych import media
+from triptych.errors import InvalidRequest
+from triptych.v1 import model_pb2
+
+FRAMES, HEIGHT, WIDTH = 5, 34, 50
+
+
+def clip_FHWC(blue: float = 0.8) -> np.ndarray:
+    """A red square that moves right on blue, in 0…1."""
+    video = np.zeros((FRAMES, HEIGHT, WIDTH, 3), np.float32)
+    video[..., 2] = blue
+    for frame in range(FRAMES):
+        video[frame, 10:24, 5 * frame : 5 * frame + 14] = (0.9, 0.1, 0.1)
+    return video
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    return (array * 255).round().astype(np.uint8)
+
+
+def as_pil(video: np.ndarray) -> list[Image.Image]:
+    return [Image.fromarray(frame) for frame in as_bytes(video)]
+
+
+def npy(artifact: media.EncodedArtifact) -> np.ndarray:
+    assert artifact.media_type == "application/x-npy"
+    return np.load(io.BytesIO(artifact.data), allow_pickle=False)
+
+
+A, B = clip_FHWC(0.8), clip_FHWC(0.3)
+BATCH = np.stack([A, B])
+VIDEOS = {
+    "pil": [as_pil(A), as_pil(B)],
+    "numpy": BATCH,
+    "bytes": as_bytes(BATCH),
+    "torch_BFCHW": torch.from_numpy(BATCH).permute(0, 1, 4, 2, 3),
+    "torch_BCFHW": torch.from_numpy(BATCH).permute(0, 4, 1, 2, 3),
+    "list_of_arrays": [A, B],
+    "list_of_tensors": [torch.from_numpy(video).permute(0, 3, 1, 2) for video in (A, B)],
+}
+
+
+@pytest.mark.parametrize("layout", VIDEOS)
+@pytest.mark.parametrize("name", ["videos", "frames"])
+def test_batch_of_videos_in_every_layout(layout, name):
+    artifacts = media.encode_outputs({name: VIDEOS[layout]}, "npy", 16)
+    assert [artifact.name for artifact in artifacts] == ["0.npy", "1.npy"]
+    for artifact, expected in zip(artifacts, (A, B), strict=True):
+        array = npy(artifact)
+        assert array.shape == expected.shape
+        np.testing.assert_array_equal(array if array.dtype == np.uint8 else as_bytes(array), as_bytes(expected))
+
+
+IMAGES = {
+    "pil": as_pil(A),
+    "numpy": A,
+    "torch": torch.from_numpy(A).permute(0, 3, 1, 2),
+}
+
+
+@pytest.mark.parametrize("layout", IMAGES)
+def test_the_outputs_name_tells_a_video_from_a_batch_of_images(layout):
+    images = media.encode_outputs({"images": IMAGES[layout]}, "", 16)
+    assert [image.name for image in images] == [f"{index}.png" for index in range(FRAMES)]
+    for image, frame in zip(images, A, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image.data))), as_bytes(frame))
+    videos = media.encode_outputs({"videos": IMAGES[layout]}, "", 16)
+    assert [(video.name, video.media_type) for video in videos] == [("0.mp4", "video/mp4")]
+    assert len(media.decode_video("x", videos[0].data)) == FRAMES
+
+
+def test_layers_of_images_are_images():
+    artifacts = media.encode_outputs({"images": [as_pil(A)[:2], as_pil(B)[:2]]}, "png", 16)
+    assert [artifact.name for artifact in artifacts] == ["0-0.png", "0-1.png", "1-0.png", "1-1.png"]
+
+
+def test_single_image_and_grey_and_alpha():
+    for mode in ("L", "RGB", "RGBA", "CMYK"):
+        image = Image.effect_noise((9, 7), 80).convert(mode)
+        (artifact,) = media.encode_outputs({"image": image}, "", 16)
+        back = Image.open(io.BytesIO(artifact.data))
+        assert (back.mode, back.size) == ("RGB" if mode == "CMYK" else mode, (9, 7))
+
+
+@pytest.mark.parametrize(("height", "width"), [(34, 50), (33, 51), (1, 1), (16, 17)])
+def test_mp4_shows_the_frames(height, width):
+    video = np.zeros((3, height, width, 3), np.float32)
+    video[:, :, :, 0], video[1, :, :, 1] = 0.9, 0.6
+    (artifact,) = media.encode_outputs({"videos": video[None]}, "mp4", 24)
+    frames = np.stack([np.asarray(frame) for frame in media.decode_video("x", artifact.data)])
+    assert frames.shape == (3, height + height % 2, width + width % 2, 3)
+    assert np.abs(frames[:, :height, :width].astype(int) - as_bytes(video)).max() <= 6
+    with av.open(io.BytesIO(artifact.data)) as container:
+        stream = container.streams.video[0]
+        assert (stream.average_rate, stream.codec_context.pix_fmt, stream.codec_context.name) == (24, "yuv420p", "h264")
+
+
+@pytest.mark.parametrize("output_format", ["gif", "png"])
+def test_moving_pictures(output_format):
+    (artifact,) = media.encode_outputs({"videos": A[None]}, output_format, 10)
+    image = Image.open(io.BytesIO(artifact.data))
+    assert (image.n_frames, image.info["duration"]) == (FRAMES, 100)
+    for index in range(FRAMES):
+        image.seek(index)
+        np.testing.assert_allclose(np.asarray(image.convert("RGB")).astype(int), as_bytes(A[index]), atol=3)
+
+
+@pytest.mark.parametrize("output_format", ["mp4", "gif", "png", "npy"])
+def test_equal_input_gives_equal_bytes(output_format):
+    noise = np.random.default_rng(0).random((1, 9, 64, 64, 3), np.float32)
+    first, second = (media.encode_outputs({"videos": noise}, output_format, 16) for _ in range(2))
+    assert first == second
+
+
+def test_npy_is_exact():
+    latents = torch.randn(2, 16, 4, 4, dtype=torch.bfloat16)
+    (artifact,) = media.encode_outputs({"images": latents}, "", 16)
+    assert artifact.name == "images.npy"
+    np.testing.assert_array_equal(npy(artifact), latents.float().numpy())
+    noise = np.random.default_rng(0).random((1, 2, 3, 4, 3))
+    np.testing.assert_array_equal(npy(media.encode_outputs({"videos": noise}, "npy", 16)[0]), noise[0])
+
+
+def test_not_a_number_is_black_and_range_is_clipped():
+    video = np.full((1, 2, 4, 4, 3), np.nan, np.float32)
+    video[:, 1, :, :2], video[:, 1, :, 2:] = 7.0, -7.0
+    (artifact,) = media.encode_outputs({"videos": video}, "png", 16)
+    image = Image.open(io.BytesIO(artifact.data))
+    assert not np.asarray(image.convert("RGB")).any()
+    image.seek(1)
+    assert set(np.asarray(image.convert("RGB")).reshape(-1)) == {0, 255}
+
+
+@pytest.mark.parametrize(
+    ("audio", "files", "channels"),
+    [
+        (torch.linspace(-2, 2, 800).reshape(1, 800), 1, 1),
+        (np.linspace(-2, 2, 3200, dtype=np.float32).reshape(2, 2, 800), 2, 2),
+        ([np.zeros(800), np.ones(800)], 2, 1),
+        (np.zeros(800), 1, 1),
+    ],
+)
+def test_audio(audio, files, channels):
+    outputs = {"videos": A[None], "audio": audio, "sampling_rate": 16000}
+    artifacts = media.encode_outputs(outputs, "mp4", 16)
+    assert [artifact.name for artifact in artifacts] == ["0.mp4", *(f"{index}.wav" for index in range(files))]
+    for artifact in artifacts[1:]:
+        with wave.open(io.BytesIO(artifact.data)) as reader:
+            assert (reader.getnchannels(), reader.getframerate(), reader.getnframes()) == (channels, 16000, 800)
+    assert artifacts[1].media_type == "audio/wav"
+
+
+def test_other_outputs():
+    outputs = {"action": torch.ones(2, 3), "score": [1, {"a": np.float32(2)}], "nothing": None}
+    action, score = media.encode_outputs(outputs, "", 16)
+    assert npy(action).shape == (2, 3)
+    assert (score.name, json.loads(score.data)) == ("score.json", [1, {"a": 2.0}])
+    with pytest.raises(InvalidRequest, match="output odd"):
+        media.encode_outputs({"odd": object()}, "", 16)
+
+
+def test_formats_are_checked():
+    with pytest.raises(InvalidRequest, match="mp4, gif, png, npy"):
+        media.encode_outputs({"videos": A[None]}, "avi", 16)
+    with pytest.raises(InvalidRequest, match="output_format"):
+        media.encode_outputs({"images": torch.zeros(1, 16, 4, 4)}, "png", 16)
+
+
+def encoded_image(image_format: str, image: Image.Image | None = None) -> bytes:
+    file = io.BytesIO()
+    (image or as_pil(A)[0]).save(file, image_format, lossless=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_image_formats(image_format):
+    image = media.decode_image("image", encoded_image(image_format))
+    assert (image.mode, image.size) == ("RGB", (WIDTH, HEIGHT))
+    np.testing.assert_allclose(np.asarray(image)[2, 2].astype(int), as_bytes(A)[0, 2, 2], atol=8)
+
+
+def test_image_is_turned_upright():
+    image, exif = Image.new("RGB", (4, 2)), Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif)
+    assert media.decode_image("image", file.getvalue()).size == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"text", encoded_image("PNG")[:-60], encoded_image("JPEG")[:200], encoded_image("BMP"), b"GIF89a"],
+    ids=["empty", "text", "cut png", "cut jpeg", "bmp", "cut gif"],
+)
+def test_broken_images_are_named(data):
+    with pytest.raises(InvalidRequest, match=r"^media.image is .*accepted.*PNG"):
+        media.decode_image("image", data)
+
+
+def test_huge_image_is_refused_before_it_is_decoded():
+    side = int(media.IMAGE_PIXELS_MAX**0.5) + 1
+    with pytest.raises(InvalidRequest, match="pixels"):
+        media.decode_image("image", encoded_image("PNG", Image.new("1", (side, side))))
+
+
+VIDEO_FILES = {suffix: media.encode_outputs({"videos": A[None]}, suffix, 10)[0].data for suffix in ("mp4", "gif")}
+
+
+@pytest.mark.parametrize("suffix", VIDEO_FILES)
+def test_video_formats(suffix):
+    frames = media.decode_video("video", VIDEO_FILES[suffix])
+    assert [frame.size for frame in frames] == [(WIDTH, HEIGHT)] * FRAMES
+    np.testing.assert_allclose(np.asarray(frames[2])[2, 2].astype(int), as_bytes(A)[2, 2, 2], atol=6)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"#EXTM3U\nfile:///etc/passwd", VIDEO_FILES["mp4"][:300], VIDEO_FILES["mp4"][:-600], encoded_image("PNG")],
+    ids=["empty", "playlist", "cut", "without index", "png"],
+)
+def test_broken_videos_are_named(data):
+    with pytest.raises(InvalidRequest, match=r"^media.video is .*MP4 or GIF"):
+        media.decode_video("video", data)
+
+
+FILES = [encoded_image("PNG"), encoded_image("JPEG"), encoded_image("WEBP"), *VIDEO_FILES.values()]
+
+
+@given(st.sampled_from(FILES), st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_mutated_files_decode_or_are_refused(file, mutations):
+    data = bytearray(file)
+    for position, byte in mutations:
+        data[position % len(data)] = byte
+    for decode in (media.decode_image, media.decode_video):
+        try:
+            decode("x", bytes(data))
+        except InvalidRequest:
+            continue
+
+
+def test_frames_per_second():
+    description = model_pb2.ModelDescription()
+    assert media.frames_per_second(description) == media.FRAMES_PER_SECOND_DEFAULT
+    description.inputs.add(name="frame_rate", default_json="25")
+    assert media.frames_per_second(description) == 25
+    description.defaults_json = '{"frames_per_second": 8}'
+    assert media.frames_per_second(description) == 8
