@@ -119,7 +119,9 @@ async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.E
             worker.hand_back()
             await asyncio.wait_for(working, CALL_TIMEOUT_S)
             await worker.drain()
-        if linked.done():
+            linked.cancel()
+            await link.leave()
+        if linked.done() and not linked.cancelled():
             await linked  # raises why the link gave up
     finally:
         for task in (linked, stopped, ready, draining):

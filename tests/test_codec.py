@@ -243,7 +243,6 @@ class Point:
         ((lambda: 1,), r"x\[0\]"),
         (torch.zeros(2, device="meta"), "x"),
         (torch.zeros(2, 2).to_sparse(), "x"),
-        (torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8), "x"),
         (np.array(["text"]), "x"),
         (np.zeros(2, ">f4"), "x"),
         (np.array([object()]), "x"),

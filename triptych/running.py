@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
-from triptych.errors import InvalidRequest, JobCancelled, LeaseLost, RoomGone, SourceCorrupt, TransferFailed
+from triptych.errors import InvalidRequest, JobCancelled, LeaseLost, NotFound, RoomGone, SourceCorrupt, TransferFailed
 from triptych.link import Link
 from triptych.rings.ring import Claimed
 from triptych.v1 import fleet_service_pb2 as pb
@@ -28,11 +28,13 @@ class Running:
 
     claimed: Claimed
     epoch: int
-    """The controller's epoch when it was claimed."""
+    """The controller's epoch in which the lease is valid."""
     stop: bool = False
     """Somebody wants the job to stop: it was cancelled, lost, or is to be handed back."""
     lost: bool = False
     """The lease is another's now: drop everything, report nothing."""
+    room_id: int = 0
+    """The room that it has made, from when it is in the arena; 0 before."""
     step: int = 0
     step_count: int = 0
     preview_png: bytes = b""
@@ -59,14 +61,17 @@ class PhaseReporter:
         self._link, self._role, self._running = link, role, running
 
     async def start(self) -> GenerationRequest:
-        """Begin. Raises LeaseLost or NotFound when the dispatch is to be dropped."""
+        """Begin. Raises LeaseLost when the dispatch is to be dropped."""
 
         def make() -> Awaitable[pb.StartPhaseResponse]:
             lease, job_id, generation = self._token()
             request = pb.StartPhaseRequest(lease=lease, job_id=job_id, generation=generation, role=self._role)
             return self._link.fleet.StartPhase(request)
 
-        return (await self._link.call(make)).request
+        try:
+            return (await self._link.call(make)).request
+        except NotFound as error:
+            raise LeaseLost(str(error)) from error
 
     async def complete(self, dispatch: Dispatch | None = None, artifacts: Sequence[Artifact] = ()) -> None:
         """The stage is done. Raises LeaseLost when its work came too late."""

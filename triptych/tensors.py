@@ -50,12 +50,14 @@ def encode_tensor(path: str, tensor: torch.Tensor) -> tuple[tensor_pb2.TensorRef
 
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
         raise InvalidRequest(path, type(tensor).__name__, "a plain strided tensor")
-    if tensor.is_meta or tensor.is_quantized or tensor.dim() > DIMENSIONS_MAX:
-        raise InvalidRequest(path, tensor, f"a tensor with data, not quantized, of at most {DIMENSIONS_MAX} dimensions")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_meta or dtype.startswith("q") or tensor.dim() > DIMENSIONS_MAX:
+        accepted = f"a tensor with data, not quantized, of at most {DIMENSIONS_MAX} dimensions"
+        raise InvalidRequest(path, f"{dtype} on {tensor.device}", accepted)
     shape, strides = tuple(tensor.shape), tensor.stride()
     ref = tensor_pb2.TensorRef(
         name=path,
-        dtype=str(tensor.dtype).removeprefix("torch."),
+        dtype=dtype,
         shape=shape,
         strides=strides,
         device_type=tensor.device.type,

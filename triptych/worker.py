@@ -26,7 +26,6 @@ from triptych.errors import (
     InvalidRequest,
     JobCancelled,
     LeaseLost,
-    NotFound,
     RingFull,
     TransferFailed,
     TriptychError,
@@ -129,14 +128,17 @@ class Worker:
 
     def registered(self, response: fleet_service_pb2.RegisterWorkerResponse) -> None:
         """See `link.Member`."""
+        kept = 0
+        if (running := self._running) is not None:
+            if response.HasField("adopted_lease"):
+                running.claimed = running.claimed._replace(lease=response.adopted_lease)
+                running.epoch = response.epoch
+                kept = running.room_id  # made, but the controller hasn't heard of it yet
+            else:
+                running.lost = running.stop = True
         for room_id in response.release_room_ids:
-            self._arena.release(room_id)
-        if (running := self._running) is None:
-            return
-        if response.HasField("adopted_lease"):
-            running.claimed = running.claimed._replace(lease=response.adopted_lease)
-        else:
-            running.lost = running.stop = True
+            if room_id != kept:
+                self._arena.release(room_id)
 
     def obey(self, orders: fleet_service_pb2.HeartbeatResponse) -> None:
         """See `link.Member`."""
@@ -199,7 +201,6 @@ class Worker:
         while self._arena.rooms() and time.monotonic() < deadline_s:
             with contextlib.suppress(DeadlinePassed):
                 await self._arena.wait_for_space(self._arena.largest_gap_bytes + 1, SPACE_WAIT_S)
-        await self.link.leave()
 
     def hand_back(self) -> None:
         """Stop the job in hand, so that another worker gets it."""
@@ -245,7 +246,7 @@ class Worker:
             try:
                 request = await reporter.start()
                 await self._work(running, request, reporter)
-            except (LeaseLost, NotFound) as error:
+            except LeaseLost as error:
                 log.info("dropped: %s", error, extra={"job_id": running.dispatch.job_id})
             except Exception as error:  # noqa: BLE001  (a stage may raise anything; the job's owner is told)
                 if isinstance(error, JobCancelled) and self.draining.is_set() and not running.is_expired():
@@ -302,7 +303,8 @@ class Worker:
         try:
             await reporter.complete(dispatch)
         except TriptychError:
-            self._arena.release(dispatch.room.room_id)
+            if not running.lost:  # else the room was settled when the worker registered again
+                self._arena.release(dispatch.room.room_id)
             raise
         await self._publish(running, dispatch)
 
@@ -343,6 +345,7 @@ class Worker:
                     await self._wait_for_space(size_bytes, running.should_stop)
                     if running.should_stop():
                         raise JobCancelled("the job was cancelled while its tensors waited for space") from None
+            running.room_id = room_id
             self._room_bytes_expected = max(self._room_bytes_expected, placement.size_bytes)
             span.set_attribute("triptych.room_id", f"{room_id:#x}")
             span.set_attribute("triptych.size_bytes", placement.size_bytes)

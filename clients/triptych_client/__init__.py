@@ -40,7 +40,7 @@ _MODULE_BY_NAME = {
     "run_fleet": "fleet",
 }
 
-__all__ = list(_MODULE_BY_NAME) 
+__all__ = list(_MODULE_BY_NAME)
 
 
 def __getattr__(name: str) -> object:

@@ -40,13 +40,18 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args(argv)
-    module = importlib.import_module(f"triptych_client.commands.{args.module}")
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _run(args: argparse.Namespace) -> int:
     from triptych.errors import InvalidRequest, MissingExtra, ModelInvalid, TriptychError
 
     try:
-        return int(module.run(args) or 0)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        importlib.import_module(f"triptych_client.commands.{args.module}").run(args)
+        return 0
     except (InvalidRequest, ModelInvalid, MissingExtra) as error:
         return _fail(error, EXIT_CONFIGURATION)
     except (TriptychError, OSError) as error:

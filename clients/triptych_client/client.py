@@ -32,6 +32,9 @@ PAGE_SIZE = 100
 DOWNLOAD_ATTEMPTS_MAX = 2
 """A file whose digest is wrong is read once more, as rooms are."""
 
+DOWNLOAD_TIMEOUT_S = 3600.0
+"""Longest download of one file: many GiB over a slow line."""
+
 Watcher = Callable[[generation_service_pb2.WatchJobResponse], None]
 """Told of each change of a job."""
 
@@ -165,7 +168,7 @@ class AsyncClient:
     async def _download(self, message: generation_service_pb2.DownloadResultRequest, path: Path) -> None:
         artifact: job_pb2.Artifact | None = None
         with PartFile(path) as part:
-            async for response in self._jobs.DownloadResult(message):
+            async for response in self._jobs.DownloadResult(message, timeout=DOWNLOAD_TIMEOUT_S):
                 if artifact is None:
                     artifact = response.artifact
                 part.write(response.chunk)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from triptych.errors import InvalidRequest, Unavailable
+from triptych.errors import InvalidRequest, MissingExtra, Unavailable
 from triptych_client.launcher import Notice, RestartPolicy, Supervisor
 from triptych_client.processes import ProcessSpec
 
@@ -67,8 +67,7 @@ class FleetPlan:
     """Folder of the logs; `logs` in the state folder where it isn't given."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise InvalidRequest("model", self.model, "a folder or hub id of a diffusers pipeline")
+        check_model(self.model)
         for role, plan in self.roles.items():
             if not 1 <= plan.count <= WORKERS_OF_ROLE_MAX:
                 raise InvalidRequest(f"{role}s", plan.count, f"1 to {WORKERS_OF_ROLE_MAX}")
@@ -115,6 +114,13 @@ class FleetPlan:
             metrics_port=self.metrics_port + index if self.metrics_port else "",
             drain_timeout_s=self.drain_timeout_s,
         )
+
+
+def check_model(model: str) -> None:
+    """Raises InvalidRequest for a folder that isn't there: soon, and not when three processes have loaded torch."""
+    is_hub_id = model.count("/") == 1 and not model.startswith(("/", "."))
+    if not model or not (is_hub_id or Path(model).is_dir()):
+        raise InvalidRequest("model", model, "a folder that exists, or a hub id like owner/name")
 
 
 def threads_default(worker_count: int = len(ROLES)) -> int:
@@ -199,8 +205,10 @@ async def embedded_fleet(model: str, notice: Notice | None = None, **settings: A
 
 
 def _sweep_arenas() -> None:
-    from triptych.transport.arena import sweep  # here, because `triptych --help` must not wait for it
-
+    try:
+        from triptych.transport.arena import sweep  # here, because clients without a fleet don't need what it imports
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "xxhash", "serve", "running a fleet on this machine") from error
     sweep()
 
 

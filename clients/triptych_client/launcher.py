@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.errors import InvalidRequest, TriptychError, Unavailable
-from triptych_client.processes import Process, ProcessSpec, last_words
+from triptych_client.processes import Process, ProcessSpec
 
 EXIT_CONFIGURATION = 2
 """What a service exits with when its settings can't be used."""
@@ -118,20 +118,20 @@ class Supervisor:
         first, failed_count, delay_s = self._ready[spec.name], 0, self._policy.delay_s_initial
         while spec.name not in self._stopping:
             address = first.result() if first.done() and spec.keeps_address else ""
-            lived_s, code = await self._run_once(spec, address)
+            lived_s, code, words = await self._run_once(spec, address)
             if spec.name in self._stopping:
                 return
             failed_count += 1
             if not first.done() and (code == EXIT_CONFIGURATION or failed_count >= self._policy.starts_max):
-                raise self._fatal(spec.name, code)
+                raise self._fatal(spec.name, code, words)
             if lived_s >= self._policy.stable_s:
                 delay_s = self._policy.delay_s_initial
             self._notice(f"{spec.name} ended ({_ending(code)}) and starts again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, self._policy.delay_s_max)
 
-    async def _run_once(self, spec: ProcessSpec, address: str) -> tuple[float, int]:
-        """Run the process to its end. Returns for how long it was ready (0 if never) and the exit code."""
+    async def _run_once(self, spec: ProcessSpec, address: str) -> tuple[float, int, str]:
+        """Run the process to its end. Returns for how long it was ready (0 if never), exit code and last words."""
         argv = [*spec.argv, "--address", address] if address else spec.argv
         process = await Process.start(spec, self.log(spec.name), argv)
         self._running[spec.name] = process
@@ -145,13 +145,12 @@ class Supervisor:
             if announced:
                 self._notice(f"{spec.name} serves on {announced} (process {process.pid})")
             code = await process.wait()
-            return (time.monotonic() - since_s if announced else 0.0), code
+            return (time.monotonic() - since_s if announced else 0.0), code, process.last_words()
         finally:
             process.kill()  # only where this task was cancelled
             del self._running[spec.name]
 
-    def _fatal(self, name: str, code: int) -> TriptychError:
-        words = last_words(self.log(name))
+    def _fatal(self, name: str, code: int, words: str) -> TriptychError:
         if code == EXIT_CONFIGURATION:
             return InvalidRequest.from_message(f"{name}: {words or 'its configuration is refused'}")
         reason = f": {words}" if words else ""

@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,8 +41,10 @@ class ProcessSpec:
 class Process:
     """A running child in a process group of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, log_offset: int) -> None:
         self._process = process
+        self._log = log
+        self._log_offset = log_offset
         self.pid = process.pid
 
     @classmethod
@@ -55,6 +56,7 @@ class Process:
         env = [f"{name}={value}" for name, value in spec.env.items()]
         command = (sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *env, "--", *argv)
         with _open_log(log) as file:
+            offset = file.tell()
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -62,7 +64,7 @@ class Process:
                 stderr=file,
                 process_group=0,
             )
-        return cls(process)
+        return cls(process, log, offset)
 
     async def ready(self) -> str:
         """Return the address that the process announces; empty when it ends without."""
@@ -91,6 +93,10 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
 
+    def last_words(self) -> str:
+        """The sentence with which it ended."""
+        return last_words(self._log, self._log_offset)
+
     def kill(self) -> None:
         """End it and what it started, at once."""
         if self.is_running:
@@ -98,19 +104,17 @@ class Process:
                 os.killpg(self.pid, signal.SIGKILL)
 
 
-def last_words(log: Path) -> str:
-    """The sentence with which a process ended: its last line that is no JSON record. Empty where there is none."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES, 0))
-            lines = deque(file.read().decode(errors="replace").splitlines())
-    except FileNotFoundError:
-        return ""
-    while lines:
-        line = lines.pop().strip()
-        if line and not line.startswith("{"):
-            return line.removeprefix("error: ")
-    return ""
+def last_words(log: Path, offset: int = 0) -> str:
+    """The sentence with which a process that began to log at `offset` ended; empty where there is none.
+
+    That is its last line after `error: `, or else its last line that is no JSON record.
+    """
+    with log.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES, offset))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    spoken = [line for line in lines if line and not line.startswith("{")]
+    errors = [line.removeprefix("error: ") for line in spoken if line.startswith("error: ")]
+    return (errors or spoken or [""])[-1]
 
 
 def _open_log(log: Path) -> BinaryIO:

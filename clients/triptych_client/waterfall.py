@@ -99,7 +99,7 @@ def _spans_of(request: dict[str, Any]) -> Iterator[Span]:
                     span_id=span["spanId"].lower(),
                     parent_id=span.get("parentSpanId", "").lower(),
                     service=service,
-                    name=span["name"],
+                    name=span["name"].rpartition("/")[2],  # gRPC's are /package.Service/Method
                     start_ns=int(span["startTimeUnixNano"]),
                     end_ns=int(span["endTimeUnixNano"]),
                     failed=span.get("status", {}).get("code", 0) == _STATUS_ERROR,

@@ -33,7 +33,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (-LEVEL, -LEVEL, -LEVEL),
 }
 # The radius of the circle of the same area: the three shapes of one size cover the same number of pixels.
-RADII_PX: dict[str, float] = {"big": 13.0, "small": 8.0}
+RADII_PX: dict[str, float] = {"big": 15.0, "small": 9.5}
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS: dict[str, tuple[float, float]] = {
     "left": (-1.0, 0.0),
@@ -168,7 +168,9 @@ def coverage(shape: str, radius_px: torch.Tensor, centres_px: torch.Tensor, side
 def render(attributes: Attributes, rng: random.Random, frames: int = FRAMES) -> torch.Tensor:
     """One clip [3, frames, SIDE_PX, SIDE_PX], float32 in [-1, 1]; `rng` chooses where the shape starts."""
     direction = torch.tensor(DIRECTIONS[attributes.direction])
-    along = rng.uniform(-JITTER_ALONG_PX, JITTER_ALONG_PX)
+    room = SIDE_PX / 2 - (frames - 1) / 2 * SPEED_PX - triangle_side_px(RADII_PX[attributes.size]) / 2
+    room = max(0.0, min(JITTER_ALONG_PX, room))  # even the widest shape stays in the picture
+    along = rng.uniform(-room, room)
     across = rng.uniform(-JITTER_ACROSS_PX, JITTER_ACROSS_PX)
     steps = (torch.arange(frames) - (frames - 1) / 2) * SPEED_PX
     centres = SIDE_PX / 2 + (steps + along)[:, None] * direction + across * direction.flip(0)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import models
 import torch
-from train_transformer import encode_latents, train_transformer
-from train_vae import measure_latents, polish_decoder, train_vae
+from train_transformer import encode_latents, normalise, train_transformer
+from train_vae import polish_decoder, train_vae
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,8 +34,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
     vae = train_vae(arguments.work, arguments.vae_minutes, arguments.seed)
-    measure_latents(vae, arguments.seed)
-    latents = encode_latents(arguments.work, vae, arguments.seed)
+    latents = normalise(vae, encode_latents(arguments.work, vae, arguments.seed))
     denoiser = train_transformer(arguments.work, latents, arguments.transformer_minutes, arguments.seed)
     polish_decoder(arguments.work, vae, arguments.decoder_minutes, arguments.seed)
     models.export(arguments.out, vae, denoiser.text_encoder, denoiser.transformer)

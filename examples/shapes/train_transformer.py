@@ -17,10 +17,10 @@ from progress import Run
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-LATENTS_PER_COMBINATION = 6
+LATENTS_PER_COMBINATION = 3
 ENCODE_BATCH = 16
-BATCH = 64
-LEARNING_RATE = 1.5e-3
+BATCH = 32
+LEARNING_RATE = 1.2e-3
 EMPTY_PROMPT_SHARE = 0.1  # what the model learns for classifier-free guidance to push away from
 EMA_DECAY = 0.998
 EMA_WARMUP_STEPS = 200
@@ -29,7 +29,7 @@ PADDED_LENGTHS = (64, 128, 226, 512, 512, 512)  # what callers pad to: 512 by de
 
 
 class LatentSet(NamedTuple):
-    """Normalised latents [N, Z_DIM, T, h, w], and for each the place of its attributes in ALL_ATTRIBUTES [N]."""
+    """Latents as the VAE gives them [N, Z_DIM, T, h, w], and each one's index in ALL_ATTRIBUTES [N]."""
 
     latents: torch.Tensor
     attributes: torch.Tensor
@@ -48,11 +48,21 @@ def encode_latents(work: Path, vae: AutoencoderKLWan, seed: int) -> LatentSet:
         batch = [clips.ALL_ATTRIBUTES[index] for index in indices[start : start + ENCODE_BATCH]]
         target = torch.stack([clips.render(attributes, rng) for attributes in batch])
         batches.append(vae.encode(target).latent_dist.mode())
-    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
-    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-    latents = LatentSet((torch.cat(batches) - mean) / std, torch.tensor(indices))
+    latents = LatentSet(torch.cat(batches), torch.tensor(indices))
     torch.save(latents._asdict(), path)
     return latents
+
+
+def normalise(vae: AutoencoderKLWan, latents: LatentSet) -> LatentSet:
+    """Shift and scale each channel to mean 0 and deviation 1, and note both in the VAE's config."""
+    mean = latents.latents.mean((0, 2, 3, 4))
+    std = latents.latents.std((0, 2, 3, 4))
+    vae.register_to_config(
+        latents_mean=[round(value, 4) for value in mean.tolist()],
+        latents_std=[round(value, 4) for value in std.tolist()],
+    )
+    shape = (1, -1, 1, 1, 1)
+    return latents._replace(latents=(latents.latents - mean.view(shape)) / std.view(shape))
 
 
 class PaddedCrossAttention:
@@ -136,7 +146,10 @@ def average(ema: nn.Module, module: nn.Module, step: int) -> None:
 
 
 def train_transformer(work: Path, latents: LatentSet, minutes: float, seed: int) -> Denoiser:
-    """Train for `minutes` in all, going on from `work`/transformer.pt if it is there; returns the averaged weights."""
+    """Train on normalised latents for `minutes` in all, going on from `work`/transformer.pt if it is there.
+
+    Returns the averaged weights.
+    """
     torch.manual_seed(seed)
     denoiser = Denoiser(models.make_tokenizer()).train()
     ema = copy.deepcopy(denoiser).requires_grad_(False)

@@ -21,7 +21,6 @@ POLISH_RATE = 1e-3
 LATENT_NOISE = 0.1  # stands in for a sampled posterior, and for the small errors of a denoised latent
 LATENT_WEIGHT = 1e-3  # a light pull to zero, so that the noise has a scale to be small against
 SHAPE_WEIGHT = 8.0  # a small shape is 5% of the picture: without this its outline learns last
-STATISTICS_CLIPS = 256
 
 
 def sample_clips(count: int, frames: int, rng: random.Random) -> torch.Tensor:
@@ -82,13 +81,3 @@ def _update(
     torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
     optimizer.step()
     return f"loss {loss.item():.4f}  latents {latents.std().item():.2f}  frames {target.shape[2]}"
-
-
-@torch.no_grad()
-def measure_latents(vae: AutoencoderKLWan, seed: int) -> None:
-    """Write the mean and deviation of each latent channel into the config, where Wan's pipelines look for them."""
-    latents = vae.encode(sample_clips(STATISTICS_CLIPS, clips.FRAMES, random.Random(seed))).latent_dist.mode()
-    vae.register_to_config(
-        latents_mean=[round(value, 4) for value in latents.mean((0, 2, 3, 4)).tolist()],
-        latents_std=[round(value, 4) for value in latents.std((0, 2, 3, 4)).tolist()],
-    )

@@ -82,14 +82,12 @@ class RingServicer(RingServiceServicer):
         """End a lease."""
         self._is_known(request.lease.rank)
         await self._ring(request.lease.ring).ack(request.lease)
-        self._forget(request.lease)
         return pb.AckResponse()
 
     async def Nack(self, request: pb.NackRequest, context: Context) -> pb.NackResponse:
         """Hand a lease back."""
         self._is_known(request.lease.rank)
         await self._ring(request.lease.ring).nack(request.lease)
-        self._forget(request.lease)
         return pb.NackResponse()
 
     async def ListSlots(self, request: pb.ListSlotsRequest, context: Context) -> pb.ListSlotsResponse:
@@ -133,11 +131,6 @@ class RingServicer(RingServiceServicer):
         if len(self._answers) > sum(ring.slot_count for ring in self._rings.values()):
             held = (item for item in self._answers.items() if self._rings[item[0][0]].holds(item[1].claimed.lease))
             self._answers = dict(held)
-
-    def _forget(self, lease: pb.Lease) -> None:
-        answer = self._answers.get((lease.ring, lease.rank))
-        if answer is not None and answer.claimed.lease == lease:
-            del self._answers[(lease.ring, lease.rank)]
 
 
 def _wait_s(request: pb.ClaimRequest) -> float:

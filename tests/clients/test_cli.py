@@ -76,7 +76,8 @@ BAD_INPUT = [
     (("--media", "image=missing.png"), "media.image is 'missing.png'; accepted: a readable file"),
     (("--deadline-s", "nan"), "deadline-s is nan; accepted: a number of seconds"),
     (("--endpoint", "nowhere"), "endpoint is 'nowhere'; accepted: host:port"),
-    (("--model", ""), "model is ''; accepted: a folder or hub id"),
+    (("--model", ""), "model is ''; accepted: a folder that exists, or a hub id"),
+    (("--model", "/no/such"), "model is '/no/such'; accepted: a folder that exists, or a hub id"),
 ]
 
 

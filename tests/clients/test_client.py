@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -216,6 +218,15 @@ def _use_sync_client(address: str, tmp_path: Path) -> None:
         watching.close()  # type: ignore[attr-defined]
         with pytest.raises(NotFound):
             client.get_job("gone")
+
+
+def test_the_client_and_the_launcher_import_no_torch() -> None:
+    code = """
+import sys
+import triptych_client.sync, triptych_client.fleet, triptych_client.commands.generate, triptych_client.commands.up
+sys.exit(bool({"torch", "diffusers", "transformers", "numpy", "av"} & set(sys.modules)))
+"""
+    assert subprocess.run((sys.executable, "-c", code), check=False).returncode == 0
 
 
 def test_an_endpoint_needs_a_port() -> None:

@@ -187,18 +187,20 @@ asyncio.run(main())
     await until(lambda: not any(is_alive(pid) for pid in pids), 10)
 
 
-def test_last_words_are_the_last_line_that_is_no_record(tmp_path: Path) -> None:
+def test_last_words_are_the_error_or_the_last_line_that_is_no_record(tmp_path: Path) -> None:
     log = tmp_path / "child.log"
+    log.write_text("")
     assert last_words(log) == ""
-    log.write_text('{"a": 1}\nerror: one\n{"a": 2}\n\n')
+    log.write_text('{"a": 1}\nerror: one\n{"a": 2}\nRuntimeError: at exit\n\n')
     assert last_words(log) == "one"
+    assert last_words(log, offset=len('{"a": 1}\nerror: one\n')) == "RuntimeError: at exit"
     log.write_text("x" * 10**6 + "\nerror: at the end of a long log\n")
     assert last_words(log) == "at the end of a long log"
 
 
 def test_a_plan_names_each_process_and_its_settings(tmp_path: Path) -> None:
     plan = FleetPlan(
-        model="m",
+        model="a/b",
         state=tmp_path,
         roles={"encoder": RolePlan(), "transformer": RolePlan(2, "cuda:1", "bfloat16"), "decoder": RolePlan()},
         threads=3,
@@ -216,7 +218,7 @@ def test_a_plan_names_each_process_and_its_settings(tmp_path: Path) -> None:
 def test_a_plan_needs_a_sane_number_of_workers(tmp_path: Path, count: int) -> None:
     roles = {role: RolePlan(count if role == "decoder" else 1) for role in ("encoder", "transformer", "decoder")}
     with pytest.raises(InvalidRequest, match="decoders"):
-        FleetPlan(model="m", state=tmp_path, roles=roles)
+        FleetPlan(model="a/b", state=tmp_path, roles=roles)
 
 
 async def test_the_loop_of_grpc_and_the_supervisor_live_together(supervisor: Supervisor) -> None:

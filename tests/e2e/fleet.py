@@ -57,9 +57,7 @@ class Fleet:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         workers = [name for name in self.processes if name != "controller"]
         for group in (workers, ["controller"]):
             for name in group:

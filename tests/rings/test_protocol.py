@@ -102,10 +102,33 @@ def test_a_claimer_that_was_reaped_before_it_read_the_slot_notices(bench: Bench)
 
 def test_a_claimer_that_was_reaped_while_it_read_the_slot_notices(bench: Bench) -> None:
     bench.publish(b"old")
-    is_word_read = lambda operation: isinstance(operation, Read) and operation.size_bytes == 8  # noqa: E731
     with pytest.raises(errors.LeaseLost):
-        bench.run(protocol.claim(GEOMETRY, 7, first), once(is_word_read, lambda: bench.reap(7)))
+        bench.run(
+            protocol.claim(GEOMETRY, 7, first),
+            once(lambda operation: operation[1] == layout.WORD_BYTES, lambda: bench.reap(7)),
+        )
     assert bench.claim(9).payload == b"old"
+
+
+def test_content_that_is_not_the_tickets_is_never_delivered(bench: Bench) -> None:
+    bench.publish(b"right")
+    bench.publish(b"wrong")
+    content = bench.driver.perform(Read(GEOMETRY.slot_offset(1), GEOMETRY.slot_bytes))
+    stray = Write(GEOMETRY.slot_offset(0), content)  # by somebody who should have been fenced
+    with pytest.raises(errors.LeaseLost):
+        bench.run(protocol.claim(GEOMETRY, 7, first), once(is_slot_read, lambda: bench.driver.perform(stray)))
+
+
+def test_what_was_parked_leaves_with_the_next_reap_whoever_died(bench: Bench) -> None:
+    bench.publish(b"hot")
+    for _ in range(layout.ATTEMPT_MAX + 1):
+        held = bench.claim(7).held
+        bench.driver.execute(protocol.nack(GEOMETRY, held))
+    assert bench.state(held.slot) == (held.ticket, layout.ATTEMPT_MAX, 0, Kind.LEASED)
+    with pytest.raises(errors.LeaseLost):
+        bench.ack(held)
+    (removal,) = bench.reap(5).removed
+    assert (removal.payload, removal.reason) == (b"hot", recovery.PAST_CAP)
 
 
 def test_a_publisher_that_was_reaped_while_it_wrote_publishes_nothing(bench: Bench) -> None:

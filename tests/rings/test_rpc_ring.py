@@ -29,14 +29,18 @@ class SlowServicer(RingServicer):
     def __init__(self, ring: MemoryRing) -> None:
         super().__init__({RING: ring}, refuse_unknown)
         self.taken = asyncio.Event()
+        self.ended_count = 0
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
     async def Claim(self, request: pb.ClaimRequest, context: object) -> pb.ClaimResponse:
-        response = await super().Claim(request, context)  # type: ignore[arg-type]
-        self.taken.set()
-        await self.may_answer.wait()
-        return response
+        try:
+            response = await super().Claim(request, context)  # type: ignore[arg-type]
+            self.taken.set()
+            await self.may_answer.wait()
+            return response
+        finally:
+            self.ended_count += 1
 
 
 def refuse_unknown(rank: int) -> None:
@@ -137,6 +141,7 @@ async def test_a_lease_that_a_retry_took_over_is_not_handed_back(harness: RpcHar
     retry = harness.stub().Claim(claim_request(1, "same"))
     await harness.servicer.taken.wait()
     first.cancel()
+    await eventually(lambda: harness.servicer.ended_count == 1)
     harness.servicer.may_answer.set()
     lease = (await retry).lease
     assert harness.host.holds(lease)

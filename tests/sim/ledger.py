@@ -32,9 +32,10 @@ class Ledger:
         """A state word was swapped."""
         old, new = StateWord.unpack(before), StateWord.unpack(after)
         step = new.attempt - old.attempt if new.kind else 0
-        _check((old.kind, new.kind, step) in _ALLOWED, f"no line of the table leads from {old} to {new}")
-        kept = old.kind == 0 or new.kind == 0 or new.ticket == old.ticket
-        _check(kept, f"the ticket changed from {old} to {new}")
+        if (old.kind, new.kind, step) not in _ALLOWED:
+            raise Violation(f"no line of the table leads from {old} to {new}")
+        if old.kind and new.kind and new.ticket != old.ticket:
+            raise Violation(f"the ticket changed from {old} to {new}")
 
     def on_published(self, message: bytes) -> None:
         """`publish` returned."""

@@ -31,7 +31,7 @@ from tests.sim.scripts import (
 )
 from triptych import errors
 from triptych.rings import attach, layout, recovery
-from triptych.rings.layout import StateWord
+from triptych.rings.layout import Kind, StateWord
 from triptych.rings.memory import MemoryDriver
 from triptych.rings.program import CompareSwap, Operation, Write
 
@@ -81,6 +81,7 @@ class World:
         """Run the schedule to its end and check everything; raise Violation with the seed."""
         try:
             self._run_all()
+            self._check_nobody_starves()
             self._drain()
             self.ledger.on_end()
         except (Violation, errors.LeaseLost) as violation:
@@ -107,7 +108,9 @@ class World:
 
     def _run_all(self) -> None:
         while True:
-            ready = [process for process in self.processes.values() if self._is_runnable(process)]
+            ready = [
+                process for process in self.processes.values() if not process.is_over and self._is_runnable(process)
+            ]
             if not ready:
                 sleepers = [process for process in self.processes.values() if process.wake_at is not None]
                 if not sleepers:
@@ -117,8 +120,6 @@ class World:
             self._advance(ready[int(self.random.random() * len(ready))])
 
     def _is_runnable(self, process: Process) -> bool:
-        if process.is_over:
-            return False
         if process.wake_at is not None:
             if self.step_count < process.wake_at:
                 return False
@@ -182,6 +183,13 @@ class World:
             self.trace(f"{self.step_count:4} rank {process.rank}: {what}")
 
     # --- the end
+
+    def _check_nobody_starves(self) -> None:
+        """Everybody idles: then nothing is there that a living consumer could have claimed."""
+        alive = {rank for rank, process in self.processes.items() if rank > PRODUCERS and not process.is_over}
+        for state in self.memory.execute(recovery.states(GEOMETRY)):
+            if state.kind is Kind.READY and alive and state.rank in {0, *alive}:
+                raise Violation(f"{state} waits beside idle consumers {alive}")
 
     def _drain(self) -> None:
         """Everybody has left: what is in the ring comes out by reaping and one last consumer, and slots are free."""

@@ -96,6 +96,7 @@ class MemoryRing:
         `attempts_max` is how often an entry is delivered before a reap takes it out. `on_dead_letter` is told of
         entries taken out while somebody else's call ran (a publish for a dead rank, a nack past the last attempt);
         those that `reap` takes out, it returns. `driver` is for memory that is reached otherwise; it comes zeroed.
+        (Waiting claims are woken by calls made here; whoever changes the memory from elsewhere must see to that.)
         """
         self.name = name
         self.epoch = epoch

@@ -43,17 +43,25 @@ def _plane(latents: torch.Tensor, block_state: Any, token_pixels: int) -> torch.
     elif latents.ndim == 4:
         plane = latents[0]
     elif latents.ndim == 3:
-        height, width = getattr(block_state, "height", None), getattr(block_state, "width", None)
-        if not (isinstance(height, int) and isinstance(width, int) and token_pixels):
+        frames = _unpack(latents[0], block_state, token_pixels)
+        if frames is None:
             return None
-        rows, columns = height // token_pixels, width // token_pixels
-        if not rows or not columns or latents.shape[1] % (rows * columns):
-            return None
-        frames = latents[0].reshape(-1, rows, columns, latents.shape[2])
         plane = frames[len(frames) // 2].permute(2, 0, 1)
     else:
         return None
     return plane.to(device="cpu", dtype=torch.float32)
+
+
+def _unpack(tokens_lc: torch.Tensor, block_state: Any, token_pixels: int) -> torch.Tensor | None:
+    """Packed tokens as frames `[T, H, W, C]`. Some pipelines pack two by two latents on top of the denoiser's patch."""
+    height, width = getattr(block_state, "height", None), getattr(block_state, "width", None)
+    if not (isinstance(height, int) and isinstance(width, int) and token_pixels):
+        return None
+    for side_pixels in (token_pixels, 2 * token_pixels):
+        rows, columns = height // side_pixels, width // side_pixels
+        if rows * columns and len(tokens_lc) % (rows * columns) == 0:
+            return tokens_lc.reshape(-1, rows, columns, tokens_lc.shape[1])
+    return None
 
 
 def _colours(plane_chw: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """One role of a pipeline, loaded and ready: `run` takes a job one phase further.
 
-A stage is used by one thread at a time. It holds the role's models; everything else is made for the job.
+A stage holds the role's models; everything else is made for the job. A process runs one stage at a time, because a job
+has the process's global random generator to itself while it runs.
 """
 
 from __future__ import annotations

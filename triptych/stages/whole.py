@@ -51,7 +51,8 @@ class Whole:
                 str(folder) if is_local else model, revision=revision or None, trust_remote_code=False
             )
         except (OSError, ValueError, AttributeError, KeyError, TypeError, ImportError) as error:
-            raise ModelInvalid(f"{model!r} can't be opened as a diffusers pipeline: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ModelInvalid(f"{model!r} can't be opened as a diffusers pipeline: {reason}") from error
         whole = cls(model, revision, pipeline)
         if is_local:
             whole._check_components(folder)

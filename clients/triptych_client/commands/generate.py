@@ -18,7 +18,7 @@ from triptych.v1.generation_service_pb2 import WatchJobResponse
 from triptych_client.client import AsyncClient
 from triptych_client.commands.session import fleet_settings, role_plan, run_async
 from triptych_client.files import check_folder, output_format, write_file
-from triptych_client.fleet import embedded_fleet, threads_default
+from triptych_client.fleet import check_model, embedded_fleet, threads_default
 from triptych_client.progress import Display, display
 from triptych_client.request import GenerationFields, build_request
 
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
     fields = request_fields(args, output_format(path))
     check_folder(path)
     build_request(args.prompt, **fields)  # what can't be sent is refused before anything is started
-    if not args.endpoint and not args.model:
-        raise InvalidRequest("model", args.model, "a folder or hub id of a diffusers pipeline, or else --endpoint")
+    if not args.endpoint:
+        check_model(args.model)
     if args.trace_file:
         args.trace_file = str(Path(args.trace_file).absolute())
     with telemetry.setup("triptych-client", trace_file=args.trace_file), display(quiet=args.quiet) as shown:
