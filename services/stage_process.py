@@ -16,6 +16,7 @@ from triptych import process, rpc, telemetry
 from triptych.config import WorkerConfig, load
 from triptych.errors import InvalidRequest, MissingExtra, WrongState
 from triptych.link import CALL_TIMEOUT_S, Link
+from triptych.phase import Equipment
 from triptych.rings.rpc import RpcRing
 from triptych.roles import NEXT, RING_OF, role_name
 from triptych.stages import Stage, Whole
@@ -62,13 +63,14 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
             servicers.append(make_servicer(config.controller))
         server = await rpc.start_server(config.address, [s.service for s in servicers], serving=False)
         stage, model = await asyncio.to_thread(_load_stage, role, config)
-        engine = stack.enter_context(_mooncake(config, arena, server.address))
+        host = config.advertise_host or config.address.rpartition(":")[0]
+        engine = stack.enter_context(_mooncake(config, arena, host))
         fetcher = open_fetcher(arena, engine, rpc.open_channel, forced=config.mover)
         stack.callback(fetcher.close)
         channel = await stack.enter_async_context(rpc.open_channel(config.controller))
-        worker = Worker(
-            config, stage, model, arena, fetcher, engine.session if engine else "", server.address, seen.metrics
-        )
+        session, address = engine.session if engine else "", f"{host}:{server.port}"
+        equipment = Equipment(config, stage, model, arena, fetcher, session, address, seen.metrics)
+        worker = Worker(equipment)
         seen.metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
         link = Link(channel, worker)
         sink = RpcRing(channel, RING_OF[NEXT[role]]) if role in NEXT else None
@@ -85,10 +87,10 @@ def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[Stage, Mode
 
 
 @contextlib.contextmanager
-def _mooncake(config: WorkerConfig, arena: Arena, address: str) -> Iterator[MooncakeEngine | None]:
+def _mooncake(config: WorkerConfig, arena: Arena, host: str) -> Iterator[MooncakeEngine | None]:
     """Mooncake with the arena registered; None where it can't be had and wasn't asked for by name."""
     try:
-        engine = MooncakeEngine.start(address.rpartition(":")[0])
+        engine = MooncakeEngine.start(host)
     except (MissingExtra, WrongState) as error:
         if config.mover == "mooncake":
             raise
@@ -117,8 +119,10 @@ async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.E
             worker.draining.set()
             await asyncio.wait([working, linked], timeout=drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
             worker.hand_back()
-            await asyncio.wait_for(working, CALL_TIMEOUT_S)
-            await worker.drain()
+            await asyncio.wait([working, linked], timeout=CALL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working  # raises what ended it, if that wasn't us
+                await worker.drain()
             linked.cancel()
             await link.leave()
         if linked.done() and not linked.cancelled():

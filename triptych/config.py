@@ -64,6 +64,7 @@ class WorkerConfig(ProcessConfig):
     dtype: str = setting("float32", "element type of the weights", among=DTYPES)
     threads: int = setting(0, "torch threads; 0 leaves torch's default", minimum=0)
     arena_bytes: int = setting(2**30, "size of the arena in /dev/shm (taken page by page, when used)", minimum=2**16)
+    advertise_host: str = setting("", "host name under which others reach this worker; default: that of address")
     mover: str = setting("", "force one mover instead of choosing per room", among=("", *MOVERS))
 
 
@@ -131,7 +132,7 @@ def _read_toml(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _convert(f: dataclasses.Field[Any], value: Any) -> Any:
-    kind = type(f.default)
+    kind: Any = type(f.default)
     try:
         converted = kind(value)
     except (TypeError, ValueError) as error:

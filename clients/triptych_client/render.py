@@ -114,7 +114,7 @@ def _workers_table(workers: Iterable[Worker]) -> Table:
             f"{bytes_text(worker.arena_used_bytes)} of {bytes_text(worker.arena_size_bytes)}",
             bytes_text(worker.parameter_bytes),
             _counts(worker.fetch_count_by_mover),
-            f"{max(time.time() - _seconds(worker.heartbeat_time), 0):.0f} s ago",
+            _ago(worker.heartbeat_time) if worker.HasField("heartbeat_time") else "",
             f"{worker.address} ({worker.process_id})",
         )
     return table
@@ -134,6 +134,10 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _took(job: Job) -> str:
     end_s = _seconds(job.end_time) if is_over(job) else time.time()
     return f"{max(end_s - _seconds(job.create_time), 0):.1f} s"
+
+
+def _ago(moment: Timestamp) -> str:
+    return f"{max(time.time() - _seconds(moment), 0):.0f} s ago"
 
 
 def _seconds(moment: Timestamp) -> float:

@@ -11,9 +11,10 @@ No gRPC, no rings, and no code per model family: `denoise` in the pipeline's own
 this package imports torch and diffusers.
 """
 
+from triptych.roles import ROLES, role_name
 from triptych.stages.inputs import request_inputs
 from triptych.stages.observer import Step
 from triptych.stages.stage import DTYPES, Stage
-from triptych.stages.whole import ROLES, Whole, role_name
+from triptych.stages.whole import Whole
 
 __all__ = ["DTYPES", "ROLES", "Stage", "Step", "Whole", "request_inputs", "role_name"]

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from triptych.errors import InvalidRequest, JobCancelled
+from triptych.roles import ROLES
 from triptych.stages import handoff
 from triptych.stages.library import ModularPipeline, PipelineState
 from triptych.stages.observer import Observer, Step, Stop, insert_observers
 from triptych.stages.refusal import as_invalid_request, is_refusal
 from triptych.stages.roles import Components, for_job, restrict
-from triptych.stages.whole import ROLES, Whole
+from triptych.stages.whole import Whole
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -31,7 +32,7 @@ class Stage:
     def __init__(
         self,
         whole: Whole,
-        role: int,
+        role: Role.ValueType,
         pipeline: ModularPipeline,
         components: Components,
         workflows: Sequence[str] = (),
@@ -52,7 +53,7 @@ class Stage:
     def load(
         cls,
         whole: Whole,
-        role: int,
+        role: Role.ValueType,
         *,
         device: str = "cpu",
         dtype: str = "float32",

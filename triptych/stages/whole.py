@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from triptych.errors import InvalidRequest, ModelInvalid
+from triptych.roles import ROLES
 from triptych.stages import folder as folders
 from triptych.stages.describe import describe
 from triptych.stages.handoff import Needs, final_outputs
@@ -22,9 +23,6 @@ from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORME
 
 DENOISE = "denoise"
 """Name of the block that is the transformer's; blocks before it are the encoder's, blocks after it the decoder's."""
-
-ROLES = (ROLE_ENCODER, ROLE_TRANSFORMER, ROLE_DECODER)
-"""Roles in the order in which a job passes them."""
 
 
 class Whole:
@@ -70,7 +68,7 @@ class Whole:
         """A new set of this pipeline's components, none of them made yet."""
         return Components(self.pipeline, dtype, device or torch.device("cpu"))
 
-    def component_names(self, role: int, workflows: Sequence[str] = ()) -> list[str]:
+    def component_names(self, role: Role.ValueType, workflows: Sequence[str] = ()) -> list[str]:
         """Components that the role's blocks expect and the model has, in the whole pipeline's order.
 
         With `workflows`, only those that one of these expects. Raises `InvalidRequest` for a workflow that isn't one.
@@ -84,7 +82,7 @@ class Whole:
             if name in expected and (spec.default_creation_method == "from_config" or is_present(spec))
         ]
 
-    def _execution_blocks(self, role: int, workflows: Sequence[str]) -> list[ModularPipelineBlocks]:
+    def _execution_blocks(self, role: Role.ValueType, workflows: Sequence[str]) -> list[ModularPipelineBlocks]:
         """The role's blocks that run in these workflows; diffusers names them `block.nested`."""
         known = list(self.pipeline._blocks._workflow_map or ())
         if unknown := sorted(set(workflows).difference(known)):
@@ -98,7 +96,7 @@ class Whole:
             if path.partition(".")[0] in self.blocks[role].sub_blocks
         ]
 
-    def needs_after(self, role: int) -> Needs:
+    def needs_after(self, role: Role.ValueType) -> Needs:
         """What the roles after this one take from the state."""
         return Needs.of(self.blocks[later] for later in ROLES[ROLES.index(role) + 1 :])
 
@@ -158,8 +156,3 @@ def _split(blocks: ModularPipelineBlocks, model: str) -> dict[int, ModularPipeli
         role: SequentialPipelineBlocks.from_blocks_dict({name: copy.deepcopy(blocks.sub_blocks[name]) for name in part})
         for role, part in parts.items()
     }
-
-
-def role_name(role: int) -> str:
-    """A role in lower case, for people: `encoder`."""
-    return Role.Name(role).removeprefix("ROLE_").lower()  # type: ignore[arg-type]

@@ -120,9 +120,9 @@ async def _interrupted(args: argparse.Namespace, client: AsyncClient, job_ids: S
 
 
 def _fused(args: argparse.Namespace, fields: GenerationFields, path: Path, shown: Display) -> Sequence[Path]:
-    from triptych_client import fused
-
     shown.say("loading the model")
+    from triptych_client import fused  # takes seconds: it imports torch
+
     model = fused.FusedModel.load(
         args.model,
         args.revision,

@@ -15,7 +15,7 @@ from triptych_client.fleet import Fleet, FleetPlan
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run until a signal comes or a process can't be kept running."""
+    """Run until a signal comes or a process can't be kept running. Raises KeyboardInterrupt where it was killed."""
     plan = FleetPlan(
         model=args.model,
         state=Path(args.state),
@@ -29,12 +29,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 async def _up(plan: FleetPlan) -> None:
-    stop = asyncio.Event()
+    stop, killed = asyncio.Event(), asyncio.Event()
     fleet = Fleet(plan, notice=_say)
 
     def on_signal() -> None:
         if stop.is_set():
             _say("killing all processes")
+            killed.set()
             fleet.supervisor.kill_now()
         stop.set()
 
@@ -48,6 +49,8 @@ async def _up(plan: FleetPlan) -> None:
         await fleet.stop()
     finally:
         await fleet.kill()
+    if killed.is_set():
+        raise KeyboardInterrupt
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
