@@ -276,7 +276,7 @@ class Controller:
         """A heartbeat. Raises Fenced when the rank isn't (or is no longer) a member."""
         member = self.fleet.get(report.rank)
         now_s = asyncio.get_running_loop().time()
-        member.seen_s, member.report = now_s, report
+        member.saw(report, now_s)
         p = report.progress
         entry = self.ledger.active.get(p.job_id)
         if entry is None or entry.job.generation != p.generation or entry.lease.rank != report.rank:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from triptych.errors import Fenced
 from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Role
 from triptych.v1.fleet_service_pb2 import HeartbeatRequest, HeartbeatResponse, RegisterWorkerRequest
@@ -23,6 +25,8 @@ class Member:
     rank: int
     seen_s: float
     registration: RegisterWorkerRequest | None = None
+    seen_time: Timestamp = field(default_factory=Timestamp)
+    """The wall clock's time of `seen_s`, for people."""
     report: HeartbeatRequest = field(default_factory=HeartbeatRequest)
     cancel_job_ids: set[str] = field(default_factory=set)
     release_room_ids: set[int] = field(default_factory=set)
@@ -34,6 +38,11 @@ class Member:
     def role(self) -> Role.ValueType:
         """Its role; unspecified while it is only expected."""
         return self.registration.role if self.registration else ROLE_UNSPECIFIED
+
+    def saw(self, report: HeartbeatRequest, now_s: float) -> None:
+        """Take note of a heartbeat."""
+        self.seen_s, self.report = now_s, report
+        self.seen_time.GetCurrentTime()
 
     def take_orders(self) -> HeartbeatResponse:
         """The waiting orders, which then no longer wait."""
@@ -66,6 +75,7 @@ class Member:
             room_count=self.report.room_count,
             parameter_bytes=r.parameter_bytes,
             device_memory_bytes=self.report.device_memory_bytes,
+            heartbeat_time=self.seen_time,
         )
 
 
@@ -83,7 +93,7 @@ class Fleet:
         """Make a worker alive, keeping the orders that wait for it."""
         member = self.members.setdefault(rank, Member(rank, now_s))
         member.registration = request
-        member.seen_s = now_s
+        member.saw(member.report, now_s)
         return member
 
     def get(self, rank: int) -> Member:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 
 from triptych.errors import ModelInvalid
+from triptych.roles import role_name
 from triptych.stages.library import INPUT_PARAM_TEMPLATES, BaseGuidance, InputParam, diffusers
 from triptych.v1 import model_pb2
-from triptych.v1.dispatch_pb2 import Role
 
 if TYPE_CHECKING:
     from triptych.stages.whole import Whole
@@ -189,7 +189,7 @@ def _components(whole: Whole) -> list[model_pb2.ComponentDescription]:
                 model_pb2.ComponentDescription(
                     name=name,
                     class_name=getattr(spec.type_hint, "__name__", ""),
-                    roles=[Role.Name(role).removeprefix("ROLE_").lower() for role in roles],  # type: ignore[arg-type]
+                    roles=[role_name(role) for role in roles],
                 )
             )
     return described

@@ -32,7 +32,7 @@ class Whole:
         self.model = model
         self.revision = revision
         self.pipeline = pipeline
-        self.blocks: dict[int, ModularPipelineBlocks] = _split(pipeline._blocks, model)
+        self.blocks: dict[Role.ValueType, ModularPipelineBlocks] = _split(pipeline._blocks, model)
 
     @classmethod
     def open(cls, model: str, revision: str = "") -> Whole:
@@ -141,7 +141,7 @@ class Whole:
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _split(blocks: ModularPipelineBlocks, model: str) -> dict[int, ModularPipelineBlocks]:
+def _split(blocks: ModularPipelineBlocks, model: str) -> dict[Role.ValueType, ModularPipelineBlocks]:
     """The blocks of each role, as copies that nothing else holds."""
     names = list(blocks.sub_blocks)
     if DENOISE not in names:
