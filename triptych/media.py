@@ -9,7 +9,7 @@ import io
 import json
 import struct
 import wave
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from triptych.clips import Clip, clips, to_array
 from triptych.errors import InvalidRequest
-from triptych.v1 import model_pb2
+from triptych.v1 import job_pb2, model_pb2
 
 IMAGE_PIXELS_MAX = 64 * 2**20
 """Largest picture of a request: 8192 × 8192, the largest side that a request may ask for, squared."""
@@ -73,30 +73,47 @@ def decode_image(name: str, data: bytes) -> Image.Image:
 
 def decode_video(name: str, data: bytes) -> list[Image.Image]:
     """A request's video as RGB frames. Raises InvalidRequest."""
+    return [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in _video_frames(name, data)]
+
+
+def check(request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription) -> None:
+    """Raises InvalidRequest for the first picture or video that can't be decoded whole. Keeps none of them in memory.
+
+    Files under names that the model doesn't take are passed over: `requests.validate` refuses those.
+    """
+    kinds = {described.name: described.kind for described in description.inputs}
+    for file in request.media:
+        if kinds.get(file.name) == model_pb2.INPUT_KIND_IMAGE:
+            decode_image(file.name, file.data)
+        elif kinds.get(file.name) == model_pb2.INPUT_KIND_VIDEO:
+            for _frame in _video_frames(file.name, file.data):
+                pass
+
+
+def _video_frames(name: str, data: bytes) -> Iterator[av.VideoFrame]:
     accepted = "the bytes of a whole video: MP4 or GIF"
     # The container is named, never probed: other formats of FFmpeg are lists of files and addresses to open.
     container_format = "mp4" if data[4:8] == b"ftyp" else "gif" if data[:4] == b"GIF8" else ""
     if not container_format:
         raise InvalidRequest(f"media.{name}", _shown(data), accepted)
-    frames: list[Image.Image] = []
-    pixels = 0
+    count = pixels = 0
     try:
         with av.open(io.BytesIO(data), "r", format=container_format) as container:
             stream = container.streams.video[0]
             for frame in container.decode(stream):
                 pixels += frame.width * frame.height
-                if pixels > VIDEO_PIXELS_MAX or len(frames) == VIDEO_FRAMES_MAX:
+                if pixels > VIDEO_PIXELS_MAX or count == VIDEO_FRAMES_MAX:
                     limits = f"at most {VIDEO_FRAMES_MAX} frames and {VIDEO_PIXELS_MAX} pixels in all"
-                    raise InvalidRequest(f"media.{name}", f"more than {len(frames)} frames", limits)
-                frames.append(Image.fromarray(frame.to_ndarray(format="rgb24")))
+                    raise InvalidRequest(f"media.{name}", f"more than {count} frames", limits)
+                count += 1
+                yield frame
             promised = stream.frames
     except InvalidRequest:
         raise
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
         raise InvalidRequest(f"media.{name}", _shown(data), accepted) from error
-    if not frames or len(frames) < promised:
-        raise InvalidRequest(f"media.{name}", f"{len(frames)} readable of {promised} frames", accepted)
-    return frames
+    if count < max(promised, 1):
+        raise InvalidRequest(f"media.{name}", f"{count} readable of {promised} frames", accepted)
 
 
 def frames_per_second(description: model_pb2.ModelDescription) -> float:

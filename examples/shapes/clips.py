@@ -122,21 +122,27 @@ def _find(prompt: str, words: Sequence[str]) -> list[tuple[int, str]]:
     )
 
 
-def parse(prompt: str) -> Attributes:
-    """The attributes that a full prompt names.
-
-    :raises ValueError: an attribute is missing.
-    """
+def read(prompt: str) -> tuple[str | None, ...]:
+    """What the prompt names of each attribute, in the order of `Attributes`; None where it names nothing."""
     text = prompt.lower()
     colours = _find(text, list(COLOURS))
     grounds = [pair for pair in colours if re.search(r"\b(on|over|against)( an?)? $", text[: pair[0]])]
     grounds += [pair for pair in colours if re.match(r"\w+ background\b", text[pair[0] :])]
     colours = [pair for pair in colours if pair not in grounds]
     found = [_find(text, list(RADII_PX)), colours, _find(text, SHAPES), _find(text, list(DIRECTIONS)), grounds]
-    missing = [field for field, pairs in zip(Attributes._fields, found, strict=True) if not pairs]
+    return tuple(pairs[0][1] if pairs else None for pairs in found)
+
+
+def parse(prompt: str) -> Attributes:
+    """The attributes that a full prompt names.
+
+    :raises ValueError: an attribute is missing.
+    """
+    said = read(prompt)
+    missing = [field for field, word in zip(Attributes._fields, said, strict=True) if word is None]
     if missing:
         raise ValueError(f"the prompt names no {', '.join(missing)}: {prompt!r}")
-    return Attributes(*(pairs[0][1] for pairs in found))
+    return Attributes(*(word for word in said if word is not None))
 
 
 def triangle_side_px(radius_px: float) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 CHECKPOINT_INTERVAL_S = 60.0
-REPORT_INTERVAL_S = 30.0
+REPORT_INTERVAL_S = 20.0
 WARMUP_FRACTION = 0.02
 LEARNING_RATE_FLOOR = 0.02  # of the peak, where the cosine ends
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from tests import models
 from tests.e2e.fleet import Fleet
+from triptych.v1.worker_pb2 import Worker
+from triptych.v1.worker_service_pb2 import GetWorkerRequest
+from triptych.v1.worker_service_pb2_grpc import WorkerServiceStub
 from triptych_client import Client
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "num_inference_steps": 3, "negative_prompt": "blur", "seed": 7}
@@ -23,11 +28,30 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], st
     return lambda name: getattr(models, name)(root / name)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def wan_fleet(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str], str]) -> Iterator[Fleet]:
-    """One of each over a tiny Wan, for tests that don't hurt it."""
+    """One of each over a tiny Wan, for tests that don't hurt it; shared by all, because a start takes seconds."""
     with Fleet(tmp_path_factory.mktemp("fleet"), model_folder("wan_t2v")) as fleet:
         yield fleet
+
+
+@contextmanager
+def channel_to(fleet: Fleet, name: str = "controller") -> Iterator[grpc.Channel]:
+    """A plain channel to one of a fleet's processes, for generated stubs."""
+    with grpc.insecure_channel(fleet.addresses[name]) as channel:
+        yield channel
+
+
+def worker_of(fleet: Fleet, name: str) -> Worker:
+    """What a worker says of itself, over the wire."""
+    with channel_to(fleet, name) as channel:
+        return WorkerServiceStub(channel).GetWorker(GetWorkerRequest(), timeout=30).worker
+
+
+def job_count(fleet: Fleet) -> int:
+    """How many jobs were ever accepted."""
+    with fleet.client() as client:
+        return sum(count.count for count in client.get_fleet().job_counts)
 
 
 def generate(client: Client, path: Path, **fields: Any) -> np.ndarray[Any, Any]:
