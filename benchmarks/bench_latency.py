@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
 from triptych_client import AsyncClient, RolePlan, build_request, embedded_fleet
 from triptych_client.fleet import threads_default
 from triptych_client.fused import ROLE_NAMES, FusedModel

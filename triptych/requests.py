@@ -39,6 +39,12 @@ MEDIA_COUNT_MAX = 64
 FRAMES_PER_SECOND_MAX = 240.0
 """Fastest encoded video; players don't go beyond."""
 
+FRAMES_PER_SECOND_MIN = 0.1
+"""Slowest: ten seconds a frame. PNG's and GIF's counters of a frame's time end at about a minute."""
+
+SECONDS_MAX = 253_402_300_799
+"""Last second that a Timestamp may name: the end of the year 9999."""
+
 RANK_MAX = (1 << 20) - 1
 """Largest rank: 20 bits in a ring's state word."""
 
@@ -163,8 +169,10 @@ def _check_outputs(request: job_pb2.GenerationRequest, description: model_pb2.Mo
         raise InvalidRequest(
             "output_format", request.output_format, f"{', '.join(still)}; this pipeline makes no video"
         )
-    if not 0 <= request.frames_per_second <= FRAMES_PER_SECOND_MAX:  # refuses NaN, too
-        raise InvalidRequest("frames_per_second", request.frames_per_second, f"0 to {FRAMES_PER_SECOND_MAX:g}")
+    fps = request.frames_per_second
+    if fps and not FRAMES_PER_SECOND_MIN <= fps <= FRAMES_PER_SECOND_MAX:  # refuses NaN, too
+        accepted = f"{FRAMES_PER_SECOND_MIN:g} to {FRAMES_PER_SECOND_MAX:g}, or 0 for the model's own"
+        raise InvalidRequest("frames_per_second", fps, accepted)
 
 
 def _check_media(request: job_pb2.GenerationRequest, inputs: Inputs) -> None:
@@ -194,9 +202,11 @@ def _check_delivery(request: job_pb2.GenerationRequest) -> None:
         if not 0 <= getattr(request, name) <= RANK_MAX:
             raise InvalidRequest(name, getattr(request, name), f"0 (anyone) to {RANK_MAX}")
     if request.HasField("deadline_time"):
-        remaining_s = request.deadline_time.seconds + request.deadline_time.nanos * 1e-9 - time.time()
-        if remaining_s <= 0:
-            raise InvalidRequest("deadline_time", request.deadline_time.ToJsonString(), "a time in the future")
+        seconds, nanos = request.deadline_time.seconds, request.deadline_time.nanos
+        if seconds > SECONDS_MAX or not 0 <= nanos < 10**9:
+            raise InvalidRequest("deadline_time", f"{seconds} s and {nanos} ns", "a time before the year 10000")
+        if seconds + nanos * 1e-9 <= time.time():
+            raise InvalidRequest("deadline_time", f"{seconds} s after 1970", "a time in the future")
 
 
 def _convert(described: model_pb2.InputDescription, value: Any) -> Any:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from clips import COLOURS, DIRECTIONS, RADII_PX, SHAPES, SIDE_PX, Attributes, coverage, triangle_side_px
 from numpy.typing import NDArray
+
+from clips import COLOURS, DIRECTIONS, RADII_PX, SHAPES, SIDE_PX, Attributes, coverage, triangle_side_px
 
 UNCLEAR = "unclear"
 

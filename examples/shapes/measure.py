@@ -14,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import clips
 import numpy as np
 import torch
 from diffusers import ModularPipeline, WanPipeline
-from judge import judge
 from numpy.typing import NDArray
+
+import clips
+from judge import judge
 
 Generate = Callable[[str, int], NDArray[np.uint8]]
 

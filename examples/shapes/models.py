@@ -10,13 +10,14 @@ import re
 import shutil
 from pathlib import Path
 
-import clips
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+import clips
 
 Z_DIM = 8
 TEXT_DIM = 128

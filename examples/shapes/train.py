@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import models
 import torch
+
+import models
+from train_text import train_text_encoder
 from train_transformer import encode_latents, normalise, train_transformer
 from train_vae import polish_decoder, train_vae
 
@@ -22,6 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "triptych-shapes", help="checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-minutes", type=float, default=20.0)
+    parser.add_argument("--text-minutes", type=float, default=3.0)
     parser.add_argument("--transformer-minutes", type=float, default=50.0, help="0 exports what is trained so far")
     parser.add_argument("--decoder-minutes", type=float, default=10.0, help="for the decoder alone, at the end")
     parser.add_argument("--threads", type=int, default=2)
@@ -35,9 +38,12 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     vae = train_vae(arguments.work, arguments.vae_minutes, arguments.seed)
     latents = normalise(vae, encode_latents(arguments.work, vae, arguments.seed))
-    denoiser = train_transformer(arguments.work, latents, arguments.transformer_minutes, arguments.seed)
+    text_encoder = train_text_encoder(arguments.work, arguments.text_minutes, arguments.seed)
+    transformer = train_transformer(
+        arguments.work, latents, text_encoder, arguments.transformer_minutes, arguments.seed
+    )
     polish_decoder(arguments.work, vae, arguments.decoder_minutes, arguments.seed)
-    models.export(arguments.out, vae, denoiser.text_encoder, denoiser.transformer)
+    models.export(arguments.out, vae, text_encoder, transformer)
 
 
 if __name__ == "__main__":

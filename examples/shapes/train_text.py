@@ -1,7 +1,7 @@
 """Train the text encoder: every token of a prompt must tell what the whole prompt asks for.
 
-Wan freezes a text encoder that already understands text. This one first learns the little language of `clips.phrase`, by
-naming the attributes; after that it is frozen, too. The transformer need not find out what words mean from noise.
+Wan freezes a text encoder that already understands text. This one first learns the little language of `clips.phrase`,
+by naming the attributes; then it is frozen, too. The transformer need not find out from noise what words mean.
 """
 
 from __future__ import annotations

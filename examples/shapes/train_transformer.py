@@ -1,4 +1,4 @@
-"""Train the transformer and the text encoder, together, on latents that the finished VAE encoded once."""
+"""Train the transformer on latents that the finished VAE encoded once, under the finished text encoder."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import clips
-import models
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from progress import Run
 from torch import nn
-from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+from transformers import UMT5EncoderModel
+
+import clips
+import models
+from progress import Run
+from train_text import WORDS_MAX, draw_prompt, tokenize
 
 LATENTS_PER_COMBINATION = 3
 ENCODE_BATCH = 16
 BATCH = 32
 LEARNING_RATE = 1.2e-3
-EMPTY_PROMPT_SHARE = 0.1  # what the model learns for classifier-free guidance to push away from
 EMA_DECAY = 0.998
 EMA_WARMUP_STEPS = 200
-WORDS_MAX = 32  # the longest wording takes 22 tokens
 PADDED_LENGTHS = (64, 128, 226, 512, 512, 512)  # what callers pad to: 512 by default, other values by request
+RAMP_UNTIL = 0.35  # of the run
 
 
 class LatentSet(NamedTuple):
@@ -99,42 +100,19 @@ class PaddedCrossAttention:
         return projected
 
 
-class Denoiser(nn.Module):
-    """Text encoder and transformer as one module: what is trained, averaged and saved together."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__()
-        self.text_encoder: UMT5EncoderModel = models.make_text_encoder(len(tokenizer))
-        self.transformer: WanTransformer3DModel = models.make_transformer()
-        self.tokenizer = tokenizer
-        self.padding = PaddedCrossAttention()
-
-    def pad_cheaply(self) -> None:
-        """Switch the cross-attention to `PaddedCrossAttention`."""
-        for block in self.transformer.blocks:
-            block.attn2.set_processor(self.padding)
-
-    def forward(self, noisy: torch.Tensor, sigma: torch.Tensor, prompts: list[str], padded_length: int) -> torch.Tensor:
-        """The velocity [batch, Z_DIM, T, h, w] at `noisy`, alike; `sigma` [batch] in 0..1."""
-        text = self.tokenizer(prompts, padding="max_length", max_length=WORDS_MAX, truncation=True, return_tensors="pt")
-        mask = text.attention_mask
-        self.padding.set_lengths(mask.sum(1), padded_length)
-        embeds = self.text_encoder(text.input_ids, mask).last_hidden_state * mask[..., None]
-        velocity: torch.Tensor = self.transformer(noisy, sigma * 1000, embeds, return_dict=False)[0]
-        return velocity
-
-
 def draw_sigmas(count: int) -> torch.Tensor:
     """Noise levels [count]: stratified, under the sampler's own shift, so that each step it takes was practised."""
     uniform = (torch.arange(count) + torch.rand(count)) / count
     return models.FLOW_SHIFT * uniform / (1 + (models.FLOW_SHIFT - 1) * uniform)
 
 
-def draw_prompts(indices: list[int], rng: random.Random) -> list[str]:
-    """A wording for each; some empty."""
-    return [
-        "" if rng.random() < EMPTY_PROMPT_SHARE else clips.phrase(clips.ALL_ATTRIBUTES[index], rng) for index in indices
-    ]
+def draw_padded_length(fraction: float, rng: random.Random) -> int:
+    """How many tokens to attend to, `fraction` into the run.
+
+    At first there is little padding: among 500 idle keys a fresh model hardly sees the prompt. Then ever more.
+    """
+    ramp: float = WORDS_MAX * (models.TEXT_LENGTH_MAX / WORDS_MAX) ** min(1.0, fraction / RAMP_UNTIL)
+    return min(rng.choice(PADDED_LENGTHS), round(ramp) + 1)
 
 
 @torch.no_grad()
@@ -145,33 +123,43 @@ def average(ema: nn.Module, module: nn.Module, step: int) -> None:
         mean.lerp_(value, 1 - decay)
 
 
-def train_transformer(work: Path, latents: LatentSet, minutes: float, seed: int) -> Denoiser:
+def train_transformer(
+    work: Path, latents: LatentSet, text_encoder: UMT5EncoderModel, minutes: float, seed: int
+) -> WanTransformer3DModel:
     """Train on normalised latents for `minutes` in all, going on from `work`/transformer.pt if it is there.
 
     Returns the averaged weights.
     """
     torch.manual_seed(seed)
-    denoiser = Denoiser(models.make_tokenizer()).train()
-    ema = copy.deepcopy(denoiser).requires_grad_(False)
-    denoiser.pad_cheaply()
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    run = Run(work / "transformer.pt", minutes, {"denoiser": denoiser, "ema": ema}, optimizer, LEARNING_RATE)
+    tokenizer = models.make_tokenizer()
+    transformer = models.make_transformer().train()
+    ema = copy.deepcopy(transformer).requires_grad_(False)
+    padding = PaddedCrossAttention()
+    for block in transformer.blocks:
+        block.attn2.set_processor(padding)
+    optimizer = torch.optim.AdamW(transformer.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    modules = {"transformer": transformer, "ema": ema}
+    run = Run(work / "transformer.pt", minutes, modules, optimizer, LEARNING_RATE)
     mean_loss = math.nan
     for step in run:
         rng = random.Random(seed * 1_000_003 + step)
         chosen = torch.tensor(rng.choices(range(len(latents.latents)), k=BATCH))
+        prompts = [draw_prompt(clips.ALL_ATTRIBUTES[index], rng) for index in latents.attributes[chosen].tolist()]
+        ids, mask = tokenize(tokenizer, prompts)
+        with torch.no_grad():
+            embeds = text_encoder(ids, mask).last_hidden_state * mask[..., None]
+        padding.set_lengths(mask.sum(1), draw_padded_length(run.fraction, rng))
         clean = latents.latents[chosen]
         noise = torch.randn_like(clean)
         sigma = draw_sigmas(BATCH)
-        level = sigma.view(-1, 1, 1, 1, 1)
-        prompts = draw_prompts(latents.attributes[chosen].tolist(), rng)
-        velocity = denoiser(clean + level * (noise - clean), sigma, prompts, rng.choice(PADDED_LENGTHS))
+        noisy = clean + sigma.view(-1, 1, 1, 1, 1) * (noise - clean)
+        velocity = transformer(noisy, sigma * 1000, embeds, return_dict=False)[0]
         loss = F.mse_loss(velocity, noise - clean)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
         optimizer.step()
-        average(ema, denoiser, step)
+        average(ema, transformer, step)
         mean_loss = loss.item() if math.isnan(mean_loss) else 0.98 * mean_loss + 0.02 * loss.item()
         run.report = f"loss {mean_loss:.4f}"
     return ema.eval()

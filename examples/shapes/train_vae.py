@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import clips
-import models
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from progress import Run
 from torch import nn
+
+import clips
+import models
+from progress import Run
 
 FRAMES_UNTIL = 0.2  # of the run; what a frame teaches (colours, edges) is learned four times as fast from frames
 FRAMES_BATCH = 8

@@ -11,6 +11,7 @@ import grpc
 
 from services.controller.controller import Controller
 from services.controller.fleet import Member
+from services.controller.generation_service import check_media
 from services.controller.supervisor import Supervisor
 from triptych.errors import Fenced
 from triptych.v1 import fleet_service_pb2 as pb
@@ -78,6 +79,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         return pb.FailPhaseResponse()
 
     async def StartDirectJob(self, request: pb.StartDirectJobRequest, context: Context) -> pb.StartDirectJobResponse:
+        await check_media(self._controller, request.request)
         job, lease, dispatch = await self._controller.start_direct(request.rank, request.request_id, request.request)
         return pb.StartDirectJobResponse(job=job, lease=lease, dispatch=dispatch)
 

@@ -15,7 +15,7 @@ from triptych import results
 from triptych.errors import Full, InvalidRequest, NotFound, Unavailable, WrongState
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1 import generation_service_pb2_grpc as pb_grpc
-from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, JobState
+from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, GenerationRequest, JobState
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,6 +35,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         self._watch_count = 0
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
+        await check_media(self._controller, request.request)
         return pb.CreateJobResponse(job=await self._controller.create(request.request_id, request.request))
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
@@ -87,12 +88,24 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         return pb.DescribeModelResponse(model=self._controller.model)
 
 
+async def check_media(controller: Controller, request: GenerationRequest) -> None:
+    """Refuse broken pictures and videos before a job is queued. Decoding takes time, so it has a thread."""
+    if request.media and controller.model is not None:
+        from triptych import media  # a controller without such requests never loads the decoders
+
+        await asyncio.to_thread(media.check, request, controller.model)
+
+
 def _token_of(sequence: int) -> str:
     return base64.urlsafe_b64encode(str(sequence).encode()).decode()
 
 
 def _sequence_of(token: str) -> int:
+    accepted = "next_page_token of an earlier page"
     try:
-        return int(base64.urlsafe_b64decode(token.encode()))
+        sequence = int(base64.urlsafe_b64decode(token.encode()))
     except (ValueError, binascii.Error) as error:
-        raise InvalidRequest("page_token", token, "next_page_token of an earlier page") from error
+        raise InvalidRequest("page_token", token, accepted) from error
+    if not 0 <= sequence <= _NEWEST:  # SQLite's integers have 64 bits
+        raise InvalidRequest("page_token", token, accepted)
+    return sequence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import uuid
 from typing import Any
 
 import grpc
@@ -22,6 +24,7 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
 
     def __init__(self, controller_address: str) -> None:
         self._controller_address = controller_address
+        self._starting: asyncio.Task[pb.GenerateResponse] | None = None
         self.worker: Worker | None = None
 
     @property
@@ -33,13 +36,25 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         worker = self.worker
         if worker is None:
             raise Unavailable("the encoder is still loading its model")
-        if not worker.is_free:
+        if self._starting is not None or not worker.is_free:
             raise Full("this encoder is busy; ask another, or send the job to the controller")
+        self._starting = asyncio.create_task(self._start(worker, request))
+        self._starting.add_done_callback(self._started)
+        # A client that goes away must not take with it the lease of a job that the controller has accepted.
+        return await asyncio.shield(self._starting)
+
+    async def _start(self, worker: Worker, request: pb.GenerateRequest) -> pb.GenerateResponse:
+        request_id = request.request_id or str(uuid.uuid4())  # so that a repeated call makes no second job
         response = await worker.link.call(
             lambda: worker.link.fleet.StartDirectJob(
-                StartDirectJobRequest(rank=worker.link.rank, request_id=request.request_id, request=request.request)
+                StartDirectJobRequest(rank=worker.link.rank, request_id=request_id, request=request.request)
             )
         )
         if response.HasField("lease"):
             worker.take_direct(Claimed(response.lease, response.dispatch))
         return pb.GenerateResponse(job=response.job, controller_address=self._controller_address)
+
+    def _started(self, task: asyncio.Task[pb.GenerateResponse]) -> None:
+        self._starting = None
+        if not task.cancelled():
+            task.exception()  # raised to the client, where that is still there

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from triptych_client import AsyncClient, Client, RetryPolicy, build_request
 
 from tests.clients.conftest import QUICK
 from tests.clients.toy_controller import STEPS, ToyController
@@ -29,6 +28,7 @@ from triptych.errors import (
     Unavailable,
 )
 from triptych.v1 import job_pb2
+from triptych_client import AsyncClient, Client, RetryPolicy, build_request
 
 HASTY = RetryPolicy(delay_s_initial=0.02, delay_s_max=0.05, total_s_max=0.4)
 

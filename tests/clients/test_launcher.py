@@ -14,12 +14,12 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from triptych_client import AsyncClient, FleetPlan, RolePlan
-from triptych_client.launcher import RestartPolicy, Supervisor
-from triptych_client.processes import ProcessSpec, last_words
 
 from tests.clients.conftest import QUICK
 from triptych.errors import InvalidRequest, Unavailable
+from triptych_client import AsyncClient, FleetPlan, RolePlan
+from triptych_client.launcher import RestartPolicy, Supervisor
+from triptych_client.processes import ProcessSpec, last_words
 
 TOY = Path(__file__).with_name("toy_controller.py")
 ROOT = TOY.parents[2]

@@ -120,4 +120,3 @@ def png(image: PIL.Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
-

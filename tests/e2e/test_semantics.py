@@ -8,9 +8,9 @@ from typing import Any
 
 import av
 import numpy as np
+
 from judge import judge
 from measure import choose_prompts
-
 from tests.e2e.fleet import Fleet
 
 MODEL = Path(__file__).parents[2] / "examples" / "shapes" / "model"

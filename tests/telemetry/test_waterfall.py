@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from triptych_client.waterfall import render
 
 from triptych import telemetry
 from triptych.errors import InvalidRequest, NotFound
+from triptych_client.waterfall import render
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 START_NS = 1_700_000_000_000_000_000
