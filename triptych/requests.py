@@ -113,10 +113,12 @@ def parameter_values(request: job_pb2.GenerationRequest, description: model_pb2.
         value = _plain(struct_value)
         described = inputs.get(name)
         if described is None:
-            raise InvalidRequest(f"parameters.{name}", value, _known(name, _settable(inputs)))
+            shown = _whole(value, keep_floats=False)  # a Struct has doubles only; show 1 where 1 was given
+            raise InvalidRequest(f"parameters.{name}", shown, _known(name, _settable(inputs)))
         if name in _FIELD_INPUTS or OUTPUT_COUNT_INPUT.fullmatch(name):
             field = name if name in _FIELD_INPUTS else "num_outputs"
-            raise InvalidRequest(f"parameters.{name}", value, f"nothing here; set the request's own field {field}")
+            shown = _whole(value, keep_floats=False)
+            raise InvalidRequest(f"parameters.{name}", shown, f"nothing here; set the request's own field {field}")
         values[name] = _convert(described, value)
     return values
 
@@ -269,7 +271,11 @@ def _whole(value: Any, *, keep_floats: bool) -> Any:
 
 def _settable(inputs: Inputs) -> list[str]:
     hidden = (model_pb2.INPUT_KIND_INTERNAL, *_MEDIA_KINDS)
-    return [name for name, described in inputs.items() if described.kind not in hidden and name not in _FIELD_INPUTS]
+    return [
+        name
+        for name, described in inputs.items()
+        if described.kind not in hidden and name not in _FIELD_INPUTS and not OUTPUT_COUNT_INPUT.fullmatch(name)
+    ]
 
 
 def _known(name: str, names: Iterable[str]) -> str:
