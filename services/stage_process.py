@@ -72,6 +72,7 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
         equipment = Equipment(config, stage, model, arena, fetcher, session, address, seen.metrics)
         worker = Worker(equipment)
         seen.metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
+        seen.metrics.watch_device_memory(lambda: stage.device_memory_bytes)
         link = Link(channel, worker)
         sink = RpcRing(channel, RING_OF[NEXT[role]]) if role in NEXT else None
         worker.connect(link, RpcRing(channel, RING_OF[role]), sink)
@@ -88,7 +89,10 @@ def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[Stage, Mode
 
 @contextlib.contextmanager
 def _mooncake(config: WorkerConfig, arena: Arena, host: str) -> Iterator[MooncakeEngine | None]:
-    """Mooncake with the arena registered; None where it can't be had and wasn't asked for by name."""
+    """Mooncake with the arena registered; None where another mover is forced, or where it can't be had."""
+    if config.mover not in ("", "mooncake"):
+        yield None  # it would only open ports
+        return
     try:
         engine = MooncakeEngine.start(host)
     except (MissingExtra, WrongState) as error:

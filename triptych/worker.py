@@ -63,6 +63,7 @@ class Worker:
             state=self._state(),
             arena_used_bytes=self._arena.used_bytes,
             room_count=len(self._arena.rooms()),
+            device_memory_bytes=self._stage.device_memory_bytes,
         )
         if (running := self._running) is not None:
             report.progress.job_id = running.dispatch.job_id
@@ -108,6 +109,7 @@ class Worker:
             arena_used_bytes=self._arena.used_bytes,
             room_count=len(self._arena.rooms()),
             parameter_bytes=self._stage.parameter_bytes,
+            device_memory_bytes=self._stage.device_memory_bytes,
             component_bytes=self._stage.component_bytes,
             fetch_count_by_mover=self._phases.fetch_count_by_mover,
         )

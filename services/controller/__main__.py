@@ -33,7 +33,7 @@ async def main() -> None:
         async with Journal(state) as journal:
             result_url = results.check_url("result_url", config.result_url or f"{state}/results")
             epoch = await journal.next_epoch()
-            controller, supervisor = await _assemble(config, journal, epoch, result_url)
+            controller, supervisor = await _assemble(config, journal, epoch, result_url, seen.metrics)
             seen.metrics.watch_rings(lambda: _depths(controller.rings))
             await supervisor.recover()
             server = await rpc.start_server(config.address, _services(controller, supervisor, epoch))
@@ -49,7 +49,7 @@ async def main() -> None:
 
 
 async def _assemble(
-    config: ControllerConfig, journal: Journal, epoch: int, result_url: str
+    config: ControllerConfig, journal: Journal, epoch: int, result_url: str, metrics: telemetry.Metrics
 ) -> tuple[Controller, Supervisor]:
     stored = await journal.get_meta(MODEL_KEY)
     model = ModelDescription.FromString(stored) if stored else None
@@ -57,7 +57,7 @@ async def _assemble(
         name: MemoryRing(name, epoch, attempts_max=config.attempts_max, on_dead_letter=lambda r: supervisor.removed(r))
         for name in (RING_REQUEST, RING_PHASE1, RING_PHASE2)
     }
-    controller = Controller(config, Ledger(journal), rings, model)
+    controller = Controller(config, Ledger(journal), rings, model, metrics)
     supervisor = Supervisor(controller, epoch, result_url)
     return controller, supervisor
 

@@ -22,7 +22,7 @@ from triptych import ids, requests, telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import AlreadyExists, BacklogFull, InvalidRequest, LeaseLost, NotFound, RingFull, Unavailable
 from triptych.rings.memory import MemoryRing
-from triptych.roles import RING_OF
+from triptych.roles import RING_OF, role_name
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
 from triptych.v1.fleet_service_pb2 import (
     FAILURE_REASON_INVALID_REQUEST,
@@ -69,12 +69,14 @@ class Controller:
         ledger: Ledger,
         rings: Mapping[Ring.ValueType, MemoryRing],
         model: ModelDescription | None,
+        metrics: telemetry.Metrics,
     ) -> None:
         self.config = config
         self.ledger = ledger
         self.fleet = Fleet()
         self.rings = rings
         self.model = model
+        self._metrics = metrics
         self.work = asyncio.Event()
         """Set when something may be publishable."""
         self._queues: dict[Role.ValueType, dict[str, int]] = {role: {} for role in jobs.WAITING}
@@ -334,6 +336,8 @@ class Controller:
                 self.enqueue(after)
         if jobs.is_over(after) and jobs.is_running(before):
             self.fleet.cancel(before.lease.rank, job_id)
+        if jobs.is_over(after) and len(after.job.attempts) >= self.config.attempts_max:
+            self._metrics.dead_lettered(role_name(jobs.role_of(before)))
         self._release_dropped(before, after)
         if after.job.state != before.job.state:
             log.info("job is %s", jobs.name(after.job.state), extra={"job_id": job_id})

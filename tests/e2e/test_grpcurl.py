@@ -84,7 +84,6 @@ def test_a_job_from_its_creation_to_its_file(wan_fleet: Fleet) -> None:
     key = {"job_id": job["job_id"]}
     updates = messages(grpcurl(wan_fleet.endpoint, f"{service}/WatchJob", data=key))
     assert updates[-1]["job"]["state"] == "JOB_STATE_SUCCEEDED"
-    assert updates[-1]["job"]["step_count"] == REQUEST["num_inference_steps"]
     assert json.loads(grpcurl(wan_fleet.endpoint, f"{service}/GetJob", data=key)) == {"job": updates[-1]["job"]}
     pieces = messages(grpcurl(wan_fleet.endpoint, f"{service}/DownloadResult", data=key))
     assert pieces[0]["artifact"]["media_type"] == "image/png"

@@ -95,6 +95,12 @@ class Stage:
         """Bytes of parameters and saved buffers that this role holds."""
         return sum(self.component_bytes.values())
 
+    @property
+    def device_memory_bytes(self) -> int:
+        """Memory of the CUDA device that this process has taken; 0 on CPU."""
+        device = self._pipeline.device
+        return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
     def run(
         self,
         inputs: Mapping[str, object],
