@@ -124,18 +124,23 @@ def open_channel(address: str) -> grpc.aio.Channel:
 
 
 def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
-    """The error that the server raised, as its class; `TransferFailed` and the like by status where it is unnamed."""
+    """The error that the server raised, as its class; by its status where that isn't named.
+
+    A plain TriptychError stands for what nobody raises on purpose: INTERNAL, UNIMPLEMENTED and the like.
+    """
     name = ""
     for key, value in error.trailing_metadata() or ():
         if key == ERROR_KEY:
             name = value if isinstance(value, str) else value.decode()
     cls = getattr(errors, name, None) if name else None
     if not (isinstance(cls, type) and issubclass(cls, errors.TriptychError)):
-        cls = _CLASS_BY_STATUS.get(error.code(), errors.Unavailable)
+        cls = _CLASS_BY_STATUS.get(error.code(), errors.TriptychError)
     message = error.details() or error.code().name
     if issubclass(cls, errors.InvalidRequest):
         return errors.InvalidRequest.from_message(message)
-    return cls(message)
+    restored = cls.__new__(cls)
+    Exception.__init__(restored, message)  # the message is whole already; a class may build its own from parts
+    return restored
 
 
 _CLASS_BY_STATUS = {

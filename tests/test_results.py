@@ -1,0 +1,54 @@
+"""Results at rest: whole or absent, and proved when read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from triptych import results
+from triptych.errors import InvalidRequest, SourceCorrupt
+
+
+def test_what_is_stored_is_read_back(tmp_path: Path) -> None:
+    url = results.check_url("result_url", str(tmp_path / "results"))
+    data = os.urandom(3 * results.CHUNK_BYTES + 5)
+    artifact = results.store(url, "job-1", "0.npy", "application/x-npy", data)
+    assert b"".join(results.read(artifact)) == data
+    assert artifact.size_bytes == len(data)
+    assert [path.name for path in (tmp_path / "results" / "job-1").iterdir()] == ["0.npy"], "no temporary file is left"
+
+
+def test_storing_again_replaces_the_whole_file(tmp_path: Path) -> None:
+    url = results.check_url("result_url", str(tmp_path))
+    results.store(url, "job-1", "0.npy", "", b"first, and longer")
+    artifact = results.store(url, "job-1", "0.npy", "", b"second")
+    assert b"".join(results.read(artifact)) == b"second"
+
+
+def test_other_stores_work(tmp_path: Path) -> None:
+    url = results.check_url("result_url", "memory://results")
+    artifact = results.store(url, "job-1", "0.mp4", "video/mp4", b"film")
+    assert artifact.url.startswith("memory://")
+    assert b"".join(results.read(artifact)) == b"film"
+
+
+def test_a_changed_or_missing_file_is_corrupt(tmp_path: Path) -> None:
+    url = results.check_url("result_url", str(tmp_path))
+    artifact = results.store(url, "job-1", "0.mp4", "", b"film")
+    file = tmp_path / "job-1" / "0.mp4"
+    file.write_bytes(b"filn")
+    with pytest.raises(SourceCorrupt, match="SHA-256"):
+        list(results.read(artifact))
+    file.unlink()
+    with pytest.raises(SourceCorrupt, match="can't be read"):
+        list(results.read(artifact))
+
+
+def test_an_unwritable_url_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidRequest, match="result_url"):
+        results.check_url("result_url", str(tmp_path / "file" / "below"))
+    with pytest.raises(InvalidRequest, match="result_url"):
+        results.check_url("result_url", "nosuchprotocol://x")

@@ -1,0 +1,102 @@
+"""Errors over a real wire: the class that the server raises is the class that the client catches."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from triptych import errors, rpc
+from triptych.v1 import worker_service_pb2 as pb
+from triptych.v1 import worker_service_pb2_grpc as pb_grpc
+
+CLASSES = [
+    cls
+    for cls in vars(errors).values()
+    if inspect.isclass(cls) and issubclass(cls, errors.TriptychError) and cls is not errors.TriptychError
+]
+
+
+def make(cls: type[errors.TriptychError]) -> errors.TriptychError:
+    if cls is errors.InvalidRequest:
+        return errors.InvalidRequest("height", 7, "a multiple of 8")
+    if cls is errors.MissingExtra:
+        return errors.MissingExtra("torch", "serve", "running")
+    return cls("what happened, in one sentence")
+
+
+class Raising(pb_grpc.WorkerServiceServicer):
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    async def GetWorker(self, request: pb.GetWorkerRequest, context: Any) -> pb.GetWorkerResponse:
+        raise self.error
+
+    async def FetchRoom(self, request: pb.FetchRoomRequest, context: Any) -> Any:
+        yield pb.FetchRoomResponse(chunk=b"first")
+        raise self.error
+
+
+async def raised_by(error: BaseException) -> tuple[grpc.aio.AioRpcError, grpc.aio.AioRpcError]:
+    service = (pb_grpc.add_WorkerServiceServicer_to_server, Raising(error), "triptych.v1.WorkerService")
+    server = await rpc.start_server("127.0.0.1:0", [service])
+    try:
+        async with rpc.open_channel(server.address) as channel:
+            stub = pb_grpc.WorkerServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as unary:
+                await stub.GetWorker(pb.GetWorkerRequest(), timeout=10)
+            with pytest.raises(grpc.aio.AioRpcError) as stream:
+                _ = [chunk async for chunk in stub.FetchRoom(pb.FetchRoomRequest(), timeout=10)]
+            return unary.value, stream.value
+    finally:
+        await server.stop(0)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+async def test_every_error_comes_back_as_itself(cls: type[errors.TriptychError]) -> None:
+    error = make(cls)
+    for caught in await raised_by(error):
+        assert caught.code() == errors.status_of(error)
+        restored = rpc.error_from(caught)
+        assert str(restored) == str(error)
+        assert isinstance(restored, cls)
+
+
+async def test_a_bug_is_internal_and_keeps_its_text_to_itself() -> None:
+    for caught in await raised_by(RuntimeError("the prompt was: a secret")):
+        assert caught.code() == grpc.StatusCode.INTERNAL
+        assert "secret" not in (caught.details() or "")
+        assert "RuntimeError" in (caught.details() or "")
+        assert type(rpc.error_from(caught)) is errors.TriptychError, "nothing to retry"
+
+
+async def test_a_taken_port_is_an_error() -> None:
+    server = await rpc.start_server("127.0.0.1:0", [])
+    try:
+        with pytest.raises(errors.InvalidRequest, match="a free port"):
+            await rpc.start_server(server.address, [])
+    finally:
+        await server.stop(0)
+
+
+@pytest.mark.parametrize("address", ["", "7070", "host:", "host:port"])
+async def test_a_bad_address_is_an_error(address: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match="host:port"):
+        await rpc.start_server(address, [])
+
+
+async def test_health_follows_serving() -> None:
+    server = await rpc.start_server("127.0.0.1:0", [], serving=False)
+    try:
+        async with rpc.open_channel(server.address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            for serving, expected in ((None, "NOT_SERVING"), (True, "SERVING"), (False, "NOT_SERVING")):
+                if serving is not None:
+                    await server.set_serving(serving)
+                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+                assert health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) == expected
+    finally:
+        await server.stop(0)
