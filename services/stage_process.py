@@ -117,7 +117,7 @@ async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.E
         await _first(linked, stopped, ready)
         if ready.done() and not stop.is_set():
             await server.set_serving(True)
-            process.announce(server.address)
+            process.announce(worker.address)
             working = asyncio.create_task(worker.run())
             await _first(linked, stopped, draining, working)
             worker.draining.set()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from triptych import media
 from triptych.errors import InvalidRequest
-from triptych.v1 import model_pb2
+from triptych.v1 import job_pb2, model_pb2
 
 FRAMES, HEIGHT, WIDTH = 5, 34, 50
 
@@ -237,6 +237,20 @@ def test_video_formats(suffix):
 def test_broken_videos_are_named(data):
     with pytest.raises(InvalidRequest, match=r"^media.video is .*MP4 or GIF"):
         media.decode_video("video", data)
+
+
+def test_check_names_the_first_broken_file():
+    description = model_pb2.ModelDescription()
+    description.inputs.add(name="image", kind=model_pb2.INPUT_KIND_IMAGE)
+    description.inputs.add(name="video", kind=model_pb2.INPUT_KIND_VIDEO)
+    request = job_pb2.GenerationRequest()
+    for name, data in (("image", encoded_image("PNG")), ("video", VIDEO_FILES["mp4"]), ("unknown", b"?")):
+        request.media.add(name=name, data=data)
+    media.check(request, description)
+    request.media.add(name="video", data=VIDEO_FILES["mp4"][:-600])
+    request.media.add(name="image", data=b"broken")
+    with pytest.raises(InvalidRequest, match=r"^media.video is .*MP4 or GIF"):
+        media.check(request, description)
 
 
 FILES = [encoded_image("PNG"), encoded_image("JPEG"), encoded_image("WEBP"), *VIDEO_FILES.values()]

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -68,6 +69,9 @@ class Link:
         self._registered = asyncio.Event()
         self._news = asyncio.Event()
         self._stream: asyncio.Task[None] | None = None
+        self._registered_s = 0.0
+        """When the worker was last known to be registered."""
+        self._interval_s = self._worker_timeout_s = 0.0
         self.rank = 0
         self.epoch = 0
         self.result_url = ""
@@ -76,6 +80,11 @@ class Link:
     def fleet(self) -> FleetServiceAsyncStub:
         """The controller's FleetService; use it inside `call`."""
         return self._stub
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the controller has been away for so long that it counts this worker as dead."""
+        return not self._registered.is_set() and time.monotonic() - self._registered_s > self._worker_timeout_s
 
     def notify(self) -> None:
         """Something worth a report happened."""
@@ -100,6 +109,8 @@ class Link:
             except (Unavailable, DeadlinePassed, Fenced) as error:
                 log.info("controller: %s; registering again", error)
             finally:
+                if self._registered.is_set():
+                    self._registered_s = time.monotonic()
                 self._registered.clear()
                 if self._stream is not None:
                     self._stream.cancel()
@@ -137,6 +148,7 @@ class Link:
         response = await translate(self._stub.RegisterWorker(request, timeout=CALL_TIMEOUT_S))
         self.rank, self.epoch, self.result_url = response.rank, response.epoch, response.result_url
         self._interval_s = response.heartbeat_interval.ToNanoseconds() / 1e9
+        self._worker_timeout_s = response.worker_timeout.ToNanoseconds() / 1e9
         self._member.registered(response)
         self._registered.set()
         log.info("registered in epoch %d", self.epoch, extra={"rank": self.rank})

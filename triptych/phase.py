@@ -214,6 +214,7 @@ class Phases:
                     break
                 except ArenaFull:
                     size_bytes = encoded.manifest.ByteSize() + sum(b.nbytes for b in encoded.buffers)
+                    await asyncio.sleep(RETRY_PAUSE_S)  # /dev/shm itself may be full, which no release here ends
                     await self.wait_for_space(size_bytes, running.should_stop)
                     if running.should_stop():
                         raise JobCancelled("the job was cancelled while its tensors waited for space") from None

@@ -11,9 +11,10 @@ import math
 import re
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
-from google.protobuf import struct_pb2
+from google.protobuf import struct_pb2, timestamp_pb2
 
 from triptych.errors import InvalidRequest
 from triptych.v1 import job_pb2, model_pb2
@@ -204,11 +205,17 @@ def _check_delivery(request: job_pb2.GenerationRequest) -> None:
         if not 0 <= getattr(request, name) <= RANK_MAX:
             raise InvalidRequest(name, getattr(request, name), f"0 (anyone) to {RANK_MAX}")
     if request.HasField("deadline_time"):
-        seconds, nanos = request.deadline_time.seconds, request.deadline_time.nanos
-        if seconds > SECONDS_MAX or not 0 <= nanos < 10**9:
-            raise InvalidRequest("deadline_time", f"{seconds} s and {nanos} ns", "a time before the year 10000")
-        if seconds + nanos * 1e-9 <= time.time():
-            raise InvalidRequest("deadline_time", f"{seconds} s after 1970", "a time in the future")
+        _check_deadline(request.deadline_time)
+
+
+def _check_deadline(deadline: timestamp_pb2.Timestamp) -> None:
+    """A Timestamp's fields hold more than the calendar does; what is outside can't be shown or computed with."""
+    if not abs(deadline.seconds) <= SECONDS_MAX or not 0 <= deadline.nanos < 10**9:
+        shown = f"{deadline.seconds} s and {deadline.nanos} ns"
+        raise InvalidRequest("deadline_time", shown, "a time in the future, before the year 10000")
+    if deadline.seconds + deadline.nanos * 1e-9 <= time.time():
+        shown = datetime.fromtimestamp(max(deadline.seconds, 0), UTC).isoformat()
+        raise InvalidRequest("deadline_time", shown, "a time in the future")
 
 
 def _convert(described: model_pb2.InputDescription, value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import traceback
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ class PhaseReporter:
 
     def __init__(self, link: Link, role: Role.ValueType, running: Running) -> None:
         self._link, self._role, self._running = link, role, running
+        self._request = GenerationRequest()
 
     async def start(self) -> GenerationRequest:
         """Begin. Raises LeaseLost when the dispatch is to be dropped."""
@@ -69,9 +71,10 @@ class PhaseReporter:
             return self._link.fleet.StartPhase(request)
 
         try:
-            return (await self._link.call(make)).request
+            self._request = (await self._link.call(make)).request
         except NotFound as error:
             raise LeaseLost(str(error)) from error
+        return self._request
 
     async def complete(self, dispatch: Dispatch | None = None, artifacts: Sequence[Artifact] = ()) -> None:
         """The stage is done. Raises LeaseLost when its work came too late."""
@@ -85,6 +88,7 @@ class PhaseReporter:
                 role=self._role,
                 next=dispatch,
                 artifacts=artifacts,
+                step_count=self._running.step_count,
             )
             return self._link.fleet.CompletePhase(request)
 
@@ -93,8 +97,9 @@ class PhaseReporter:
     async def fail(self, error: Exception) -> None:
         """The stage failed. A job that is over by now, or another's, needs no report."""
         reason, message = _reason_of(error)
+        message = self._without_prompts(message)
         if reason == pb.FAILURE_REASON_STAGE_ERROR:
-            log.error("stage failed", exc_info=error, extra={"job_id": self._running.dispatch.job_id})
+            log.error("stage failed: %s", self._without_prompts("".join(traceback.format_exception(error))))
 
         def make() -> Awaitable[pb.FailPhaseResponse]:
             lease, job_id, generation = self._token()
@@ -110,6 +115,12 @@ class PhaseReporter:
 
         with contextlib.suppress(LeaseLost):
             await self._link.call(make)
+
+    def _without_prompts(self, text: str) -> str:
+        """Libraries quote their input in errors; logs and job records must not hold it."""
+        for private in (self._request.prompt, self._request.negative_prompt):
+            text = text.replace(private, "…") if private else text
+        return text
 
     def _token(self) -> tuple[Lease, str, int]:
         running = self._running

@@ -32,6 +32,11 @@ class Worker:
         self._direct: asyncio.Queue[Claimed] = asyncio.Queue()
         self.draining = asyncio.Event()
 
+    @property
+    def address(self) -> str:
+        """`host:port` under which others reach this worker."""
+        return self._equipment.address
+
     def connect(self, link: Link, source: Ring, sink: Ring | None) -> None:
         """Tie the worker to its controller and rings; `sink` is None for decoders."""
         self.link, self._source = link, source
@@ -64,6 +69,7 @@ class Worker:
             arena_used_bytes=self._arena.used_bytes,
             room_count=len(self._arena.rooms()),
             device_memory_bytes=self._stage.device_memory_bytes,
+            fetch_count_by_mover=self._phases.fetch_count_by_mover,
         )
         if (running := self._running) is not None:
             report.progress.job_id = running.dispatch.job_id
@@ -143,9 +149,12 @@ class Worker:
                 self.link.notify()
 
     async def drain(self) -> None:
-        """Wait until others have read the rooms held here; for as long as the configuration gives."""
+        """Wait until others have read the rooms held here; for as long as the configuration gives.
+
+        A worker whose controller is gone for longer than the worker timeout counts as dead, and waits no more.
+        """
         deadline_s = time.monotonic() + self._equipment.config.drain_timeout_s
-        while self._arena.rooms() and time.monotonic() < deadline_s:
+        while self._arena.rooms() and time.monotonic() < deadline_s and not self.link.is_cut_off:
             with contextlib.suppress(DeadlinePassed):
                 await self._arena.wait_for_space(self._arena.largest_gap_bytes + 1, SPACE_WAIT_S)
 

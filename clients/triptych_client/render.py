@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping
 
@@ -73,11 +74,14 @@ def bytes_text(size_bytes: float) -> str:
 
 def _inputs_table(model: model_pb2.ModelDescription) -> Table:
     table = _table("inputs", "name", "kind", "default", "about")
+    recommended = json.loads(model.defaults_json or "{}")
     for described in model.inputs:
         if described.kind == model_pb2.INPUT_KIND_INTERNAL:
             continue
         kind = model_pb2.InputKind.Name(described.kind).removeprefix("INPUT_KIND_").lower()
         default = "required" if described.required else described.default_json
+        if described.name in recommended:
+            default = json.dumps(recommended[described.name])
         about = " ".join(described.description.split())
         table.add_row(described.name, "any" if kind == "unspecified" else kind, Text(default), Text(about))
     return table

@@ -97,6 +97,10 @@ class Controller:
     async def _accept(self, request_id: str, request: GenerationRequest) -> tuple[JournalEntry, bool]:
         if len(request_id) > REQUEST_ID_CHARS_MAX:
             raise InvalidRequest("request_id", request_id, f"up to {REQUEST_ID_CHARS_MAX} characters")
+        existing = await self.ledger.journal.find(request_id) if request_id else None
+        if existing is not None:  # a retry: whatever has changed since, the job is accepted
+            await self._check_same(existing, request)
+            return existing, True
         if self.model is None:
             raise Unavailable("no encoder has described the model yet; try again when one has started")
         self._validate(request)
@@ -185,6 +189,7 @@ class Controller:
                 after.phase1.CopyFrom(request.next)
             elif role == ROLE_TRANSFORMER:
                 after.phase2.CopyFrom(request.next)
+                after.job.step = after.job.step_count = request.step_count
             else:
                 after.job.artifacts.extend(request.artifacts)
             return after

@@ -76,6 +76,7 @@ class Member:
             parameter_bytes=r.parameter_bytes,
             device_memory_bytes=self.report.device_memory_bytes,
             heartbeat_time=self.seen_time,
+            fetch_count_by_mover=self.report.fetch_count_by_mover,
         )
 
 

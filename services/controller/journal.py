@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from triptych.errors import InvalidRequest
+from triptych.errors import Full, InvalidRequest
 from triptych.v1.job_pb2 import GenerationRequest, JobState
 from triptych.v1.journal_pb2 import JournalEntry
 
@@ -141,6 +141,12 @@ class Journal:
         row = await self._call(lambda db: db.execute(sql, (job_id,)).fetchone())
         return _entry(row) if row else None
 
+    async def find(self, request_id: str) -> JournalEntry | None:
+        """The entry of a client's request, or None."""
+        sql = "SELECT entry FROM jobs WHERE request_id = ?"
+        row = await self._call(lambda db: db.execute(sql, (request_id,)).fetchone())
+        return _entry(row) if row else None
+
     async def get_request(self, job_id: str) -> GenerationRequest | None:
         """What the client asked for, or None."""
         sql = "SELECT request FROM jobs WHERE job_id = ?"
@@ -233,7 +239,10 @@ class _Call:
 
 
 def _commit(db: sqlite3.Connection, calls: Sequence[_Call]) -> None:
-    """Run the calls in one transaction; none is delivered before it is on disk."""
+    """Run the calls in one transaction; none is delivered before it is on disk.
+
+    A disk that can't take it is `Full` for every call of the batch, and the journal stays as it was.
+    """
     if not calls:
         return
     failure: BaseException | None = None
@@ -243,7 +252,7 @@ def _commit(db: sqlite3.Connection, calls: Sequence[_Call]) -> None:
             call.run(db)
         db.execute("COMMIT")
     except sqlite3.Error as error:
-        failure = error
+        failure = Full(f"the journal can't be written now ({error}); try again later")
         if db.in_transaction:
             db.execute("ROLLBACK")
     for call in calls:

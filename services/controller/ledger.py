@@ -72,8 +72,7 @@ class Ledger:
             after.job.update_time.GetCurrentTime()
             if jobs.is_over(after):
                 after.job.end_time.CopyFrom(after.job.update_time)
-                if progress := self.progress.pop(job_id, None):
-                    after.job.step, after.job.step_count = progress.step, progress.step_count
+                _show(self.progress.pop(job_id, Progress()), after.job)
             await self.journal.save(after)
             if jobs.is_over(after):
                 del self.active[job_id]
@@ -97,8 +96,7 @@ class Ledger:
         """The job for clients: the entry's, with the progress of the running stage."""
         job = Job()
         job.CopyFrom(entry.job)
-        if progress := self.progress.get(job.job_id):
-            job.step, job.step_count = progress.step, progress.step_count
+        _show(self.progress.get(job.job_id, Progress()), job)
         return job
 
     def set_progress(self, job_id: str, progress: Progress) -> None:
@@ -127,6 +125,12 @@ class Ledger:
     def _wake(self, job_id: str) -> None:
         if event := self._changed.pop(job_id, None):
             event.set()
+
+
+def _show(progress: Progress, job: Job) -> None:
+    """Put a running stage's steps into the job. A stage without steps leaves those of the stage before."""
+    if progress.step_count:
+        job.step, job.step_count = progress.step, progress.step_count
 
 
 def is_past(deadline: Timestamp, now: Timestamp) -> bool:

@@ -12,7 +12,8 @@ import logging
 from services.controller import jobs
 from services.controller.controller import Controller
 from services.controller.fleet import Member
-from triptych.errors import InvalidRequest, LeaseLost, RingFull, WrongState
+from triptych.errors import Full, InvalidRequest, LeaseLost, RingFull, WrongState
+from triptych.rings.layout import Kind
 from triptych.rings.recovery import TARGET_DEAD
 from triptych.rings.ring import Removed
 from triptych.roles import RING_OF
@@ -151,6 +152,7 @@ class Supervisor:
         log.warning("worker is gone: %s", reason, extra={"rank": rank})
         await self._ledger.journal.forget_worker(rank)
         redelivered: set[str] = set()
+        handed_back = self._handed_back()
         for ring in self._controller.rings.values():
             job_of = {slot.slot: slot.dispatch.job_id for slot in ring.slots() if slot.dispatch is not None}
             reaped = ring.reap(rank)
@@ -159,10 +161,17 @@ class Supervisor:
                 self.removed(removed)
         for entry in list(self._ledger.active.values()):
             if jobs.is_running(entry) and entry.lease.rank == rank:
+                if _token(entry.lease) in handed_back:
+                    continue  # it drained: the next to claim it supersedes the lease, and nothing went wrong
                 await self._lost(entry, rank, reason, redelivered=entry.job.job_id in redelivered)
             elif not jobs.is_running(entry) and jobs.dispatch_of(entry).room.owner_rank == rank:
                 await self._controller.source_lost(entry, rank, reason)
         self._controller.work.set()
+
+    def _handed_back(self) -> set[tuple[int, int, int]]:
+        """Dispatches that wait again after a nack, as ring, slot and ticket."""
+        rings = self._controller.rings.items()
+        return {(name, s.slot, s.ticket) for name, ring in rings for s in ring.slots() if s.kind == Kind.READY}
 
     async def _lost(self, entry: JournalEntry, rank: int, reason: str, *, redelivered: bool) -> None:
         source = jobs.dispatch_of(entry)
@@ -212,7 +221,10 @@ class Supervisor:
 
     async def _tick_forever(self) -> None:
         while True:
-            await self.tick()
+            try:
+                await self.tick()
+            except Full as error:  # nothing was changed: the next tick tries again
+                log.error("%s", error)
             self._controller.work.set()  # a slot may have become free since
             await asyncio.sleep(TICK_S)
 
@@ -221,3 +233,7 @@ class Supervisor:
             await self._controller.work.wait()
             self._controller.work.clear()
             await self._controller.publish_waiting()
+
+
+def _token(lease: Lease) -> tuple[int, int, int]:
+    return lease.ring, lease.slot, lease.ticket

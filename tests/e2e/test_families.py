@@ -71,6 +71,13 @@ def test_image_to_video(image_fleet: Fleet, tmp_path: Path) -> None:
     assert not np.array_equal(ours, without), "the picture made no difference"
 
 
+def test_a_component_of_two_roles_is_loaded_by_both_and_no_third(image_fleet: Fleet) -> None:
+    held = {
+        name: set(worker_of(image_fleet, name).component_bytes) for name in ("encoder-0", "transformer-0", "decoder-0")
+    }
+    assert held == {"encoder-0": {"text_encoder", "vae"}, "transformer-0": {"transformer"}, "decoder-0": {"vae"}}
+
+
 @pytest.mark.parametrize(
     "data",
     [

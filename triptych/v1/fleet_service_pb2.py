@@ -30,15 +30,17 @@ from triptych.v1 import ring_service_pb2 as triptych_dot_v1_dot_ring__service__p
 from triptych.v1 import worker_pb2 as triptych_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftriptych/v1/fleet_service.proto\x12\x0btriptych.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1atriptych/v1/dispatch.proto\x1a\x15triptych/v1/job.proto\x1a\x17triptych/v1/model.proto\x1a\x1etriptych/v1/ring_service.proto\x1a\x18triptych/v1/worker.proto\"\xb9\x02\n\x15RegisterWorkerRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1f\n\x04role\x18\x02 \x01(\x0e\x32\x11.triptych.v1.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07host_id\x18\x04 \x01(\t\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.triptych.v1.ModelDescription\x12\x15\n\rprevious_rank\x18\x06 \x01(\r\x12\x10\n\x08room_ids\x18\x07 \x03(\x06\x12*\n\x07running\x18\x08 \x01(\x0b\x32\x19.triptych.v1.RunningPhase\x12\x18\n\x10\x61rena_size_bytes\x18\t \x01(\x04\x12\x12\n\nprocess_id\x18\n \x01(\r\x12\x17\n\x0fparameter_bytes\x18\x0b \x01(\x04\"Z\n\x0cRunningPhase\x12\'\n\x08\x64ispatch\x18\x01 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12!\n\x05lease\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Lease\"\xf8\x01\n\x16RegisterWorkerResponse\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eworker_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\radopted_lease\x18\x05 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\x18\n\x10release_room_ids\x18\x06 \x03(\x06\x12\x12\n\nresult_url\x18\x07 \x01(\t\"\xc1\x01\n\x10HeartbeatRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.triptych.v1.WorkerState\x12+\n\x08progress\x18\x03 \x01(\x0b\x32\x19.triptych.v1.StepProgress\x12\x18\n\x10\x61rena_used_bytes\x18\x04 \x01(\x04\x12\x12\n\nroom_count\x18\x05 \x01(\r\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x06 \x01(\x04\"i\n\x0cStepProgress\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\x12\n\nstep_count\x18\x04 \x01(\r\x12\x13\n\x0bpreview_png\x18\x05 \x01(\x0c\"T\n\x11HeartbeatResponse\x12\x16\n\x0e\x63\x61ncel_job_ids\x18\x01 \x03(\t\x12\x18\n\x10release_room_ids\x18\x02 \x03(\x06\x12\r\n\x05\x64rain\x18\x03 \x01(\x08\"{\n\x11StartPhaseRequest\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\x1f\n\x04role\x18\x04 \x01(\x0e\x32\x11.triptych.v1.Role\"E\n\x12StartPhaseResponse\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequest\"\xcd\x01\n\x14\x43ompletePhaseRequest\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\x1f\n\x04role\x18\x04 \x01(\x0e\x32\x11.triptych.v1.Role\x12#\n\x04next\x18\x05 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12(\n\tartifacts\x18\x06 \x03(\x0b\x32\x15.triptych.v1.Artifact\"\x17\n\x15\x43ompletePhaseResponse\"\xb7\x01\n\x10\x46\x61ilPhaseRequest\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\x1f\n\x04role\x18\x04 \x01(\x0e\x32\x11.triptych.v1.Role\x12*\n\x06reason\x18\x05 \x01(\x0e\x32\x1a.triptych.v1.FailureReason\x12\x0f\n\x07message\x18\x06 \x01(\t\"\x13\n\x11\x46\x61ilPhaseResponse\"j\n\x15StartDirectJobRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12/\n\x07request\x18\x03 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequest\"\x83\x01\n\x16StartDirectJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\x12!\n\x05lease\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\'\n\x08\x64ispatch\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Dispatch\"\'\n\x17UnregisterWorkerRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\"\x1a\n\x18UnregisterWorkerResponse\"\x11\n\x0fGetFleetRequest\"\x9a\x01\n\x10GetFleetResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12$\n\x07workers\x18\x02 \x03(\x0b\x32\x13.triptych.v1.Worker\x12&\n\x05rings\x18\x03 \x03(\x0b\x32\x17.triptych.v1.RingStatus\x12)\n\njob_counts\x18\x04 \x03(\x0b\x32\x15.triptych.v1.JobCount\"\x97\x01\n\nRingStatus\x12\x1f\n\x04ring\x18\x01 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\x12\n\nslot_count\x18\x02 \x01(\r\x12\x13\n\x0bready_count\x18\x03 \x01(\r\x12\x14\n\x0cleased_count\x18\x04 \x01(\r\x12\x19\n\x11redelivered_count\x18\x05 \x01(\x04\x12\x0e\n\x06\x64river\x18\x06 \x01(\t\"?\n\x08JobCount\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.triptych.v1.JobState\x12\r\n\x05\x63ount\x18\x02 \x01(\x04*\xd2\x01\n\rFailureReason\x12\x1e\n\x1a\x46\x41ILURE_REASON_UNSPECIFIED\x10\x00\x12\"\n\x1e\x46\x41ILURE_REASON_INVALID_REQUEST\x10\x01\x12\x1e\n\x1a\x46\x41ILURE_REASON_STAGE_ERROR\x10\x02\x12\x1e\n\x1a\x46\x41ILURE_REASON_SOURCE_GONE\x10\x03\x12!\n\x1d\x46\x41ILURE_REASON_SOURCE_CORRUPT\x10\x04\x12\x1a\n\x16\x46\x41ILURE_REASON_STOPPED\x10\x05\x32\xb1\x05\n\x0c\x46leetService\x12Y\n\x0eRegisterWorker\x12\".triptych.v1.RegisterWorkerRequest\x1a#.triptych.v1.RegisterWorkerResponse\x12N\n\tHeartbeat\x12\x1d.triptych.v1.HeartbeatRequest\x1a\x1e.triptych.v1.HeartbeatResponse(\x01\x30\x01\x12M\n\nStartPhase\x12\x1e.triptych.v1.StartPhaseRequest\x1a\x1f.triptych.v1.StartPhaseResponse\x12V\n\rCompletePhase\x12!.triptych.v1.CompletePhaseRequest\x1a\".triptych.v1.CompletePhaseResponse\x12J\n\tFailPhase\x12\x1d.triptych.v1.FailPhaseRequest\x1a\x1e.triptych.v1.FailPhaseResponse\x12Y\n\x0eStartDirectJob\x12\".triptych.v1.StartDirectJobRequest\x1a#.triptych.v1.StartDirectJobResponse\x12_\n\x10UnregisterWorker\x12$.triptych.v1.UnregisterWorkerRequest\x1a%.triptych.v1.UnregisterWorkerResponse\x12G\n\x08GetFleet\x12\x1c.triptych.v1.GetFleetRequest\x1a\x1d.triptych.v1.GetFleetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftriptych/v1/fleet_service.proto\x12\x0btriptych.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1atriptych/v1/dispatch.proto\x1a\x15triptych/v1/job.proto\x1a\x17triptych/v1/model.proto\x1a\x1etriptych/v1/ring_service.proto\x1a\x18triptych/v1/worker.proto\"\xb9\x02\n\x15RegisterWorkerRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1f\n\x04role\x18\x02 \x01(\x0e\x32\x11.triptych.v1.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07host_id\x18\x04 \x01(\t\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.triptych.v1.ModelDescription\x12\x15\n\rprevious_rank\x18\x06 \x01(\r\x12\x10\n\x08room_ids\x18\x07 \x03(\x06\x12*\n\x07running\x18\x08 \x01(\x0b\x32\x19.triptych.v1.RunningPhase\x12\x18\n\x10\x61rena_size_bytes\x18\t \x01(\x04\x12\x12\n\nprocess_id\x18\n \x01(\r\x12\x17\n\x0fparameter_bytes\x18\x0b \x01(\x04\"Z\n\x0cRunningPhase\x12\'\n\x08\x64ispatch\x18\x01 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12!\n\x05lease\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Lease\"\xf8\x01\n\x16RegisterWorkerResponse\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eworker_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\radopted_lease\x18\x05 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\x18\n\x10release_room_ids\x18\x06 \x03(\x06\x12\x12\n\nresult_url\x18\x07 \x01(\t\"\xcf\x02\n\x10HeartbeatRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.triptych.v1.WorkerState\x12+\n\x08progress\x18\x03 \x01(\x0b\x32\x19.triptych.v1.StepProgress\x12\x18\n\x10\x61rena_used_bytes\x18\x04 \x01(\x04\x12\x12\n\nroom_count\x18\x05 \x01(\r\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x06 \x01(\x04\x12R\n\x14\x66\x65tch_count_by_mover\x18\x07 \x03(\x0b\x32\x34.triptych.v1.HeartbeatRequest.FetchCountByMoverEntry\x1a\x38\n\x16\x46\x65tchCountByMoverEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"i\n\x0cStepProgress\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\x12\n\nstep_count\x18\x04 \x01(\r\x12\x13\n\x0bpreview_png\x18\x05 \x01(\x0c\"T\n\x11HeartbeatResponse\x12\x16\n\x0e\x63\x61ncel_job_ids\x18\x01 \x03(\t\x12\x18\n\x10release_room_ids\x18\x02 \x03(\x06\x12\r\n\x05\x64rain\x18\x03 \x01(\x08\"{\n\x11StartPhaseRequest\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\x1f\n\x04role\x18\x04 \x01(\x0e\x32\x11.triptych.v1.Role\"E\n\x12StartPhaseResponse\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequest\"\xe1\x01\n\x14\x43ompletePhaseRequest\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\x1f\n\x04role\x18\x04 \x01(\x0e\x32\x11.triptych.v1.Role\x12#\n\x04next\x18\x05 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12(\n\tartifacts\x18\x06 \x03(\x0b\x32\x15.triptych.v1.Artifact\x12\x12\n\nstep_count\x18\x07 \x01(\r\"\x17\n\x15\x43ompletePhaseResponse\"\xb7\x01\n\x10\x46\x61ilPhaseRequest\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\x1f\n\x04role\x18\x04 \x01(\x0e\x32\x11.triptych.v1.Role\x12*\n\x06reason\x18\x05 \x01(\x0e\x32\x1a.triptych.v1.FailureReason\x12\x0f\n\x07message\x18\x06 \x01(\t\"\x13\n\x11\x46\x61ilPhaseResponse\"j\n\x15StartDirectJobRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12/\n\x07request\x18\x03 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequest\"\x83\x01\n\x16StartDirectJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\x12!\n\x05lease\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\'\n\x08\x64ispatch\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Dispatch\"\'\n\x17UnregisterWorkerRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\"\x1a\n\x18UnregisterWorkerResponse\"\x11\n\x0fGetFleetRequest\"\x9a\x01\n\x10GetFleetResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12$\n\x07workers\x18\x02 \x03(\x0b\x32\x13.triptych.v1.Worker\x12&\n\x05rings\x18\x03 \x03(\x0b\x32\x17.triptych.v1.RingStatus\x12)\n\njob_counts\x18\x04 \x03(\x0b\x32\x15.triptych.v1.JobCount\"\x97\x01\n\nRingStatus\x12\x1f\n\x04ring\x18\x01 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\x12\n\nslot_count\x18\x02 \x01(\r\x12\x13\n\x0bready_count\x18\x03 \x01(\r\x12\x14\n\x0cleased_count\x18\x04 \x01(\r\x12\x19\n\x11redelivered_count\x18\x05 \x01(\x04\x12\x0e\n\x06\x64river\x18\x06 \x01(\t\"?\n\x08JobCount\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.triptych.v1.JobState\x12\r\n\x05\x63ount\x18\x02 \x01(\x04*\xd2\x01\n\rFailureReason\x12\x1e\n\x1a\x46\x41ILURE_REASON_UNSPECIFIED\x10\x00\x12\"\n\x1e\x46\x41ILURE_REASON_INVALID_REQUEST\x10\x01\x12\x1e\n\x1a\x46\x41ILURE_REASON_STAGE_ERROR\x10\x02\x12\x1e\n\x1a\x46\x41ILURE_REASON_SOURCE_GONE\x10\x03\x12!\n\x1d\x46\x41ILURE_REASON_SOURCE_CORRUPT\x10\x04\x12\x1a\n\x16\x46\x41ILURE_REASON_STOPPED\x10\x05\x32\xb1\x05\n\x0c\x46leetService\x12Y\n\x0eRegisterWorker\x12\".triptych.v1.RegisterWorkerRequest\x1a#.triptych.v1.RegisterWorkerResponse\x12N\n\tHeartbeat\x12\x1d.triptych.v1.HeartbeatRequest\x1a\x1e.triptych.v1.HeartbeatResponse(\x01\x30\x01\x12M\n\nStartPhase\x12\x1e.triptych.v1.StartPhaseRequest\x1a\x1f.triptych.v1.StartPhaseResponse\x12V\n\rCompletePhase\x12!.triptych.v1.CompletePhaseRequest\x1a\".triptych.v1.CompletePhaseResponse\x12J\n\tFailPhase\x12\x1d.triptych.v1.FailPhaseRequest\x1a\x1e.triptych.v1.FailPhaseResponse\x12Y\n\x0eStartDirectJob\x12\".triptych.v1.StartDirectJobRequest\x1a#.triptych.v1.StartDirectJobResponse\x12_\n\x10UnregisterWorker\x12$.triptych.v1.UnregisterWorkerRequest\x1a%.triptych.v1.UnregisterWorkerResponse\x12G\n\x08GetFleet\x12\x1c.triptych.v1.GetFleetRequest\x1a\x1d.triptych.v1.GetFleetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.fleet_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FAILUREREASON']._serialized_start=2605
-  _globals['_FAILUREREASON']._serialized_end=2815
+  _globals['_HEARTBEATREQUEST_FETCHCOUNTBYMOVERENTRY']._loaded_options = None
+  _globals['_HEARTBEATREQUEST_FETCHCOUNTBYMOVERENTRY']._serialized_options = b'8\001'
+  _globals['_FAILUREREASON']._serialized_start=2767
+  _globals['_FAILUREREASON']._serialized_end=2977
   _globals['_REGISTERWORKERREQUEST']._serialized_start=215
   _globals['_REGISTERWORKERREQUEST']._serialized_end=528
   _globals['_RUNNINGPHASE']._serialized_start=530
@@ -46,39 +48,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERWORKERRESPONSE']._serialized_start=623
   _globals['_REGISTERWORKERRESPONSE']._serialized_end=871
   _globals['_HEARTBEATREQUEST']._serialized_start=874
-  _globals['_HEARTBEATREQUEST']._serialized_end=1067
-  _globals['_STEPPROGRESS']._serialized_start=1069
-  _globals['_STEPPROGRESS']._serialized_end=1174
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1176
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1260
-  _globals['_STARTPHASEREQUEST']._serialized_start=1262
-  _globals['_STARTPHASEREQUEST']._serialized_end=1385
-  _globals['_STARTPHASERESPONSE']._serialized_start=1387
-  _globals['_STARTPHASERESPONSE']._serialized_end=1456
-  _globals['_COMPLETEPHASEREQUEST']._serialized_start=1459
-  _globals['_COMPLETEPHASEREQUEST']._serialized_end=1664
-  _globals['_COMPLETEPHASERESPONSE']._serialized_start=1666
-  _globals['_COMPLETEPHASERESPONSE']._serialized_end=1689
-  _globals['_FAILPHASEREQUEST']._serialized_start=1692
-  _globals['_FAILPHASEREQUEST']._serialized_end=1875
-  _globals['_FAILPHASERESPONSE']._serialized_start=1877
-  _globals['_FAILPHASERESPONSE']._serialized_end=1896
-  _globals['_STARTDIRECTJOBREQUEST']._serialized_start=1898
-  _globals['_STARTDIRECTJOBREQUEST']._serialized_end=2004
-  _globals['_STARTDIRECTJOBRESPONSE']._serialized_start=2007
-  _globals['_STARTDIRECTJOBRESPONSE']._serialized_end=2138
-  _globals['_UNREGISTERWORKERREQUEST']._serialized_start=2140
-  _globals['_UNREGISTERWORKERREQUEST']._serialized_end=2179
-  _globals['_UNREGISTERWORKERRESPONSE']._serialized_start=2181
-  _globals['_UNREGISTERWORKERRESPONSE']._serialized_end=2207
-  _globals['_GETFLEETREQUEST']._serialized_start=2209
-  _globals['_GETFLEETREQUEST']._serialized_end=2226
-  _globals['_GETFLEETRESPONSE']._serialized_start=2229
-  _globals['_GETFLEETRESPONSE']._serialized_end=2383
-  _globals['_RINGSTATUS']._serialized_start=2386
-  _globals['_RINGSTATUS']._serialized_end=2537
-  _globals['_JOBCOUNT']._serialized_start=2539
-  _globals['_JOBCOUNT']._serialized_end=2602
-  _globals['_FLEETSERVICE']._serialized_start=2818
-  _globals['_FLEETSERVICE']._serialized_end=3507
+  _globals['_HEARTBEATREQUEST']._serialized_end=1209
+  _globals['_HEARTBEATREQUEST_FETCHCOUNTBYMOVERENTRY']._serialized_start=1153
+  _globals['_HEARTBEATREQUEST_FETCHCOUNTBYMOVERENTRY']._serialized_end=1209
+  _globals['_STEPPROGRESS']._serialized_start=1211
+  _globals['_STEPPROGRESS']._serialized_end=1316
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1318
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1402
+  _globals['_STARTPHASEREQUEST']._serialized_start=1404
+  _globals['_STARTPHASEREQUEST']._serialized_end=1527
+  _globals['_STARTPHASERESPONSE']._serialized_start=1529
+  _globals['_STARTPHASERESPONSE']._serialized_end=1598
+  _globals['_COMPLETEPHASEREQUEST']._serialized_start=1601
+  _globals['_COMPLETEPHASEREQUEST']._serialized_end=1826
+  _globals['_COMPLETEPHASERESPONSE']._serialized_start=1828
+  _globals['_COMPLETEPHASERESPONSE']._serialized_end=1851
+  _globals['_FAILPHASEREQUEST']._serialized_start=1854
+  _globals['_FAILPHASEREQUEST']._serialized_end=2037
+  _globals['_FAILPHASERESPONSE']._serialized_start=2039
+  _globals['_FAILPHASERESPONSE']._serialized_end=2058
+  _globals['_STARTDIRECTJOBREQUEST']._serialized_start=2060
+  _globals['_STARTDIRECTJOBREQUEST']._serialized_end=2166
+  _globals['_STARTDIRECTJOBRESPONSE']._serialized_start=2169
+  _globals['_STARTDIRECTJOBRESPONSE']._serialized_end=2300
+  _globals['_UNREGISTERWORKERREQUEST']._serialized_start=2302
+  _globals['_UNREGISTERWORKERREQUEST']._serialized_end=2341
+  _globals['_UNREGISTERWORKERRESPONSE']._serialized_start=2343
+  _globals['_UNREGISTERWORKERRESPONSE']._serialized_end=2369
+  _globals['_GETFLEETREQUEST']._serialized_start=2371
+  _globals['_GETFLEETREQUEST']._serialized_end=2388
+  _globals['_GETFLEETRESPONSE']._serialized_start=2391
+  _globals['_GETFLEETRESPONSE']._serialized_end=2545
+  _globals['_RINGSTATUS']._serialized_start=2548
+  _globals['_RINGSTATUS']._serialized_end=2699
+  _globals['_JOBCOUNT']._serialized_start=2701
+  _globals['_JOBCOUNT']._serialized_end=2764
+  _globals['_FLEETSERVICE']._serialized_start=2980
+  _globals['_FLEETSERVICE']._serialized_end=3669
 # @@protoc_insertion_point(module_scope)

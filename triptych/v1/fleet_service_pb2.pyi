@@ -221,12 +221,33 @@ class HeartbeatRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FetchCountByMoverEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RANK_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     ARENA_USED_BYTES_FIELD_NUMBER: _builtins.int
     ROOM_COUNT_FIELD_NUMBER: _builtins.int
     DEVICE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    FETCH_COUNT_BY_MOVER_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the sender."""
     state: _worker_pb2.WorkerState.ValueType
@@ -241,6 +262,10 @@ class HeartbeatRequest(_message.Message):
     def progress(self) -> Global___StepProgress:
         """Progress of the running job, where there is one."""
 
+    @_builtins.property
+    def fetch_count_by_mover(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Rooms fetched so far, by mover."""
+
     def __init__(
         self,
         *,
@@ -250,10 +275,11 @@ class HeartbeatRequest(_message.Message):
         arena_used_bytes: _builtins.int = ...,
         room_count: _builtins.int = ...,
         device_memory_bytes: _builtins.int = ...,
+        fetch_count_by_mover: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "device_memory_bytes", b"device_memory_bytes", "progress", b"progress", "rank", b"rank", "room_count", b"room_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "progress", b"progress", "rank", b"rank", "room_count", b"room_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,12 +431,15 @@ class CompletePhaseRequest(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     NEXT_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
+    STEP_COUNT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     generation: _builtins.int
     """Generation in the dispatch."""
     role: _dispatch_pb2.Role.ValueType
     """The worker's role."""
+    step_count: _builtins.int
+    """For transformers: denoising steps done."""
     @_builtins.property
     def lease(self) -> _ring_service_pb2.Lease:
         """The lease under which the work was done."""
@@ -432,10 +461,11 @@ class CompletePhaseRequest(_message.Message):
         role: _dispatch_pb2.Role.ValueType = ...,
         next: _dispatch_pb2.Dispatch | None = ...,
         artifacts: _abc.Iterable[_job_pb2.Artifact] | None = ...,
+        step_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "next", b"next"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "generation", b"generation", "job_id", b"job_id", "lease", b"lease", "next", b"next", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "generation", b"generation", "job_id", b"job_id", "lease", b"lease", "next", b"next", "role", b"role", "step_count", b"step_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
