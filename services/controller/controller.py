@@ -168,7 +168,7 @@ class Controller:
         stored = await self.ledger.journal.get_request(request.job_id)
         if stored is None:
             raise NotFound(f"there is no job {request.job_id!r}")
-        if request.role == ROLE_TRANSFORMER:
+        if request.role != ROLE_ENCODER:  # only encoders need them
             for private in ("prompt", "negative_prompt", "media"):
                 stored.ClearField(private)
         self.work.set()

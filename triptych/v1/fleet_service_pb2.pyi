@@ -402,8 +402,8 @@ class StartPhaseResponse(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def request(self) -> _job_pb2.GenerationRequest:
-        """What the client asked for, with the seed filled in. For transformers without
-        prompts and media, which they don't need.
+        """What the client asked for, with the seed filled in. Prompts and media go to
+        encoders only.
         """
 
     def __init__(
