@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,10 +160,15 @@ class Fleet:
             await asyncio.gather(*waits, return_exceptions=True)
 
     async def stop(self) -> None:
-        """Drain the workers, then the controller."""
-        timeout_s = self.plan.drain_timeout_s + STOP_MARGIN_S
-        await self.supervisor.stop([f"{r}-{i}" for r in ROLES for i in range(self.plan.roles[r].count)], timeout_s)
-        await self.supervisor.stop([CONTROLLER], timeout_s)
+        """Drain the workers in the order in which a job passes them, then the controller.
+
+        A worker leaves when the rooms it holds are no longer needed, so those who read them must leave after it.
+        """
+        end_s = time.monotonic() + self.plan.drain_timeout_s + STOP_MARGIN_S
+        for role in ROLES:
+            names = [f"{role}-{index}" for index in range(self.plan.roles[role].count)]
+            await self.supervisor.stop(names, max(end_s - time.monotonic(), STOP_MARGIN_S))
+        await self.supervisor.stop([CONTROLLER], STOP_MARGIN_S)
 
     async def kill(self) -> None:
         """End all processes at once, and clear away what they left in /dev/shm."""

@@ -16,14 +16,16 @@ from dataclasses import replace
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.controller import jobs
+from services.controller.dispatcher import Dispatcher, free_count
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
 from triptych import ids, requests, telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import AlreadyExists, BacklogFull, InvalidRequest, LeaseLost, NotFound, RingFull, Unavailable
+from triptych.rings.layout import PAYLOAD_BYTES_MAX
 from triptych.rings.memory import MemoryRing
-from triptych.roles import RING_OF, role_name
-from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
+from triptych.roles import role_name
+from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
 from triptych.v1.fleet_service_pb2 import (
     FAILURE_REASON_INVALID_REQUEST,
     FAILURE_REASON_SOURCE_CORRUPT,
@@ -51,9 +53,6 @@ from triptych.v1.ring_service_pb2 import Lease
 
 log = logging.getLogger(__name__)
 
-REQUESTS_PER_ENCODER = 2
-"""Entries of the request ring for each encoder: one to work on, one to take next without a wait. The rest stays in
-the journal, where order can still be decided."""
 REQUEST_ID_CHARS_MAX = 128
 """Longest request id; a UUID takes 36."""
 SEED_LIMIT = 2**32
@@ -77,10 +76,7 @@ class Controller:
         self.rings = rings
         self.model = model
         self._metrics = metrics
-        self.work = asyncio.Event()
-        """Set when something may be publishable."""
-        self._queues: dict[Role.ValueType, dict[str, int]] = {role: {} for role in jobs.WAITING}
-        """Jobs to publish for a role, in order, with the generation they are for."""
+        self.dispatcher = Dispatcher(rings, ledger, self.fleet)
 
     # -- clients ----------------------------------------------------------------------------------------------
 
@@ -91,7 +87,7 @@ class Controller:
         """
         entry, existing = await self._accept(request_id, request)
         if not existing:
-            self.enqueue(entry)
+            self.dispatcher.enqueue(entry)
         return self.ledger.describe(entry)
 
     async def _accept(self, request_id: str, request: GenerationRequest) -> tuple[JournalEntry, bool]:
@@ -171,7 +167,7 @@ class Controller:
         if request.role != ROLE_ENCODER:  # only encoders need them
             for private in ("prompt", "negative_prompt", "media"):
                 stored.ClearField(private)
-        self.work.set()
+        self.dispatcher.work.set()
         return stored
 
     async def complete_phase(self, request: CompletePhaseRequest) -> None:
@@ -182,6 +178,8 @@ class Controller:
             raise InvalidRequest("next.room", None, "the room that holds the stage's tensors")
         if role == ROLE_DECODER and not request.artifacts:
             raise InvalidRequest("artifacts", [], "one stored file or more")
+        if request.next.ByteSize() > PAYLOAD_BYTES_MAX:
+            raise InvalidRequest("next", f"{request.next.ByteSize()} bytes", f"at most {PAYLOAD_BYTES_MAX} bytes")
 
         def change(entry: JournalEntry) -> JournalEntry:
             after = jobs.complete(entry, role, request.generation, request.lease)
@@ -265,19 +263,13 @@ class Controller:
     ) -> tuple[Job, Lease | None, Dispatch | None]:
         """Accept a job and lease it to the calling encoder at once. Raises as `create`, and RingFull."""
         self.fleet.check(rank)
-        ring = self.rings[RING_OF[ROLE_ENCODER]]
-        if _free_count(ring) == 0:
+        if free_count(self.rings[RING_REQUEST]) == 0:
             raise RingFull("the request ring is full; send the job to the controller instead")
-        entry, existing = await self._accept(request_id, request)
-        if existing:
+        entry, _existing = await self._accept(request_id, request)
+        if entry.job.state != JOB_STATE_QUEUED or entry.job.generation:
             return self.ledger.describe(entry), None, None
-        dispatch = jobs.dispatch_of(entry)
-        try:
-            lease = ring.adopt(dispatch, rank)
-        except RingFull:  # filled while the disk was busy; the job is accepted, so it takes the usual way
-            self.enqueue(entry)
-            return self.ledger.describe(entry), None, None
-        return self.ledger.describe(entry), lease, dispatch
+        lease = self.dispatcher.lease_to(rank, entry)
+        return self.ledger.describe(entry), lease, jobs.dispatch_of(entry)
 
     def report(self, report: HeartbeatRequest) -> None:
         """A heartbeat. Raises Fenced when the rank isn't (or is no longer) a member."""
@@ -302,33 +294,7 @@ class Controller:
             ),
         )
 
-    # -- publishing -------------------------------------------------------------------------------------------
-
-    async def publish_waiting(self) -> None:
-        """Move jobs from the queues into the rings, as far as these have (or should have) room."""
-        for role, queue in self._queues.items():
-            if not queue:
-                continue
-            ring = self.rings[RING_OF[role]]
-            room = _free_count(ring)
-            if role == ROLE_ENCODER:
-                room = min(room, REQUESTS_PER_ENCODER * len(self.fleet.alive(role)) - ring.stats().ready_count)
-            for job_id in list(queue)[: max(0, room)]:
-                generation = queue.pop(job_id)
-                entry = self.ledger.active.get(job_id)
-                if entry is None or entry.job.generation != generation or jobs.is_running(entry):
-                    continue
-                dispatch = jobs.dispatch_of(entry)
-                dispatch.publish_time.GetCurrentTime()
-                dispatch.sender_rank = 0
-                # A target that died: anyone is better than nobody.
-                target = dispatch.receiver_rank if dispatch.receiver_rank in self.fleet.members else 0
-                await ring.publish(dispatch, target)
-
-    def enqueue(self, entry: JournalEntry) -> None:
-        """Have a waiting job published, after those that wait already."""
-        self._queues[jobs.role_of(entry)][entry.job.job_id] = entry.job.generation
-        self.work.set()
+    # -- what follows from a change ---------------------------------------------------------------------------
 
     async def _apply(self, job_id: str, change: jobs.Change) -> JournalEntry:
         """Change a job and do what follows from it: publish, stop the worker, release the rooms."""
@@ -338,7 +304,7 @@ class Controller:
         if after.job.generation != before.job.generation:
             self.ledger.progress.pop(job_id, None)
             if not jobs.is_over(after):
-                self.enqueue(after)
+                self.dispatcher.enqueue(after)
         if jobs.is_over(after) and jobs.is_running(before):
             self.fleet.cancel(before.lease.rank, job_id)
         if jobs.is_over(after) and len(after.job.attempts) >= self.config.attempts_max:
@@ -369,8 +335,3 @@ class Controller:
         for entry in list(self.ledger.active.values()):
             if entry.job.HasField("deadline_time") and is_past(entry.job.deadline_time, now):
                 await self.give_up(entry.job.job_id, JOB_STATE_EXPIRED, "the deadline passed")
-
-
-def _free_count(ring: MemoryRing) -> int:
-    stats = ring.stats()
-    return stats.slot_count - stats.ready_count - stats.leased_count

@@ -81,7 +81,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
     async def StartDirectJob(self, request: pb.StartDirectJobRequest, context: Context) -> pb.StartDirectJobResponse:
         await check_media(self._controller, request.request)
         job, lease, dispatch = await self._controller.start_direct(request.rank, request.request_id, request.request)
-        return pb.StartDirectJobResponse(job=job, lease=lease, dispatch=dispatch)
+        return pb.StartDirectJobResponse(job=job, lease=lease, dispatch=dispatch if lease else None)
 
     async def UnregisterWorker(
         self, request: pb.UnregisterWorkerRequest, context: Context

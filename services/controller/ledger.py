@@ -119,6 +119,7 @@ class Ledger:
                 preview_number, response.preview_png = progress.preview_number, progress.preview_png
             yield response
             if response.job.state in jobs.OVER:
+                self._changed.pop(job_id, None)
                 return
             await changed.wait()
 

@@ -55,7 +55,7 @@ class Supervisor:
             if jobs.is_running(entry):
                 self._fleet.expect(entry.lease.rank, now_s)
             elif jobs.role_of(entry) == ROLE_ENCODER:
-                self._controller.enqueue(entry)
+                self._controller.dispatcher.enqueue(entry)
             else:
                 self._unpublished.add(entry.job.job_id)
         if self._ledger.active:
@@ -76,7 +76,7 @@ class Supervisor:
         held = set(request.room_ids)
         release = await self._settle_rooms(rank, held)
         log.info("registered %s at %s", Role.Name(request.role), request.address, extra={"rank": rank})
-        self._controller.work.set()
+        self._controller.dispatcher.work.set()
         config = self._controller.config
         response = RegisterWorkerResponse(
             rank=member.rank, epoch=self._epoch, release_room_ids=release, result_url=self._result_url
@@ -138,7 +138,7 @@ class Supervisor:
             if source.room_id not in held:
                 await self._controller.source_lost(entry, rank, "its owner came back without the tensors")
             elif entry.job.job_id in self._unpublished:
-                self._controller.enqueue(entry)
+                self._controller.dispatcher.enqueue(entry)
             self._unpublished.discard(entry.job.job_id)
         return sorted(held - needed)
 
@@ -166,7 +166,7 @@ class Supervisor:
                 await self._lost(entry, rank, reason, redelivered=entry.job.job_id in redelivered)
             elif not jobs.is_running(entry) and jobs.dispatch_of(entry).room.owner_rank == rank:
                 await self._controller.source_lost(entry, rank, reason)
-        self._controller.work.set()
+        self._controller.dispatcher.work.set()
 
     def _handed_back(self) -> set[tuple[int, int, int]]:
         """Dispatches that wait again after a nack, as ring, slot and ticket."""
@@ -183,7 +183,7 @@ class Supervisor:
     def removed(self, removed: Removed) -> None:
         """A ring took an entry out for good; the next tick settles what becomes of its job."""
         self._removed.append(removed)
-        self._controller.work.set()
+        self._controller.dispatcher.work.set()
 
     async def _settle_removed(self) -> None:
         while self._removed:
@@ -192,7 +192,7 @@ class Supervisor:
             if entry is None or entry.job.generation != dispatch.generation:
                 continue
             if reason == TARGET_DEAD:
-                self._controller.enqueue(entry)
+                self._controller.dispatcher.enqueue(entry)
             else:
                 await self._controller.give_up(dispatch.job_id, JOB_STATE_FAILED, "it was delivered too often")
 
@@ -225,14 +225,14 @@ class Supervisor:
                 await self.tick()
             except Full as error:  # nothing was changed: the next tick tries again
                 log.error("%s", error)
-            self._controller.work.set()  # a slot may have become free since
+            self._controller.dispatcher.work.set()  # a slot may have become free since
             await asyncio.sleep(TICK_S)
 
     async def _publish_forever(self) -> None:
         while True:
-            await self._controller.work.wait()
-            self._controller.work.clear()
-            await self._controller.publish_waiting()
+            await self._controller.dispatcher.work.wait()
+            self._controller.dispatcher.work.clear()
+            await self._controller.dispatcher.publish_waiting()
 
 
 def _token(lease: Lease) -> tuple[int, int, int]:

@@ -31,8 +31,11 @@ from triptych.v1.job_pb2 import (
 )
 from triptych_client import Client
 
-LONG_STEPS = 700
-"""Steps that take seconds on any machine; this scheduler's own arithmetic breaks down at 1000."""
+LONG_STEPS = 1000
+"""Steps that take seconds on any machine, for jobs that are stopped before they end."""
+
+WATCHED_STEPS = 300
+"""Steps that take about a second, for a job that ends; with more, this scheduler's timesteps repeat and it fails."""
 
 FIELDS: dict[str, Any] = {**SMALL, "num_frames": 5, "guidance_scale": 3.5}
 LONG = {**FIELDS, "num_inference_steps": LONG_STEPS}
@@ -125,7 +128,9 @@ def frames(path: Path) -> np.ndarray[Any, Any]:
 
 def test_previews_and_steps_arrive_while_it_runs(wan_fleet: Fleet) -> None:
     with wan_fleet.client() as client:
-        job = client.create_job("a big red circle", **{**LONG, "preview_every_steps": 50})
+        job = client.create_job(
+            "a big red circle", **{**LONG, "num_inference_steps": WATCHED_STEPS, "preview_every_steps": 20}
+        )
         updates = list(client.watch_job(job.job_id, timeout_s=120))
     previews = [update.preview_png for update in updates if update.preview_png]
     assert len(set(previews)) > 1
@@ -133,8 +138,8 @@ def test_previews_and_steps_arrive_while_it_runs(wan_fleet: Fleet) -> None:
         assert PIL.Image.open(io.BytesIO(preview)).convert("RGB").width > 1
     steps = [update.job.step for update in updates if update.job.state == JOB_STATE_DENOISING]
     assert steps == sorted(steps)
-    assert len(set(steps)) > 3
-    assert {update.job.step_count for update in updates if update.job.step} == {LONG_STEPS}
+    assert len(set(steps)) > 2
+    assert {update.job.step_count for update in updates if update.job.step} == {WATCHED_STEPS}
     assert updates[-1].job.state == JOB_STATE_SUCCEEDED
     assert updates[-1].job.attempts == []
 
