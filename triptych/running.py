@@ -139,4 +139,4 @@ def _reason_of(error: Exception) -> tuple[pb.FailureReason.ValueType, str]:
         return pb.FAILURE_REASON_SOURCE_GONE, str(error)
     if isinstance(error, JobCancelled):
         return pb.FAILURE_REASON_STOPPED, str(error)
-    return pb.FAILURE_REASON_STAGE_ERROR, f"{type(error).__name__}: {error}"
+    return pb.FAILURE_REASON_STAGE_ERROR, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -149,11 +149,12 @@ class Worker:
                 self.link.notify()
 
     async def drain(self) -> None:
-        """Wait until others have read the rooms held here; for as long as the configuration gives.
+        """Wait, within `release_timeout_s`, until the rooms held here are released.
 
-        A worker whose controller is gone for longer than the worker timeout counts as dead, and waits no more.
+        What is left then is lost with the worker, and costs its jobs a stage. A worker whose controller is gone for
+        longer than the worker timeout counts as dead, and waits no more.
         """
-        deadline_s = time.monotonic() + self._equipment.config.drain_timeout_s
+        deadline_s = time.monotonic() + self._equipment.config.release_timeout_s
         while self._arena.rooms() and time.monotonic() < deadline_s and not self.link.is_cut_off:
             with contextlib.suppress(DeadlinePassed):
                 await self._arena.wait_for_space(self._arena.largest_gap_bytes + 1, SPACE_WAIT_S)

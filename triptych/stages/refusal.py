@@ -43,9 +43,12 @@ def as_invalid_request(error: Exception, values: Mapping[str, object]) -> Invali
         if isinstance(value, str) and value and "prompt" in name:
             sentence = sentence.replace(value, "…")
     positions = {name: sentence.find(name) for name in values if name in sentence}
-    field = min(positions, key=lambda name: (positions[name], -len(name)), default="request")
-    value = values.get(field)
-    shown = value if isinstance(value, (bool, int, float, type(None))) else type(value).__name__
+    texts = {name: value for name, value in values.items() if isinstance(value, str) and "prompt" not in name}
+    quoted = next((name for name, value in texts.items() if value and value in sentence), "request")
+    field = min(positions, key=lambda name: (positions[name], -len(name)), default=quoted)
+    value = values.get(field, "a combination of inputs")
+    is_public = field in texts or field == "request" or isinstance(value, (bool, int, float, type(None)))
+    shown = value if is_public else type(value).__name__
     return InvalidRequest(field, shown, f"what the pipeline takes; it says: {sentence}")
 
 
