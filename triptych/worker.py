@@ -11,7 +11,7 @@ import os
 import time
 
 from triptych import ids
-from triptych.errors import DeadlinePassed, Fenced, Unavailable
+from triptych.errors import DeadlinePassed, Fenced, LeaseLost, Unavailable
 from triptych.link import Link
 from triptych.phase import RETRY_PAUSE_S, SPACE_WAIT_S, Equipment, Phases
 from triptych.rings.ring import Claimed, Ring
@@ -192,6 +192,6 @@ class Worker:
     async def _claim(self) -> Claimed | None:
         try:
             return await self._source.claim(self.link.rank, CLAIM_WAIT_S)
-        except (Unavailable, Fenced, DeadlinePassed):
+        except (Unavailable, Fenced, DeadlinePassed, LeaseLost):
             await asyncio.sleep(RETRY_PAUSE_S)
             return None
