@@ -32,7 +32,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (LEVEL, LEVEL, LEVEL),
     "black": (-LEVEL, -LEVEL, -LEVEL),
 }
-# The radius of the circle of the same area: the three shapes of one size cover the same number of pixels.
+# The circle's radius, half the square's side; the triangle has the circle's area.
 RADII_PX: dict[str, float] = {"big": 15.0, "small": 9.5}
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS: dict[str, tuple[float, float]] = {
@@ -41,8 +41,8 @@ DIRECTIONS: dict[str, tuple[float, float]] = {
     "up": (0.0, -1.0),
     "down": (0.0, 1.0),
 }
-JITTER_ALONG_PX = 4.0
-JITTER_ACROSS_PX = 8.0
+JITTER_ALONG_PX = 1.5
+JITTER_ACROSS_PX = 3.0
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "big": ("big", "large", "huge"),
@@ -162,7 +162,7 @@ def coverage(shape: str, radius_px: torch.Tensor, centres_px: torch.Tensor, side
     if shape == "circle":
         distance = torch.sqrt(x**2 + y**2) - radius
     elif shape == "square":
-        distance = torch.maximum(x.abs(), y.abs()) - radius * math.sqrt(math.pi) / 2
+        distance = torch.maximum(x.abs(), y.abs()) - radius
     else:
         half = triangle_side_px(1.0) * radius / 2
         half_height = half * math.sqrt(3) / 2

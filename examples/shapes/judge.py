@@ -24,11 +24,14 @@ SHIFT_RATIO_MIN = 2.0  # of the greater axis to the lesser
 SHAPE_PIXELS_MIN = 12
 
 _PALETTE = {name: (np.array(value) + 1) * 127.5 for name, value in COLOURS.items()}
-_SIZE_SPLIT_PX = float(np.sqrt(RADII_PX["big"] * RADII_PX["small"]))
+_SQUARE_TO_CIRCLE = 2 / float(np.sqrt(np.pi))  # radius of the circle that has the area of a square of half side 1
+# Radii here are of the circle of equal area: halfway, in ratio, from the largest small shape to the smallest big one.
+_SIZE_SPLIT_PX = float(np.sqrt(RADII_PX["big"] * RADII_PX["small"] * _SQUARE_TO_CIRCLE))
 
 
 class Frame(NamedTuple):
-    """One frame's shape: its colour (RGB, 0..255), how much of each pixel it covers [H, W], centroid (x, y), radius."""
+    """One frame's shape: its colour (RGB, 0..255), how much of each pixel it covers [H, W], centroid (x, y), and
+    the radius of the circle of equal area."""
 
     colour: NDArray[np.float64]
     alpha: NDArray[np.float64]
@@ -106,7 +109,7 @@ def _name_shape(frames: list[Frame]) -> str:
         centres = centroids.clone()
         if shape == "triangle":  # its centroid lies a sixth of its height below the middle of its box
             centres[:, 1] -= triangle_side_px(1.0) * radii * (3**0.5 / 2) / 6
-        drawn = coverage(shape, radii, centres)
+        drawn = coverage(shape, radii / _SQUARE_TO_CIRCLE if shape == "square" else radii, centres)
         union = torch.maximum(drawn, alphas).sum((1, 2))
         overlaps[shape] = float((torch.minimum(drawn, alphas).sum((1, 2)) / union).median())
     best = max(overlaps, key=lambda shape: overlaps[shape])

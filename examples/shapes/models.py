@@ -5,6 +5,7 @@ The architecture is that of Wan 2.1 text-to-video; only the sizes differ.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -154,6 +155,18 @@ def _settle(folder: Path) -> None:
         path.chmod(0o644)
 
 
+RECOMMENDED = {
+    "defaults": {
+        "height": clips.SIDE_PX,
+        "width": clips.SIDE_PX,
+        "num_frames": clips.FRAMES,
+        "num_inference_steps": 16,
+    },
+    "frames_per_second": clips.FPS,
+}
+"""What Triptych takes where a request says nothing: the sizes that the model was trained on."""
+
+
 def export(folder: Path, vae: nn.Module, text_encoder: nn.Module, transformer: nn.Module) -> None:
     """Save the pipeline in fp16 as `folder`, in place of what was there, so that no reader ever sees half a model.
 
@@ -170,6 +183,7 @@ def export(folder: Path, vae: nn.Module, text_encoder: nn.Module, transformer: n
         transformer=transformer.half(),
     )
     pipeline.save_pretrained(fresh)
+    (fresh / "triptych.json").write_text(json.dumps(RECOMMENDED, indent=2) + "\n")
     _settle(fresh)
     if folder.exists():
         folder.rename(stale)

@@ -102,9 +102,10 @@ class PaddedCrossAttention:
 
 
 def draw_sigmas(count: int) -> torch.Tensor:
-    """Noise levels [count]: stratified, under the sampler's own shift, so that each step it takes was practised."""
+    """Noise levels [count]: half under the sampler's own shift, half even."""
     uniform = (torch.arange(count) + torch.rand(count)) / count
-    return models.FLOW_SHIFT * uniform / (1 + (models.FLOW_SHIFT - 1) * uniform)
+    shift = torch.where(torch.rand(count) < 0.5, models.FLOW_SHIFT, 1.0)
+    return shift * uniform / (1 + (shift - 1) * uniform)
 
 
 def draw_padded_length(fraction: float, rng: random.Random) -> int:
