@@ -23,10 +23,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished pipeline; replaced if there")
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "triptych-shapes", help="checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-minutes", type=float, default=20.0)
+    parser.add_argument("--vae-minutes", type=float, default=30.0)
     parser.add_argument("--text-minutes", type=float, default=3.0)
-    parser.add_argument("--transformer-minutes", type=float, default=50.0, help="0 exports what is trained so far")
-    parser.add_argument("--decoder-minutes", type=float, default=10.0, help="for the decoder alone, at the end")
+    parser.add_argument("--transformer-minutes", type=float, default=60.0)
+    parser.add_argument("--decoder-minutes", type=float, default=6.0, help="for the decoder alone, at the end")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
