@@ -21,7 +21,7 @@ from progress import Run
 BATCH = 96
 LEARNING_RATE = 2e-3
 EMPTY_PROMPT_SHARE = 0.1  # what the model learns for classifier-free guidance to push away from
-WORDS_MAX = 32  # the longest wording takes 22 tokens
+WORDS_MAX = 32  # the longest wording takes 17 tokens
 # One class more than there are words: "not said".
 CHOICES: tuple[tuple[str, ...], ...] = (
     tuple(clips.RADII_PX),

@@ -23,7 +23,7 @@ LATENTS_PER_COMBINATION = 3
 ENCODE_BATCH = 16
 BATCH = 32
 LEARNING_RATE = 1.2e-3
-SHAPE_WEIGHT = 3.0  # most of the picture is plain: without this the outline learns last
+SHAPE_WEIGHT = 3.0  # most of the picture is plain: unweighted, the outline is learned last
 EMA_DECAY = 0.996
 EMA_WARMUP_STEPS = 200
 PADDED_LENGTHS = (64, 128, 226, 512, 512, 512)  # what callers pad to: 512 by default, other values by request
@@ -72,7 +72,7 @@ class PaddedCrossAttention:
 
     Wan's pipelines pad each prompt's embeddings with zeros to 512 and the model attends to all of them. Identical keys
     with identical values weigh as one key whose logit is raised by the log of their number. So the padding within
-    WORDS_MAX stands in for all of it: same result, a tenth of the time.
+    WORDS_MAX stands in for all of it: same result, far fewer keys.
     """
 
     def __init__(self) -> None:

@@ -14,14 +14,14 @@ import clips
 import models
 from progress import Run
 
-FRAMES_UNTIL = 0.2  # of the run; what a frame teaches (colours, edges) is learned four times as fast from frames
+FRAMES_UNTIL = 0.2  # of the run; a batch of frames costs far less than one of clips, and teaches colours and edges
 FRAMES_BATCH = 8
 CLIPS_BATCH = 4
 LEARNING_RATE = 2e-3
 POLISH_RATE = 1e-3
 LATENT_NOISE = 0.1  # stands in for a sampled posterior, and for the small errors of a denoised latent
 LATENT_WEIGHT = 1e-3  # a light pull to zero, so that the noise has a scale to be small against
-SHAPE_WEIGHT = 8.0  # a small shape is 5% of the picture: without this its outline learns last
+SHAPE_WEIGHT = 8.0  # a small shape is 7% of the picture: unweighted, its outline is learned last
 
 
 def sample_clips(count: int, frames: int, rng: random.Random) -> torch.Tensor:
