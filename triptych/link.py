@@ -125,7 +125,7 @@ class Link:
             await self._registered.wait()
             stream = self._stream
             try:
-                return await asyncio.wait_for(translate(make()), CALL_TIMEOUT_S)
+                return await asyncio.wait_for(rpc.translate(make()), CALL_TIMEOUT_S)
             except Fenced:
                 if stream is not None:
                     stream.cancel()  # makes `run` register again
@@ -138,14 +138,14 @@ class Link:
     async def leave(self) -> None:
         """Give the rank up. A controller that isn't there finds out by silence."""
         with contextlib.suppress(TriptychError):
-            await translate(
+            await rpc.translate(
                 self._stub.UnregisterWorker(UnregisterWorkerRequest(rank=self.rank), timeout=CALL_TIMEOUT_S)
             )
 
     async def _register(self) -> None:
         request = self._member.describe()
         request.previous_rank = self.rank
-        response = await translate(self._stub.RegisterWorker(request, timeout=CALL_TIMEOUT_S))
+        response = await rpc.translate(self._stub.RegisterWorker(request, timeout=CALL_TIMEOUT_S))
         self.rank, self.epoch, self.result_url = response.rank, response.epoch, response.result_url
         self._interval_s = response.heartbeat_interval.ToNanoseconds() / 1e9
         self._worker_timeout_s = response.worker_timeout.ToNanoseconds() / 1e9
@@ -172,11 +172,3 @@ class Link:
             await asyncio.sleep(min(REPORT_INTERVAL_MIN_S, self._interval_s))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), max(0.0, self._interval_s - REPORT_INTERVAL_MIN_S))
-
-
-async def translate(call: Awaitable[Result]) -> Result:
-    """Await a gRPC call; raise its error as the class that the server raised."""
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise rpc.error_from(error) from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,6 +20,8 @@ from grpc_reflection.v1alpha import reflection
 from triptych import errors, telemetry
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 MESSAGE_BYTES_MAX = 64 * 2**20
 """Largest message: a request with its images. Tensors never travel in messages, only in 1 MiB chunks."""
@@ -141,6 +143,14 @@ def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
     restored = cls.__new__(cls)
     Exception.__init__(restored, message)  # the message is whole already; a class may build its own from parts
     return restored
+
+
+async def translate(call: Awaitable[Result]) -> Result:
+    """Await a call; raise its error as the class that the server raised."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise error_from(error) from error
 
 
 _CLASS_BY_STATUS = {

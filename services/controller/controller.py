@@ -263,7 +263,7 @@ class Controller:
     ) -> tuple[Job, Lease | None, Dispatch | None]:
         """Accept a job and lease it to the calling encoder at once. Raises as `create`, and RingFull."""
         self.fleet.check(rank)
-        if free_count(self.rings[RING_REQUEST]) == 0:
+        if free_count(self.rings[RING_REQUEST].stats()) == 0:
             raise RingFull("the request ring is full; send the job to the controller instead")
         entry, _existing = await self._accept(request_id, request)
         if entry.job.state != JOB_STATE_QUEUED or entry.job.generation:

@@ -15,6 +15,7 @@ from services.controller.ledger import Ledger
 from triptych.errors import Fenced, RingFull
 from triptych.rings.layout import Kind
 from triptych.rings.memory import MemoryRing
+from triptych.rings.ring import RingStats
 from triptych.roles import RING_OF
 from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER, Dispatch, Ring, Role
 from triptych.v1.journal_pb2 import JournalEntry
@@ -44,9 +45,10 @@ class Dispatcher:
             if not queue:
                 continue
             ring = self._rings[RING_OF[role]]
-            room = free_count(ring)
+            stats = ring.stats()
+            room = free_count(stats)
             if role == ROLE_ENCODER:
-                room = min(room, REQUESTS_PER_ENCODER * len(self._fleet.alive(role)) - ring.stats().ready_count)
+                room = min(room, REQUESTS_PER_ENCODER * len(self._fleet.alive(role)) - stats.ready_count)
             for job_id in list(queue)[: max(0, room)]:
                 generation = queue.pop(job_id)
                 entry = self._ledger.active.get(job_id)
@@ -77,7 +79,6 @@ class Dispatcher:
             return None
 
 
-def free_count(ring: MemoryRing) -> int:
-    """Slots that a publication could take now."""
-    stats = ring.stats()
+def free_count(stats: RingStats) -> int:
+    """Slots that a publication could take."""
     return stats.slot_count - stats.ready_count - stats.leased_count

@@ -30,7 +30,6 @@ class Member:
     report: HeartbeatRequest = field(default_factory=HeartbeatRequest)
     cancel_job_ids: set[str] = field(default_factory=set)
     release_room_ids: set[int] = field(default_factory=set)
-    drain: bool = False
     orders: asyncio.Event = field(default_factory=asyncio.Event)
     stream: int = 0
 
@@ -50,7 +49,6 @@ class Member:
         result = HeartbeatResponse(
             cancel_job_ids=sorted(self.cancel_job_ids),
             release_room_ids=sorted(self.release_room_ids),
-            drain=self.drain,
         )
         self.cancel_job_ids.clear()
         self.release_room_ids.clear()
@@ -108,13 +106,13 @@ class Fleet:
         """Raise Fenced unless the rank is registered."""
         self.get(rank)
 
-    def holds(self, rank: int, room_id: int) -> bool:
-        """Whether the room's owner may still be there. An expected owner counts until it times out."""
-        return rank in self.members
+    def registered(self) -> list[Member]:
+        """Members that have registered in this epoch."""
+        return [member for member in self.members.values() if member.registration is not None]
 
     def alive(self, role: Role.ValueType) -> list[Member]:
         """Registered members of a role."""
-        return [m for m in self.members.values() if m.registration and m.role == role]
+        return [member for member in self.registered() if member.role == role]
 
     def remove(self, rank: int) -> Member | None:
         """Forget a member; its waiting streams are woken and then find themselves fenced."""

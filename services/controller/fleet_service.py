@@ -91,9 +91,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
 
     async def GetFleet(self, request: pb.GetFleetRequest, context: Context) -> pb.GetFleetResponse:
         response = pb.GetFleetResponse(epoch=self._epoch)
-        for member in self._controller.fleet.members.values():
-            if member.registration is not None:
-                response.workers.append(member.describe())
+        response.workers.extend(member.describe() for member in self._controller.fleet.registered())
         for ring, memory in self._controller.rings.items():
             stats = memory.stats()
             response.rings.add(

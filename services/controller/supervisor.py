@@ -11,7 +11,6 @@ import logging
 
 from services.controller import jobs
 from services.controller.controller import Controller
-from services.controller.fleet import Member
 from triptych.errors import Full, InvalidRequest, LeaseLost, RingFull, WrongState
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import TARGET_DEAD
@@ -71,7 +70,7 @@ class Supervisor:
             raise InvalidRequest("instance_id, address", "", "both, not empty")
         await self._take_model(request.model)
         rank = await self._ledger.journal.rank_of(request.instance_id)
-        member = self._fleet.register(rank, request, asyncio.get_running_loop().time())
+        self._fleet.register(rank, request, asyncio.get_running_loop().time())
         lease = await self._settle_running(rank, request.running)
         held = set(request.room_ids)
         release = await self._settle_rooms(rank, held)
@@ -79,7 +78,7 @@ class Supervisor:
         self._controller.dispatcher.work.set()
         config = self._controller.config
         response = RegisterWorkerResponse(
-            rank=member.rank, epoch=self._epoch, release_room_ids=release, result_url=self._result_url
+            rank=rank, epoch=self._epoch, release_room_ids=release, result_url=self._result_url
         )
         if lease is not None:
             response.adopted_lease.CopyFrom(lease)
@@ -90,7 +89,7 @@ class Supervisor:
     async def _take_model(self, model: ModelDescription) -> None:
         """The first worker's model is the fleet's until no worker is left; one of another model is refused."""
         known = self._controller.model
-        if known is not None and known.config_digest != model.config_digest and self._members():
+        if known is not None and known.config_digest != model.config_digest and self._fleet.registered():
             raise WrongState(
                 f"this fleet serves {known.model!r} (configuration {known.config_digest[:12]}); "
                 f"the worker has {model.model!r} (configuration {model.config_digest[:12]})"
@@ -98,9 +97,6 @@ class Supervisor:
         if known != model:
             self._controller.model = model
             await self._ledger.journal.set_meta(MODEL_KEY, model.SerializeToString())
-
-    def _members(self) -> list[Member]:
-        return [member for member in self._fleet.members.values() if member.registration is not None]
 
     async def _settle_running(self, rank: int, running: RunningPhase) -> Lease | None:
         """The lease under which a worker may go on with the job that it says it runs, if it may."""

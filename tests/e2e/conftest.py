@@ -13,6 +13,7 @@ import pytest
 
 from tests import models
 from tests.e2e.fleet import Fleet
+from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED
 from triptych.v1.worker_pb2 import Worker
 from triptych.v1.worker_service_pb2 import GetWorkerRequest
 from triptych.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -58,3 +59,11 @@ def generate(client: Client, path: Path, **fields: Any) -> np.ndarray[Any, Any]:
     """One result through the services, exactly as the pipeline yielded it."""
     made = client.generate("a big red circle", path / "out.npy", output_format="npy", **{**SMALL, **fields})
     return np.load(made.paths[0])
+
+
+def result(client: Client, job_id: str, folder: Path) -> np.ndarray[Any, Any]:
+    """What a job yields once it is over; it must have succeeded."""
+    for update in client.watch_job(job_id):
+        job = update.job
+    assert job.state == JOB_STATE_SUCCEEDED, job.error
+    return np.load(client.download_result(job_id, folder / f"{job_id}.npy"))

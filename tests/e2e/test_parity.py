@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.e2e import reference
-from tests.e2e.conftest import generate
+from tests.e2e.conftest import generate, result
 from tests.e2e.fleet import Fleet, wait_until
 from triptych.v1.job_pb2 import JOB_STATE_DENOISING
 from triptych_client import Client
@@ -78,13 +78,6 @@ def test_two_transformers_share_the_work_and_a_redelivery_changes_no_bit(
 
 def fields(seed: int, **more: object) -> dict[str, object]:
     return {**WAN, "height": 32, "width": 64, "num_inference_steps": 3, "negative_prompt": "blur", "seed": seed, **more}
-
-
-def result(client: Client, job_id: str, folder: Path) -> np.ndarray:
-    for update in client.watch_job(job_id):
-        job = update.job
-    assert job.error == ""
-    return np.load(client.download_result(job_id, folder / f"{job_id}.npy"))
 
 
 def holder_of(fleet: Fleet, client: Client, rank: int) -> str:

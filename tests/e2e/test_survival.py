@@ -11,21 +11,14 @@ import numpy as np
 import pytest
 
 from tests.e2e import reference
-from tests.e2e.conftest import SMALL
+from tests.e2e.conftest import SMALL, result
 from tests.e2e.fleet import Fleet, wait_until
 from triptych.transport.arena import NAME_PREFIX, sweep
-from triptych.v1.job_pb2 import JOB_STATE_DENOISING, JOB_STATE_SUCCEEDED
+from triptych.v1.job_pb2 import JOB_STATE_DENOISING
 from triptych_client import Client
 
 FIELDS: dict[str, Any] = {**SMALL, "num_frames": 5, "guidance_scale": 3.5, "output_format": "npy"}
 LONG = {**FIELDS, "num_inference_steps": 150}
-
-
-def result(client: Client, job_id: str, folder: Path) -> np.ndarray[Any, Any]:
-    for update in client.watch_job(job_id):
-        job = update.job
-    assert job.state == JOB_STATE_SUCCEEDED, job.error
-    return np.load(client.download_result(job_id, folder / f"{job_id}.npy"))
 
 
 def being_denoised(client: Client, job_id: str) -> bool:

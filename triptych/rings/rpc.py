@@ -6,13 +6,12 @@ The controller runs the same programs on its own memory, and a claim waits there
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
 from triptych.rings.ring import Claimed, check_rank, check_wait
-from triptych.rpc import error_from
+from triptych.rpc import translate
 from triptych.v1.dispatch_pb2 import Dispatch
 from triptych.v1.dispatch_pb2 import Ring as RingName
 from triptych.v1.ring_service_pb2 import AckRequest, ClaimRequest, Lease, NackRequest, PublishRequest
@@ -44,7 +43,7 @@ class RpcRing:
         check_rank("target_rank", target_rank)
         request = PublishRequest(rank=dispatch.sender_rank, ring=self.name, dispatch=dispatch)
         request.dispatch.receiver_rank = target_rank
-        return (await _answer(self._stub.Publish(request, timeout=ANSWER_TIMEOUT_S))).ticket
+        return (await translate(self._stub.Publish(request, timeout=ANSWER_TIMEOUT_S))).ticket
 
     async def claim(self, rank: int, wait_s: float = 0.0) -> Claimed | None:
         """See `Ring.claim`."""
@@ -53,22 +52,14 @@ class RpcRing:
             self._unanswered_claim = (rank, uuid.uuid4().hex)
         request = ClaimRequest(rank=rank, ring=self.name, claim_id=self._unanswered_claim[1])
         request.wait.FromNanoseconds(int(wait_s * 1e9))
-        response = await _answer(self._stub.Claim(request, timeout=wait_s + ANSWER_TIMEOUT_S))
+        response = await translate(self._stub.Claim(request, timeout=wait_s + ANSWER_TIMEOUT_S))
         self._unanswered_claim = None
         return Claimed(response.lease, response.dispatch) if response.HasField("lease") else None
 
     async def ack(self, lease: Lease) -> None:
         """See `Ring.ack`. After a lost answer, LeaseLost may mean that the first try succeeded."""
-        await _answer(self._stub.Ack(AckRequest(lease=lease), timeout=ANSWER_TIMEOUT_S))
+        await translate(self._stub.Ack(AckRequest(lease=lease), timeout=ANSWER_TIMEOUT_S))
 
     async def nack(self, lease: Lease) -> None:
         """See `Ring.nack`. After a lost answer, LeaseLost may mean that the first try succeeded."""
-        await _answer(self._stub.Nack(NackRequest(lease=lease), timeout=ANSWER_TIMEOUT_S))
-
-
-async def _answer(call: Awaitable[T]) -> T:
-    """The call's answer, or the error that the controller raised."""
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise error_from(error) from error
+        await translate(self._stub.Nack(NackRequest(lease=lease), timeout=ANSWER_TIMEOUT_S))
