@@ -34,7 +34,7 @@ check: setup
 
 proto: setup
 	$(BIN)/buf format -w
-	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --grpc_python_out=. \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --grpc_python_out=. \
 		--mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/triptych/v1/*.proto
 
 # The contract that `make check` holds changes against. Renew it with a release, not with a change.

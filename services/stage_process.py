@@ -11,20 +11,23 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import grpc
+
 from services.worker_service import WorkerServicer
 from triptych import process, rpc, telemetry
 from triptych.config import WorkerConfig, load
 from triptych.errors import InvalidRequest, MissingExtra, WrongState
 from triptych.link import CALL_TIMEOUT_S, Link
 from triptych.phase import Equipment
-from triptych.rings.rpc import RpcRing
+from triptych.rings.access import RingAccess, try_card
 from triptych.roles import NEXT, RING_OF, role_name
 from triptych.stages import Stage, Whole
 from triptych.transport.arena import Arena, sweep
 from triptych.transport.fetcher import open_fetcher
-from triptych.transport.mooncake_engine import MooncakeEngine
+from triptych.transport.mooncake_engine import MooncakeEngine, open_engine
 from triptych.v1.dispatch_pb2 import Role
 from triptych.v1.model_pb2 import ModelDescription
+from triptych.v1.worker_pb2 import DriverChoice
 from triptych.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -64,18 +67,17 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
         server = await rpc.start_server(config.address, [s.service for s in servicers], serving=False)
         stage, model = await asyncio.to_thread(_load_stage, role, config)
         host = config.advertise_host or config.address.rpartition(":")[0]
-        engine = stack.enter_context(_mooncake(config, arena, host))
+        engine, mooncake = stack.enter_context(_mooncake(config, arena, host))
         fetcher = open_fetcher(arena, engine, rpc.open_channel, forced=config.mover)
         stack.callback(fetcher.close)
         channel = await stack.enter_async_context(rpc.open_channel(config.controller))
         session, address = engine.session if engine else "", f"{host}:{server.port}"
-        equipment = Equipment(config, stage, model, arena, fetcher, session, address, seen.metrics)
+        equipment = Equipment(config, stage, model, arena, fetcher, session, mooncake, address, seen.metrics)
         worker = Worker(equipment)
         seen.metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
         seen.metrics.watch_device_memory(lambda: stage.device_memory_bytes)
         link = Link(channel, worker)
-        sink = RpcRing(channel, RING_OF[NEXT[role]]) if role in NEXT else None
-        worker.connect(link, RpcRing(channel, RING_OF[role]), sink)
+        worker.connect(link, stack.enter_context(_rings(config, role, channel, worker, link)))
         for servicer in servicers:
             servicer.worker = worker
         await _serve(worker, link, server, stop, config.drain_timeout_s)
@@ -88,22 +90,42 @@ def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[Stage, Mode
 
 
 @contextlib.contextmanager
-def _mooncake(config: WorkerConfig, arena: Arena, host: str) -> Iterator[MooncakeEngine | None]:
+def _mooncake(config: WorkerConfig, arena: Arena, host: str) -> Iterator[tuple[MooncakeEngine | None, DriverChoice]]:
     """Mooncake with the arena registered; None where another mover is forced, or where it can't be had."""
     if config.mover not in ("", "mooncake"):
-        yield None  # it would only open ports
+        yield None, DriverChoice(reason=f"the mover {config.mover} is forced")  # it would only open ports
         return
     try:
-        engine = MooncakeEngine.start(host)
+        engine = open_engine(arena, host, config.mooncake, config.rdma_device)
     except (MissingExtra, WrongState) as error:
         if config.mover == "mooncake":
             raise
         log.warning("rooms go by the movers local and rpc only: %s", error)
-        yield None
+        yield None, DriverChoice(reason=str(error))
         return
     with contextlib.closing(engine):
-        engine.register(arena.base_address, arena.size_bytes)
-        yield engine
+        yield engine, DriverChoice(name=engine.protocol, reason=engine.reason)
+
+
+@contextlib.contextmanager
+def _rings(
+    config: WorkerConfig, role: Role.ValueType, channel: grpc.aio.Channel, worker: Worker, link: Link
+) -> Iterator[RingAccess]:
+    """The rings that the role claims from and publishes to."""
+    card, reason = try_card(config.rings, config.rdma_device)
+    names = [RING_OF[one] for one in (role, NEXT.get(role)) if one is not None]
+    access = RingAccess(
+        channel,
+        names,
+        lambda: (link.rank, link.epoch),
+        card=card,
+        reason=reason,
+        is_forced=config.rings == "verbs",
+        adopted=worker.leases,
+        on_change=link.changed,
+    )
+    with contextlib.closing(access):
+        yield access
 
 
 async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.Event, drain_timeout_s: float) -> None:

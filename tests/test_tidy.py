@@ -24,7 +24,8 @@ SOURCES = sorted(
 ONLY_IN = {
     "mooncake": {"triptych/transport/mooncake_engine.py"},
     "diffusers": {"triptych/stages/library.py", "examples"},
-    "pyverbs": {"triptych/rings/verbs.py"},
+    "pyverbs": {"triptych/rings/verbs/pyverbs_card.py"},
+    "ibverbs": {"triptych/rings/verbs/ibverbs_card.py"},
 }
 ENVIRONMENT_IN = {"triptych/config.py", "triptych/transport/mooncake_engine.py"}
 

@@ -22,6 +22,8 @@ Config = TypeVar("Config")
 
 DTYPES = ("float32", "bfloat16", "float16")
 MOVERS = ("local", "mooncake", "rpc")
+RINGS = ("auto", "verbs", "rpc")
+MOONCAKE = ("auto", "rdma", "tcp")
 
 
 def setting(default: Any, about: str, *, minimum: float | None = None, among: Sequence[str] = ()) -> Any:
@@ -37,6 +39,8 @@ class ProcessConfig:
     trace_file: str = setting("", "append spans to this file as OTLP JSON lines")
     metrics_port: int = setting(0, "serve Prometheus metrics on this port; 0 for none", minimum=0)
     drain_timeout_s: float = setting(600.0, "after SIGTERM, give a running job so long to finish", minimum=0)
+    rings: str = setting("auto", "queues over RDMA (verbs), through the controller (rpc), or what works", among=RINGS)
+    rdma_device: str = setting("", "RDMA device as DEVICE[:PORT[:GID_INDEX]]; default: the first that works")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class WorkerConfig(ProcessConfig):
     arena_bytes: int = setting(2**30, "size of the arena in /dev/shm (taken page by page, when used)", minimum=2**16)
     advertise_host: str = setting("", "host name under which others reach this worker; default: that of address")
     mover: str = setting("", "force one mover instead of choosing per room", among=("", *MOVERS))
+    mooncake: str = setting("auto", "Mooncake's protocol; auto takes rdma where there is a device", among=MOONCAKE)
 
 
 def load(cls: type[Config], argv: Sequence[str] | None, environ: Mapping[str, str] = os.environ) -> Config:

@@ -8,6 +8,8 @@
     │   └── RoomGone        the room was released, or its owner died                            NOT_FOUND
     ├── WrongState          the thing exists, but not in a state that allows this               FAILED_PRECONDITION
     │   ├── RingMismatch    the ring's header isn't the one this program was built for          FAILED_PRECONDITION
+    │   ├── RingRefused     the card refuses an operation: key, range, right or alignment       FAILED_PRECONDITION
+    │   ├── NoCard          no RDMA device here can be used, or the controller offers none      FAILED_PRECONDITION
     │   └── JobFailed       the job ended without a result; says why (raised by clients)        FAILED_PRECONDITION
     ├── LeaseLost           (ticket, attempt) is no longer ours: reaped, acked or taken         ABORTED
     ├── Fenced              this rank was declared dead and must register anew                  PERMISSION_DENIED
@@ -17,7 +19,8 @@
     │   └── BacklogFull     the controller keeps no more waiting jobs
     ├── SourceCorrupt       the checksum of a room was wrong twice                              DATA_LOSS
     ├── Unavailable         the other side isn't there, or not ready; retry with back-off       UNAVAILABLE
-    │   └── TransferFailed  a mover could not reach a room's bytes                              UNAVAILABLE
+    │   ├── TransferFailed  a mover could not reach a room's bytes                              UNAVAILABLE
+    │   └── RingUnreachable an operation on far memory did not complete                         UNAVAILABLE
     ├── AlreadyExists       the identity is taken by something else                             ALREADY_EXISTS
     ├── JobCancelled        somebody asked for the job to stop                                  CANCELLED
     └── DeadlinePassed      the job's deadline, or the bound of a wait, is over                 DEADLINE_EXCEEDED
@@ -82,6 +85,14 @@ class RingMismatch(WrongState):
     """Magic, layout version, geometry, epoch or byte order differ."""
 
 
+class RingRefused(WrongState):
+    """The ring's host, or the card, refused an operation: wrong key, range, right or alignment."""
+
+
+class NoCard(WrongState):
+    """Rings can't be reached over RDMA: there is no card, no binding, no right one, or the other side has none."""
+
+
 class JobFailed(WrongState):
     """The job ended FAILED, so there is no result."""
 
@@ -120,6 +131,10 @@ class Unavailable(TriptychError):
 
 class TransferFailed(Unavailable):
     """A mover could not fetch a room from where it lies."""
+
+
+class RingUnreachable(Unavailable):
+    """An operation on the ring's memory failed or did not end in time: the peer or the connection is gone."""
 
 
 class AlreadyExists(TriptychError):

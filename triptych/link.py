@@ -19,6 +19,7 @@ import grpc
 
 from triptych import rpc
 from triptych.errors import DeadlinePassed, Fenced, TriptychError, Unavailable
+from triptych.v1.dispatch_pb2 import Ring
 from triptych.v1.fleet_service_pb2 import (
     HeartbeatRequest,
     HeartbeatResponse,
@@ -68,6 +69,8 @@ class Link:
         self._member = member
         self._registered = asyncio.Event()
         self._news = asyncio.Event()
+        self._changes = asyncio.Event()
+        self._changed_rings: set[Ring.ValueType] = set()
         self._stream: asyncio.Task[None] | None = None
         self._registered_s = 0.0
         """When the worker was last known to be registered."""
@@ -89,6 +92,11 @@ class Link:
     def notify(self) -> None:
         """Something worth a report happened."""
         self._news.set()
+
+    def changed(self, ring: Ring.ValueType) -> None:
+        """Something was made claimable that only this worker knows of: tell the controller, at once."""
+        self._changed_rings.add(ring)
+        self._changes.set()
 
     async def wait_registered(self) -> None:
         """Return once the worker has a rank. Unbounded: without a controller a worker has nothing else to do."""
@@ -166,9 +174,23 @@ class Link:
     async def _reports(self) -> AsyncIterator[HeartbeatRequest]:
         while True:
             self._news.clear()
+            self._changes.clear()
             report = self._member.report()
             report.rank = self.rank
+            report.changed_rings.extend(self._changed_rings)
+            self._changed_rings.clear()
             yield report
-            await asyncio.sleep(min(REPORT_INTERVAL_MIN_S, self._interval_s))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), max(0.0, self._interval_s - REPORT_INTERVAL_MIN_S))
+            shortest_s = min(REPORT_INTERVAL_MIN_S, self._interval_s)
+            if not await _happens(shortest_s, self._changes):
+                await _happens(self._interval_s - shortest_s, self._changes, self._news)
+
+
+async def _happens(timeout_s: float, *events: asyncio.Event) -> bool:
+    """Wait until one of the events is set or the time is over; whether one is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -46,6 +46,7 @@ from triptych.v1.job_pb2 import Artifact, GenerationRequest
 from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.ring_service_pb2 import Lease
 from triptych.v1.room_pb2 import Manifest, RoomRef
+from triptych.v1.worker_pb2 import DriverChoice
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class Equipment:
     fetcher: Fetcher
     mooncake_session: str
     """Empty where Mooncake is off."""
+    mooncake: DriverChoice
+    """How Mooncake moves tensors, and why."""
     address: str
     """`host:port` of this worker's services."""
     metrics: telemetry.Metrics

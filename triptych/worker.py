@@ -14,9 +14,12 @@ from triptych import ids
 from triptych.errors import DeadlinePassed, Fenced, LeaseLost, Unavailable
 from triptych.link import Link
 from triptych.phase import RETRY_PAUSE_S, SPACE_WAIT_S, Equipment, Phases
-from triptych.rings.ring import Claimed, Ring
+from triptych.rings.access import RingAccess
+from triptych.rings.ring import Claimed
+from triptych.roles import NEXT, RING_OF
 from triptych.running import Running
 from triptych.v1 import fleet_service_pb2, worker_pb2
+from triptych.v1.ring_service_pb2 import Lease
 
 CLAIM_WAIT_S = 30.0
 """One claim waits so long at the controller: twice a minute costs nothing, and a lost controller is noticed."""
@@ -30,6 +33,8 @@ class Worker:
         self._instance_id = ids.new_instance_id()
         self._running: Running | None = None
         self._direct: asyncio.Queue[Claimed] = asyncio.Queue()
+        self._handed_over: list[Lease] = []
+        """Leases of what waits in `_direct`."""
         self.draining = asyncio.Event()
 
     @property
@@ -37,10 +42,17 @@ class Worker:
         """`host:port` under which others reach this worker."""
         return self._equipment.address
 
-    def connect(self, link: Link, source: Ring, sink: Ring | None) -> None:
-        """Tie the worker to its controller and rings; `sink` is None for decoders."""
-        self.link, self._source = link, source
-        self._phases = Phases(self._equipment, link, source, sink)
+    def connect(self, link: Link, access: RingAccess) -> None:
+        """Tie the worker to its controller and to the rings of its role."""
+        role = self._stage.role
+        self.link, self._access, self._source = link, access, access.ring(RING_OF[role])
+        sink = access.ring(RING_OF[NEXT[role]]) if role in NEXT else None
+        self._phases = Phases(self._equipment, link, self._source, sink)
+
+    def leases(self) -> list[Lease]:
+        """The leases that the worker holds, also those that no claim of its own gave it."""
+        running = [self._running.claimed.lease] if self._running is not None and not self._running.lost else []
+        return running + self._handed_over
 
     # -- what the link asks ---------------------------------------------------------------------------------------
 
@@ -56,6 +68,7 @@ class Worker:
             arena_size_bytes=self._arena.size_bytes,
             process_id=os.getpid(),
             parameter_bytes=self._stage.parameter_bytes,
+            mooncake=self._equipment.mooncake,
         )
         if self._running is not None and not self._running.lost:
             request.running.dispatch.CopyFrom(self._running.dispatch)
@@ -70,6 +83,7 @@ class Worker:
             room_count=len(self._arena.rooms()),
             device_memory_bytes=self._stage.device_memory_bytes,
             fetch_count_by_mover=self._phases.fetch_count_by_mover,
+            rings=self._access.choice,
         )
         if (running := self._running) is not None:
             report.progress.job_id = running.dispatch.job_id
@@ -98,6 +112,8 @@ class Worker:
             self._arena.release(room_id)
         if self._running is not None and self._running.dispatch.job_id in orders.cancel_job_ids:
             self._running.stop = True
+        if self._source.name in orders.ready_rings:
+            self._source.hint()
         if orders.drain:
             self.draining.set()
 
@@ -118,6 +134,8 @@ class Worker:
             device_memory_bytes=self._stage.device_memory_bytes,
             component_bytes=self._stage.component_bytes,
             fetch_count_by_mover=self._phases.fetch_count_by_mover,
+            rings=self._access.choice,
+            mooncake=self._equipment.mooncake,
         )
         if (running := self._running) is not None:
             worker.job_id = running.dispatch.job_id
@@ -141,6 +159,7 @@ class Worker:
             if claimed is None:
                 continue
             self._running = Running(claimed, self.link.epoch)
+            self._handed_over = [lease for lease in self._handed_over if lease != claimed.lease]
             self.link.notify()
             try:
                 await self._phases.run(self._running, self.draining.is_set)
@@ -172,6 +191,7 @@ class Worker:
 
     def take_direct(self, claimed: Claimed) -> None:
         """Work on this next; its lease is ours already."""
+        self._handed_over.append(claimed.lease)
         self._direct.put_nowait(claimed)
 
     async def _next(self) -> Claimed | None:

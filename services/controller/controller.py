@@ -276,6 +276,9 @@ class Controller:
         member = self.fleet.get(report.rank)
         now_s = asyncio.get_running_loop().time()
         member.saw(report, now_s)
+        for ring in report.changed_rings:
+            if ring in self.rings:
+                self.rings[ring].hint()
         p = report.progress
         entry = self.ledger.active.get(p.job_id)
         if entry is None or entry.job.generation != p.generation or entry.lease.rank != report.rank:

@@ -17,7 +17,7 @@ from triptych.rings.layout import Kind
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import RingStats
 from triptych.roles import RING_OF
-from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER, Dispatch, Ring, Role
+from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER, Ring, Role
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.ring_service_pb2 import Lease
 
@@ -54,14 +54,18 @@ class Dispatcher:
                 entry = self._ledger.active.get(job_id)
                 if entry is None or entry.job.generation != generation or jobs.is_running(entry):
                     continue
-                await self._publish(ring, jobs.dispatch_of(entry))
+                await self._publish(ring, entry)
 
-    async def _publish(self, ring: MemoryRing, dispatch: Dispatch) -> None:
+    async def _publish(self, ring: MemoryRing, entry: JournalEntry) -> None:
+        dispatch = jobs.dispatch_of(entry)
         dispatch.publish_time.GetCurrentTime()
         dispatch.sender_rank = 0
         # A target that died: anyone is better than nobody.
         target = dispatch.receiver_rank if dispatch.receiver_rank in self._fleet.members else 0
-        await ring.publish(dispatch, target)
+        try:
+            await ring.publish(dispatch, target)
+        except RingFull:  # workers publish over RDMA, too: the room that was there a moment ago is theirs now
+            self.enqueue(entry)
 
     def lease_to(self, rank: int, entry: JournalEntry) -> Lease | None:
         """Lease an accepted job to an encoder without a publication; None where that can't be, and the job queues.

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from triptych.errors import Fenced
-from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Role
+from triptych.roles import RING_OF
+from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Ring, Role
 from triptych.v1.fleet_service_pb2 import HeartbeatRequest, HeartbeatResponse, RegisterWorkerRequest
 from triptych.v1.worker_pb2 import WORKER_STATE_IDLE, Worker
 
@@ -30,6 +31,7 @@ class Member:
     report: HeartbeatRequest = field(default_factory=HeartbeatRequest)
     cancel_job_ids: set[str] = field(default_factory=set)
     release_room_ids: set[int] = field(default_factory=set)
+    ready_rings: set[Ring.ValueType] = field(default_factory=set)
     orders: asyncio.Event = field(default_factory=asyncio.Event)
     stream: int = 0
 
@@ -49,9 +51,10 @@ class Member:
         result = HeartbeatResponse(
             cancel_job_ids=sorted(self.cancel_job_ids),
             release_room_ids=sorted(self.release_room_ids),
+            ready_rings=sorted(self.ready_rings),
         )
-        self.cancel_job_ids.clear()
-        self.release_room_ids.clear()
+        for taken in (self.cancel_job_ids, self.release_room_ids, self.ready_rings):
+            taken.clear()
         return result
 
     def describe(self) -> Worker:
@@ -75,6 +78,8 @@ class Member:
             device_memory_bytes=self.report.device_memory_bytes,
             heartbeat_time=self.seen_time,
             fetch_count_by_mover=self.report.fetch_count_by_mover,
+            rings=self.report.rings,
+            mooncake=r.mooncake,
         )
 
 
@@ -130,6 +135,13 @@ class Fleet:
         if member := self.members.get(rank):
             member.cancel_job_ids.add(job_id)
             member.orders.set()
+
+    def hint(self, ring: Ring.ValueType) -> None:
+        """Tell those who claim from a ring over RDMA, and so can't be woken by it, that it is worth a look."""
+        for member in self.registered():
+            if member.report.rings.name == "verbs" and RING_OF[member.role] == ring:
+                member.ready_rings.add(ring)
+                member.orders.set()
 
     def release(self, rank: int, room_id: int) -> None:
         """Order a worker to release a room."""

@@ -24,10 +24,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class FleetServicer(pb_grpc.FleetServiceServicer):
     """The controller's side for workers."""
 
-    def __init__(self, controller: Controller, supervisor: Supervisor, epoch: int) -> None:
+    def __init__(self, controller: Controller, supervisor: Supervisor, epoch: int, rings_reason: str) -> None:
         self._controller = controller
         self._supervisor = supervisor
         self._epoch = epoch
+        self._rings_reason = rings_reason
 
     async def RegisterWorker(self, request: pb.RegisterWorkerRequest, context: Context) -> pb.RegisterWorkerResponse:
         return await self._supervisor.register(request)
@@ -100,7 +101,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
                 ready_count=stats.ready_count,
                 leased_count=stats.leased_count,
                 redelivered_count=stats.redelivered_count,
-                driver="memory",
+                driver=memory.driver_name,
+                driver_reason=self._rings_reason,
             )
         counts = await self._controller.ledger.journal.counts()
         for state, count in sorted(counts.items()):

@@ -1,4 +1,4 @@
-"""`RingService`: the leased rings for workers without RDMA. Decode, call the ring, encode.
+"""`RingService`: the leased rings for workers without RDMA, and the way in for those with it. Decode, call, encode.
 
 A claim's answer may be lost on its way. Two things see to its lease: a retry with the same `claim_id` gets the lease
 again, and an answer that the server itself saw fail is handed back at once. Whichever comes first ends the other.
@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import grpc
 
 from triptych import errors
-from triptych.rings.layout import Kind
+from triptych.rings.layout import LAYOUT_VERSION, Kind
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import WAIT_S_MAX, Claimed, SlotState
+from triptych.rings.verbs.connector import address_message, peer_of
+from triptych.rings.verbs.host import RingHost
 from triptych.v1 import ring_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import Ring as RingName
 from triptych.v1.ring_service_pb2_grpc import RingServiceServicer
@@ -27,6 +29,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 CLAIM_ID_CHARS_MAX = 128
 """A UUID takes 36; one id is kept for each rank and ring."""
+
+GID_BYTES = 16
+"""Length of a port's global identifier."""
 
 _STATE_BY_KIND = {
     Kind.FREE: pb.SLOT_STATE_FREE,
@@ -45,11 +50,21 @@ class _Answer(NamedTuple):
 
 
 class RingServicer(RingServiceServicer):
-    """Serves rings. `is_known` raises Fenced for a rank that is unknown in this epoch or was declared dead."""
+    """Serves rings. `is_known` raises Fenced for a rank that is unknown in this epoch or was declared dead.
 
-    def __init__(self, rings: Mapping[RingName.ValueType, MemoryRing], is_known: Callable[[int], None]) -> None:
+    `host` serves the rings' memory over RDMA, in the order of `rings`; without one there is a `reason`.
+    """
+
+    def __init__(
+        self,
+        rings: Mapping[RingName.ValueType, MemoryRing],
+        is_known: Callable[[int], None],
+        host: RingHost | None = None,
+        reason: str = "",
+    ) -> None:
         self._rings = rings
         self._is_known = is_known
+        self._host, self._reason = host, reason
         self._answers: dict[tuple[RingName.ValueType, int], _Answer] = {}
         self._hand_backs: set[asyncio.Task[None]] = set()
 
@@ -89,6 +104,30 @@ class RingServicer(RingServiceServicer):
         self._is_known(request.lease.rank)
         await self._ring(request.lease.ring).nack(request.lease)
         return pb.NackResponse()
+
+    async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
+        """Give a rank a connection to the rings' memory; what its last one left half done is undone before."""
+        self._is_known(request.rank)
+        if self._host is None:
+            raise errors.NoCard(f"the controller serves its rings by RingService only: {self._reason}")
+        if len(request.address.gid) != GID_BYTES:
+            raise errors.InvalidRequest("address.gid", request.address.gid, f"{GID_BYTES} bytes")
+        self._host.disconnect(request.rank)
+        for ring in self._rings.values():
+            ring.abandon(request.rank, request.kept_leases)
+        opened = self._host.connect(request.rank, peer_of(request.address))
+        response = pb.ConnectResponse(address=address_message(opened.peer), remote_key=opened.remote_key)
+        slot_count, payload_bytes_max = self._host.geometry
+        for index, (name, ring) in enumerate(self._rings.items()):
+            response.epoch = ring.epoch
+            response.rings.add(
+                ring=name,
+                address=self._host.address(index),
+                layout_version=LAYOUT_VERSION,
+                slot_count=slot_count,
+                payload_bytes_max=payload_bytes_max,
+            )
+        return response
 
     async def ListSlots(self, request: pb.ListSlotsRequest, context: Context) -> pb.ListSlotsResponse:
         """Show every slot of a ring."""

@@ -148,11 +148,12 @@ class Supervisor:
         log.warning("worker is gone: %s", reason, extra={"rank": rank})
         await self._ledger.journal.forget_worker(rank)
         redelivered: set[str] = set()
-        handed_back = self._handed_back()
         for ring in self._controller.rings.values():
-            job_of = {slot.slot: slot.dispatch.job_id for slot in ring.slots() if slot.dispatch is not None}
+            ring.fence(rank)  # before the look: a rank that reaches the rings by itself may still be changing them
+        handed_back = self._handed_back(rank)
+        for ring in self._controller.rings.values():
             reaped = ring.reap(rank)
-            redelivered.update(job_of[lease.slot] for lease in reaped.redelivered)
+            redelivered.update(dispatch.job_id for dispatch in reaped.redelivered_dispatches)
             for removed in reaped.removed:
                 self.removed(removed)
         for entry in list(self._ledger.active.values()):
@@ -164,10 +165,14 @@ class Supervisor:
                 await self._controller.source_lost(entry, rank, reason)
         self._controller.dispatcher.work.set()
 
-    def _handed_back(self) -> set[tuple[int, int, int]]:
-        """Dispatches that wait again after a nack, as ring, slot and ticket."""
-        rings = self._controller.rings.items()
-        return {(name, s.slot, s.ticket) for name, ring in rings for s in ring.slots() if s.kind == Kind.READY}
+    def _handed_back(self, rank: int) -> set[tuple[int, int, int]]:
+        """Dispatches that aren't this rank's, as ring, slot and ticket: where it had one, a nack gave it to others."""
+        return {
+            (name, slot.slot, slot.ticket)
+            for name, ring in self._controller.rings.items()
+            for slot in ring.slots()
+            if slot.kind == Kind.READY or (slot.kind == Kind.LEASED and slot.rank != rank)
+        }
 
     async def _lost(self, entry: JournalEntry, rank: int, reason: str, *, redelivered: bool) -> None:
         source = jobs.dispatch_of(entry)
@@ -206,6 +211,9 @@ class Supervisor:
                 continue
             if now_s - progress.seen_s > config.stall_timeout_s:
                 await self.bury(entry.lease.rank, f"no progress for {config.stall_timeout_s:g} s")
+        for ring in self._controller.rings.values():
+            if ring.is_shared:
+                ring.hint()  # hints of workers may be lost, and it shows whether the card still works
         await self._settle_removed()
         await self._controller.expire()
 

@@ -16,14 +16,10 @@ geometries = st.builds(Geometry, st.integers(1, 128), st.integers(1, 64).map(lam
 
 def test_the_constants_are_what_other_programs_were_built_for() -> None:
     """A change here is a new LAYOUT_VERSION."""
-    assert layout.LAYOUT_VERSION == 1
+    assert layout.LAYOUT_VERSION == 2
     assert layout.MAGIC.to_bytes(8, "little") == b"TRIPRING"
-    assert (layout.TICKET_OFFSET, layout.SCRATCH_OFFSET, layout.STATES_OFFSET, layout.SLOTS_OFFSET) == (
-        64,
-        128,
-        1024,
-        4096,
-    )
+    assert (layout.TICKET_OFFSET, layout.SCRATCH_OFFSET, layout.REDELIVERED_OFFSET) == (64, 128, 192)
+    assert (layout.STATES_OFFSET, layout.SLOTS_OFFSET) == (1024, 4096)
     geometry = Geometry()
     assert geometry == (128, 4096)
     assert (geometry.states_bytes, geometry.slot_bytes, geometry.ring_bytes) == (1024, 4160, 536_576)
@@ -42,7 +38,7 @@ def test_a_state_words_bits_are_where_the_design_says() -> None:
 
 def test_the_headers_bytes() -> None:
     header = Header.of(ring=2, epoch=7, geometry=Geometry())
-    assert header.pack() == struct.pack("<8sQQQQQQ", b"TRIPRING", 0x0102030405060708, 1, 7, 2, 128, 4096)
+    assert header.pack() == struct.pack("<8sQQQQQQ", b"TRIPRING", 0x0102030405060708, 2, 7, 2, 128, 4096)
     assert layout.HEADER_BYTES == 56 <= layout.TICKET_OFFSET
 
 

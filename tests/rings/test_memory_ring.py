@@ -1,40 +1,34 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 from tests.rings.conformance import ATTEMPTS_MAX, RING, RingConformance, job, some
 from triptych import errors
-from triptych.rings import layout, recovery
+from triptych.rings import layout, protocol, recovery
 from triptych.rings.layout import Geometry, Kind
 from triptych.rings.memory import MemoryDriver, MemoryRing
-from triptych.rings.program import Program
+from triptych.rings.program import Operation, Program, drive
 from triptych.rings.ring import Removed
 
 T = TypeVar("T")
 
 
-class CountingDriver:
+class CountingDriver(MemoryDriver):
     """Counts chains: what a driver for far memory pays a round trip for."""
 
     def __init__(self, geometry: Geometry) -> None:
-        self._driver = MemoryDriver(memoryview(bytearray(geometry.ring_bytes)))
+        super().__init__(memoryview(bytearray(geometry.ring_bytes)))
         self.round_trips = 0
 
     def execute(self, program: Program[T]) -> T:
-        return self._driver.execute(self._counted(program))
+        def perform(chain: tuple[Operation, ...]) -> tuple[Any, ...]:
+            self.round_trips += 1
+            return tuple(self.perform(operation) for operation in chain)
 
-    def _counted(self, program: Program[T]) -> Program[T]:
-        try:
-            chain = next(program)
-            while True:
-                self.round_trips += 1
-                chain = program.send((yield chain))
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+        return drive(program, perform)
 
 
 class MemoryHarness:
@@ -64,30 +58,99 @@ async def test_round_trips() -> None:
         return count
 
     spent()
-    assert (await ring.claim(1), spent()) == (None, 1)
+    assert (await ring.claim(1), spent()) == (None, protocol.EMPTY_CLAIM_ROUND_TRIPS)
     await ring.publish(job("one"), 0)
-    assert spent() == 4
+    assert spent() == protocol.PUBLISH_ROUND_TRIPS
     lease = (await some(ring, 1)).lease
-    assert spent() == 2
+    assert spent() == protocol.CLAIM_ROUND_TRIPS
     await ring.nack(lease)
-    assert spent() == 2
+    assert spent() == protocol.NACK_ROUND_TRIPS
     lease = (await some(ring, 1)).lease
-    assert spent() == 2
+    assert spent() == protocol.CLAIM_ROUND_TRIPS + protocol.REDELIVERY_ROUND_TRIPS
     await ring.ack(lease)
-    assert spent() == 1
+    assert spent() == protocol.ACK_ROUND_TRIPS
     ring.reap(1)
     assert spent() == 1
     await ring.publish(job("two"), 0)
     await some(ring, 2)
     spent()
     ring.reap(2)
-    assert spent() == 3
+    assert spent() == protocol.REAP_ROUND_TRIPS
     for _ in range(ring.slot_count - 1):
         await ring.publish(job("fill"), 0)
     spent()
     with pytest.raises(errors.RingFull):
         await ring.publish(job("full"), 0)
-    assert spent() == 1
+    assert spent() == protocol.FULL_PUBLISH_ROUND_TRIPS
+
+
+def test_the_promised_bounds() -> None:
+    assert protocol.PUBLISH_ROUND_TRIPS <= 4
+    assert protocol.CLAIM_ROUND_TRIPS + protocol.REDELIVERY_ROUND_TRIPS <= 3
+    assert protocol.ACK_ROUND_TRIPS == protocol.EMPTY_CLAIM_ROUND_TRIPS == 1
+
+
+async def test_a_rank_that_was_cut_off_keeps_what_it_knows_of_and_gives_back_the_rest() -> None:
+    ring = MemoryRing(RING, 1, attempts_max=1)
+    for name in ("known", "unknown", "another's"):
+        await ring.publish(job(name), 0)
+    known, unknown = (await some(ring, 7)).lease, (await some(ring, 7)).lease
+    other = (await some(ring, 8)).lease
+    ring.abandon(7, [known, other])
+    assert ring.holds(known)
+    assert ring.holds(other)
+    again = await some(ring, 9)
+    assert (again.dispatch.job_id, again.lease.attempt) == ("unknown", 1)
+    with pytest.raises(errors.LeaseLost):
+        await ring.ack(unknown)
+    await ring.ack(known)
+
+
+async def test_a_half_written_slot_of_a_rank_that_was_cut_off_is_free_again() -> None:
+    driver = MemoryDriver(memoryview(bytearray(Geometry().ring_bytes)))
+    ring = MemoryRing(RING, 1, attempts_max=3, driver=driver)
+    program = protocol.publish(Geometry(), b"x", 7, 0, lambda count: 0)
+    chain = next(program)
+    for _ in range(2):
+        chain = program.send(tuple(driver.perform(operation) for operation in chain))
+    driver.perform(chain[0])
+    assert ring.slots()[0].kind is Kind.WRITING
+    ring.abandon(8, [])
+    assert ring.slots()[0].kind is Kind.WRITING
+    ring.abandon(7, [])
+    assert ring.slots()[0].kind is Kind.FREE
+
+
+async def test_what_others_put_there_for_the_dead_is_found_with_the_next_hint() -> None:
+    driver = MemoryDriver(memoryview(bytearray(Geometry().ring_bytes)))
+    letters: list[Removed] = []
+    ready = []
+    ring = MemoryRing(
+        RING, 1, attempts_max=3, driver=driver, on_dead_letter=letters.append, on_ready=lambda: ready.append(1)
+    )
+    ring.reap(5)
+    ready.clear()
+    ring.hint()
+    assert not ready  # nothing to be had
+    for target in (5, 0):
+        driver.execute(protocol.publish(Geometry(), job(f"for {target}").SerializeToString(), 7, target, lambda n: 0))
+    waiting = asyncio.create_task(ring.claim(1, 60))
+    await asyncio.sleep(0)
+    ring.hint()
+    assert [(letter.dispatch.job_id, letter.reason) for letter in letters] == [("for 5", recovery.TARGET_DEAD)]
+    assert ready
+    claimed = await waiting
+    assert claimed is not None
+    assert claimed.dispatch.job_id == "for 0"
+
+
+async def test_a_rank_is_cut_off_before_it_is_reaped() -> None:
+    seen = []
+    ring = MemoryRing(RING, 1, attempts_max=3, on_fence=lambda rank: seen.append((rank, ring.stats().leased_count)))
+    await ring.publish(job("held"), 0)
+    await some(ring, 7)
+    ring.reap(7)
+    assert seen == [(7, 1)]
 
 
 async def test_an_adopted_lease_is_a_lease() -> None:

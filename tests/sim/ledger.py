@@ -67,6 +67,10 @@ class Ledger:
         """`nack` returned, in the same step as its compare-and-swap: nobody else has the message yet."""
         self._let_go(held.rank, message)
 
+    def on_let_go(self, rank: int, message: bytes) -> None:
+        """A rank has tried to end its lease and doesn't know whether it has: it doesn't work on it any more."""
+        self._let_go(rank, message)
+
     def on_lease_lost(self, rank: int) -> None:
         """A program raised LeaseLost."""
         _check(rank in self.fenced, f"rank {rank} lost its lease although nobody took it for dead")

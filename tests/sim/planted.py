@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from tests.sim.scripts import Programs
 from triptych import errors
 from triptych.rings import layout, protocol, recovery
@@ -64,6 +66,17 @@ def reap_nothing_in_writing(geometry: Geometry, dead: int, attempts_max: int) ->
     return _with_other_swaps(recovery.reap(geometry, dead, attempts_max), _not_from_writing)
 
 
+def abandon_what_is_kept(geometry: Geometry, rank: int, kept: Collection[protocol.Held]) -> Program[recovery.Reaped]:
+    """Take back what the rank knows of, too: it works on, beside the next to claim it."""
+    return recovery.abandon(geometry, rank, ())
+
+
+def abandon_nothing(geometry: Geometry, rank: int, kept: Collection[protocol.Held]) -> Program[recovery.Reaped]:
+    """Leave a claim whose answer was lost with a holder that doesn't know of it."""
+    yield from recovery.states(geometry)
+    return recovery.Reaped((), (), 0)
+
+
 def _with_other_swaps(program: Program[recovery.Reaped], change) -> Program[recovery.Reaped]:
     try:
         chain = next(program)
@@ -94,5 +107,7 @@ PLANTED: dict[str, Programs] = {
     "claim looks, then stores": Programs(claim=claim_check_then_store),
     "reap without attempt": Programs(reap=reap_without_attempt),
     "reap leaves half-written slots": Programs(reap=reap_nothing_in_writing),
+    "a reconnection takes back what is known": Programs(abandon=abandon_what_is_kept),
+    "a reconnection takes back nothing": Programs(abandon=abandon_nothing),
     "reap before fence": Programs(is_fenced_first=False),
 }

@@ -38,6 +38,7 @@ class Programs(NamedTuple):
     ack: Callable[..., Program[None]] = protocol.ack
     nack: Callable[..., Program[bool]] = protocol.nack
     reap: Callable[..., Program[recovery.Reaped]] = recovery.reap
+    abandon: Callable[..., Program[recovery.Reaped]] = recovery.abandon
     is_fenced_first: bool = True
 
 
@@ -46,6 +47,8 @@ class Fate(NamedTuple):
 
     step: int
     is_deadly: bool
+    is_cut: bool = False
+    """Its connection breaks: it lives on, and doesn't know whether the operation under way was performed."""
 
 
 @dataclass
@@ -59,9 +62,11 @@ class Process:
     performed_count: int = 0
     idle_since: int = -1
     is_over: bool = False
-    is_struck: bool = False
     is_past_fence: bool = False
+    is_cut_off: bool = False
     wake_at: int | None = None
+    is_struck_down: bool = False
+    """It is dead, or was taken for dead: whoever is only cut off lives."""
     held: list[protocol.Claim] = field(default_factory=list)
     adopted: list[protocol.Claim] = field(default_factory=list)
 
@@ -72,10 +77,14 @@ def producer(world: World, process: Process) -> Script:
         for number in range(MESSAGES_EACH):
             message = b"p%dm%d" % (process.rank, number)
             target = PRODUCERS + 1 + world.choose(CONSUMERS) if world.choose(6) == 0 else 0
-            while not (yield from _publish_once(world, process, message, target)):
-                yield IDLE
+            yield from _publish(world, process, message, target)
     except errors.Fenced:
         return
+
+
+def _publish(world: World, process: Process, message: bytes, target: int) -> Script:
+    while not (yield from _publish_once(world, process, message, target)):
+        yield IDLE
 
 
 def _publish_once(world: World, process: Process, message: bytes, target: int) -> Generator[Step, Any, bool]:
@@ -87,6 +96,9 @@ def _publish_once(world: World, process: Process, message: bytes, target: int) -
         return False
     except errors.LeaseLost:
         world.ledger.on_lease_lost(process.rank)
+        return True
+    except errors.RingUnreachable:  # it may be in the ring or not: publish again, by another name
+        yield from _publish(world, process, message + b"'", target)
         return True
     world.ledger.on_published(message)
     return True
@@ -100,7 +112,7 @@ def consumer(world: World, process: Process) -> Script:
             if process.adopted:
                 claim = process.adopted.pop()
             else:
-                claim = yield from interleave(world.programs.claim(GEOMETRY, process.rank, world.choose))
+                claim = yield from _claim(world, process)
             if claim is None:
                 yield IDLE
                 continue
@@ -113,6 +125,13 @@ def consumer(world: World, process: Process) -> Script:
         yield from _ack_late(world, process)
 
 
+def _claim(world: World, process: Process) -> Generator[Step, Any, protocol.Claim | None]:
+    try:
+        return (yield from interleave(world.programs.claim(GEOMETRY, process.rank, world.choose)))
+    except errors.RingUnreachable:  # what it may have leased, the controller has taken back
+        return None
+
+
 def _work(world: World, process: Process, claim: protocol.Claim) -> Script:
     """Hold a lease for a while, then end it. A poisonous message kills its holder."""
     if process.rank not in world.ledger.fenced:
@@ -122,12 +141,22 @@ def _work(world: World, process: Process, claim: protocol.Claim) -> Script:
     for _ in range(world.choose(4)):
         process.idle_since = -1
         yield IDLE
-    if world.choose(6) == 0 and claim.held.attempt + 1 < ATTEMPTS_MAX:
-        yield from interleave(world.programs.nack(GEOMETRY, claim.held))
-        world.ledger.on_nacked(claim.held, claim.payload)
-    else:
-        yield from interleave(world.programs.ack(GEOMETRY, claim.held))
-        world.ledger.on_acked(claim.held, claim.payload)
+    is_nack = world.choose(6) == 0 and claim.held.attempt + 1 < ATTEMPTS_MAX
+    end, on_ended = (
+        (world.programs.nack, world.ledger.on_nacked) if is_nack else (world.programs.ack, world.ledger.on_acked)
+    )
+    try:
+        yield from interleave(end(GEOMETRY, claim.held))
+    except errors.RingUnreachable:
+        world.ledger.on_let_go(process.rank, claim.payload)
+        try:
+            yield from interleave(end(GEOMETRY, claim.held))
+        except errors.LeaseLost:
+            if process.rank in world.ledger.fenced:
+                raise
+            if is_nack:
+                return  # the first try succeeded, and others have it by now
+    on_ended(claim.held, claim.payload)
 
 
 def _ack_late(world: World, process: Process) -> Script:
@@ -149,6 +178,8 @@ def controller(world: World, process: Process) -> Script:
     while True:
         process.idle_since = -1
         yield IDLE
+        if world.cut_off:
+            yield from _reconnect(world, world.cut_off.pop(world.choose(len(world.cut_off))))
         if world.suspects:
             suspect = world.suspects.pop(world.choose(len(world.suspects)))
             yield from _reap(world, suspect)
@@ -167,6 +198,14 @@ def _adopt(world: World, rank: int) -> Script:
         return
     world.ledger.on_published(message)
     world.processes[rank].adopted.append(protocol.Claim(held, message))
+
+
+def _reconnect(world: World, process: Process) -> Script:
+    """Tear the old connection down, undo what it left half done, and let the process go on."""
+    kept = [claim.held for claim in (*process.held, *process.adopted)]
+    abandoned = yield from interleave(world.programs.abandon(GEOMETRY, process.rank, kept))
+    world.ledger.on_reaped(abandoned)
+    process.is_cut_off, process.idle_since = False, -1  # it looks again
 
 
 def _reap(world: World, rank: int) -> Script:

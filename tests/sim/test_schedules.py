@@ -9,7 +9,7 @@ import pytest
 from tests.sim.ledger import Violation
 from tests.sim.planted import PLANTED
 from tests.sim.scripts import CONSUMERS, PRODUCERS, Fate, Programs
-from tests.sim.world import World
+from tests.sim.world import KINDS_OF_FATE, World
 from triptych.rings import recovery
 
 SCHEDULES = 20_000
@@ -35,15 +35,15 @@ def test_no_schedule_breaks_an_invariant(batch: int) -> None:
         assert seen[event] > size // 100, (event, seen)
 
 
-@pytest.mark.parametrize("is_deadly", [True, False], ids=["killed", "asleep"])
-def test_every_process_struck_at_every_operation(is_deadly: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS_OF_FATE, ids=["killed", "asleep", "cut off"])
+def test_every_process_struck_at_every_operation(kind: tuple[bool, bool]) -> None:
     schedules = 0
     for seed in range(16):
         undisturbed = World(seed, fates={})
         undisturbed.run()
         for rank in range(1, PRODUCERS + CONSUMERS + 1):
             for step in range(undisturbed.processes[rank].performed_count):
-                World(seed, fates={rank: Fate(step, is_deadly)}).run()
+                World(seed, fates={rank: Fate(step, *kind)}).run()
                 schedules += 1
     assert schedules > 1000
 

@@ -4,8 +4,11 @@ Three producers, three consumers, one controller. One random number generator de
 schedule: `python -m tests.sim.world SEED` replays one and prints every operation.
 
 Death: the process performs no further operation. Sleep: it performs none until later, when the controller may have
-taken it for dead. The controller fences a suspect (further operations in its name raise Fenced), then reaps it. An
-owner that wakes up fenced still tries to ack what it held, past the fence: the compare-and-swap alone must refuse.
+taken it for dead. Cut: its connection breaks, with the operation under way performed or not, and it doesn't know which;
+the controller undoes what was half done before the process may go on.
+
+The controller fences a suspect (further operations in its name raise Fenced), then reaps it. An owner that wakes up
+fenced still tries to ack what it held, past the fence: the compare-and-swap alone must refuse.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ from triptych.rings.program import CompareSwap, Operation, Write
 
 STEPS_MAX = 3000
 """Operations of one schedule; a hundred or two are usual, so more is a livelock."""
+KINDS_OF_FATE = ((True, False), (False, False), (False, True))
+"""Death, sleep, a cut."""
 FATE_STEP_MAX = 16
 """Up to which of its operations a process may be struck: past the longest run of one message."""
 
@@ -68,6 +73,7 @@ class World:
         self.step_count = 0
         self.respawn_count = 0
         self.suspects: list[int] = []
+        self.cut_off: list[Process] = []
         self.poison = b"p1m0" if self.random.random() < 0.1 else b""
         self.processes: dict[int, Process] = {}
         self.fates = self._draw_fates() if fates is None else fates
@@ -93,7 +99,7 @@ class World:
     def _draw_fates(self) -> dict[int, Fate]:
         draw = self.random
         struck = draw.sample(range(1, PRODUCERS + CONSUMERS + 1), draw.choice((0, 1, 1, 2, 3)))
-        return {rank: Fate(draw.randrange(FATE_STEP_MAX), draw.random() < 0.5) for rank in struck}
+        return {rank: Fate(draw.randrange(FATE_STEP_MAX), *draw.choice(KINDS_OF_FATE)) for rank in struck}
 
     def choose(self, count: int) -> int:
         """A number below `count`; much faster than `randrange`."""
@@ -124,7 +130,9 @@ class World:
             if self.step_count < process.wake_at:
                 return False
             process.wake_at = None
-        if process.rank == 0 and not self.suspects and process.next_step is IDLE:
+        if process.is_cut_off or (
+            process.rank == 0 and not self.suspects and not self.cut_off and process.next_step is IDLE
+        ):
             return False
         return process.next_step is not IDLE or process.idle_since != self.version
 
@@ -133,10 +141,10 @@ class World:
         self.step_count += 1
         if self.step_count > STEPS_MAX:
             raise Violation("livelock")
-        if process.fate is not None and process.performed_count >= process.fate.step:
-            self._strike(process, process.fate)
+        operation, fate = process.next_step, process.fate
+        if fate is not None and process.performed_count >= fate.step and not (fate.is_cut and operation is IDLE):
+            self._strike(process, fate)
             return
-        operation = process.next_step
         if operation is IDLE:
             self._resume(process, None)
         elif process.rank in self.ledger.fenced and not process.is_past_fence and self.programs.is_fenced_first:
@@ -147,13 +155,25 @@ class World:
 
     def _strike(self, process: Process, fate: Fate) -> None:
         process.fate = None
-        process.is_struck = True
+        if fate.is_cut:
+            self._cut(process)
+            return
+        process.is_struck_down = True
         self.suspects.append(process.rank)
         if fate.is_deadly:
             process.is_over = True
         else:
             process.wake_at = self.step_count + self.random.randrange(1, 60)
         self._say(process, "dies" if fate.is_deadly else f"sleeps until step {process.wake_at}")
+
+    def _cut(self, process: Process) -> None:
+        assert process.next_step is not IDLE
+        process.is_cut_off = True
+        self.cut_off.append(process)
+        self._say(process, "is cut off")
+        if self.choose(2):
+            self._perform(process, process.next_step)
+        self._resume(process, errors.RingUnreachable("cut off"))
 
     def _perform(self, process: Process, operation: Operation) -> Any:
         result = self.memory.perform(operation)
@@ -171,7 +191,7 @@ class World:
 
     def _resume(self, process: Process, result: Any) -> None:
         try:
-            if isinstance(result, errors.Fenced):
+            if isinstance(result, errors.TriptychError):
                 process.next_step = process.script.throw(result)
             else:
                 process.next_step = process.script.send(result)
@@ -185,11 +205,13 @@ class World:
     # --- the end
 
     def _check_nobody_starves(self) -> None:
-        """Everybody idles: then nothing is there that a living consumer could have claimed."""
+        """Everybody idles: then nothing is there that a living one could have claimed, or holds unknowingly."""
         alive = {rank for rank, process in self.processes.items() if rank > PRODUCERS and not process.is_over}
         for state in self.memory.execute(recovery.states(GEOMETRY)):
             if state.kind is Kind.READY and alive and state.rank in {0, *alive}:
                 raise Violation(f"{state} waits beside idle consumers {alive}")
+            if state.kind in (Kind.WRITING, Kind.LEASED) and not self.processes[state.rank].is_struck_down:
+                raise Violation(f"{state} is held by a rank that lives and doesn't know of it")
 
     def _drain(self) -> None:
         """Everybody has left: what is in the ring comes out by reaping and one last consumer, and slots are free."""

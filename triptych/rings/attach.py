@@ -2,7 +2,7 @@
 
 `format_ring` is the controller's, once an epoch. `attach` is everybody's, once for each connection: it compares the
 header, then tries both atomics on the scratch word, because some NICs answer atomics in big-endian and a ring
-that is misread loses work silently.
+that is misread loses work silently. Which byte order the answers have is found out here, by experiment.
 """
 
 from __future__ import annotations
@@ -32,34 +32,46 @@ def format_ring(geometry: Geometry, ring: int, epoch: int) -> Program[None]:
     )
 
 
-def attach(geometry: Geometry, ring: int, epoch: int) -> Program[None]:
-    """Check that the memory is this ring of this epoch and that atomics work on it. Raises RingMismatch."""
+def attach(geometry: Geometry, ring: int, epoch: int) -> Program[bool]:
+    """Check that the memory is this ring of this epoch and that atomics work on it. Raises RingMismatch.
+
+    Returns whether atomics answer in the other byte order: the driver must then swap every answer, see
+    `program.Driver.answers_swapped`.
+    """
     (data,) = yield (Read(0, layout.HEADER_BYTES),)
     found, wanted = Header.unpack(data), Header.of(ring, epoch, geometry)
     for name, found_value, wanted_value in zip(Header._fields, found, wanted, strict=True):
         if found_value != wanted_value:
             raise errors.RingMismatch(f"the ring's {name} is {found_value:#x}, this program wants {wanted_value:#x}")
-    yield from _try_atomics()
+    return (yield from _try_atomics())
 
 
-def _try_atomics() -> Program[None]:
+def _try_atomics() -> Program[bool]:
     """Fetch-and-add once, and compare-and-swap until it has succeeded once, on the scratch word."""
     scratch = Read(layout.SCRATCH_OFFSET, layout.WORD_BYTES)
-    before, added_to, after = yield scratch, FetchAdd(layout.SCRATCH_OFFSET, 1), scratch
-    _check_near("fetch-and-add", layout.word_at(before), added_to, 0)
+    before, answer, after = yield scratch, FetchAdd(layout.SCRATCH_OFFSET, 1), scratch
+    word = layout.word_at(before)
+    swapped = not _is_near(word, answer, 0) and _is_near(word, layout.swapped(answer), 0)
+    added_to = layout.swapped(answer) if swapped else answer
+    _check_near("fetch-and-add", word, added_to, 0)
     word = layout.word_at(after)
     _check_near("fetch-and-add", added_to, word, 1)
     for _ in range(SWAPS_MAX):
-        seen, after = yield CompareSwap(layout.SCRATCH_OFFSET, word, word + 1), scratch
+        answer, after = yield CompareSwap(layout.SCRATCH_OFFSET, word, word + 1), scratch
+        seen = layout.swapped(answer) if swapped else answer
         _check_near("compare-and-swap", word, seen, 0)
         if seen == word:
             _check_near("compare-and-swap", word, layout.word_at(after), 1)
-            return
+            return swapped
         word = layout.word_at(after)
     raise errors.RingMismatch(f"compare-and-swap on the scratch word failed {SWAPS_MAX} times")
 
 
-def _check_near(operation: str, first: int, second: int, moved_min: int) -> None:
+def _is_near(first: int, second: int, moved_min: int) -> bool:
     """Others only add to the scratch word: what is read later is a little greater, in the right byte order."""
-    if not moved_min <= second - first < STRAY_MAX:
+    return moved_min <= second - first < STRAY_MAX
+
+
+def _check_near(operation: str, first: int, second: int, moved_min: int) -> None:
+    if not _is_near(first, second, moved_min):
         raise errors.RingMismatch(f"{operation} answered {second:#x} where {first:#x} or a little more was right")

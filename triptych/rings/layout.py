@@ -13,6 +13,7 @@ refuse any other.
     48              8       largest payload of a slot
     64              8       ticket counter, alone in its cache line
     128             8       scratch word for the self-test, alone in its cache line
+    192             8       how often an entry was delivered again, alone in its cache line
     1024            1024    state words, one for each slot: one read shows the whole ring
     4096            532480  slots: 64 bytes of header (length, ticket, target), then at most 4096 of payload
 """
@@ -27,7 +28,7 @@ MAGIC = int.from_bytes(b"TRIPRING", "little")
 """First word of every ring; anything else is not a ring."""
 BYTE_ORDER_PROBE = 0x0102030405060708
 """Reads differently in any other byte order."""
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Raised by every change to this file that moves a byte or changes a meaning."""
 
 WORD_BYTES = 8
@@ -43,6 +44,7 @@ SLOT_HEADER_BYTES = CACHE_LINE_BYTES
 
 TICKET_OFFSET = 64
 SCRATCH_OFFSET = 128
+REDELIVERED_OFFSET = 192
 STATES_OFFSET = 1024
 SLOTS_OFFSET = 4096
 """One page for header and state words, slots from the next."""
@@ -220,6 +222,11 @@ class Slot(NamedTuple):
 def word_at(data: bytes) -> int:
     """The word that eight bytes hold."""
     return int.from_bytes(data, "little")
+
+
+def swapped(word: int) -> int:
+    """The word with its bytes in the other order."""
+    return int.from_bytes(word.to_bytes(WORD_BYTES, "little"), "big")
 
 
 def word_bytes(word: int) -> bytes:

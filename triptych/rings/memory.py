@@ -2,23 +2,21 @@
 
 One thread, one event loop: a program runs from start to end without anybody between, so its operations are atomic
 here without locks. Where NICs write to the same memory this driver must not be used (their atomics aren't atomic
-with the CPU's); the controller then gives `MemoryRing` a driver that goes through its own NIC.
+with the CPU's); the controller then gives `MemoryRing` a driver that goes through its own NIC, `verbs.host`.
 
-A waiting claim sleeps until something becomes READY. Nothing polls.
+A waiting claim sleeps until something becomes READY. Only where others change the memory does it also poll.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from triptych import errors
 from triptych.rings import attach, layout, protocol, recovery
 from triptych.rings.layout import Geometry, Kind
-from triptych.rings.program import CompareSwap, Driver, FetchAdd, Operation, Program, Read, Write
+from triptych.rings.program import CompareSwap, Driver, FetchAdd, Operation, Program, Read, Write, drive
 from triptych.rings.ring import (
     Claimed,
     Reaped,
@@ -26,11 +24,11 @@ from triptych.rings.ring import (
     RingStats,
     SlotState,
     check_rank,
-    check_wait,
     held_of,
     lease_of,
     payload_of,
 )
+from triptych.rings.waiting import Waiters
 from triptych.v1.dispatch_pb2 import Dispatch
 from triptych.v1.dispatch_pb2 import Ring as RingName
 from triptych.v1.ring_service_pb2 import Lease
@@ -41,18 +39,16 @@ T = TypeVar("T")
 class MemoryDriver:
     """Runs programs on a `bytearray` or `mmap` of this process."""
 
+    name = "memory"
+    is_shared = False
+
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
+        self.answers_swapped = False
 
     def execute(self, program: Program[T]) -> T:
         """Run a program to its end; raise what it raises."""
-        try:
-            chain = next(program)
-            while True:
-                chain = program.send(tuple(self.perform(operation) for operation in chain))
-        except StopIteration as stop:
-            value: T = stop.value
-            return value
+        return drive(program, lambda chain: tuple(self.perform(operation) for operation in chain))
 
     def perform(self, operation: Operation) -> Any:
         """Perform one operation; the result is of the type that the operation names."""
@@ -73,6 +69,10 @@ class MemoryDriver:
                 return word
 
 
+def ignore(*_: object) -> None:
+    """What a ring tells nobody."""
+
+
 class MemoryRing:
     """A ring in the controller's memory: `Ring` for its own use and for `RingService`, and the controller's powers.
 
@@ -86,7 +86,9 @@ class MemoryRing:
         epoch: int,
         *,
         attempts_max: int,
-        on_dead_letter: Callable[[Removed], None] = lambda removed: None,
+        on_dead_letter: Callable[[Removed], None] = ignore,
+        on_fence: Callable[[int], None] = ignore,
+        on_ready: Callable[[], None] = ignore,
         geometry: Geometry = Geometry(),  # noqa: B008  (a NamedTuple, immutable)
         driver: Driver | None = None,
         seed: int | None = None,
@@ -95,24 +97,33 @@ class MemoryRing:
 
         `attempts_max` is how often an entry is delivered before a reap takes it out. `on_dead_letter` is told of
         entries taken out while somebody else's call ran (a publish for a dead rank, a nack past the last attempt);
-        those that `reap` takes out, it returns. `driver` is for memory that is reached otherwise; it comes zeroed.
-        (Waiting claims are woken by calls made here; whoever changes the memory from elsewhere must see to that.)
+        those that `reap` takes out, it returns. `on_fence` must cut a rank off from the memory before it returns;
+        `on_ready` is told when something may have become claimable. `driver` is for memory that is reached
+        otherwise; it comes zeroed. Raises RingMismatch where it can't be worked with.
         """
         self.name = name
         self.epoch = epoch
         self.slot_count = geometry.slot_count
         self._geometry = geometry
         self._attempts_max = attempts_max
-        self._on_dead_letter = on_dead_letter
+        self._on_dead_letter, self._on_fence, self._on_ready = on_dead_letter, on_fence, on_ready
         self._choose = random.Random(seed).randrange
         self._driver = driver or MemoryDriver(memoryview(bytearray(geometry.ring_bytes)))
         self._fenced: set[int] = set()
-        self._claims: dict[int, object] = {}
-        self._sleepers: dict[int, asyncio.Future[None]] = {}
-        self._redelivered_count = 0
+        self._waiters = Waiters(polls=self._driver.is_shared)
         self._removed_count = 0
         self._driver.execute(attach.format_ring(geometry, name, epoch))
-        self._driver.execute(attach.attach(geometry, name, epoch))
+        self._driver.answers_swapped = self._driver.execute(attach.attach(geometry, name, epoch))
+
+    @property
+    def driver_name(self) -> str:
+        """How the memory is reached: `memory` or `verbs`."""
+        return self._driver.name
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether others change the memory by themselves."""
+        return self._driver.is_shared
 
     async def publish(self, dispatch: Dispatch, target_rank: int) -> int:
         """See `Ring.publish`. For a rank that is dead the entry goes to `on_dead_letter` at once."""
@@ -128,21 +139,7 @@ class MemoryRing:
 
     async def claim(self, rank: int, wait_s: float = 0.0) -> Claimed | None:
         """See `Ring.claim`. A newer claim by the same rank ends an older one that still waits."""
-        check_wait(wait_s)
-        turn = self._claims[rank] = object()
-        self._wake(rank)
-        deadline_s = time.monotonic() + wait_s
-        try:
-            while self._claims.get(rank) is turn:
-                claimed = self._take(rank)
-                remaining_s = deadline_s - time.monotonic()
-                if claimed is not None or remaining_s <= 0:
-                    return claimed
-                await self._sleep(rank, remaining_s)
-            return None
-        finally:
-            if self._claims.get(rank) is turn:
-                del self._claims[rank]
+        return await self._waiters.claim(rank, wait_s, self._take)
 
     async def ack(self, lease: Lease) -> None:
         """See `Ring.ack`."""
@@ -157,6 +154,16 @@ class MemoryRing:
         else:
             self._bury(0)
 
+    def hint(self) -> None:
+        """See `Ring.hint`. Also takes out what has come for the dead meanwhile, and what was parked."""
+        found = self._driver.execute(recovery.states(self._geometry))
+        for rank in {state.rank for state in found if state.kind is Kind.READY and state.rank in self._fenced}:
+            self._bury(rank)
+        if any(state.kind is Kind.LEASED and state.rank == 0 for state in found):
+            self._bury(0)
+        if any(state.kind is Kind.READY for state in found):
+            self._wake()
+
     def adopt(self, dispatch: Dispatch, rank: int) -> Lease:
         """Put a dispatch that `rank` is already working on into the ring, as leased by it. Raises RingFull, Fenced."""
         self._check_alive(rank, least=1)
@@ -169,9 +176,25 @@ class MemoryRing:
 
         From here on every call in the name of `rank` raises Fenced, its waiting claim first.
         """
+        self.fence(rank)
+        return self._reap(rank)
+
+    def fence(self, rank: int) -> None:
+        """Cut a rank off for good: when this returns it can change nothing any more."""
         check_rank("rank", rank, least=1)
         self._fenced.add(rank)
-        return self._reap(rank)
+        self._on_fence(rank)
+
+    def abandon(self, rank: int, kept: Iterable[Lease]) -> None:
+        """Undo what `rank` left half done when its connection to the memory broke, which must be torn down by now.
+
+        `kept` are the leases that it knows of; those of other rings are passed over. Raises InvalidRequest.
+        """
+        self._check_alive(rank, least=1)
+        stay = [held_of(lease, self.name, self._geometry) for lease in kept if lease.ring == self.name]
+        abandoned = self._taken_out(self._driver.execute(recovery.abandon(self._geometry, rank, stay)))
+        for removed in abandoned.removed:
+            self._on_dead_letter(removed)
 
     def holds(self, lease: Lease) -> bool:
         """Whether the lease is still its holder's."""
@@ -190,22 +213,22 @@ class MemoryRing:
             slot_count=len(kinds),
             ready_count=kinds.count(Kind.READY),
             leased_count=kinds.count(Kind.LEASED),
-            waiting_count=len(self._sleepers),
-            redelivered_count=self._redelivered_count,
+            waiting_count=self._waiters.count,
+            redelivered_count=self._driver.execute(recovery.redelivered_count(self._geometry)),
             removed_count=self._removed_count,
         )
 
-    def _take(self, rank: int) -> Claimed | None:
+    async def _take(self, rank: int) -> Claimed | None:
         self._check_alive(rank, least=1)
         claim = self._driver.execute(protocol.claim(self._geometry, rank, self._choose))
         if claim is None:
             return None
-        if claim.held.attempt > 0:
-            self._redelivered_count += 1
         return Claimed(lease_of(claim.held, self.name), Dispatch.FromString(claim.payload))
 
     def _reap(self, rank: int) -> Reaped:
-        reaped = self._driver.execute(recovery.reap(self._geometry, rank, self._attempts_max))
+        return self._taken_out(self._driver.execute(recovery.reap(self._geometry, rank, self._attempts_max)))
+
+    def _taken_out(self, reaped: recovery.Reaped) -> Reaped:
         self._removed_count += len(reaped.removed)
         self._wake()
         return Reaped.of(reaped, self.name)
@@ -214,23 +237,11 @@ class MemoryRing:
         for removed in self._reap(rank).removed:
             self._on_dead_letter(removed)
 
+    def _wake(self) -> None:
+        self._waiters.wake()
+        self._on_ready()
+
     def _check_alive(self, rank: int, least: int = 0) -> None:
         check_rank("rank", rank, least)
         if rank in self._fenced:
             raise errors.Fenced(f"rank {rank} was declared dead in epoch {self.epoch}; register anew")
-
-    async def _sleep(self, rank: int, timeout_s: float) -> None:
-        """Wait until something may have become claimable, or a newer claim or a reap ended this one."""
-        sleeper = self._sleepers[rank] = asyncio.get_running_loop().create_future()
-        try:
-            await asyncio.wait((sleeper,), timeout=timeout_s)
-        finally:
-            if self._sleepers.get(rank) is sleeper:
-                del self._sleepers[rank]
-
-    def _wake(self, rank: int | None = None) -> None:
-        """Let the waiting claim of `rank`, or all in the order in which they began to wait, look again."""
-        for sleeping in [rank] if rank is not None else list(self._sleepers):
-            sleeper = self._sleepers.pop(sleeping, None)
-            if sleeper is not None and not sleeper.done():
-                sleeper.set_result(None)

@@ -50,8 +50,32 @@ Choose: TypeAlias = Callable[[int], int]
 """`choose(n)` is a number from 0 to n - 1; `random.Random.randrange` in life, a seeded one in the simulator."""
 
 
+def drive(program: Program[T], perform: Callable[[tuple[Operation, ...]], tuple[Any, ...]]) -> T:
+    """Run a program to its end, each chain by `perform`; an error of `perform` ends the program where it is."""
+    try:
+        chain = next(program)
+        while True:
+            chain = program.send(perform(chain))
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+    finally:
+        program.close()
+
+
 class Driver(Protocol):
     """Runs programs on a ring's memory: the seam between the protocol and how the memory is reached."""
 
+    name: str
+    """`memory` or `verbs`, for people."""
+    is_shared: bool
+    """Whether others change the memory without this process noticing."""
+    answers_swapped: bool
+    """Whether atomics answer in big-endian here; set from what `attach` found."""
+
     def execute(self, program: Program[T]) -> T:
-        """Perform what the program yields until it returns; raise what it raises."""
+        """Perform what the program yields until it returns; raise what it raises.
+
+        Over far memory also raises RingUnreachable (the chain under way may have been performed in part; nothing
+        after it was) and RingRefused.
+        """

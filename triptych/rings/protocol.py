@@ -1,6 +1,6 @@
 """The leased ring's protocol, as pure programs (see `program`): the state machine, and what workers run.
 
-Round trips where nobody interferes: publish 4, claim 2, claim on an empty ring 1, ack 1, nack 2, reap 3.
+Round trips where nobody interferes are constants below; a test counts them, on far memory by work requests.
 
 EDITORS' RULES
  1. A slot's state changes by compare-and-swap only, and only along a line of `TABLE`; `advance` is the way.
@@ -8,7 +8,7 @@ EDITORS' RULES
  3. A slot leaves FREE with a fresh ticket only, and within a ticket no line leads back: attempt grows, or the slot
     moves on from WRITING to READY to LEASED to LEASED by 0. So no word but FREE's returns within 2^32 tickets, and a
     compare-and-swap that succeeds proves that nothing happened since the word was read.
- 4. A line `by` the controller for a dead rank needs that rank fenced before: its slot write is no compare-and-swap.
+ 4. A line `by` the controller for another rank needs that rank cut off before: its slot write is no compare-and-swap.
  5. A program looks at a slot's content only together with a state word read *after* it.
  6. Nothing waits in here, and every loop is bounded. Waiting is a driver's business.
  7. tests/sim interleaves these very programs and checks every change against `TABLE`: run it.
@@ -40,6 +40,21 @@ LOSSES_MAX = 64
 """Lost races after which a program gives up for now. Each loss is another's success, so this only bounds the call."""
 
 
+PUBLISH_ROUND_TRIPS = 4
+"""Look, draw a ticket, reserve, fill and let go."""
+CLAIM_ROUND_TRIPS = 2
+"""Look, take and read."""
+REDELIVERY_ROUND_TRIPS = 1
+"""More for a claim of what was delivered before: it is counted."""
+EMPTY_CLAIM_ROUND_TRIPS = 1
+FULL_PUBLISH_ROUND_TRIPS = 1
+ACK_ROUND_TRIPS = 1
+NACK_ROUND_TRIPS = 2
+"""The target stands in the slot, not in the state word of a lease."""
+REAP_ROUND_TRIPS = 3
+"""Look, read, swap, whatever the number of slots."""
+
+
 class Line(NamedTuple):
     """One allowed change of a state word."""
 
@@ -58,8 +73,8 @@ TABLE: dict[str, Line] = {
     "ack":       Line(Kind.LEASED,  Kind.FREE,    0, "the holder: 0"),
     "nack":      Line(Kind.LEASED,  Kind.READY,   1, "the holder: the target"),
     "park":      Line(Kind.LEASED,  Kind.LEASED,  0, "the holder whose attempt can't grow: 0, for the controller"),
-    "abandon":   Line(Kind.WRITING, Kind.FREE,    0, "the controller for a dead publisher: 0"),
-    "redeliver": Line(Kind.LEASED,  Kind.READY,   1, "the controller for a dead holder: the target"),
+    "abandon":   Line(Kind.WRITING, Kind.FREE,    0, "the controller for a publisher that is cut off: 0"),
+    "redeliver": Line(Kind.LEASED,  Kind.READY,   1, "the controller for a holder that is cut off: the target"),
     "bury":      Line(Kind.LEASED,  Kind.FREE,    0, "the controller past the attempts cap, or where parked: 0"),
     "refuse":    Line(Kind.READY,   Kind.FREE,    0, "the controller for a dead target: 0"),
 }  # fmt: skip
@@ -168,6 +183,8 @@ def claim(geometry: Geometry, rank: int, choose: Choose) -> Program[Claim | None
             found = Slot.unpack(content)
             if layout.word_at(after) != leased.pack() or found.ticket != ready.ticket:
                 raise errors.LeaseLost(f"ticket {ready.ticket} was reaped while it was being claimed")
+            if ready.attempt:
+                yield (FetchAdd(layout.REDELIVERED_OFFSET, 1),)
             return Claim(Held(slot, leased.ticket, leased.attempt, rank), found.payload)
         words[slot] = seen
         few = CONTENDED_CHOICE

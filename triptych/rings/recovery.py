@@ -1,7 +1,8 @@
-"""The controller's programs: undo what a dead worker left behind, and look at a whole ring."""
+"""The controller's programs: undo what a worker left behind that died or was cut off, and look at a whole ring."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from triptych.rings import layout
@@ -24,6 +25,8 @@ class Reaped(NamedTuple):
     redelivered: tuple[Held, ...]
     removed: tuple[Removal, ...]
     abandoned_count: int
+    redelivered_payloads: tuple[bytes, ...] = ()
+    """What the redelivered leases are for, in the same order."""
 
 
 PAST_CAP = "attempts"
@@ -40,8 +43,31 @@ def reap(geometry: Geometry, dead: int, attempts_max: int) -> Program[Reaped]:
     Running it again is harmless. With `dead` 0 it only takes out what is parked.
     """
     assert 1 <= attempts_max <= layout.ATTEMPT_MAX
+    return (yield from _undo(geometry, lambda state: _is_concerned(state, dead), dead, attempts_max))
+
+
+def abandon(geometry: Geometry, rank: int, kept: Collection[Held]) -> Program[Reaped]:
+    """Undo what `rank`, which lives, left half done when its connection broke. For the controller, and only after
+    that connection was torn down.
+
+    Its half-written slots become FREE, and leases that it doesn't know of (their answer was lost) go back to READY.
+    What it holds and knows of, `kept`, stays. That it was cut off is no fault of the entry's: no cap but the counter's.
+    """
+    assert rank != 0
+    stay = {held.word for held in kept}
+
+    def is_half_done(state: StateWord) -> bool:
+        return state.rank == rank and state.kind in (Kind.WRITING, Kind.LEASED) and state not in stay
+
+    return (yield from _undo(geometry, is_half_done, 0, layout.ATTEMPT_MAX))
+
+
+def _undo(
+    geometry: Geometry, is_concerned: Callable[[StateWord], bool], dead: int, attempts_max: int
+) -> Program[Reaped]:
+    """Move the slots concerned on, each along its line of the table. `dead` claims nothing any more (0: nobody)."""
     found = yield from states(geometry)
-    concerned = [(slot, state) for slot, state in enumerate(found) if _is_concerned(state, dead)]
+    concerned = [(slot, state) for slot, state in enumerate(found) if is_concerned(state)]
     if not concerned:
         return Reaped((), (), 0)
     data = yield tuple(Read(geometry.slot_offset(slot), geometry.slot_bytes) for slot, _ in concerned)
@@ -51,7 +77,7 @@ def reap(geometry: Geometry, dead: int, attempts_max: int) -> Program[Reaped]:
         CompareSwap(geometry.state_offset(slot), state.pack(), advance(plan[i][0], state, contents[i].target).pack())
         for i, (slot, state) in enumerate(concerned)
     )
-    redelivered: list[Held] = []
+    redelivered: list[tuple[Held, bytes]] = []
     removed: list[Removal] = []
     abandoned_count = 0
     for (slot, state), content, (line, reason), before in zip(concerned, contents, plan, seen, strict=True):
@@ -61,10 +87,11 @@ def reap(geometry: Geometry, dead: int, attempts_max: int) -> Program[Reaped]:
         if line == "abandon":
             abandoned_count += 1
         elif line == "redeliver":
-            redelivered.append(held)
+            redelivered.append((held, content.payload))
         else:
             removed.append(Removal(held, content.payload, reason))
-    return Reaped(tuple(redelivered), tuple(removed), abandoned_count)
+    leases, payloads = tuple(held for held, _ in redelivered), tuple(payload for _, payload in redelivered)
+    return Reaped(leases, tuple(removed), abandoned_count, payloads)
 
 
 def _is_concerned(state: StateWord, dead: int) -> bool:
@@ -81,7 +108,7 @@ def _line_for(state: StateWord, content: Slot, dead: int, attempts_max: int) -> 
         return "refuse", TARGET_DEAD
     if state.rank == 0 or state.attempt + 1 >= attempts_max:
         return "bury", PAST_CAP
-    if content.target == dead:
+    if dead and content.target == dead:
         return "bury", TARGET_DEAD
     return "redeliver", ""
 
@@ -98,6 +125,12 @@ def states(geometry: Geometry) -> Program[list[StateWord]]:
     """Every slot's state, by index."""
     words = yield from read_words(geometry)
     return [StateWord.unpack(word) for word in words]
+
+
+def redelivered_count(geometry: Geometry) -> Program[int]:
+    """How many claims since the ring was made were of entries that had been delivered before."""
+    (counter,) = yield (Read(layout.REDELIVERED_OFFSET, layout.WORD_BYTES),)
+    return layout.word_at(counter)
 
 
 def snapshot(geometry: Geometry) -> Program[tuple[SlotView, ...]]:

@@ -30,8 +30,11 @@ class Ring(Protocol):
     """One of the three leased rings, as its producers and consumers use it.
 
     Every method may also raise Fenced (this rank was declared dead: register anew), and over a network
-    TransferFailed or Unavailable (try again) and DeadlinePassed.
+    Unavailable (try again) and DeadlinePassed.
     """
+
+    name: RingName.ValueType
+    """Which ring it is."""
 
     async def publish(self, dispatch: Dispatch, target_rank: int) -> int:
         """Put a dispatch into the ring for `target_rank` (0: anyone) and return its ticket.
@@ -53,6 +56,9 @@ class Ring(Protocol):
     async def nack(self, lease: Lease) -> None:
         """Hand a lease back for another attempt, to the same target. Raises LeaseLost."""
 
+    def hint(self) -> None:
+        """Somebody says that something may have become claimable: a claim that waits looks now."""
+
 
 class Removed(NamedTuple):
     """An entry that was taken out of the ring; what becomes of its job is for the controller to say."""
@@ -71,6 +77,8 @@ class Reaped(NamedTuple):
     removed: tuple[Removed, ...]
     abandoned_count: int
     """Publications that were never finished."""
+    redelivered_dispatches: tuple[Dispatch, ...] = ()
+    """What the redelivered leases are for, in the same order."""
 
     @classmethod
     def of(cls, reaped: recovery.Reaped, name: RingName.ValueType) -> Reaped:
@@ -82,6 +90,7 @@ class Reaped(NamedTuple):
                 for held, payload, reason in reaped.removed
             ),
             reaped.abandoned_count,
+            tuple(Dispatch.FromString(payload) for payload in reaped.redelivered_payloads),
         )
 
 

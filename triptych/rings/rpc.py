@@ -63,3 +63,6 @@ class RpcRing:
     async def nack(self, lease: Lease) -> None:
         """See `Ring.nack`. After a lost answer, LeaseLost may mean that the first try succeeded."""
         await translate(self._stub.Nack(NackRequest(lease=lease), timeout=ANSWER_TIMEOUT_S))
+
+    def hint(self) -> None:
+        """See `Ring.hint`. The controller, where a claim waits, knows by itself."""

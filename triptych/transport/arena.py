@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -30,6 +29,7 @@ from types import TracebackType
 import xxhash
 
 from triptych.errors import ArenaFull, DeadlinePassed, InvalidRequest, RoomGone, WrongState
+from triptych.memory import address_of
 from triptych.transport import room
 from triptych.transport.allocator import FirstFitAllocator
 from triptych.transport.host import SHARED_MEMORY, host_id
@@ -60,7 +60,7 @@ class Arena:
         self.path = path
         self.host_id = host_id()
         self.size_bytes = len(mapping)
-        self.base_address = _address_of(mapping)
+        self.base_address = address_of(mapping)
         self._file = file
         self._mapping = mapping
         self._lock = threading.Lock()
@@ -116,6 +116,15 @@ class Arena:
         """The largest room that `put` would take now."""
         with self._lock:
             return self._allocator.largest_gap_bytes
+
+    def reserve(self) -> None:
+        """Take every page now, as a card does that pins the arena. Raises WrongState where they can't be had."""
+        with self._lock:
+            try:
+                os.posix_fallocate(self._file, 0, self.size_bytes)
+            except OSError as error:
+                raise WrongState(f"{self.path.parent} has no {self.size_bytes} bytes (arena_bytes) to pin") from error
+            self._reserved_bytes = self.size_bytes
 
     def rooms(self) -> list[int]:
         """Ids of the rooms held."""
@@ -281,11 +290,6 @@ def _create_locked() -> tuple[Path, int]:
             return path, file
         os.close(file)
     raise OSError(errno.EAGAIN, "every file was swept before it was locked")
-
-
-def _address_of(mapping: mmap.mmap) -> int:
-    # The temporary export is dropped at once: it would keep the mapping from being closed.
-    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
 def _write(file: int, piece: bytes | memoryview, offset_bytes: int) -> int:

@@ -1,69 +1,80 @@
 """Mooncake's Transfer Engine, and the only file that imports it.
 
 Facts that shape this file: the engine takes RDMA where it finds a device, whatever it was asked for, unless
-`MC_FORCE_TCP` stands in the environment when it starts; it reads its settings from the environment only; a
-transfer to a dead peer or outside registered memory returns -1 within milliseconds; a stopped peer is noticed by
-its own timeout only. It listens on all interfaces and has no authentication: firewall its ports, or keep to a
-private network.
+`MC_FORCE_TCP` stands in the environment when it starts; asked for RDMA where it finds none, it takes TCP and says
+nothing, so what it really took is looked up afterwards; it reads its settings from the environment only; a transfer
+to a dead peer, to one of the other protocol or outside registered memory returns -1 within milliseconds; a stopped
+peer is noticed by its own timeout only. It listens on all interfaces and has no authentication: firewall its ports,
+or keep to a private network.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from triptych.errors import MissingExtra, TransferFailed, WrongState
+from triptych import rdma_devices
+from triptych.errors import InvalidRequest, MissingExtra, NoCard, TransferFailed, WrongState
+from triptych.transport.arena import Arena
+
+log = logging.getLogger(__name__)
 
 TRANSFER_TIMEOUT_S = 30
 """How long the engine itself waits for a transfer. A silent peer holds a thread for so long, no longer."""
+_FORCE_TCP = "MC_FORCE_TCP"
 _SETTINGS = {
-    "MC_FORCE_TCP": "1",
     "MC_TRANSFER_TIMEOUT": str(TRANSFER_TIMEOUT_S),
     "MC_TCP_PROGRESS_TIMEOUT_SEC": str(TRANSFER_TIMEOUT_S),
     "MC_LOG_LEVEL": "ERROR",
 }
 """Its settings. This is the only place of the project that writes to the environment."""
+_VERBS_DEVICES = "/dev/infiniband/uverbs"
 _LIBRARIES = "the system libraries libibverbs1, libnuma1 and libcurl4"
 
 
 class MooncakeEngine:
     """One engine; a process needs one. Close it before the memory that is registered with it goes."""
 
-    def __init__(self, engine: Any, host: str) -> None:
+    def __init__(self, engine: Any, host: str, protocol: str, reason: str) -> None:
         self._engine = engine
         self._registered: list[int] = []
         self.session = f"{host}:{engine.get_rpc_port()}"
+        self.protocol = protocol
+        """What really carries the bytes: `tcp` or `rdma`. Both ends of a transfer must have the same."""
+        self.reason = reason
+        """Why it is that one."""
 
     @classmethod
-    def start(cls, host: str) -> MooncakeEngine:
-        """Start the engine over TCP; `host` is the name or address under which other hosts reach this one.
+    def start(cls, host: str, wanted: str = "tcp", device: str = "") -> MooncakeEngine:
+        """Start the engine; `host` is the name or address under which other hosts reach this one.
 
-        Raises MissingExtra without the package, WrongState when it can't be loaded or started.
+        `wanted` is `tcp`, `rdma` or `auto`: RDMA where there is a device for it. `device` names one as
+        `rdma_devices` says; without it Mooncake takes those that are near the memory. Raises MissingExtra without
+        the package, InvalidRequest for a device that isn't there, WrongState when it can't be loaded or started, or
+        when RDMA is wanted and TCP is what it takes.
         """
-        os.environ.update(_SETTINGS)
+        place, reason = _place(wanted, device)
         try:
             from mooncake.engine import TransferEngine
         except ModuleNotFoundError as error:
             raise MissingExtra("mooncake-transfer-engine-non-cuda", "serve", "the mover mooncake") from error
         except ImportError as error:
             raise WrongState(f"Mooncake can't be loaded ({error}); it needs {_LIBRARIES}") from error
+        _set_environment(place, device)
+        opened_before = _opened_devices()
         engine = TransferEngine()
-        if engine.initialize(host, "P2PHANDSHAKE", "tcp", "") != 0:
+        protocol, name = ("tcp", "") if place is None else ("rdma", place.device if device else "")
+        if engine.initialize(host, "P2PHANDSHAKE", protocol, name) != 0:
             raise WrongState(f"Mooncake can't start on host {host!r}; its log on stderr says why")
-        return cls(engine, host)
-
-    @property
-    def protocol(self) -> str:
-        """What really carries the bytes, by the devices that this process has open: `tcp` or `rdma`."""
-        for descriptor in Path("/proc/self/fd").iterdir():
-            try:
-                target = os.readlink(descriptor)
-            except OSError:  # closed since it was listed
-                continue
-            if target.startswith("/dev/infiniband/"):
-                return "rdma"
-        return "tcp"
+        taken = sorted(_opened_devices() - opened_before)
+        if place is not None:
+            reason = f"it took {', '.join(taken)}" if taken else "Mooncake found no RDMA device that it could use"
+        if wanted == "rdma" and not taken:
+            raise WrongState(f"Mooncake was asked for rdma and took tcp: {reason}; its log on stderr says more")
+        return cls(engine, host, "rdma" if taken else "tcp", reason)
 
     def register(self, address: int, size_bytes: int) -> None:
         """Make memory readable for peers and usable for `read`. Once at start, never per request."""
@@ -83,3 +94,63 @@ class MooncakeEngine:
             self._engine.unregister_memory(address)
         self._registered.clear()
         self._engine = None
+
+
+def open_engine(arena: Arena, host: str, wanted: str = "tcp", device: str = "") -> MooncakeEngine:
+    """Start an engine and register the arena. With `auto`, TCP also where the card can't take the arena.
+
+    Raises as `MooncakeEngine.start`.
+    """
+    engine = MooncakeEngine.start(host, wanted, device)
+    try:
+        if engine.protocol == "rdma":
+            arena.reserve()
+        engine.register(arena.base_address, arena.size_bytes)
+    except WrongState as error:
+        engine.close()
+        if wanted != "auto" or engine.protocol == "tcp":
+            raise
+        log.warning("Mooncake goes over TCP: %s", error)
+        engine = MooncakeEngine.start(host, "tcp")
+        engine.reason = str(error)
+        engine.register(arena.base_address, arena.size_bytes)
+    return engine
+
+
+def _place(wanted: str, device: str) -> tuple[rdma_devices.Place | None, str]:
+    """Where RDMA would go, or None and why it is TCP. Raises InvalidRequest, and WrongState where RDMA is a must."""
+    if wanted not in ("auto", "rdma", "tcp"):
+        raise InvalidRequest("mooncake", wanted, "auto, rdma or tcp")
+    if wanted == "tcp":
+        return None, "it was asked for"
+    if wanted == "auto" and os.environ.get(_FORCE_TCP):
+        return None, f"{_FORCE_TCP} is set"
+    try:
+        return rdma_devices.choose(device, rdma_devices.ports()), ""
+    except NoCard as error:
+        if wanted == "rdma":
+            raise
+        return None, str(error)
+
+
+def _set_environment(place: rdma_devices.Place | None, device: str) -> None:
+    os.environ.update(_SETTINGS)
+    if place is None:
+        os.environ[_FORCE_TCP] = "1"
+        return
+    os.environ.pop(_FORCE_TCP, None)
+    if device:
+        os.environ.update({"MC_IB_PORT": str(place.port), "MC_GID_INDEX": str(place.gid.index)})
+
+
+def _opened_devices() -> Counter[str]:
+    """The RDMA devices that this process has open, and how often: the rings may have one open, too."""
+    found: Counter[str] = Counter()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(descriptor)
+        except OSError:  # closed since it was listed
+            continue
+        if target.startswith(_VERBS_DEVICES):
+            found[target.removeprefix("/dev/infiniband/")] += 1
+    return found

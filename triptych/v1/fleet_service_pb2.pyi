@@ -78,6 +78,7 @@ class RegisterWorkerRequest(_message.Message):
     ARENA_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     PROCESS_ID_FIELD_NUMBER: _builtins.int
     PARAMETER_BYTES_FIELD_NUMBER: _builtins.int
+    MOONCAKE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Random identity of the worker's process."""
     role: _dispatch_pb2.Role.ValueType
@@ -106,6 +107,10 @@ class RegisterWorkerRequest(_message.Message):
     def running(self) -> Global___RunningPhase:
         """The job it is running, where there is one."""
 
+    @_builtins.property
+    def mooncake(self) -> _worker_pb2.DriverChoice:
+        """How Mooncake moves tensors here: `tcp`, `rdma`, or empty where it is off."""
+
     def __init__(
         self,
         *,
@@ -120,10 +125,11 @@ class RegisterWorkerRequest(_message.Message):
         arena_size_bytes: _builtins.int = ...,
         process_id: _builtins.int = ...,
         parameter_bytes: _builtins.int = ...,
+        mooncake: _worker_pb2.DriverChoice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "running", b"running"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "mooncake", b"mooncake", "running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "host_id", b"host_id", "instance_id", b"instance_id", "model", b"model", "parameter_bytes", b"parameter_bytes", "previous_rank", b"previous_rank", "process_id", b"process_id", "role", b"role", "room_ids", b"room_ids", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "host_id", b"host_id", "instance_id", b"instance_id", "model", b"model", "mooncake", b"mooncake", "parameter_bytes", b"parameter_bytes", "previous_rank", b"previous_rank", "process_id", b"process_id", "role", b"role", "room_ids", b"room_ids", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -248,6 +254,8 @@ class HeartbeatRequest(_message.Message):
     ROOM_COUNT_FIELD_NUMBER: _builtins.int
     DEVICE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     FETCH_COUNT_BY_MOVER_FIELD_NUMBER: _builtins.int
+    RINGS_FIELD_NUMBER: _builtins.int
+    CHANGED_RINGS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the sender."""
     state: _worker_pb2.WorkerState.ValueType
@@ -266,6 +274,16 @@ class HeartbeatRequest(_message.Message):
     def fetch_count_by_mover(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Rooms fetched so far, by mover."""
 
+    @_builtins.property
+    def rings(self) -> _worker_pb2.DriverChoice:
+        """How the worker reaches the rings: `verbs` or `rpc`."""
+
+    @_builtins.property
+    def changed_rings(self) -> _containers.RepeatedScalarFieldContainer[_dispatch_pb2.Ring.ValueType]:
+        """Rings in which the worker has made something claimable over RDMA since its
+        last report, which the controller can't have noticed.
+        """
+
     def __init__(
         self,
         *,
@@ -276,10 +294,12 @@ class HeartbeatRequest(_message.Message):
         room_count: _builtins.int = ...,
         device_memory_bytes: _builtins.int = ...,
         fetch_count_by_mover: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        rings: _worker_pb2.DriverChoice | None = ...,
+        changed_rings: _abc.Iterable[_dispatch_pb2.Ring.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "rings", b"rings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "progress", b"progress", "rank", b"rank", "room_count", b"room_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "changed_rings", b"changed_rings", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "progress", b"progress", "rank", b"rank", "rings", b"rings", "room_count", b"room_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -332,6 +352,7 @@ class HeartbeatResponse(_message.Message):
     CANCEL_JOB_IDS_FIELD_NUMBER: _builtins.int
     RELEASE_ROOM_IDS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    READY_RINGS_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """Stop claiming, finish, leave."""
     @_builtins.property
@@ -342,16 +363,21 @@ class HeartbeatResponse(_message.Message):
     def release_room_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Rooms to release."""
 
+    @_builtins.property
+    def ready_rings(self) -> _containers.RepeatedScalarFieldContainer[_dispatch_pb2.Ring.ValueType]:
+        """Rings in which something may have become claimable: look now."""
+
     def __init__(
         self,
         *,
         cancel_job_ids: _abc.Iterable[_builtins.str] | None = ...,
         release_room_ids: _abc.Iterable[_builtins.int] | None = ...,
         drain: _builtins.bool = ...,
+        ready_rings: _abc.Iterable[_dispatch_pb2.Ring.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_job_ids", b"cancel_job_ids", "drain", b"drain", "release_room_ids", b"release_room_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_job_ids", b"cancel_job_ids", "drain", b"drain", "ready_rings", b"ready_rings", "release_room_ids", b"release_room_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -727,6 +753,7 @@ class RingStatus(_message.Message):
     LEASED_COUNT_FIELD_NUMBER: _builtins.int
     REDELIVERED_COUNT_FIELD_NUMBER: _builtins.int
     DRIVER_FIELD_NUMBER: _builtins.int
+    DRIVER_REASON_FIELD_NUMBER: _builtins.int
     ring: _dispatch_pb2.Ring.ValueType
     """The ring."""
     slot_count: _builtins.int
@@ -739,6 +766,8 @@ class RingStatus(_message.Message):
     """Dispatches that were delivered again since the start."""
     driver: _builtins.str
     """Driver in use: `memory` or `verbs`."""
+    driver_reason: _builtins.str
+    """Why it is in use."""
     def __init__(
         self,
         *,
@@ -748,10 +777,11 @@ class RingStatus(_message.Message):
         leased_count: _builtins.int = ...,
         redelivered_count: _builtins.int = ...,
         driver: _builtins.str = ...,
+        driver_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "leased_count", b"leased_count", "ready_count", b"ready_count", "redelivered_count", b"redelivered_count", "ring", b"ring", "slot_count", b"slot_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "driver_reason", b"driver_reason", "leased_count", b"leased_count", "ready_count", b"ready_count", "redelivered_count", b"redelivered_count", "ring", b"ring", "slot_count", b"slot_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

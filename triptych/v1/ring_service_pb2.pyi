@@ -296,6 +296,156 @@ class NackResponse(_message.Message):
 Global___NackResponse: _TypeAlias = NackResponse  # noqa: Y015
 
 @_typing.final
+class ConnectRequest(_message.Message):
+    """Request of Connect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    KEPT_LEASES_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Rank of the worker."""
+    @_builtins.property
+    def address(self) -> Global___QueuePairAddress:
+        """The worker's end of the connection."""
+
+    @_builtins.property
+    def kept_leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
+        """Leases that the worker knows it holds. Any other of this rank is one whose
+        answer was lost with the connection before: it goes back into its ring.
+        """
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        address: Global___QueuePairAddress | None = ...,
+        kept_leases: _abc.Iterable[Global___Lease] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "kept_leases", b"kept_leases", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConnectRequest: _TypeAlias = ConnectRequest  # noqa: Y015
+
+@_typing.final
+class ConnectResponse(_message.Message):
+    """Response of Connect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    REMOTE_KEY_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    RINGS_FIELD_NUMBER: _builtins.int
+    remote_key: _builtins.int
+    """Key by which the worker's card names the memory, on this connection only."""
+    epoch: _builtins.int
+    """The controller's epoch, which also stands in the header of each ring."""
+    @_builtins.property
+    def address(self) -> Global___QueuePairAddress:
+        """The controller's end of the connection."""
+
+    @_builtins.property
+    def rings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RingMemory]:
+        """Where the rings lie."""
+
+    def __init__(
+        self,
+        *,
+        address: Global___QueuePairAddress | None = ...,
+        remote_key: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        rings: _abc.Iterable[Global___RingMemory] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "remote_key", b"remote_key", "rings", b"rings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConnectResponse: _TypeAlias = ConnectResponse  # noqa: Y015
+
+@_typing.final
+class QueuePairAddress(_message.Message):
+    """What one end of a reliable RDMA connection must know of the other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_PAIR_NUMBER_FIELD_NUMBER: _builtins.int
+    PACKET_SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
+    GID_FIELD_NUMBER: _builtins.int
+    LID_FIELD_NUMBER: _builtins.int
+    MTU_BYTES_FIELD_NUMBER: _builtins.int
+    queue_pair_number: _builtins.int
+    """Number of the queue pair, 24 bits."""
+    packet_sequence_number: _builtins.int
+    """First packet sequence number, 24 bits."""
+    gid: _builtins.bytes
+    """Global identifier of the port, 16 bytes."""
+    lid: _builtins.int
+    """Local identifier of the port; 0 on Ethernet."""
+    mtu_bytes: _builtins.int
+    """Largest packet that the port takes, 256 to 4096 bytes."""
+    def __init__(
+        self,
+        *,
+        queue_pair_number: _builtins.int = ...,
+        packet_sequence_number: _builtins.int = ...,
+        gid: _builtins.bytes = ...,
+        lid: _builtins.int = ...,
+        mtu_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "lid", b"lid", "mtu_bytes", b"mtu_bytes", "packet_sequence_number", b"packet_sequence_number", "queue_pair_number", b"queue_pair_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueuePairAddress: _TypeAlias = QueuePairAddress  # noqa: Y015
+
+@_typing.final
+class RingMemory(_message.Message):
+    """Where a ring lies in the controller's memory, and its geometry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RING_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    LAYOUT_VERSION_FIELD_NUMBER: _builtins.int
+    SLOT_COUNT_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    ring: _dispatch_pb2.Ring.ValueType
+    """The ring."""
+    address: _builtins.int
+    """Address of its first byte."""
+    layout_version: _builtins.int
+    """Version of the layout."""
+    slot_count: _builtins.int
+    """Number of slots."""
+    payload_bytes_max: _builtins.int
+    """Largest payload of a slot."""
+    def __init__(
+        self,
+        *,
+        ring: _dispatch_pb2.Ring.ValueType = ...,
+        address: _builtins.int = ...,
+        layout_version: _builtins.int = ...,
+        slot_count: _builtins.int = ...,
+        payload_bytes_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "layout_version", b"layout_version", "payload_bytes_max", b"payload_bytes_max", "ring", b"ring", "slot_count", b"slot_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RingMemory: _TypeAlias = RingMemory  # noqa: Y015
+
+@_typing.final
 class ListSlotsRequest(_message.Message):
     """Request of ListSlots."""
 

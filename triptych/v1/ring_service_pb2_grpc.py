@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class RingServiceStub(object):
-    """The leased rings for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory.
+    """The leased rings: for workers without RDMA, served by the controller, which
+    runs the same programs on its own memory; and the way in for workers with RDMA,
+    which then run them by themselves.
 
     Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
     epoch or was declared dead: register anew) and UNAVAILABLE (retry).
@@ -59,6 +60,11 @@ class RingServiceStub(object):
                 request_serializer=triptych_dot_v1_dot_ring__service__pb2.NackRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_ring__service__pb2.NackResponse.FromString,
                 _registered_method=True)
+        self.Connect = channel.unary_unary(
+                '/triptych.v1.RingService/Connect',
+                request_serializer=triptych_dot_v1_dot_ring__service__pb2.ConnectRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_ring__service__pb2.ConnectResponse.FromString,
+                _registered_method=True)
         self.ListSlots = channel.unary_unary(
                 '/triptych.v1.RingService/ListSlots',
                 request_serializer=triptych_dot_v1_dot_ring__service__pb2.ListSlotsRequest.SerializeToString,
@@ -67,8 +73,9 @@ class RingServiceStub(object):
 
 
 class RingServiceServicer(object):
-    """The leased rings for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory.
+    """The leased rings: for workers without RDMA, served by the controller, which
+    runs the same programs on its own memory; and the way in for workers with RDMA,
+    which then run them by themselves.
 
     Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
     epoch or was declared dead: register anew) and UNAVAILABLE (retry).
@@ -108,6 +115,17 @@ class RingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Connect(self, request, context):
+        """Opens a connection over RDMA by which this rank reaches the rings' memory, in
+        place of any that it had: that is torn down first, and what it left half done
+        is undone. Codes: FAILED_PRECONDITION (the rings are not to be had over RDMA:
+        use the other RPCs), INVALID_ARGUMENT (an address that can't be reached).
+        Retry: safe, with a new queue pair.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSlots(self, request, context):
         """Shows every slot of a ring, for debugging. Codes: INVALID_ARGUMENT. Retry: safe.
         """
@@ -138,6 +156,11 @@ def add_RingServiceServicer_to_server(servicer, server):
                     request_deserializer=triptych_dot_v1_dot_ring__service__pb2.NackRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_ring__service__pb2.NackResponse.SerializeToString,
             ),
+            'Connect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Connect,
+                    request_deserializer=triptych_dot_v1_dot_ring__service__pb2.ConnectRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_ring__service__pb2.ConnectResponse.SerializeToString,
+            ),
             'ListSlots': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSlots,
                     request_deserializer=triptych_dot_v1_dot_ring__service__pb2.ListSlotsRequest.FromString,
@@ -152,8 +175,9 @@ def add_RingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RingService(object):
-    """The leased rings for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory.
+    """The leased rings: for workers without RDMA, served by the controller, which
+    runs the same programs on its own memory; and the way in for workers with RDMA,
+    which then run them by themselves.
 
     Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
     epoch or was declared dead: register anew) and UNAVAILABLE (retry).
@@ -257,6 +281,33 @@ class RingService(object):
             '/triptych.v1.RingService/Nack',
             triptych_dot_v1_dot_ring__service__pb2.NackRequest.SerializeToString,
             triptych_dot_v1_dot_ring__service__pb2.NackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Connect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.RingService/Connect',
+            triptych_dot_v1_dot_ring__service__pb2.ConnectRequest.SerializeToString,
+            triptych_dot_v1_dot_ring__service__pb2.ConnectResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RingServiceStub:
-    """The leased rings for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory.
+    """The leased rings: for workers without RDMA, served by the controller, which
+    runs the same programs on its own memory; and the way in for workers with RDMA,
+    which then run them by themselves.
 
     Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
     epoch or was declared dead: register anew) and UNAVAILABLE (retry).
@@ -56,13 +57,21 @@ class RingServiceStub:
     """Hands a lease back for another attempt. Codes: ABORTED (the lease was lost).
     Retry: as Ack.
     """
+    Connect: _grpc.UnaryUnaryMultiCallable[_ring_service_pb2.ConnectRequest, _ring_service_pb2.ConnectResponse]
+    """Opens a connection over RDMA by which this rank reaches the rings' memory, in
+    place of any that it had: that is torn down first, and what it left half done
+    is undone. Codes: FAILED_PRECONDITION (the rings are not to be had over RDMA:
+    use the other RPCs), INVALID_ARGUMENT (an address that can't be reached).
+    Retry: safe, with a new queue pair.
+    """
     ListSlots: _grpc.UnaryUnaryMultiCallable[_ring_service_pb2.ListSlotsRequest, _ring_service_pb2.ListSlotsResponse]
     """Shows every slot of a ring, for debugging. Codes: INVALID_ARGUMENT. Retry: safe."""
 
 @_typing.type_check_only
 class RingServiceAsyncStub(RingServiceStub):
-    """The leased rings for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory.
+    """The leased rings: for workers without RDMA, served by the controller, which
+    runs the same programs on its own memory; and the way in for workers with RDMA,
+    which then run them by themselves.
 
     Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
     epoch or was declared dead: register anew) and UNAVAILABLE (retry).
@@ -87,12 +96,20 @@ class RingServiceAsyncStub(RingServiceStub):
     """Hands a lease back for another attempt. Codes: ABORTED (the lease was lost).
     Retry: as Ack.
     """
+    Connect: _aio.UnaryUnaryMultiCallable[_ring_service_pb2.ConnectRequest, _ring_service_pb2.ConnectResponse]  # type: ignore[assignment]
+    """Opens a connection over RDMA by which this rank reaches the rings' memory, in
+    place of any that it had: that is torn down first, and what it left half done
+    is undone. Codes: FAILED_PRECONDITION (the rings are not to be had over RDMA:
+    use the other RPCs), INVALID_ARGUMENT (an address that can't be reached).
+    Retry: safe, with a new queue pair.
+    """
     ListSlots: _aio.UnaryUnaryMultiCallable[_ring_service_pb2.ListSlotsRequest, _ring_service_pb2.ListSlotsResponse]  # type: ignore[assignment]
     """Shows every slot of a ring, for debugging. Codes: INVALID_ARGUMENT. Retry: safe."""
 
 class RingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The leased rings for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory.
+    """The leased rings: for workers without RDMA, served by the controller, which
+    runs the same programs on its own memory; and the way in for workers with RDMA,
+    which then run them by themselves.
 
     Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
     epoch or was declared dead: register anew) and UNAVAILABLE (retry).
@@ -138,6 +155,19 @@ class RingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ring_service_pb2.NackResponse, _abc.Awaitable[_ring_service_pb2.NackResponse]]:
         """Hands a lease back for another attempt. Codes: ABORTED (the lease was lost).
         Retry: as Ack.
+        """
+
+    @_abc_1.abstractmethod
+    def Connect(
+        self,
+        request: _ring_service_pb2.ConnectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ring_service_pb2.ConnectResponse, _abc.Awaitable[_ring_service_pb2.ConnectResponse]]:
+        """Opens a connection over RDMA by which this rank reaches the rings' memory, in
+        place of any that it had: that is torn down first, and what it left half done
+        is undone. Codes: FAILED_PRECONDITION (the rings are not to be had over RDMA:
+        use the other RPCs), INVALID_ARGUMENT (an address that can't be reached).
+        Retry: safe, with a new queue pair.
         """
 
     @_abc_1.abstractmethod

@@ -117,6 +117,8 @@ class Worker(_message.Message):
     HEARTBEAT_TIME_FIELD_NUMBER: _builtins.int
     COMPONENT_BYTES_FIELD_NUMBER: _builtins.int
     FETCH_COUNT_BY_MOVER_FIELD_NUMBER: _builtins.int
+    RINGS_FIELD_NUMBER: _builtins.int
+    MOONCAKE_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Its rank."""
     role: _dispatch_pb2.Role.ValueType
@@ -159,6 +161,14 @@ class Worker(_message.Message):
     def fetch_count_by_mover(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Rooms fetched so far, by mover."""
 
+    @_builtins.property
+    def rings(self) -> Global___DriverChoice:
+        """How it reaches the rings: `verbs` or `rpc`; empty before it has."""
+
+    @_builtins.property
+    def mooncake(self) -> Global___DriverChoice:
+        """How Mooncake moves tensors to and from it: `tcp`, `rdma`, or empty where it is off."""
+
     def __init__(
         self,
         *,
@@ -180,11 +190,39 @@ class Worker(_message.Message):
         heartbeat_time: _timestamp_pb2.Timestamp | None = ...,
         component_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         fetch_count_by_mover: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        rings: Global___DriverChoice | None = ...,
+        mooncake: Global___DriverChoice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_time", b"heartbeat_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_time", b"heartbeat_time", "mooncake", b"mooncake", "rings", b"rings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "arena_used_bytes", b"arena_used_bytes", "component_bytes", b"component_bytes", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "heartbeat_time", b"heartbeat_time", "host_id", b"host_id", "job_id", b"job_id", "model", b"model", "parameter_bytes", b"parameter_bytes", "process_id", b"process_id", "rank", b"rank", "role", b"role", "room_count", b"room_count", "state", b"state", "step", b"step", "step_count", b"step_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "arena_used_bytes", b"arena_used_bytes", "component_bytes", b"component_bytes", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "heartbeat_time", b"heartbeat_time", "host_id", b"host_id", "job_id", b"job_id", "model", b"model", "mooncake", b"mooncake", "parameter_bytes", b"parameter_bytes", "process_id", b"process_id", "rank", b"rank", "rings", b"rings", "role", b"role", "room_count", b"room_count", "state", b"state", "step", b"step", "step_count", b"step_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Worker: _TypeAlias = Worker  # noqa: Y015
+
+@_typing.final
+class DriverChoice(_message.Message):
+    """Which of several ways is in use, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The way's name."""
+    reason: _builtins.str
+    """One sentence for people; empty where there was nothing to choose."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DriverChoice: _TypeAlias = DriverChoice  # noqa: Y015

@@ -1,0 +1,77 @@
+"""Opens the controller's rings: in its own memory, or in memory that a card serves and workers reach by themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from triptych.config import ControllerConfig
+from triptych.errors import NoCard, RingMismatch, RingRefused, RingUnreachable
+from triptych.rings.access import try_card
+from triptych.rings.memory import MemoryRing, ignore
+from triptych.rings.ring import Removed
+from triptych.rings.verbs.host import RingHost
+from triptych.roles import RING_OF
+from triptych.v1.dispatch_pb2 import Ring
+
+log = logging.getLogger(__name__)
+
+NAMES = tuple(RING_OF.values())
+
+
+class Rings(NamedTuple):
+    """The three rings, and how they are reached."""
+
+    by_name: Mapping[Ring.ValueType, MemoryRing]
+    host: RingHost | None
+    """What serves them over RDMA; None where they are in plain memory."""
+    reason: str
+    """Why the one or the other."""
+
+    def close(self) -> None:
+        """Cut all workers off and give the card back."""
+        if self.host is not None:
+            self.host.close()
+            self.host.card.close()
+
+
+def open_rings(
+    config: ControllerConfig,
+    epoch: int,
+    on_dead_letter: Callable[[Removed], None] = ignore,
+    on_ready: Callable[[Ring.ValueType], None] = ignore,
+) -> Rings:
+    """Make three empty rings of this epoch, over RDMA where the setting `rings` and the machine allow it.
+
+    Raises InvalidRequest for a device that isn't there, NoCard where `verbs` is asked for and can't be had.
+    """
+
+    def make(name: Ring.ValueType, host: RingHost | None) -> MemoryRing:
+        return MemoryRing(
+            name,
+            epoch,
+            attempts_max=config.attempts_max,
+            on_dead_letter=on_dead_letter,
+            on_ready=lambda: on_ready(name),
+            on_fence=host.disconnect if host is not None else ignore,
+            driver=host.driver(NAMES.index(name)) if host is not None else None,
+        )
+
+    card, reason = try_card(config.rings, config.rdma_device)
+    if card is not None:
+        try:
+            with contextlib.ExitStack() as undo:
+                undo.callback(card.close)
+                host = RingHost(card, len(NAMES))
+                undo.callback(host.close)
+                by_name = {name: make(name, host) for name in NAMES}
+                undo.pop_all()
+            return Rings(by_name, host, f"{card.place} serves them, by {card.binding}")
+        except (NoCard, RingMismatch, RingRefused, RingUnreachable) as error:
+            if config.rings == "verbs":
+                raise NoCard(f"the rings can't be served over RDMA: {error}") from error
+            reason = str(error)
+            log.warning("the rings are in plain memory: %s", reason)
+    return Rings({name: make(name, None) for name in NAMES}, None, reason)

@@ -1,0 +1,193 @@
+"""The seam between the rings and verbs: an opened card, its queue pairs, and the constants of a connection.
+
+Everything here is in the terms of the InfiniBand specification. Two bindings implement it, each in a file of its own:
+pyverbs, which comes with the machine's rdma-core, and the wheel `ibverbs`. Their calls block for microseconds, raise
+OSError, and belong to one thread.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from enum import IntEnum, IntFlag
+from typing import NamedTuple, Protocol
+
+from triptych import rdma_devices as devices
+from triptych.errors import NoCard
+
+BINDINGS = {"pyverbs": "PyverbsCard", "ibverbs": "IbverbsCard"}
+"""Bindings in the order in which they are tried, and the class of each. pyverbs fits its machine by construction."""
+INSTALL = (
+    "install the system package python3-pyverbs for the system's own Python (with a virtual environment, link its "
+    "folder pyverbs into site-packages), or: pip install 'triptych[rdma]'"
+)
+
+ACK_TIMEOUT = 14
+"""Local ACK timeout, 4.096 µs · 2^14 = 67 ms: long for any fabric, short enough to give up within a second."""
+RETRIES = 3
+"""Sends again after a timeout. Not 7: with it, soft-RoCE was seen never to give up on a dead peer."""
+RNR_RETRIES = 3
+MIN_RNR_TIMER = 12
+"""0.64 ms. Nobody here receives, so `receiver not ready` doesn't occur; the specification wants a value."""
+HOP_LIMIT = 64
+"""As an IP packet's: RoCE v2 is routed."""
+READ_ATOMIC_DEPTH_MAX = 16
+"""Reads and atomics under way at once. More wait in the card; a chain is seldom longer."""
+PACKET_SEQUENCE_BITS = 24
+
+
+class Opcode(IntEnum):
+    """`ibv_wr_opcode`, the ones that rings need."""
+
+    WRITE = 0
+    READ = 4
+    COMPARE_SWAP = 5
+    FETCH_ADD = 6
+
+
+class Rights(IntFlag):
+    """`ibv_access_flags`: what a peer may do with the memory. `LOCAL` is what the card itself may."""
+
+    LOCAL = 1
+    WRITE = 2
+    READ = 4
+    ATOMIC = 8
+
+
+FULL_RIGHTS = Rights.LOCAL | Rights.WRITE | Rights.READ | Rights.ATOMIC
+"""What a worker needs on the rings' memory."""
+
+
+class Status(IntEnum):
+    """`ibv_wc_status`."""
+
+    SUCCESS = 0
+    LOC_LEN_ERR = 1
+    LOC_QP_OP_ERR = 2
+    LOC_EEC_OP_ERR = 3
+    LOC_PROT_ERR = 4
+    WR_FLUSH_ERR = 5
+    MW_BIND_ERR = 6
+    BAD_RESP_ERR = 7
+    LOC_ACCESS_ERR = 8
+    REM_INV_REQ_ERR = 9
+    REM_ACCESS_ERR = 10
+    REM_OP_ERR = 11
+    RETRY_EXC_ERR = 12
+    RNR_RETRY_EXC_ERR = 13
+
+
+class Peer(NamedTuple):
+    """What one end of a reliable connection must know of the other."""
+
+    queue_pair_number: int
+    packet_sequence_number: int
+    gid: bytes
+    lid: int
+    mtu_bytes: int
+
+
+class WorkRequest(NamedTuple):
+    """One operation for the card. `first` is what is compared or added, `second` what is swapped in."""
+
+    opcode: Opcode
+    local_address: int
+    size_bytes: int
+    remote_address: int
+    first: int = 0
+    second: int = 0
+    is_fenced: bool = False
+    """Waits for the reads and atomics before it."""
+
+
+class QueuePair(Protocol):
+    """A reliable connection with a protection domain, a completion queue and one memory region of its own.
+
+    A domain for each is what confines a peer: a key counts only on the connection that it was made for.
+    """
+
+    peer: Peer
+    """This end, for the other."""
+    remote_key: int
+    """By which the other end names the memory."""
+
+    def connect(self, other: Peer, *, initiates: bool) -> None:
+        """Connect; an end that doesn't initiate stays in the state Ready To Receive: it answers and can't ask."""
+
+    def post(self, requests: Sequence[WorkRequest], remote_key: int) -> None:
+        """Hand the requests to the card as one list. The last gives a completion, any other only where it fails."""
+
+    def poll(self) -> int | None:
+        """The status of the next completion, `Status` where it has a name there; None when there is none yet."""
+
+    def close(self) -> None:
+        """Tear everything down. When this returns no operation of the other end can land any more."""
+
+
+class Card(Protocol):
+    """An opened device."""
+
+    binding: str
+    place: devices.Place
+
+    def queue_pair(self, address: int, size_bytes: int, rights: Rights, depth: int) -> QueuePair:
+        """Register the memory and make a queue pair with room for `depth` requests; `rights` are its peer's."""
+
+    def close(self) -> None:
+        """Close the device, after its queue pairs."""
+
+
+class Settings(NamedTuple):
+    """How a queue pair is connected, worked out once for both bindings."""
+
+    mtu_code: int
+    """`ibv_mtu`: 1 to 5 for 256 to 4096 bytes."""
+    is_global: bool
+    """Whether packets carry the global route, as they must on Ethernet."""
+
+    @classmethod
+    def of(cls, place: devices.Place, own: Peer, other: Peer) -> Settings:
+        """For a connection between two ends."""
+        return cls(mtu_code(min(own.mtu_bytes, other.mtu_bytes)), place.link_layer == devices.ETHERNET)
+
+
+def mtu_bytes(code: int) -> int:
+    """The bytes of an `ibv_mtu`."""
+    return 128 << code
+
+
+def mtu_code(size_bytes: int) -> int:
+    """The largest `ibv_mtu` of at most so many bytes."""
+    return max(1, min(5, (size_bytes // 128).bit_length() - 1))
+
+
+def open_card(setting: str = "", binding: str = "") -> Card:
+    """Open the device that the setting names (see `devices`), with the first binding that works or the given one.
+
+    Raises NoCard with the reason, InvalidRequest for a setting that names what isn't there.
+    """
+    place = devices.choose(setting, devices.ports())
+    failures = []
+    for name in [binding] if binding else BINDINGS:
+        make = find_binding(name)
+        if isinstance(make, str):
+            failures.append(make)
+            continue
+        try:
+            return make(place)
+        except OSError as error:
+            failures.append(f"{name}: {error}")
+    missing = all("isn't installed" in failure for failure in failures)
+    raise NoCard(f"{place.device} can't be used: {'; '.join(failures)}" + (f"; {INSTALL}" if missing else ""))
+
+
+def find_binding(name: str) -> Callable[[devices.Place], Card] | str:
+    """The card's class of a binding, or a sentence that says why it can't be had."""
+    try:
+        module = importlib.import_module(f"triptych.rings.verbs.{name}_card")
+    except ModuleNotFoundError:
+        return f"{name} isn't installed"
+    except (ImportError, OSError) as error:
+        return f"{name} can't be loaded ({error})"
+    make: Callable[[devices.Place], Card] = getattr(module, BINDINGS[name])
+    return make

@@ -1,0 +1,95 @@
+"""The binding ibverbs, a wheel that opens the machine's libibverbs, and the only file that imports it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import ibverbs
+from ibverbs import SGE, QPInfo, QPInitAttr, QPState, SendFlags, SendWR
+from ibverbs.enums import QPAttrMask
+
+from triptych.rdma_devices import Place
+from triptych.rings.verbs import card
+from triptych.rings.verbs.card import Peer, Rights, Settings, WorkRequest
+
+
+class IbverbsCard:
+    """See `card.Card`."""
+
+    binding = "ibverbs"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.context = next(device for device in ibverbs.get_device_list() if device.name == place.device).open()
+        self.mtu_bytes = card.mtu_bytes(self.context.query_port(place.port).active_mtu)
+        self.depth = min(self.context.query_device().max_qp_rd_atom, card.READ_ATOMIC_DEPTH_MAX)
+
+    def queue_pair(self, address: int, size_bytes: int, rights: Rights, depth: int) -> IbverbsQueuePair:
+        """See `card.Card`."""
+        return IbverbsQueuePair(self, address, size_bytes, rights, depth)
+
+    def close(self) -> None:
+        """See `card.Card`."""
+        self.context.close()
+
+
+class IbverbsQueuePair:
+    """See `card.QueuePair`."""
+
+    def __init__(self, owner: IbverbsCard, address: int, size_bytes: int, rights: Rights, depth: int) -> None:
+        self._card, self._rights = owner, rights
+        self._domain = owner.context.alloc_pd()
+        self._completions = owner.context.create_cq(depth)
+        self._region = self._domain.reg_mr(address, size_bytes, int(rights))
+        queues = {"send_cq": self._completions, "recv_cq": self._completions}
+        self._pair = self._domain.create_qp(QPInitAttr(**queues, max_send_wr=depth, max_recv_wr=1))
+        self.remote_key = self._region.rkey
+        place, first = owner.place, secrets.randbits(card.PACKET_SEQUENCE_BITS)
+        self.peer = Peer(self._pair.qp_num, first, place.gid.value, place.lid, owner.mtu_bytes)
+
+    def connect(self, other: Peer, *, initiates: bool) -> None:
+        """See `card.QueuePair`."""
+        place, settings = self._card.place, Settings.of(self._card.place, self.peer, other)
+        number, sequence, gid, lid, _ = other
+        self._pair.to_init(place.port, int(self._rights))
+        self._pair.to_rtr(
+            QPInfo(qp_num=number, psn=sequence, lid=lid, gid=gid, port=place.port, mtu=settings.mtu_code),
+            sgid_index=place.gid.index,
+            mtu=settings.mtu_code,
+            hop_limit=card.HOP_LIMIT,
+            min_rnr_timer=card.MIN_RNR_TIMER,
+            max_dest_rd_atomic=self._card.depth,
+        )
+        if initiates:
+            bounds = {"timeout": card.ACK_TIMEOUT, "retry_cnt": card.RETRIES, "rnr_retry": card.RNR_RETRIES}
+            self._pair.to_rts(self.peer.packet_sequence_number, **bounds, max_rd_atomic=self._card.depth)
+
+    def post(self, requests: Sequence[WorkRequest], remote_key: int) -> None:
+        """See `card.QueuePair`."""
+        last = len(requests) - 1
+        self._pair.post_send(
+            [
+                SendWR(
+                    sg_list=[SGE(request.local_address, request.size_bytes, self._region.lkey)],
+                    opcode=request.opcode,
+                    send_flags=SendFlags.SIGNALED * (number == last) | SendFlags.FENCE * request.is_fenced,
+                    remote_addr=request.remote_address,
+                    rkey=remote_key,
+                    compare_add=request.first,
+                    swap=request.second,
+                )
+                for number, request in enumerate(requests)
+            ]
+        )
+
+    def poll(self) -> int | None:
+        """See `card.QueuePair`."""
+        completions = self._completions.poll(1)
+        return int(completions[0].status) if completions else None
+
+    def close(self) -> None:
+        """See `card.QueuePair`."""
+        self._pair.modify(QPAttrMask.STATE, qp_state=QPState.ERR)
+        for part in (self._pair, self._region, self._completions, self._domain):
+            part.close()

@@ -1,0 +1,120 @@
+"""The binding pyverbs, and the only file that imports it. It must be of the machine's own rdma-core."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import secrets
+from collections.abc import Iterator, Sequence
+
+from pyverbs.addr import GID, AHAttr, GlobalRoute
+from pyverbs.cq import CQ
+from pyverbs.device import Context
+from pyverbs.enums import IBV_QP_STATE, IBV_QPS_ERR, IBV_QPT_RC, IBV_SEND_FENCE, IBV_SEND_SIGNALED
+from pyverbs.mr import MR
+from pyverbs.pd import PD
+from pyverbs.pyverbs_error import PyverbsError
+from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
+from pyverbs.wr import SGE, SendWR
+
+from triptych.rdma_devices import Place, gid_text
+from triptych.rings.verbs import card
+from triptych.rings.verbs.card import Opcode, Peer, Rights, Settings, WorkRequest
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """pyverbs has errors of its own kind."""
+    try:
+        yield
+    except PyverbsError as error:
+        raise OSError(getattr(error, "error_code", 0), str(error)) from error
+
+
+class PyverbsCard:
+    """See `card.Card`."""
+
+    binding = "pyverbs"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        with _os_errors():
+            self.context = Context(name=place.device)
+            attributes = self.context.query_device()
+            self.mtu_bytes = card.mtu_bytes(self.context.query_port(place.port).active_mtu)
+        self.depth = min(attributes.max_qp_rd_atom, attributes.max_qp_init_rd_atom, card.READ_ATOMIC_DEPTH_MAX)
+        if not attributes.atomic_caps:
+            raise OSError(0, f"{place.device} has no atomics")
+
+    def queue_pair(self, address: int, size_bytes: int, rights: Rights, depth: int) -> PyverbsQueuePair:
+        """See `card.Card`."""
+        return PyverbsQueuePair(self, address, size_bytes, rights, depth)
+
+    def close(self) -> None:
+        """See `card.Card`."""
+        self.context.close()
+
+
+class PyverbsQueuePair:
+    """See `card.QueuePair`."""
+
+    def __init__(self, owner: PyverbsCard, address: int, size_bytes: int, rights: Rights, depth: int) -> None:
+        self._card, self._rights = owner, rights
+        with _os_errors():
+            self._domain = PD(owner.context)
+            self._completions = CQ(owner.context, depth)
+            self._region = MR(self._domain, size_bytes, int(rights), address=address)
+            cap = QPCap(max_send_wr=depth, max_recv_wr=1, max_send_sge=1, max_recv_sge=1, max_inline_data=0)
+            queues = {"scq": self._completions, "rcq": self._completions}
+            # pyverbs would have every request give a completion; one for each list is what `post` promises
+            self._pair = QP(self._domain, QPInitAttr(qp_type=IBV_QPT_RC, cap=cap, sq_sig_all=0, **queues))
+        self.remote_key = self._region.rkey
+        place, first = owner.place, secrets.randbits(card.PACKET_SEQUENCE_BITS)
+        self.peer = Peer(self._pair.qp_num, first, place.gid.value, place.lid, owner.mtu_bytes)
+
+    def connect(self, other: Peer, *, initiates: bool) -> None:
+        """See `card.QueuePair`."""
+        place, settings = self._card.place, Settings.of(self._card.place, self.peer, other)
+        route = GlobalRoute(dgid=GID(gid_text(other.gid)), sgid_index=place.gid.index, hop_limit=card.HOP_LIMIT)
+        attributes = QPAttr()
+        attributes.ah_attr = AHAttr(dlid=other.lid, is_global=settings.is_global, port_num=place.port, gr=route)
+        attributes.port_num, attributes.pkey_index, attributes.qp_access_flags = place.port, 0, int(self._rights)
+        attributes.path_mtu, attributes.dest_qp_num = settings.mtu_code, other.queue_pair_number
+        attributes.rq_psn, attributes.sq_psn = other.packet_sequence_number, self.peer.packet_sequence_number
+        attributes.max_rd_atomic = attributes.max_dest_rd_atomic = self._card.depth
+        attributes.timeout, attributes.retry_cnt = card.ACK_TIMEOUT, card.RETRIES
+        attributes.rnr_retry, attributes.min_rnr_timer = card.RNR_RETRIES, card.MIN_RNR_TIMER
+        with _os_errors():
+            self._pair.to_rts(attributes) if initiates else self._pair.to_rtr(attributes)
+
+    def post(self, requests: Sequence[WorkRequest], remote_key: int) -> None:
+        """See `card.QueuePair`."""
+        works = [self._work(request, remote_key) for request in requests]  # pyverbs keeps none of the list alive
+        for work, following in itertools.pairwise(works):
+            work.next_wr = following
+        works[-1].send_flags |= IBV_SEND_SIGNALED
+        with _os_errors():
+            self._pair.post_send(works[0])
+
+    def poll(self) -> int | None:
+        """See `card.QueuePair`."""
+        with _os_errors():
+            count, completions = self._completions.poll(1)
+        return completions[0].status if count else None
+
+    def close(self) -> None:
+        """See `card.QueuePair`."""
+        with _os_errors():
+            self._pair.modify(QPAttr(qp_state=IBV_QPS_ERR), IBV_QP_STATE)
+            for part in (self._pair, self._region, self._completions, self._domain):
+                part.close()
+
+    def _work(self, request: WorkRequest, remote_key: int) -> SendWR:
+        piece = SGE(request.local_address, request.size_bytes, self._region.lkey)
+        flags = IBV_SEND_FENCE if request.is_fenced else 0
+        work = SendWR(opcode=int(request.opcode), num_sge=1, sg=[piece], send_flags=flags)
+        if request.opcode in (Opcode.READ, Opcode.WRITE):
+            work.set_wr_rdma(remote_key, request.remote_address)
+        else:
+            work.set_wr_atomic(remote_key, request.remote_address, request.first, request.second)
+        return work
