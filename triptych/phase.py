@@ -192,6 +192,7 @@ class Phases:
             except InvalidRequest as error:  # a bad reference is its owner's fault, not the client's
                 raise TransferFailed(str(error)) from error
             span.set_attribute("triptych.mover", fetched.mover)
+            span.set_attribute("triptych.protocol", fetched.protocol)
             span.set_attribute("triptych.size_bytes", fetched.size_bytes)
             self._metrics.transferred(fetched.mover, fetched.size_bytes, fetched.seconds)
             if fetched.read_count > 1:

@@ -18,6 +18,9 @@ from triptych.errors import InvalidRequest, NoCard
 
 DEVICES = Path("/sys/class/infiniband")
 """Where the kernel lists RDMA devices; absent where it has none."""
+GIDS_READ_MAX = 64
+"""Entries of a GID table that are looked at. Tables are filled from the start, two for each address of the interface;
+some have a thousand entries, and each is a file."""
 ETHERNET = "Ethernet"
 ROCE_V2 = "RoCE v2"
 IPV4_MAPPED = bytes(10) + b"\xff\xff"
@@ -123,7 +126,8 @@ def _is_link_local(gid: Gid) -> bool:
 
 def _port(device: str, path: Path) -> Port:
     gids = []
-    for entry in sorted((path / "gids").iterdir(), key=lambda entry: int(entry.name)):
+    entries = sorted((path / "gids").iterdir(), key=lambda entry: int(entry.name))
+    for entry in entries[:GIDS_READ_MAX]:
         value = bytes.fromhex(_read(entry).replace(":", ""))
         if any(value):
             gids.append(Gid(int(entry.name), value, _read(path / "gid_attrs" / "types" / entry.name)))

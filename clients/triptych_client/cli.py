@@ -23,6 +23,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 MOVERS = ("local", "mooncake", "rpc")
 
+RINGS = ("auto", "verbs", "rpc")
+
+MOONCAKE = ("auto", "rdma", "tcp")
+
 STATES = (
     *("queued", "encoding", "encoded", "denoising", "denoised", "decoding"),
     *("succeeded", "failed", "cancelled", "expired"),
@@ -85,6 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_endpoint(download, "download", json=False)
     describe = commands.add_parser("describe", help="show what the loaded model accepts")
     _add_endpoint(describe, "describe", json=True)
+    doctor = commands.add_parser("doctor", help="show what this machine has for Triptych, and what to install")
+    doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    doctor.set_defaults(module="doctor")
     trace = commands.add_parser("trace", help="draw a job's trace as a waterfall")
     trace.add_argument("job", metavar="JOB", help="job id or trace id")
     trace.add_argument("--trace-file", required=True, metavar="FILE", help="what the fleet's --trace-file wrote")
@@ -132,6 +139,9 @@ def _add_fleet(parser: argparse.ArgumentParser, *, model_required: bool) -> None
         "--threads", type=int, default=0, metavar="N", help="torch threads a worker (default: cores shared)"
     )
     group.add_argument("--mover", default="", choices=MOVERS, help="force one way for tensors to move")
+    group.add_argument("--mooncake", default="", choices=MOONCAKE, help="Mooncake's protocol (default: auto)")
+    group.add_argument("--rings", default="", choices=RINGS, help="way to the queues (default: auto)")
+    group.add_argument("--rdma-device", default="", metavar="D", help="DEVICE[:PORT[:GID_INDEX]] (default: the best)")
     group.add_argument("--arena-bytes", type=int, default=0, metavar="N", help="size of each worker's arena")
     group.add_argument("--trace-file", default="", metavar="FILE", help="append spans here, as OTLP JSON lines")
 

@@ -58,6 +58,9 @@ class FleetPlan:
     threads: int = 0
     """Torch threads of each worker; 0 divides the cores among them."""
     mover: str = ""
+    mooncake: str = ""
+    rings: str = ""
+    rdma_device: str = ""
     arena_bytes: int = 0
     result_url: str = ""
     trace_file: str = ""
@@ -103,6 +106,7 @@ class FleetPlan:
                     dtype=plan.dtype,
                     threads=self.threads or threads_default(self.worker_count),
                     mover=self.mover,
+                    mooncake=self.mooncake,
                     arena_bytes=self.arena_bytes or "",
                 )
                 common = self._common(len(specs) + 1)
@@ -111,6 +115,8 @@ class FleetPlan:
 
     def _common(self, index: int) -> Sequence[str]:
         return _flags(
+            rings=self.rings,
+            rdma_device=self.rdma_device,
             trace_file=self.trace_file,
             metrics_port=self.metrics_port + index if self.metrics_port else "",
             drain_timeout_s=self.drain_timeout_s,

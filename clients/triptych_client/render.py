@@ -29,10 +29,10 @@ _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def fleet_view(endpoint: str, fleet: GetFleetResponse) -> tuple[RenderableType, ...]:
-    """Headline, rings and workers."""
+    """Headline, rings, workers, and which ways queues and tensors go."""
     counts = ", ".join(f"{count.count} {state_name(count.state)}" for count in fleet.job_counts if count.count)
     headline = Text(f"{endpoint} · epoch {fleet.epoch} · jobs: {counts or 'none'}", style="bold")
-    return headline, _rings_table(fleet), _workers_table(fleet.workers)
+    return headline, _rings_table(fleet), _workers_table(fleet.workers), _ways_table(fleet)
 
 
 def jobs_table(jobs: Iterable[Job], title: str) -> Table:
@@ -121,6 +121,20 @@ def _workers_table(workers: Iterable[Worker]) -> Table:
             _ago(worker.heartbeat_time) if worker.HasField("heartbeat_time") else "",
             f"{worker.address} ({worker.process_id})",
         )
+    return table
+
+
+def _ways_table(fleet: GetFleetResponse) -> Table:
+    """What is in use and why, workers that agree in one line."""
+    table = _table("ways", "what", "goes by", "because", "ranks")
+    for driver, reason in sorted({(ring.driver, ring.driver_reason) for ring in fleet.rings}):
+        table.add_row("rings", driver, Text(reason), "")
+    ranks: dict[tuple[str, str, str], list[str]] = {}
+    for worker in sorted(fleet.workers, key=lambda worker: worker.rank):
+        for what, choice in (("claims", worker.rings), ("Mooncake", worker.mooncake)):
+            ranks.setdefault((what, choice.name or "-", choice.reason), []).append(str(worker.rank))
+    for (what, name, reason), agreeing in sorted(ranks.items()):
+        table.add_row(what, name, Text(reason), ", ".join(agreeing))
     return table
 
 

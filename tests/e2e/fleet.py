@@ -22,7 +22,7 @@ WORKER_TIMEOUT_S = 2.0
 
 
 class Fleet:
-    """A controller and workers over one model. `names` lists the processes, for example `transformer-0`."""
+    """A controller and workers over one model. Processes are named for example `transformer-0`."""
 
     def __init__(
         self,
@@ -32,9 +32,12 @@ class Fleet:
         counts: Mapping[str, int] | None = None,
         worker_flags: tuple[str, ...] = (),
         controller_flags: tuple[str, ...] = (),
+        flags_by_name: Mapping[str, tuple[str, ...]] | None = None,
         env: Mapping[str, str] | None = None,
+        ready_timeout_s: float = READY_TIMEOUT_S,
     ) -> None:
         self.folder, self.model = folder, model
+        self._flags_by_name, self._ready_timeout_s = flags_by_name or {}, ready_timeout_s
         self._worker_flags, self._controller_flags = worker_flags, controller_flags
         self._env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})}
         self._counts = {**dict.fromkeys(ROLES, 1), **(counts or {})}
@@ -96,6 +99,7 @@ class Fleet:
         else:
             command += ["--model", self.model, "--controller", self.endpoint, "--threads", "1"]
             command += ["--arena-bytes", str(64 * 2**20), *self._worker_flags]
+        command += self._flags_by_name.get(name, ())
         with (self.folder / f"{name}.log").open("a") as log:
             self.processes[name] = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, text=True, env=self._env
@@ -106,7 +110,7 @@ class Fleet:
         assert process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
-            assert selector.select(READY_TIMEOUT_S), f"{name} isn't ready: {self.log(name)}"
+            assert selector.select(self._ready_timeout_s), f"{name} isn't ready: {self.log(name)}"
         line = process.stdout.readline()
         assert line.startswith("READY "), f"{name} ended: {self.log(name)}"
         self.addresses[name] = line.split()[1]

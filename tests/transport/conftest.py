@@ -25,8 +25,8 @@ ANSWER_TIMEOUT_S = 60
 class Owner:
     """Speaks to `owner.py`."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("owner.py"))]
+    def __init__(self, *mooncake: str) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("owner.py")), *mooncake]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

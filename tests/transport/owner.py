@@ -1,5 +1,7 @@
 """A process that owns an arena and serves its rooms by every mover. Takes commands on stdin, answers with JSON lines.
 
+owner.py [HOST PROTOCOL DEVICE]: where and how Mooncake is reached; 127.0.0.1, by TCP, unless said otherwise.
+
 put SIZE SEED   -> {"ref": hex of a RoomRef}     one tensor of SIZE random bytes
 release ROOM    -> {"released": true}
 quit            (or the end of stdin) closes all and leaves
@@ -17,7 +19,7 @@ import numpy as np
 
 from triptych import codec, rpc
 from triptych.transport.arena import Arena
-from triptych.transport.mooncake_engine import MooncakeEngine
+from triptych.transport.mooncake_engine import open_engine
 from triptych.transport.movers import read_room
 from triptych.v1 import worker_service_pb2, worker_service_pb2_grpc
 
@@ -35,10 +37,9 @@ class Servicer(worker_service_pb2_grpc.WorkerServiceServicer):
             yield worker_service_pb2.FetchRoomResponse(chunk=chunk)
 
 
-async def main() -> None:
+async def main(host: str = "127.0.0.1", protocol: str = "tcp", device: str = "") -> None:
     with Arena.create(ARENA_BYTES) as arena:
-        engine = MooncakeEngine.start("127.0.0.1")
-        engine.register(arena.base_address, arena.size_bytes)
+        engine = open_engine(arena, host, protocol, device)
         name = "triptych.v1.WorkerService"
         add = worker_service_pb2_grpc.add_WorkerServiceServicer_to_server
         server = await rpc.start_server("127.0.0.1:0", [(add, Servicer(arena), name)])
@@ -67,4 +68,4 @@ def say(answer: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(*sys.argv[1:]))

@@ -21,12 +21,13 @@ SWAPS_MAX = 64
 
 
 def format_ring(geometry: Geometry, ring: int, epoch: int) -> Program[None]:
-    """Make the (zeroed) memory an empty ring of this epoch. The magic comes last: half a ring isn't one."""
+    """Make the memory an empty ring of this epoch. The magic comes last: half a ring isn't one."""
     header = Header.of(ring, epoch, geometry).pack()
     yield (
         Write(layout.STATES_OFFSET, bytes(geometry.states_bytes)),
         Write(layout.TICKET_OFFSET, layout.word_bytes(layout.first_ticket(epoch))),
         Write(layout.SCRATCH_OFFSET, layout.word_bytes(SCRATCH_START)),
+        Write(layout.REDELIVERED_OFFSET, layout.word_bytes(0)),
         Write(layout.WORD_BYTES, header[layout.WORD_BYTES :]),
         Write(0, header[: layout.WORD_BYTES]),
     )

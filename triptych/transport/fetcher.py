@@ -42,6 +42,8 @@ class Fetched:
 
     buffer: memoryview
     mover: str
+    protocol: str
+    """What carried the bytes; see `movers.Mover`."""
     seconds: float
     read_count: int
 
@@ -79,7 +81,7 @@ class Fetcher:
             except (TransferFailed, DeadlinePassed) as error:
                 failures.append(f"{mover.name}: {error}")
                 continue
-            return Fetched(buffer, mover.name, time.monotonic() - started, read_count)
+            return Fetched(buffer, mover.name, mover.protocol, time.monotonic() - started, read_count)
         raise TransferFailed(f"room {ref.room_id:#x} can't be read ({'; '.join(failures)})")
 
     def close(self) -> None:

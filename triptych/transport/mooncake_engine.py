@@ -10,9 +10,11 @@ or keep to a private network.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 TRANSFER_TIMEOUT_S = 30
 """How long the engine itself waits for a transfer. A silent peer holds a thread for so long, no longer."""
 _FORCE_TCP = "MC_FORCE_TCP"
+_IS_TCP_FORCED = bool(os.environ.get(_FORCE_TCP))
+"""Whether the user has set it, before anything here does."""
 _SETTINGS = {
     "MC_TRANSFER_TIMEOUT": str(TRANSFER_TIMEOUT_S),
     "MC_TCP_PROGRESS_TIMEOUT_SEC": str(TRANSFER_TIMEOUT_S),
@@ -32,6 +36,7 @@ _SETTINGS = {
 }
 """Its settings. This is the only place of the project that writes to the environment."""
 _VERBS_DEVICES = "/dev/infiniband/uverbs"
+_PACKAGE = "mooncake-transfer-engine-non-cuda"
 _LIBRARIES = "the system libraries libibverbs1, libnuma1 and libcurl4"
 
 
@@ -57,15 +62,9 @@ class MooncakeEngine:
         when RDMA is wanted and TCP is what it takes.
         """
         place, reason = _place(wanted, device)
-        try:
-            from mooncake.engine import TransferEngine
-        except ModuleNotFoundError as error:
-            raise MissingExtra("mooncake-transfer-engine-non-cuda", "serve", "the mover mooncake") from error
-        except ImportError as error:
-            raise WrongState(f"Mooncake can't be loaded ({error}); it needs {_LIBRARIES}") from error
-        _set_environment(place, device)
+        _set_environment(place, device)  # before the import, which reads the log level
         opened_before = _opened_devices()
-        engine = TransferEngine()
+        engine = load()()
         protocol, name = ("tcp", "") if place is None else ("rdma", place.device if device else "")
         if engine.initialize(host, "P2PHANDSHAKE", protocol, name) != 0:
             raise WrongState(f"Mooncake can't start on host {host!r}; its log on stderr says why")
@@ -96,6 +95,25 @@ class MooncakeEngine:
         self._engine = None
 
 
+def load() -> Any:
+    """Mooncake's class. Raises MissingExtra without the package, WrongState where it can't be loaded."""
+    try:
+        from mooncake.engine import TransferEngine
+    except ModuleNotFoundError as error:
+        raise MissingExtra(_PACKAGE, "serve", "the mover mooncake") from error
+    except ImportError as error:
+        raise WrongState(f"Mooncake can't be loaded ({error}); it needs {_LIBRARIES}") from error
+    return TransferEngine
+
+
+def version() -> str:
+    """The version that is installed, by whichever of its wheels."""
+    for name in (_PACKAGE, "mooncake-transfer-engine"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"{name} {metadata.version(name)}"
+    return "of unknown version"
+
+
 def open_engine(arena: Arena, host: str, wanted: str = "tcp", device: str = "") -> MooncakeEngine:
     """Start an engine and register the arena. With `auto`, TCP also where the card can't take the arena.
 
@@ -123,7 +141,7 @@ def _place(wanted: str, device: str) -> tuple[rdma_devices.Place | None, str]:
         raise InvalidRequest("mooncake", wanted, "auto, rdma or tcp")
     if wanted == "tcp":
         return None, "it was asked for"
-    if wanted == "auto" and os.environ.get(_FORCE_TCP):
+    if wanted == "auto" and _IS_TCP_FORCED:
         return None, f"{_FORCE_TCP} is set"
     try:
         return rdma_devices.choose(device, rdma_devices.ports()), ""

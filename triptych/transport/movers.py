@@ -37,6 +37,8 @@ class Mover(Protocol):
     """A way to read rooms."""
 
     name: str
+    protocol: str
+    """What carries the bytes, for people: `shm`, `tcp`, `rdma` or `grpc`."""
 
     def accepts(self, ref: room_pb2.RoomRef) -> bool:
         """Whether the reference says that this mover can reach the room."""
@@ -54,7 +56,7 @@ class Mover(Protocol):
 class LocalMover:
     """Reads the owner's arena file on the same host."""
 
-    name = "local"
+    name, protocol = "local", "shm"
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -95,7 +97,7 @@ class MooncakeMover:
     name = "mooncake"
 
     def __init__(self, engine: MooncakeEngine, arena: Arena, executor: Executor) -> None:
-        self._engine = engine
+        self._engine, self.protocol = engine, engine.protocol
         self._arena = arena
         self._executor = executor
 
@@ -123,7 +125,7 @@ class MooncakeMover:
 class RpcMover:
     """Streams the room from the owner's WorkerService, over a channel made by `open_channel(host_port)`."""
 
-    name = "rpc"
+    name, protocol = "rpc", "grpc"
 
     def __init__(self, open_channel: Callable[[str], grpc.aio.Channel]) -> None:
         self._open_channel = open_channel

@@ -22,10 +22,10 @@ INSTALL = (
     "folder pyverbs into site-packages), or: pip install 'triptych[rdma]'"
 )
 
-ACK_TIMEOUT = 14
-"""Local ACK timeout, 4.096 µs · 2^14 = 67 ms: long for any fabric, short enough to give up within a second."""
-RETRIES = 3
-"""Sends again after a timeout. Not 7: with it, soft-RoCE was seen never to give up on a dead peer."""
+ACK_TIMEOUT = 16
+"""Local ACK timeout, 4.096 µs · 2^16 = 268 ms: an age for any fabric, and longer than a busy host stalls soft-RoCE."""
+RETRIES = 6
+"""Sends again after a timeout, so that a dead peer is given up after 2 s. Not 7: soft-RoCE then never gives up."""
 RNR_RETRIES = 3
 MIN_RNR_TIMER = 12
 """0.64 ms. Nobody here receives, so `receiver not ready` doesn't occur; the specification wants a value."""

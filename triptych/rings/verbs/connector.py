@@ -64,7 +64,7 @@ class Connector:
         self._stub: RingServiceAsyncStub = RingServiceStub(channel)
         self._card, self._rings, self._adopted = card, tuple(rings), adopted
         self._chain_timeout_s = chain_timeout_s
-        self._lock = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
         self._opened: _Opened | None = None
         self._held: dict[tuple[int, int, int], Lease] = {}
         self.geometry = Geometry()
@@ -81,11 +81,12 @@ class Connector:
         Raises Fenced, Unavailable and DeadlinePassed (the controller), NoCard (it has no RDMA, or this card fails),
         RingMismatch, RingRefused and RingUnreachable (its memory).
         """
-        async with self._lock:
-            opened = self._opened
-            if opened is None or opened.rank != rank or opened.connection.is_broken:
-                opened = await self._open(rank)
-            return opened.drivers[name]
+        while (opened := self._opened) is None or opened.rank != rank or opened.connection.is_broken:
+            if self._opening is None or self._opening.done():
+                self._opening = asyncio.create_task(self._open(rank))
+                self._opening.add_done_callback(_look_at_error)
+            await asyncio.shield(self._opening)  # a cancelled caller ends its own wait, and not the connection
+        return opened.drivers[name]
 
     def hold(self, lease: Lease) -> None:
         """The worker knows of this lease: it outlives a broken connection."""
@@ -97,12 +98,17 @@ class Connector:
 
     def close(self) -> None:
         """Tear the connection down; the next use opens another."""
+        if self._opening is not None:
+            self._opening.cancel()
+        self._drop_opened()
+
+    def _drop_opened(self) -> None:
         if self._opened is not None:
             self._opened.connection.close()
             self._opened = None
 
-    async def _open(self, rank: int) -> _Opened:
-        self.close()
+    async def _open(self, rank: int) -> None:
+        self._drop_opened()
         try:
             connection = Connection(self._card, self.geometry, timeout_s=self._chain_timeout_s)
         except OSError as error:
@@ -119,7 +125,6 @@ class Connector:
                 raise NoCard(f"{self._card.place} can't reach the controller's card: {error}") from error
             self._opened = _Opened(rank, connection, self._attached(connection, response))
             undo.pop_all()
-        return self._opened
 
     def _attached(self, connection: Connection, response: ConnectResponse) -> dict[RingName.ValueType, VerbsDriver]:
         """A driver for each ring, after its handshake."""
@@ -138,3 +143,9 @@ class Connector:
             driver = drivers[name] = VerbsDriver(connection, ring.address, response.remote_key)
             driver.answers_swapped = driver.execute(attach.attach(self.geometry, name, response.epoch))
         return drivers
+
+
+def _look_at_error(task: asyncio.Task[None]) -> None:
+    """Nobody may be left who waits for it, and then asyncio would complain."""
+    if not task.cancelled():
+        task.exception()

@@ -2,7 +2,7 @@
 
 Everything a chain reads or writes goes through one buffer that was registered with the connection. The wait for a
 completion polls, because it takes microseconds, and yields the core between two looks. It has a bound: the card gives
-up on a silent peer by itself within a second, and one that never answers is given up here.
+up on a silent peer by itself after two seconds, and a card that never answers is given up here.
 
 After any failure the connection is over, and what the chain under way has done is unknown. Nothing after it is done:
 the program is abandoned, and the controller undoes what it had half done when the worker connects anew.
@@ -26,8 +26,8 @@ from triptych.rings.verbs.card import Card, Opcode, QueuePair, Rights, Status, W
 
 T = TypeVar("T")
 
-CHAIN_TIMEOUT_S = 3.0
-"""Bound of one chain: several times what the card takes to give up on a dead peer, and below any worker timeout."""
+CHAIN_TIMEOUT_S = 5.0
+"""Bound of one chain: more than twice what the card takes to give up on a dead peer, below the worker timeout."""
 CHAIN_EXTRA_OPERATIONS = 8
 """A chain may have one operation for each slot and a few more."""
 

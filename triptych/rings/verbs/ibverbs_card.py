@@ -6,8 +6,7 @@ import secrets
 from collections.abc import Sequence
 
 import ibverbs
-from ibverbs import SGE, QPInfo, QPInitAttr, QPState, SendFlags, SendWR
-from ibverbs.enums import QPAttrMask
+from ibverbs import SGE, QPInfo, QPInitAttr, SendFlags, SendWR
 
 from triptych.rdma_devices import Place
 from triptych.rings.verbs import card
@@ -90,6 +89,5 @@ class IbverbsQueuePair:
 
     def close(self) -> None:
         """See `card.QueuePair`."""
-        self._pair.modify(QPAttrMask.STATE, qp_state=QPState.ERR)
         for part in (self._pair, self._region, self._completions, self._domain):
             part.close()

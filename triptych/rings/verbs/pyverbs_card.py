@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pyverbs.addr import GID, AHAttr, GlobalRoute
 from pyverbs.cq import CQ
 from pyverbs.device import Context
-from pyverbs.enums import IBV_QP_STATE, IBV_QPS_ERR, IBV_QPT_RC, IBV_SEND_FENCE, IBV_SEND_SIGNALED
+from pyverbs.enums import IBV_QPT_RC, IBV_SEND_FENCE, IBV_SEND_SIGNALED
 from pyverbs.mr import MR
 from pyverbs.pd import PD
 from pyverbs.pyverbs_error import PyverbsError
@@ -105,7 +105,6 @@ class PyverbsQueuePair:
     def close(self) -> None:
         """See `card.QueuePair`."""
         with _os_errors():
-            self._pair.modify(QPAttr(qp_state=IBV_QPS_ERR), IBV_QP_STATE)
             for part in (self._pair, self._region, self._completions, self._domain):
                 part.close()
 

@@ -1,0 +1,153 @@
+"""`triptych doctor`: what this machine has for a fleet, and what to install."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from importlib import metadata
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from triptych import rdma_devices
+from triptych.errors import MissingExtra, NoCard, TriptychError
+from triptych_client.commands.output import print_json
+from triptych_client.render import bytes_text
+
+SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY_BYTES_MIN = 2**30
+"""What one worker's arena takes at most by default; container runtimes often give 64 MB."""
+GOOD, ABSENT, BAD = "ok", "absent", "problem"
+STYLES = {GOOD: "green", ABSENT: "yellow", BAD: "red"}
+
+
+class Finding(NamedTuple):
+    """One thing that was looked for."""
+
+    what: str
+    state: str
+    """`ok`, `absent` (something else serves in its place) or `problem`."""
+    found: str
+    advice: str = ""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Look at everything; print a table, or JSON."""
+    findings = [look() for look in CHECKS]
+    if args.json:
+        print_json([finding._asdict() for finding in findings])
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("what", "", "found", "to do"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        state = Text(finding.state, style=STYLES[finding.state])
+        table.add_row(finding.what, state, Text(finding.found), Text(finding.advice))
+    Console().print(table)
+
+
+def _devices() -> Finding:
+    ports = rdma_devices.ports()
+    if not ports:
+        return Finding(
+            "RDMA devices", ABSENT, f"none in {rdma_devices.DEVICES}", "nothing: rings and rooms go over TCP"
+        )
+    lines = [
+        f"{port.device}:{port.number} {'active' if port.is_active else 'down'}, {port.link_layer}, "
+        + (", ".join(f"GID {gid.index} {gid} ({gid.kind})" for gid in port.gids) or "no GID")
+        for port in ports
+    ]
+    try:
+        place = rdma_devices.choose("", ports)
+    except NoCard as error:
+        return Finding("RDMA devices", BAD, "\n".join(lines), f"{error}; bring the link up and give it an address")
+    return Finding("RDMA devices", GOOD, "\n".join([*lines, f"{place} would be used; --rdma-device takes another"]))
+
+
+def _bindings() -> Finding:
+    from triptych.rings.verbs import card
+
+    reasons = {name: found for name in card.BINDINGS if isinstance(found := card.find_binding(name), str)}
+    working = [name for name in card.BINDINGS if name not in reasons]
+    text = "; ".join([*(f"{name} works" for name in working), *reasons.values()])
+    return Finding("verbs binding", GOOD if working else ABSENT, text, "" if working else card.INSTALL)
+
+
+def _card() -> Finding:
+    from triptych.rings.verbs.card import open_card
+
+    try:
+        card = open_card()
+    except NoCard as error:
+        return Finding("rings over RDMA", ABSENT, str(error), "nothing: workers ask the controller for work by gRPC")
+    card.close()
+    return Finding("rings over RDMA", GOOD, f"{card.place} opens, by {card.binding}")
+
+
+def _locked_memory() -> Finding:
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        return Finding("locked memory", GOOD, "unlimited")
+    has_device = bool(rdma_devices.ports())
+    advice = "for RDMA: ulimit -l unlimited (LimitMEMLOCK=infinity in systemd)" if has_device else ""
+    return Finding("locked memory", BAD if has_device else GOOD, f"{bytes_text(limit)} a process", advice)
+
+
+def _shared_memory() -> Finding:
+    try:
+        statistics = os.statvfs(SHARED_MEMORY)
+    except OSError as error:
+        return Finding("shared memory", BAD, f"{SHARED_MEMORY}: {error.strerror}", f"mount a tmpfs on {SHARED_MEMORY}")
+    free = statistics.f_bavail * statistics.f_frsize
+    text = f"{bytes_text(free)} free in {SHARED_MEMORY}"
+    if free < SHARED_MEMORY_BYTES_MIN:
+        return Finding("shared memory", BAD, text, "enlarge it, or give workers a smaller --arena-bytes")
+    return Finding("shared memory", GOOD, text)
+
+
+def _mooncake() -> Finding:
+    from triptych.transport import mooncake_engine
+
+    try:
+        mooncake_engine.load()
+    except MissingExtra as error:
+        return Finding("Mooncake", ABSENT, "not installed; rooms go by shared memory and gRPC", str(error))
+    except TriptychError as error:
+        return Finding("Mooncake", BAD, str(error), "install those libraries")
+    return Finding("Mooncake", GOOD, mooncake_engine.version())
+
+
+def _torch() -> Finding:
+    if importlib.util.find_spec("torch") is None:
+        return Finding("torch", ABSENT, "not installed: this machine can be a client", "pip install 'triptych[serve]'")
+    return Finding("torch", GOOD, metadata.version("torch"))
+
+
+def _gpu() -> Finding:
+    if importlib.util.find_spec("torch") is None:
+        has_tool = shutil.which("nvidia-smi") is not None
+        return Finding("GPU", ABSENT, "nvidia-smi is there, torch isn't" if has_tool else "torch isn't installed")
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("GPU", ABSENT, "torch sees none", "nothing, if the CPU is to do the work")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Finding("GPU", GOOD, ", ".join(f"cuda:{index} {name}" for index, name in enumerate(names)))
+
+
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    _torch,
+    _gpu,
+    _shared_memory,
+    _mooncake,
+    _devices,
+    _bindings,
+    _card,
+    _locked_memory,
+)
