@@ -114,7 +114,7 @@ class Noisy:
     """A mover over a line that flips a bit in its first reads."""
 
     def __init__(self, inner, flips: int) -> None:
-        self.name, self._inner, self._flips = inner.name, inner, flips
+        self.name, self.protocol, self._inner, self._flips = inner.name, inner.protocol, inner, flips
 
     def accepts(self, ref):
         return self._inner.accepts(ref)
