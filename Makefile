@@ -8,20 +8,38 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PROMPT ?= a big red circle moving right on a blue background
 OUT ?= demo.mp4
 
-.PHONY: setup demo test check proto proto-baseline bench clean
+# What the suites of RDMA and of the model need beyond Python; installed by apt where that is allowed.
+RDMA_PACKAGES := python3-pyverbs libibverbs1 ibverbs-providers libnuma1 libcurl4 perftest
+MODEL_PACKAGES := spin gcc libc6-dev
+# A virtual machine with two soft-RoCE devices. Mooncake's own default of workers would spin on all its processors.
+IN_VM := MC_WORKERS_PER_CTX=1 python3 tests/rdma/vm run --memory-mib 6144 --timeout-s 1200
+
+.PHONY: setup setup-rdma demo test test-model test-rdma check proto proto-baseline bench bench-rdma clean
 
 setup: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,rdma,dev]'
 	touch $@
 
 demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --ignore tests/rdma --ignore tests/model
+
+test-model: setup
+	.ci/install $(MODEL_PACKAGES)
+	$(BIN)/python -m pytest tests/model
+
+# pyverbs comes with the machine's rdma-core, for the system's Python; where that isn't ours, the wheel ibverbs serves.
+setup-rdma: setup
+	.ci/install $(RDMA_PACKAGES)
+	ln -sfn /usr/lib/python3/dist-packages/pyverbs $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/pyverbs
+
+test-rdma: setup-rdma
+	$(IN_VM) '$(BIN)/python -m pytest tests/rdma -p no:cacheprovider'
 
 check: setup
 	$(BIN)/ruff check .
@@ -43,6 +61,9 @@ proto-baseline: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+bench-rdma: setup-rdma
+	$(IN_VM) '$(BIN)/python -m benchmarks.bench_rdma'
 
 clean:
 	rm -rf $(VENV)

@@ -67,7 +67,7 @@ async def _memory_lines() -> list[Line]:
         get_s += await _seconds(queue.get)
         count += BATCH
     floors = {"publish": count / put_s, "claim": count / get_s, "ack": count / get_s, "empty claim": count / get_s}
-    return await _lines("memory", MemoryRing(RING_PHASE1, 1, attempts_max=3), floors)
+    return await lines("memory", MemoryRing(RING_PHASE1, 1, attempts_max=3), floors)
 
 
 async def _rpc_lines() -> list[Line]:
@@ -81,7 +81,7 @@ async def _rpc_lines() -> list[Line]:
     floors = dict.fromkeys(("publish", "claim", "ack", "empty claim"), count / spent_s)
     host = MemoryRing(RING_PHASE1, 1, attempts_max=3)
     async with _served(RingServicer({RING_PHASE1: host}, lambda rank: None)) as channel:
-        return await _lines("rpc", RpcRing(channel, RING_PHASE1), floors)
+        return await lines("rpc", RpcRing(channel, RING_PHASE1), floors)
 
 
 @asynccontextmanager
@@ -94,7 +94,7 @@ async def _served(servicer: RingServicer) -> AsyncIterator[grpc.aio.Channel]:
     await server.stop(0)
 
 
-async def _lines(driver: str, ring: Ring, floors: dict[str, float]) -> list[Line]:
+async def lines(driver: str, ring: Ring, floors: dict[str, float]) -> list[Line]:
     """Fill and empty the ring in batches; the time of each operation is summed over them."""
     spent_s = dict.fromkeys(floors, 0.0)
     count = 0

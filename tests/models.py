@@ -9,6 +9,7 @@ This is the one file of the project that names model families: the library must 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,3 +297,7 @@ def _save(folder: str | Path, seed: int, make: Callable[[], Any]) -> str:
             make().save_pretrained(str(folder))
         (folder / DONE_NAME).touch()
     return str(folder)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](sys.argv[2])  # for example: python -m tests.models wan_t2v my-model

@@ -150,6 +150,9 @@ async def translate(call: Awaitable[Result]) -> Result:
     try:
         return await call
     except grpc.aio.AioRpcError as error:
+        task = asyncio.current_task()
+        if error.code() is grpc.StatusCode.CANCELLED and task is not None and task.cancelling():
+            raise asyncio.CancelledError from error  # now and then gRPC tells us of our own cancellation by a status
         raise error_from(error) from error
 
 

@@ -107,27 +107,40 @@ class RingServicer(RingServiceServicer):
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
         """Give a rank a connection to the rings' memory; what its last one left half done is undone before."""
-        self._is_known(request.rank)
-        if self._host is None:
-            raise errors.NoCard(f"the controller serves its rings by RingService only: {self._reason}")
+        host = self._cut_off(request)
         if len(request.address.gid) != GID_BYTES:
             raise errors.InvalidRequest("address.gid", request.address.gid, f"{GID_BYTES} bytes")
-        self._host.disconnect(request.rank)
-        for ring in self._rings.values():
-            ring.abandon(request.rank, request.kept_leases)
-        opened = self._host.connect(request.rank, peer_of(request.address))
+        opened = host.connect(request.rank, peer_of(request.address))
         response = pb.ConnectResponse(address=address_message(opened.peer), remote_key=opened.remote_key)
-        slot_count, payload_bytes_max = self._host.geometry
-        for index, (name, ring) in enumerate(self._rings.items()):
-            response.epoch = ring.epoch
+        response.epoch = request.epoch
+        slot_count, payload_bytes_max = host.geometry
+        for index, name in enumerate(self._rings):
             response.rings.add(
                 ring=name,
-                address=self._host.address(index),
+                address=host.address(index),
                 layout_version=LAYOUT_VERSION,
                 slot_count=slot_count,
                 payload_bytes_max=payload_bytes_max,
             )
         return response
+
+    async def Disconnect(self, request: pb.DisconnectRequest, context: Context) -> pb.DisconnectResponse:
+        """Take a rank's connection away, and undo what it left half done."""
+        self._cut_off(request)
+        return pb.DisconnectResponse()
+
+    def _cut_off(self, request: pb.ConnectRequest | pb.DisconnectRequest) -> RingHost:
+        """End a rank's connection. Nothing is awaited here: no other call comes between fence and undoing."""
+        self._is_known(request.rank)
+        if self._host is None:
+            raise errors.NoCard(f"the controller serves its rings by RingService only: {self._reason}")
+        for ring in self._rings.values():
+            if request.epoch != ring.epoch:  # it may hold a lease here that it hasn't heard of
+                raise errors.Fenced(f"this is epoch {ring.epoch}, the worker is of {request.epoch}; register anew")
+        self._host.disconnect(request.rank)
+        for ring in self._rings.values():
+            ring.abandon(request.rank, request.kept_leases)
+        return self._host
 
     async def ListSlots(self, request: pb.ListSlotsRequest, context: Context) -> pb.ListSlotsResponse:
         """Show every slot of a ring."""

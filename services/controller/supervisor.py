@@ -7,11 +7,12 @@ refused; only then are its leases given to others. A slow rank that wakes up fin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from services.controller import jobs
 from services.controller.controller import Controller
-from triptych.errors import Full, InvalidRequest, LeaseLost, RingFull, WrongState
+from triptych.errors import Fenced, Full, InvalidRequest, LeaseLost, RingFull, WrongState
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import TARGET_DEAD
 from triptych.rings.ring import Removed
@@ -117,8 +118,13 @@ class Supervisor:
             return None
         try:
             lease = ring.adopt(jobs.dispatch_of(entry), rank)
+        except RingFull:
+            return None
+        try:
             await self._controller.relet(entry.job.job_id, running.lease, lease)
-        except (RingFull, LeaseLost):
+        except LeaseLost:  # the job has moved on: nobody will be told of this lease
+            with contextlib.suppress(LeaseLost, Fenced):
+                await ring.ack(lease)
             return None
         return lease
 

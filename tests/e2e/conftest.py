@@ -11,7 +11,6 @@ import grpc
 import numpy as np
 import pytest
 
-from tests import models
 from tests.e2e.fleet import Fleet
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED
 from triptych.v1.worker_pb2 import Worker
@@ -25,6 +24,8 @@ SMALL: dict[str, Any] = {"height": 32, "width": 64, "num_inference_steps": 3, "n
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """The folder of a tiny random model, by the name of its maker in `tests.models`."""
+    from tests import models  # here, because it imports torch, and not all who import this module need it
+
     root = tmp_path_factory.mktemp("models")
     return lambda name: getattr(models, name)(root / name)
 

@@ -91,7 +91,7 @@ class Fleet:
 
     def _spawn(self, name: str) -> None:
         role = name.partition("-")[0]
-        command = [sys.executable, "-m", f"services.{role}"]
+        command = [f"services.{role}"]
         if role == "controller":
             command += ["--state", str(self.folder / "state"), "--address", self.endpoint or "127.0.0.1:0"]
             command += ["--worker-timeout-s", str(WORKER_TIMEOUT_S), "--heartbeat-interval-s", "0.3"]
@@ -100,10 +100,13 @@ class Fleet:
             command += ["--model", self.model, "--controller", self.endpoint, "--threads", "1"]
             command += ["--arena-bytes", str(64 * 2**20), *self._worker_flags]
         command += self._flags_by_name.get(name, ())
-        with (self.folder / f"{name}.log").open("a") as log:
-            self.processes[name] = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, text=True, env=self._env
-            )
+        self.processes[name] = self._launch(command, self.folder / f"{name}.log")
+
+    def _launch(self, module: list[str], log: Path) -> subprocess.Popen[str]:
+        """Run a module with its flags."""
+        with log.open("a") as stderr:
+            command = [sys.executable, "-m", *module]
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=self._env)
 
     def _wait_ready(self, name: str) -> None:
         process = self.processes[name]

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from tests.rdma.gateway import Gateway
+from tests.rdma.harness import VerbsHarness
+from tests.rdma.warm import WarmServer
 from triptych import rdma_devices
 from triptych.rings.verbs.card import BINDINGS, Card, find_binding, open_card
+from triptych.rpc import start_server
+from triptych.v1.ring_service_pb2_grpc import add_RingServiceServicer_to_server
 
 HOW = "no active RDMA device here; `make test-rdma` runs these in a virtual machine that has two"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def devices() -> tuple[str, str]:
     """The controller's device, and another one on the same network if there is one."""
     active = [port.device for port in rdma_devices.ports() if port.is_active]
     if not active:
         pytest.skip(HOW)
     return active[0], active[1] if len(active) > 1 else active[0]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def importing(devices: tuple[str, str], request: pytest.FixtureRequest) -> Iterator[WarmServer | None]:
+    """The import of torch, under way on another processor while other tests run; None where no fleet is tested."""
+    if not any("test_fleet" in item.nodeid for item in request.session.items):
+        yield None
+        return
+    # Mooncake's default spins on every core of a small machine
+    server = WarmServer({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "MC_WORKERS_PER_CTX": "1"})
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def warm(importing: WarmServer | None) -> WarmServer:
+    """The same, done."""
+    assert importing is not None
+    importing.wait_until_ready()
+    return importing
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +65,15 @@ def card(devices: tuple[str, str]) -> Iterator[Card]:
     card = open_card(devices[0])
     yield card
     card.close()
+
+
+@pytest.fixture
+async def harness(card: Card) -> AsyncIterator[VerbsHarness]:
+    """Served, but without a way to it yet."""
+    harness = VerbsHarness(card)
+    service = (add_RingServiceServicer_to_server, harness.servicer, "triptych.v1.RingService")
+    server = await start_server("127.0.0.1:0", [service])
+    harness.ways.append(server.address)
+    yield harness
+    await harness.close()
+    await server.stop(0)

@@ -96,7 +96,7 @@ class Workers:
     def _of(self, rank: int) -> VerbsRing:
         if rank not in self._rings:
             assert self._channel is not None
-            connector = Connector(self._channel, self._card, [RING])
+            connector = Connector(self._channel, self._card, [RING], lambda: 1)
             self._rings[rank] = connector, VerbsRing(connector, RING, lambda: rank, lambda: None)
         return self._rings[rank][1]
 

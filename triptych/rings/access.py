@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+FAILURES_MAX = 3
+"""Operations that may fail over RDMA before a rank goes on without: each may have cost an entry an attempt."""
 ASKED_FOR = "it was asked for"
 _RDMA_FAILURES = (NoCard, RingMismatch, RingRefused, RingUnreachable)
 
@@ -63,8 +65,11 @@ class RingAccess:
     ) -> None:
         """`identity` gives the worker's rank and epoch. Without a card all goes by `rpc`, for the `reason` given."""
         self._identity, self._is_forced = identity, is_forced
-        self._connector = Connector(channel, card, names, adopted) if card is not None else None
+        self._connector = Connector(channel, card, names, lambda: identity()[1], adopted) if card is not None else None
         self._decided: tuple[int, int] | None = None
+        self._seen = (0, 0)
+        self._failure_count = 0
+        self._last_failure = ""
         self._rings = {name: _ChosenRing(self, channel, name, on_change) for name in names}
         self.choice = DriverChoice(name="", reason="") if card is not None else DriverChoice(name="rpc", reason=reason)
         """What is in use, and why; the name is empty before the first use."""
@@ -86,6 +91,8 @@ class RingAccess:
     async def uses_verbs(self, name: RingName.ValueType) -> bool:
         """Whether to go over RDMA now; decides where that isn't decided. Raises as `Connector.driver`."""
         identity = self._identity()
+        if self._seen != identity:
+            self._seen, self._failure_count = identity, 0
         if self._connector is not None and self._decided != identity:
             await self._decide(self._connector, name, identity[0])
             self._decided = identity
@@ -95,6 +102,7 @@ class RingAccess:
         """An operation over RDMA failed: decide anew before the next."""
         log.warning("the rings can't be reached over RDMA: %s", error)
         self._decided = None
+        self._failure_count, self._last_failure = self._failure_count + 1, str(error)
 
     def close(self) -> None:
         """Tear the connection down."""
@@ -104,10 +112,13 @@ class RingAccess:
 
     async def _decide(self, connector: Connector, name: RingName.ValueType, rank: int) -> None:
         try:
+            if self._failure_count >= FAILURES_MAX and not self._is_forced:
+                raise RingUnreachable(f"{self._failure_count} operations failed; the last: {self._last_failure}")
             await connector.driver(name, rank)
         except _RDMA_FAILURES as error:
             if self._is_forced:
                 raise
+            await connector.give_up(rank)
             self._choose("rpc", str(error))
         else:
             card = connector.card

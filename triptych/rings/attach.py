@@ -39,7 +39,8 @@ def attach(geometry: Geometry, ring: int, epoch: int) -> Program[bool]:
     Returns whether atomics answer in the other byte order: the driver must then swap every answer, see
     `program.Driver.answers_swapped`.
     """
-    (data,) = yield (Read(0, layout.HEADER_BYTES),)
+    # A slot, too: some networks carry small packets only, and that must be known before anything is claimed.
+    data, _ = yield Read(0, layout.HEADER_BYTES), Read(geometry.slot_offset(0), geometry.slot_bytes)
     found, wanted = Header.unpack(data), Header.of(ring, epoch, geometry)
     for name, found_value, wanted_value in zip(Header._fields, found, wanted, strict=True):
         if found_value != wanted_value:

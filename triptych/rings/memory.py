@@ -76,6 +76,9 @@ def ignore(*_: object) -> None:
 class MemoryRing:
     """A ring in the controller's memory: `Ring` for its own use and for `RingService`, and the controller's powers.
 
+    A driver that fails in the middle of a program ends the ring: slots of rank 0 may be left reserved, and what a reap
+    took out is known to nobody. Its process must then end, and start anew with the next epoch.
+
     All methods belong to one event loop's thread. Each does its whole change before its first await, and `claim`
     takes its lease after its last: a cancelled call has either done nothing or is finished.
     """
@@ -155,7 +158,10 @@ class MemoryRing:
             self._bury(0)
 
     def hint(self) -> None:
-        """See `Ring.hint`. Also takes out what has come for the dead meanwhile, and what was parked."""
+        """See `Ring.hint`. Also takes out what has come for the dead meanwhile, and what was parked.
+
+        Where others change the memory this must be called again and again: nothing else finds such entries.
+        """
         found = self._driver.execute(recovery.states(self._geometry))
         for rank in {state.rank for state in found if state.kind is Kind.READY and state.rank in self._fenced}:
             self._bury(rank)

@@ -11,7 +11,8 @@ EDITORS' RULES
  4. A line `by` the controller for another rank needs that rank cut off before: its slot write is no compare-and-swap.
  5. A program looks at a slot's content only together with a state word read *after* it.
  6. Nothing waits in here, and every loop is bounded. Waiting is a driver's business.
- 7. tests/sim interleaves these very programs and checks every change against `TABLE`: run it.
+ 7. tests/sim interleaves these very programs and checks every change against `TABLE`: run it. docs/model has the same
+    programs for a model checker, and tests/model replays its schedules with these: change the model alike.
 
 WHY NOTHING IS LOST. A message counts from when `publish` returns. Content is written while the word says
 WRITING(t, writer). Nobody else's line starts at that word but the reaper's, which comes after the fence. So what

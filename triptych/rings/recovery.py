@@ -40,7 +40,8 @@ def reap(geometry: Geometry, dead: int, attempts_max: int) -> Program[Reaped]:
 
     Its half-written slots become FREE; its leases go back to READY with the next attempt or, at `attempts_max`
     deliveries, out of the ring; entries that only it could claim, and parked ones, go out of the ring too.
-    Running it again is harmless. With `dead` 0 it only takes out what is parked.
+    Running it again is harmless, but only its return says what it took out: a controller whose reap fails half-way
+    must not go on with this ring. With `dead` 0 it only takes out what is parked.
     """
     assert 1 <= attempts_max <= layout.ATTEMPT_MAX
     return (yield from _undo(geometry, lambda state: _is_concerned(state, dead), dead, attempts_max))
@@ -51,7 +52,8 @@ def abandon(geometry: Geometry, rank: int, kept: Collection[Held]) -> Program[Re
     that connection was torn down.
 
     Its half-written slots become FREE, and leases that it doesn't know of (their answer was lost) go back to READY.
-    What it holds and knows of, `kept`, stays. That it was cut off is no fault of the entry's: no cap but the counter's.
+    What it holds and knows of, `kept`, stays. Nothing is taken out for its attempts (but at the counter's end), yet a
+    lost answer is an attempt, which a later reap counts. As with `reap`, failing half-way ends the ring.
     """
     assert rank != 0
     stay = {held.word for held in kept}

@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from triptych.v1 import dispatch_pb2 as triptych_dot_v1_dot_dispatch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/v1/ring_service.proto\x12\x0btriptych.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1atriptych/v1/dispatch.proto\"e\n\x05Lease\x12\x1f\n\x04ring\x18\x01 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x0e\n\x06ticket\x18\x03 \x01(\x07\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0c\n\x04rank\x18\x05 \x01(\r\"h\n\x0ePublishRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x1f\n\x04ring\x18\x02 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\'\n\x08\x64ispatch\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Dispatch\"!\n\x0fPublishResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\x07\"x\n\x0c\x43laimRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x1f\n\x04ring\x18\x02 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x63laim_id\x18\x04 \x01(\t\"[\n\rClaimResponse\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\'\n\x08\x64ispatch\x18\x02 \x01(\x0b\x32\x15.triptych.v1.Dispatch\"/\n\nAckRequest\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\"\r\n\x0b\x41\x63kResponse\"0\n\x0bNackRequest\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\"\x0e\n\x0cNackResponse\"w\n\x0e\x43onnectRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12.\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x1d.triptych.v1.QueuePairAddress\x12\'\n\x0bkept_leases\x18\x03 \x03(\x0b\x32\x12.triptych.v1.Lease\"\x8c\x01\n\x0f\x43onnectResponse\x12.\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.QueuePairAddress\x12\x12\n\nremote_key\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12&\n\x05rings\x18\x04 \x03(\x0b\x32\x17.triptych.v1.RingMemory\"z\n\x10QueuePairAddress\x12\x19\n\x11queue_pair_number\x18\x01 \x01(\r\x12\x1e\n\x16packet_sequence_number\x18\x02 \x01(\r\x12\x0b\n\x03gid\x18\x03 \x01(\x0c\x12\x0b\n\x03lid\x18\x04 \x01(\r\x12\x11\n\tmtu_bytes\x18\x05 \x01(\r\"\x85\x01\n\nRingMemory\x12\x1f\n\x04ring\x18\x01 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x06\x12\x16\n\x0elayout_version\x18\x03 \x01(\r\x12\x12\n\nslot_count\x18\x04 \x01(\r\x12\x19\n\x11payload_bytes_max\x18\x05 \x01(\r\"3\n\x10ListSlotsRequest\x12\x1f\n\x04ring\x18\x01 \x01(\x0e\x32\x11.triptych.v1.Ring\"H\n\x11ListSlotsResponse\x12$\n\x05slots\x18\x01 \x03(\x0b\x32\x15.triptych.v1.RingSlot\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x97\x01\n\x08RingSlot\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.triptych.v1.SlotState\x12\x0e\n\x06ticket\x18\x03 \x01(\x07\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\'\n\x08\x64ispatch\x18\x06 \x01(\x0b\x32\x15.triptych.v1.Dispatch*\x81\x01\n\tSlotState\x12\x1a\n\x16SLOT_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSLOT_STATE_FREE\x10\x01\x12\x16\n\x12SLOT_STATE_WRITING\x10\x02\x12\x14\n\x10SLOT_STATE_READY\x10\x03\x12\x15\n\x11SLOT_STATE_LEASED\x10\x04\x32\x9c\x03\n\x0bRingService\x12\x44\n\x07Publish\x12\x1b.triptych.v1.PublishRequest\x1a\x1c.triptych.v1.PublishResponse\x12>\n\x05\x43laim\x12\x19.triptych.v1.ClaimRequest\x1a\x1a.triptych.v1.ClaimResponse\x12\x38\n\x03\x41\x63k\x12\x17.triptych.v1.AckRequest\x1a\x18.triptych.v1.AckResponse\x12;\n\x04Nack\x12\x18.triptych.v1.NackRequest\x1a\x19.triptych.v1.NackResponse\x12\x44\n\x07\x43onnect\x12\x1b.triptych.v1.ConnectRequest\x1a\x1c.triptych.v1.ConnectResponse\x12J\n\tListSlots\x12\x1d.triptych.v1.ListSlotsRequest\x1a\x1e.triptych.v1.ListSlotsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/v1/ring_service.proto\x12\x0btriptych.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1atriptych/v1/dispatch.proto\"e\n\x05Lease\x12\x1f\n\x04ring\x18\x01 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x0e\n\x06ticket\x18\x03 \x01(\x07\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0c\n\x04rank\x18\x05 \x01(\r\"h\n\x0ePublishRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x1f\n\x04ring\x18\x02 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\'\n\x08\x64ispatch\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Dispatch\"!\n\x0fPublishResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\x07\"x\n\x0c\x43laimRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x1f\n\x04ring\x18\x02 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x63laim_id\x18\x04 \x01(\t\"[\n\rClaimResponse\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\'\n\x08\x64ispatch\x18\x02 \x01(\x0b\x32\x15.triptych.v1.Dispatch\"/\n\nAckRequest\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\"\r\n\x0b\x41\x63kResponse\"0\n\x0bNackRequest\x12!\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.Lease\"\x0e\n\x0cNackResponse\"\x86\x01\n\x0e\x43onnectRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12.\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x1d.triptych.v1.QueuePairAddress\x12\'\n\x0bkept_leases\x18\x03 \x03(\x0b\x32\x12.triptych.v1.Lease\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"\x8c\x01\n\x0f\x43onnectResponse\x12.\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.QueuePairAddress\x12\x12\n\nremote_key\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12&\n\x05rings\x18\x04 \x03(\x0b\x32\x17.triptych.v1.RingMemory\"Y\n\x11\x44isconnectRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\'\n\x0bkept_leases\x18\x03 \x03(\x0b\x32\x12.triptych.v1.Lease\"\x14\n\x12\x44isconnectResponse\"z\n\x10QueuePairAddress\x12\x19\n\x11queue_pair_number\x18\x01 \x01(\r\x12\x1e\n\x16packet_sequence_number\x18\x02 \x01(\r\x12\x0b\n\x03gid\x18\x03 \x01(\x0c\x12\x0b\n\x03lid\x18\x04 \x01(\r\x12\x11\n\tmtu_bytes\x18\x05 \x01(\r\"\x85\x01\n\nRingMemory\x12\x1f\n\x04ring\x18\x01 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x06\x12\x16\n\x0elayout_version\x18\x03 \x01(\r\x12\x12\n\nslot_count\x18\x04 \x01(\r\x12\x19\n\x11payload_bytes_max\x18\x05 \x01(\r\"3\n\x10ListSlotsRequest\x12\x1f\n\x04ring\x18\x01 \x01(\x0e\x32\x11.triptych.v1.Ring\"H\n\x11ListSlotsResponse\x12$\n\x05slots\x18\x01 \x03(\x0b\x32\x15.triptych.v1.RingSlot\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x97\x01\n\x08RingSlot\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.triptych.v1.SlotState\x12\x0e\n\x06ticket\x18\x03 \x01(\x07\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\'\n\x08\x64ispatch\x18\x06 \x01(\x0b\x32\x15.triptych.v1.Dispatch*\x81\x01\n\tSlotState\x12\x1a\n\x16SLOT_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSLOT_STATE_FREE\x10\x01\x12\x16\n\x12SLOT_STATE_WRITING\x10\x02\x12\x14\n\x10SLOT_STATE_READY\x10\x03\x12\x15\n\x11SLOT_STATE_LEASED\x10\x04\x32\xeb\x03\n\x0bRingService\x12\x44\n\x07Publish\x12\x1b.triptych.v1.PublishRequest\x1a\x1c.triptych.v1.PublishResponse\x12>\n\x05\x43laim\x12\x19.triptych.v1.ClaimRequest\x1a\x1a.triptych.v1.ClaimResponse\x12\x38\n\x03\x41\x63k\x12\x17.triptych.v1.AckRequest\x1a\x18.triptych.v1.AckResponse\x12;\n\x04Nack\x12\x18.triptych.v1.NackRequest\x1a\x19.triptych.v1.NackResponse\x12\x44\n\x07\x43onnect\x12\x1b.triptych.v1.ConnectRequest\x1a\x1c.triptych.v1.ConnectResponse\x12M\n\nDisconnect\x12\x1e.triptych.v1.DisconnectRequest\x1a\x1f.triptych.v1.DisconnectResponse\x12J\n\tListSlots\x12\x1d.triptych.v1.ListSlotsRequest\x1a\x1e.triptych.v1.ListSlotsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.ring_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SLOTSTATE']._serialized_start=1502
-  _globals['_SLOTSTATE']._serialized_end=1631
+  _globals['_SLOTSTATE']._serialized_start=1631
+  _globals['_SLOTSTATE']._serialized_end=1760
   _globals['_LEASE']._serialized_start=107
   _globals['_LEASE']._serialized_end=208
   _globals['_PUBLISHREQUEST']._serialized_start=210
@@ -53,20 +53,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NACKREQUEST']._serialized_end=678
   _globals['_NACKRESPONSE']._serialized_start=680
   _globals['_NACKRESPONSE']._serialized_end=694
-  _globals['_CONNECTREQUEST']._serialized_start=696
-  _globals['_CONNECTREQUEST']._serialized_end=815
-  _globals['_CONNECTRESPONSE']._serialized_start=818
-  _globals['_CONNECTRESPONSE']._serialized_end=958
-  _globals['_QUEUEPAIRADDRESS']._serialized_start=960
-  _globals['_QUEUEPAIRADDRESS']._serialized_end=1082
-  _globals['_RINGMEMORY']._serialized_start=1085
-  _globals['_RINGMEMORY']._serialized_end=1218
-  _globals['_LISTSLOTSREQUEST']._serialized_start=1220
-  _globals['_LISTSLOTSREQUEST']._serialized_end=1271
-  _globals['_LISTSLOTSRESPONSE']._serialized_start=1273
-  _globals['_LISTSLOTSRESPONSE']._serialized_end=1345
-  _globals['_RINGSLOT']._serialized_start=1348
-  _globals['_RINGSLOT']._serialized_end=1499
-  _globals['_RINGSERVICE']._serialized_start=1634
-  _globals['_RINGSERVICE']._serialized_end=2046
+  _globals['_CONNECTREQUEST']._serialized_start=697
+  _globals['_CONNECTREQUEST']._serialized_end=831
+  _globals['_CONNECTRESPONSE']._serialized_start=834
+  _globals['_CONNECTRESPONSE']._serialized_end=974
+  _globals['_DISCONNECTREQUEST']._serialized_start=976
+  _globals['_DISCONNECTREQUEST']._serialized_end=1065
+  _globals['_DISCONNECTRESPONSE']._serialized_start=1067
+  _globals['_DISCONNECTRESPONSE']._serialized_end=1087
+  _globals['_QUEUEPAIRADDRESS']._serialized_start=1089
+  _globals['_QUEUEPAIRADDRESS']._serialized_end=1211
+  _globals['_RINGMEMORY']._serialized_start=1214
+  _globals['_RINGMEMORY']._serialized_end=1347
+  _globals['_LISTSLOTSREQUEST']._serialized_start=1349
+  _globals['_LISTSLOTSREQUEST']._serialized_end=1400
+  _globals['_LISTSLOTSRESPONSE']._serialized_start=1402
+  _globals['_LISTSLOTSRESPONSE']._serialized_end=1474
+  _globals['_RINGSLOT']._serialized_start=1477
+  _globals['_RINGSLOT']._serialized_end=1628
+  _globals['_RINGSERVICE']._serialized_start=1763
+  _globals['_RINGSERVICE']._serialized_end=2254
 # @@protoc_insertion_point(module_scope)

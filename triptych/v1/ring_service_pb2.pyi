@@ -304,8 +304,11 @@ class ConnectRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     KEPT_LEASES_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the worker."""
+    epoch: _builtins.int
+    """The epoch that the worker is registered in."""
     @_builtins.property
     def address(self) -> Global___QueuePairAddress:
         """The worker's end of the connection."""
@@ -322,10 +325,11 @@ class ConnectRequest(_message.Message):
         rank: _builtins.int = ...,
         address: Global___QueuePairAddress | None = ...,
         kept_leases: _abc.Iterable[Global___Lease] | None = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "kept_leases", b"kept_leases", "rank", b"rank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "kept_leases", b"kept_leases", "rank", b"rank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -368,6 +372,55 @@ class ConnectResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConnectResponse: _TypeAlias = ConnectResponse  # noqa: Y015
+
+@_typing.final
+class DisconnectRequest(_message.Message):
+    """Request of Disconnect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    KEPT_LEASES_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Rank of the worker."""
+    epoch: _builtins.int
+    """The epoch that the worker is registered in."""
+    @_builtins.property
+    def kept_leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
+        """As in ConnectRequest."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        kept_leases: _abc.Iterable[Global___Lease] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "kept_leases", b"kept_leases", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisconnectRequest: _TypeAlias = DisconnectRequest  # noqa: Y015
+
+@_typing.final
+class DisconnectResponse(_message.Message):
+    """Response of Disconnect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisconnectResponse: _TypeAlias = DisconnectResponse  # noqa: Y015
 
 @_typing.final
 class QueuePairAddress(_message.Message):

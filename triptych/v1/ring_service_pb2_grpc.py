@@ -65,6 +65,11 @@ class RingServiceStub(object):
                 request_serializer=triptych_dot_v1_dot_ring__service__pb2.ConnectRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_ring__service__pb2.ConnectResponse.FromString,
                 _registered_method=True)
+        self.Disconnect = channel.unary_unary(
+                '/triptych.v1.RingService/Disconnect',
+                request_serializer=triptych_dot_v1_dot_ring__service__pb2.DisconnectRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_ring__service__pb2.DisconnectResponse.FromString,
+                _registered_method=True)
         self.ListSlots = channel.unary_unary(
                 '/triptych.v1.RingService/ListSlots',
                 request_serializer=triptych_dot_v1_dot_ring__service__pb2.ListSlotsRequest.SerializeToString,
@@ -117,10 +122,20 @@ class RingServiceServicer(object):
 
     def Connect(self, request, context):
         """Opens a connection over RDMA by which this rank reaches the rings' memory, in
-        place of any that it had: that is torn down first, and what it left half done
-        is undone. Codes: FAILED_PRECONDITION (the rings are not to be had over RDMA:
-        use the other RPCs), INVALID_ARGUMENT (an address that can't be reached).
-        Retry: safe, with a new queue pair.
+        place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
+        rings are not to be had over RDMA: use the other RPCs), INVALID_ARGUMENT (an
+        address that can't be reached), PERMISSION_DENIED (also: another epoch, so
+        that the kept leases may not be those of this one). Retry: safe, with a new
+        queue pair.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Disconnect(self, request, context):
+        """Tears this rank's connection down and undoes what it left half done: slots
+        reserved and not filled, leases that the worker doesn't know of. Then the rank
+        may go on by the other RPCs. Codes: PERMISSION_DENIED (as Connect). Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,6 +175,11 @@ def add_RingServiceServicer_to_server(servicer, server):
                     servicer.Connect,
                     request_deserializer=triptych_dot_v1_dot_ring__service__pb2.ConnectRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_ring__service__pb2.ConnectResponse.SerializeToString,
+            ),
+            'Disconnect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Disconnect,
+                    request_deserializer=triptych_dot_v1_dot_ring__service__pb2.DisconnectRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_ring__service__pb2.DisconnectResponse.SerializeToString,
             ),
             'ListSlots': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSlots,
@@ -308,6 +328,33 @@ class RingService(object):
             '/triptych.v1.RingService/Connect',
             triptych_dot_v1_dot_ring__service__pb2.ConnectRequest.SerializeToString,
             triptych_dot_v1_dot_ring__service__pb2.ConnectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Disconnect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.RingService/Disconnect',
+            triptych_dot_v1_dot_ring__service__pb2.DisconnectRequest.SerializeToString,
+            triptych_dot_v1_dot_ring__service__pb2.DisconnectResponse.FromString,
             options,
             channel_credentials,
             insecure,

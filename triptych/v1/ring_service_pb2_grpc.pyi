@@ -59,10 +59,16 @@ class RingServiceStub:
     """
     Connect: _grpc.UnaryUnaryMultiCallable[_ring_service_pb2.ConnectRequest, _ring_service_pb2.ConnectResponse]
     """Opens a connection over RDMA by which this rank reaches the rings' memory, in
-    place of any that it had: that is torn down first, and what it left half done
-    is undone. Codes: FAILED_PRECONDITION (the rings are not to be had over RDMA:
-    use the other RPCs), INVALID_ARGUMENT (an address that can't be reached).
-    Retry: safe, with a new queue pair.
+    place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
+    rings are not to be had over RDMA: use the other RPCs), INVALID_ARGUMENT (an
+    address that can't be reached), PERMISSION_DENIED (also: another epoch, so
+    that the kept leases may not be those of this one). Retry: safe, with a new
+    queue pair.
+    """
+    Disconnect: _grpc.UnaryUnaryMultiCallable[_ring_service_pb2.DisconnectRequest, _ring_service_pb2.DisconnectResponse]
+    """Tears this rank's connection down and undoes what it left half done: slots
+    reserved and not filled, leases that the worker doesn't know of. Then the rank
+    may go on by the other RPCs. Codes: PERMISSION_DENIED (as Connect). Retry: safe.
     """
     ListSlots: _grpc.UnaryUnaryMultiCallable[_ring_service_pb2.ListSlotsRequest, _ring_service_pb2.ListSlotsResponse]
     """Shows every slot of a ring, for debugging. Codes: INVALID_ARGUMENT. Retry: safe."""
@@ -98,10 +104,16 @@ class RingServiceAsyncStub(RingServiceStub):
     """
     Connect: _aio.UnaryUnaryMultiCallable[_ring_service_pb2.ConnectRequest, _ring_service_pb2.ConnectResponse]  # type: ignore[assignment]
     """Opens a connection over RDMA by which this rank reaches the rings' memory, in
-    place of any that it had: that is torn down first, and what it left half done
-    is undone. Codes: FAILED_PRECONDITION (the rings are not to be had over RDMA:
-    use the other RPCs), INVALID_ARGUMENT (an address that can't be reached).
-    Retry: safe, with a new queue pair.
+    place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
+    rings are not to be had over RDMA: use the other RPCs), INVALID_ARGUMENT (an
+    address that can't be reached), PERMISSION_DENIED (also: another epoch, so
+    that the kept leases may not be those of this one). Retry: safe, with a new
+    queue pair.
+    """
+    Disconnect: _aio.UnaryUnaryMultiCallable[_ring_service_pb2.DisconnectRequest, _ring_service_pb2.DisconnectResponse]  # type: ignore[assignment]
+    """Tears this rank's connection down and undoes what it left half done: slots
+    reserved and not filled, leases that the worker doesn't know of. Then the rank
+    may go on by the other RPCs. Codes: PERMISSION_DENIED (as Connect). Retry: safe.
     """
     ListSlots: _aio.UnaryUnaryMultiCallable[_ring_service_pb2.ListSlotsRequest, _ring_service_pb2.ListSlotsResponse]  # type: ignore[assignment]
     """Shows every slot of a ring, for debugging. Codes: INVALID_ARGUMENT. Retry: safe."""
@@ -164,10 +176,22 @@ class RingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ring_service_pb2.ConnectResponse, _abc.Awaitable[_ring_service_pb2.ConnectResponse]]:
         """Opens a connection over RDMA by which this rank reaches the rings' memory, in
-        place of any that it had: that is torn down first, and what it left half done
-        is undone. Codes: FAILED_PRECONDITION (the rings are not to be had over RDMA:
-        use the other RPCs), INVALID_ARGUMENT (an address that can't be reached).
-        Retry: safe, with a new queue pair.
+        place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
+        rings are not to be had over RDMA: use the other RPCs), INVALID_ARGUMENT (an
+        address that can't be reached), PERMISSION_DENIED (also: another epoch, so
+        that the kept leases may not be those of this one). Retry: safe, with a new
+        queue pair.
+        """
+
+    @_abc_1.abstractmethod
+    def Disconnect(
+        self,
+        request: _ring_service_pb2.DisconnectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ring_service_pb2.DisconnectResponse, _abc.Awaitable[_ring_service_pb2.DisconnectResponse]]:
+        """Tears this rank's connection down and undoes what it left half done: slots
+        reserved and not filled, leases that the worker doesn't know of. Then the rank
+        may go on by the other RPCs. Codes: PERMISSION_DENIED (as Connect). Retry: safe.
         """
 
     @_abc_1.abstractmethod

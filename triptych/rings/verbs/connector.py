@@ -21,7 +21,13 @@ from triptych.rings.verbs.card import Card, Peer
 from triptych.rings.verbs.driver import CHAIN_TIMEOUT_S, Connection, VerbsDriver
 from triptych.rpc import translate
 from triptych.v1.dispatch_pb2 import Ring as RingName
-from triptych.v1.ring_service_pb2 import ConnectRequest, ConnectResponse, Lease, QueuePairAddress
+from triptych.v1.ring_service_pb2 import (
+    ConnectRequest,
+    ConnectResponse,
+    DisconnectRequest,
+    Lease,
+    QueuePairAddress,
+)
 from triptych.v1.ring_service_pb2_grpc import RingServiceStub
 
 if TYPE_CHECKING:  # it exists for type checkers only
@@ -56,16 +62,21 @@ class Connector:
         channel: grpc.aio.Channel,
         card: Card,
         rings: Iterable[RingName.ValueType],
+        epoch: Callable[[], int],
         adopted: Callable[[], Iterable[Lease]] = tuple,
         *,
         chain_timeout_s: float = CHAIN_TIMEOUT_S,
     ) -> None:
-        """`rings` are those that the worker uses; `adopted` gives the leases that it holds and didn't claim here."""
+        """`rings` are those that the worker uses, `epoch` gives the one that it is registered in.
+
+        `adopted` gives the leases that it holds and didn't claim here.
+        """
         self._stub: RingServiceAsyncStub = RingServiceStub(channel)
-        self._card, self._rings, self._adopted = card, tuple(rings), adopted
+        self._card, self._rings, self._epoch, self._adopted = card, tuple(rings), epoch, adopted
         self._chain_timeout_s = chain_timeout_s
         self._opening: asyncio.Task[None] | None = None
         self._opened: _Opened | None = None
+        self._was_connected = False
         self._held: dict[tuple[int, int, int], Lease] = {}
         self.geometry = Geometry()
         """What the worker was built for; the controller's must be the same."""
@@ -96,6 +107,17 @@ class Connector:
         """The lease is over."""
         self._held.pop((lease.ring, lease.slot, lease.ticket), None)
 
+    async def give_up(self, rank: int) -> None:
+        """Have the controller undo what the last connection left half done, before the rank goes on without one.
+
+        Raises Fenced, Unavailable, DeadlinePassed: then it may not go on yet.
+        """
+        self._drop_opened()
+        if self._was_connected:
+            request = DisconnectRequest(rank=rank, epoch=self._epoch(), kept_leases=self._kept(rank))
+            await translate(self._stub.Disconnect(request, timeout=ANSWER_TIMEOUT_S))
+            self._was_connected = False
+
     def close(self) -> None:
         """Tear the connection down; the next use opens another."""
         if self._opening is not None:
@@ -116,15 +138,19 @@ class Connector:
         with contextlib.ExitStack() as undo:
             undo.callback(connection.close)
             pair = connection.queue_pair
-            kept = [lease for lease in (*self._held.values(), *self._adopted()) if lease.rank == rank]
-            request = ConnectRequest(rank=rank, address=address_message(pair.peer), kept_leases=kept)
+            address, kept = address_message(pair.peer), self._kept(rank)
+            request = ConnectRequest(rank=rank, epoch=self._epoch(), address=address, kept_leases=kept)
             response = await translate(self._stub.Connect(request, timeout=ANSWER_TIMEOUT_S))
+            self._was_connected = True
             try:
                 pair.connect(peer_of(response.address), initiates=True)
             except OSError as error:
                 raise NoCard(f"{self._card.place} can't reach the controller's card: {error}") from error
             self._opened = _Opened(rank, connection, self._attached(connection, response))
             undo.pop_all()
+
+    def _kept(self, rank: int) -> list[Lease]:
+        return [lease for lease in (*self._held.values(), *self._adopted()) if lease.rank == rank]
 
     def _attached(self, connection: Connection, response: ConnectResponse) -> dict[RingName.ValueType, VerbsDriver]:
         """A driver for each ring, after its handshake."""

@@ -1,0 +1,179 @@
+"""A worker's connection through its life: opened, broken, opened again, given up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from services.controller.ring_service import RingServicer
+from tests.rdma.harness import VerbsHarness
+from tests.rings.conformance import RING, job, some
+from triptych.errors import Fenced, LeaseLost, NoCard, RingUnreachable
+from triptych.rings import protocol
+from triptych.rings.access import FAILURES_MAX, RingAccess
+from triptych.rings.layout import Geometry, Kind
+from triptych.rings.memory import MemoryRing
+from triptych.rings.program import Program
+from triptych.rings.ring import Ring
+from triptych.rings.verbs.card import Card, open_card
+from triptych.rings.verbs.connector import Connector
+from triptych.rings.verbs.ring import VerbsRing
+from triptych.rpc import open_channel, start_server
+from triptych.v1.ring_service_pb2_grpc import add_RingServiceServicer_to_server
+
+RANK, EPOCH = 7, 1
+GEOMETRY = Geometry()
+
+
+@pytest.fixture
+def worker_card(devices: tuple[str, str]) -> Iterator[Card]:
+    card = open_card(devices[1])
+    yield card
+    card.close()
+
+
+@pytest.fixture
+def connector(harness: VerbsHarness, worker_card: Card) -> Iterator[Connector]:
+    (address,) = harness.ways
+    assert isinstance(address, str)
+    connector = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH)
+    yield connector
+    connector.close()
+
+
+@pytest.fixture
+def ring(connector: Connector) -> VerbsRing:
+    return VerbsRing(connector, RING, lambda: RANK, lambda: None)
+
+
+def first(count: int) -> int:
+    return 0
+
+
+def cut_short(program: Program[object], chains: int) -> Program[None]:
+    """The first chains of a program."""
+    results = None
+    for _ in range(chains):
+        results = yield program.send(results)
+
+
+async def lose_an_answer(connector: Connector) -> None:
+    """Lease an entry as the worker, and have nobody know of it, as where a connection breaks in the middle."""
+    driver = await connector.driver(RING, RANK)
+    assert driver.execute(protocol.claim(GEOMETRY, RANK, first)) is not None
+
+
+async def test_a_broken_connection_is_opened_again_and_keeps_its_leases(harness: VerbsHarness, ring: VerbsRing) -> None:
+    await ring.publish(job("kept"), 0)
+    kept = (await some(ring, RANK)).lease
+    harness.memory.disconnect(RANK)
+    with pytest.raises(RingUnreachable):
+        await ring.claim(RANK)
+    assert harness.memory.ranks == [RANK]  # the failed call has opened another
+    assert harness.host.holds(kept)
+    await ring.ack(kept)
+
+
+async def test_a_lease_whose_answer_was_lost_is_delivered_again(
+    harness: VerbsHarness, connector: Connector, ring: VerbsRing
+) -> None:
+    await ring.publish(job("lost"), 0)
+    await lose_an_answer(connector)
+    harness.memory.disconnect(RANK)
+    with pytest.raises(RingUnreachable):
+        await ring.claim(RANK)
+    assert (await some(ring, RANK)).lease.attempt == 1
+
+
+async def test_a_slot_that_was_reserved_and_not_filled_is_free_again(
+    harness: VerbsHarness, connector: Connector, ring: VerbsRing
+) -> None:
+    driver = await connector.driver(RING, RANK)
+    driver.execute(cut_short(protocol.publish(GEOMETRY, b"half", RANK, 0, first), 3))
+    assert harness.host.slots()[0].kind is Kind.WRITING
+    harness.memory.disconnect(RANK)
+    with pytest.raises(RingUnreachable):
+        await ring.claim(RANK)
+    assert harness.host.slots()[0].kind is Kind.FREE
+
+
+async def test_another_epoch_is_refused_and_takes_nothing_back(harness: VerbsHarness, worker_card: Card) -> None:
+    """After a restart the controller may have adopted a lease for the worker before the worker has heard of it."""
+    lease = harness.host.adopt(job("running"), RANK)
+    (address,) = harness.ways
+    assert isinstance(address, str)
+    late = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH - 1)
+    with pytest.raises(Fenced, match="this is epoch 1, the worker is of 0"):
+        await late.driver(RING, RANK)
+    late.close()
+    assert harness.host.holds(lease)
+
+
+async def test_adopted_leases_are_kept(harness: VerbsHarness, worker_card: Card) -> None:
+    lease = harness.host.adopt(job("running"), RANK)
+    (address,) = harness.ways
+    assert isinstance(address, str)
+    connector = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH, lambda: [lease])
+    await connector.driver(RING, RANK)
+    assert harness.host.holds(lease)
+    connector.close()
+
+
+def access_to(address: object, card: Card, *, is_forced: bool = False) -> tuple[RingAccess, Ring]:
+    assert isinstance(address, str)
+    access = RingAccess(open_channel(address), [RING], lambda: (RANK, EPOCH), card=card, is_forced=is_forced)
+    return access, access.ring(RING)
+
+
+async def test_auto_goes_over_verbs_and_says_so(harness: VerbsHarness, worker_card: Card) -> None:
+    access, ring = access_to(harness.ways[0], worker_card)
+    assert access.choice.name == ""
+    await ring.publish(job("one"), 0)
+    assert (access.choice.name, access.choice.reason) == (
+        "verbs",
+        f"{worker_card.place} works, by {worker_card.binding}",
+    )
+    assert harness.memory.ranks == [RANK]
+    assert access.connector is not None
+    access.connector.close()
+
+
+async def test_auto_goes_on_by_rpc_after_several_failures_and_loses_nothing(
+    harness: VerbsHarness, worker_card: Card
+) -> None:
+    access, ring = access_to(harness.ways[0], worker_card)
+    await ring.publish(job("held"), 0)
+    await ring.publish(job("lost"), 0)
+    held = await some(ring, RANK)
+    connector = access.connector
+    assert connector is not None
+    for failure in range(FAILURES_MAX):
+        if failure == FAILURES_MAX - 1:
+            await lose_an_answer(connector)
+        harness.memory.disconnect(RANK)
+        with pytest.raises(RingUnreachable):
+            await ring.nack(held.lease)
+    lost = await some(ring, RANK)
+    assert (access.choice.name, f"{FAILURES_MAX} operations failed" in access.choice.reason) == ("rpc", True)
+    assert (lost.dispatch.job_id, lost.lease.attempt) == ("lost", 1)
+    assert harness.memory.ranks == []
+    await ring.ack(held.lease)
+    await ring.ack(lost.lease)
+    with pytest.raises(LeaseLost):
+        await ring.ack(lost.lease)
+    connector.close()
+
+
+async def test_a_controller_without_rdma_makes_auto_rpc_and_verbs_an_error(worker_card: Card) -> None:
+    plain = MemoryRing(RING, EPOCH, attempts_max=3)
+    servicer = RingServicer({RING: plain}, lambda rank: None, None, "it has none")
+    service = (add_RingServiceServicer_to_server, servicer, "triptych.v1.RingService")
+    server = await start_server("127.0.0.1:0", [service])
+    access, ring = access_to(server.address, worker_card)
+    await ring.publish(job("one"), 0)
+    assert (access.choice.name, "it has none" in access.choice.reason) == ("rpc", True)
+    _, forced = access_to(server.address, worker_card, is_forced=True)
+    with pytest.raises(NoCard, match="it has none"):
+        await forced.publish(job("two"), 0)
+    await server.stop(0)
