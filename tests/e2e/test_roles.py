@@ -17,7 +17,10 @@ COMPONENTS = {"encoder-0": {"text_encoder"}, "transformer-0": {"transformer"}, "
 
 SETTLE_S = 3.0
 IDLE_S = 30.0
-CPU_SHARE_MAX = 0.01
+CPU_SHARE_MAX = 0.03
+"""Three times what a controller or worker takes on a common machine, where gRPC's threads are most of it: enough for a
+slow or busy one, and far below what anything that polls would take.
+"""
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -35,7 +38,7 @@ def test_the_controller_loads_no_torch(wan_fleet: Fleet) -> None:
     assert "libtorch" not in maps
 
 
-def test_an_idle_fleet_uses_under_one_percent_of_a_core_per_process(wan_fleet: Fleet) -> None:
+def test_an_idle_fleet_uses_next_to_no_cpu(wan_fleet: Fleet) -> None:
     time.sleep(SETTLE_S)  # what earlier tests have left behind is not idleness
     before, started_s = cpu_s(wan_fleet), time.monotonic()
     time.sleep(IDLE_S)
