@@ -221,10 +221,11 @@ async def main() -> None:
         latency_us = await asyncio.to_thread(perftest_us, devices)
         faa = await faa_per_second(address, devices[1])
         print(f"raw fetch-and-add  perftest {latency_us or float('nan'):8.1f} µs    from Python {1e6 / faa:8.1f} µs\n")
-        print(f"{'ring':8}{'operation':12}{'per second':>12}{'µs':>10}{'round trips':>13}{'of the FAA floor':>18}")
+        measured = {}
         for way in ("verbs", "rpc"):
             async with worker(way, address, devices[1], 1) as ring:
-                show(await lines(way, ring, dict.fromkeys(ROUND_TRIPS, faa)), faa)
+                measured[way] = await lines(way, ring, dict.fromkeys(ROUND_TRIPS, faa))
+        show(measured["verbs"], measured["rpc"], faa)
         print()
         for ways in (("verbs", "verbs"), ("rpc", "rpc"), ("verbs", "rpc")):
             lost, doubled, per_second = await lost_count(address, ways, devices)
@@ -239,13 +240,13 @@ async def main() -> None:
         print(f"idle by verbs  pick-up {await hinted(address, devices[1]) * 1e3:6.1f} ms with a hint")
 
 
-def show(measured: list[Line], faa: float) -> None:
-    """Print lines; the floor of an operation is one fetch-and-add for each round trip."""
-    for line in measured:
-        trips = ROUND_TRIPS[line.operation] if line.driver == "verbs" else 1
-        floor = line.per_second * ROUND_TRIPS[line.operation] / faa
-        print(f"{line.driver:8}{line.operation:12}{line.per_second:12,.0f}{1e6 / line.per_second:10.0f}", end="")
-        print(f"{trips:13}{floor:18.2f}", flush=True)
+def show(verbs: list[Line], rpc: list[Line], faa: float) -> None:
+    """Print both ways beside each other; the floor of an operation is one fetch-and-add for each round trip."""
+    print(f"{'operation':13}{'round trips':>11}{'verbs/s':>9}{'of the FAA floor':>18}{'rpc/s':>9}{'verbs : rpc':>13}")
+    for ours, theirs in zip(verbs, rpc, strict=True):
+        trips = ROUND_TRIPS[ours.operation]
+        print(f"{ours.operation:13}{trips:11}{ours.per_second:9,.0f}{ours.per_second * trips / faa:18.2f}", end="")
+        print(f"{theirs.per_second:9,.0f}{ours.per_second / theirs.per_second:13.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from triptych.rings.program import CompareSwap, FetchAdd, Program, Read, Write
 from triptych.rings.verbs.card import BINDINGS, FULL_RIGHTS, Card, Rights, Status, find_binding, open_card
 from triptych.rings.verbs.driver import CHAIN_TIMEOUT_S
 
-BOUND_S = 2 * CHAIN_TIMEOUT_S
-"""Twice the longest wait of one chain: no test here needs more, on a slow machine either."""
+BOUND_S = 6 * CHAIN_TIMEOUT_S
+"""No test waits for more than two chains; the rest is for an emulated machine that stalls."""
 GEOMETRY = Geometry()
 
 
@@ -183,7 +183,7 @@ def test_a_completion_that_does_not_come(bench: RingBench) -> None:
         started_s = time.monotonic()
         with pytest.raises(RingUnreachable, match=r"did not complete within 0\.05 s"):
             worker.run(look())
-        assert time.monotonic() - started_s < 1
+        assert time.monotonic() - started_s < CHAIN_TIMEOUT_S
 
 
 def test_a_peer_that_never_was(bench: RingBench) -> None:
