@@ -16,7 +16,7 @@ COMPONENTS = {"encoder-0": {"text_encoder"}, "transformer-0": {"transformer"}, "
 """What each process must hold: between them the whole model, and nothing of it twice."""
 
 SETTLE_S = 3.0
-IDLE_S = 30.0
+IDLE_S = 15.0
 CPU_SHARE_MAX = 0.03
 """Three times what a controller or worker takes on a common machine, where gRPC's threads are most of it: enough for a
 slow or busy one, and far below what anything that polls would take.
