@@ -9,6 +9,7 @@ import pytest
 
 from triptych import results
 from triptych.errors import InvalidRequest, SourceCorrupt
+from triptych.v1.job_pb2 import Artifact, Job
 
 
 def test_what_is_stored_is_read_back(tmp_path: Path) -> None:
@@ -52,3 +53,27 @@ def test_an_unwritable_url_is_named(tmp_path: Path) -> None:
         results.check_url("result_url", str(tmp_path / "file" / "below"))
     with pytest.raises(InvalidRequest, match="result_url"):
         results.check_url("result_url", "nosuchprotocol://x")
+
+
+@pytest.mark.parametrize("store", ["{}", "memory://{}"])
+def test_removing_takes_all_of_a_job_and_nothing_else(store: str, tmp_path: Path) -> None:
+    url = results.check_url("result_url", store.format(tmp_path))
+    earlier = results.check_url("result_url", store.format(tmp_path / "earlier"))
+    job = Job(job_id="job-1", artifacts=[results.store(earlier, "job-1", "1.png", "", b"where results once went")])
+    results.store(url, "job-1", "0.png", "", b"of an attempt that was superseded")
+    other = results.store(url, "job-10", "0.png", "", b"another's")
+    results.remove(url, job)
+    results.remove(url, job)
+    assert b"".join(results.read(other)) == b"another's"
+    with pytest.raises(SourceCorrupt):
+        list(results.read(job.artifacts[0]))
+    folder = Path(url.removeprefix("file://"))
+    assert store.startswith("memory") or sorted(path.name for path in folder.iterdir()) == ["earlier", "job-10"]
+
+
+def test_removing_leaves_what_was_put_elsewhere_by_others(tmp_path: Path) -> None:
+    file = tmp_path / "album" / "0.png"
+    file.parent.mkdir()
+    file.write_bytes(b"precious")
+    results.remove(str(tmp_path / "results"), Job(job_id="job-1", artifacts=[Artifact(url=file.as_uri())]))
+    assert file.read_bytes() == b"precious"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import uuid
@@ -12,7 +13,7 @@ from typing import Any
 import fsspec
 
 from triptych.errors import InvalidRequest, SourceCorrupt
-from triptych.v1.job_pb2 import Artifact
+from triptych.v1.job_pb2 import Artifact, Job
 
 CHUNK_BYTES = 2**20
 """Piece of a file in one message, far below gRPC's limits."""
@@ -64,6 +65,20 @@ def read(artifact: Artifact) -> Iterator[bytes]:
         raise SourceCorrupt(f"the stored file {artifact.name} can't be read ({type(error).__name__})") from error
     if digest.digest() != artifact.sha256:
         raise SourceCorrupt(f"the stored file {artifact.name} is not what was written: its SHA-256 differs")
+
+
+def remove(url: str, job: Job) -> None:
+    """Remove whatever was stored for a job, below `url` or where its artifacts say. Nothing there is no error.
+
+    Raises OSError where the store refuses.
+    """
+    folders = {f"{url.rstrip('/')}/{job.job_id}", *(artifact.url.rpartition("/")[0] for artifact in job.artifacts)}
+    for folder in folders:
+        if folder.rpartition("/")[2] != job.job_id:
+            continue  # not made by `store`: there may be other things in it
+        fs, path = fsspec.core.url_to_fs(folder)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
 
 
 def _sync(file: Any) -> None:

@@ -11,12 +11,12 @@ from services.controller.fleet_service import FleetServicer
 from services.controller.generation_service import GenerationServicer
 from services.controller.journal import Journal
 from services.controller.ledger import Ledger
+from services.controller.pruning import Pruner
 from services.controller.ring_service import RingServicer
 from services.controller.rings import Rings, open_rings
 from services.controller.supervisor import MODEL_KEY, Supervisor
 from triptych import process, results, rpc, telemetry
 from triptych.config import ControllerConfig, load
-from triptych.roles import ring_name
 from triptych.v1 import fleet_service_pb2_grpc, generation_service_pb2_grpc, ring_service_pb2_grpc
 from triptych.v1.model_pb2 import ModelDescription
 
@@ -32,10 +32,11 @@ async def main() -> None:
             result_url = results.check_url("result_url", config.result_url or f"{state}/results")
             epoch = await journal.next_epoch()
             controller, supervisor, rings = await _assemble(config, journal, epoch, result_url, seen.metrics)
-            seen.metrics.watch_rings(lambda: _depths(rings))
+            seen.metrics.watch_rings(lambda: supervisor.depths)
             await supervisor.recover()
             server = await rpc.start_server(config.address, _services(controller, supervisor, rings, epoch))
-            ticking = asyncio.create_task(supervisor.run())
+            pruner = Pruner(journal, result_url, keep_days=config.keep_days, keep_jobs=config.keep_jobs)
+            ticking = asyncio.create_task(_work(supervisor, pruner))
             process.announce(server.address)
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([stopping, ticking], return_when=asyncio.FIRST_COMPLETED)
@@ -47,6 +48,13 @@ async def main() -> None:
                 await ticking  # raises what ended it, if that wasn't us
 
 
+async def _work(supervisor: Supervisor, pruner: Pruner) -> None:
+    """What the controller does unasked, until one of it fails."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(supervisor.run())
+        group.create_task(pruner.run())
+
+
 async def _assemble(
     config: ControllerConfig, journal: Journal, epoch: int, result_url: str, metrics: telemetry.Metrics
 ) -> tuple[Controller, Supervisor, Rings]:
@@ -56,11 +64,6 @@ async def _assemble(
     controller = Controller(config, Ledger(journal), rings.by_name, model, metrics)
     supervisor = Supervisor(controller, epoch, result_url)
     return controller, supervisor, rings
-
-
-def _depths(rings: Rings) -> list[telemetry.RingDepth]:
-    stats = {ring_name(name): ring.stats() for name, ring in rings.by_name.items()}
-    return [telemetry.RingDepth(name, s.ready_count, s.leased_count) for name, s in stats.items()]
 
 
 def _services(controller: Controller, supervisor: Supervisor, rings: Rings, epoch: int) -> list[rpc.Service]:

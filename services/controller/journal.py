@@ -17,30 +17,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from services.controller import journal_file
 from triptych.errors import Full, InvalidRequest
 from triptych.v1.job_pb2 import GenerationRequest, JobState
 from triptych.v1.journal_pb2 import JournalEntry
 
 Result = TypeVar("Result")
 
-FORMAT_VERSION = 1
-"""Layout of the database. A state folder of another version is refused, never guessed at."""
 COMMIT_BATCH_MAX = 256
 """Writes that share a commit: bounds how long the first of them waits."""
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS jobs (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    job_id TEXT NOT NULL UNIQUE,
-    request_id TEXT NOT NULL UNIQUE,
-    state INTEGER NOT NULL,
-    entry BLOB NOT NULL,
-    request BLOB NOT NULL
-);
-CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, sequence);
-CREATE TABLE IF NOT EXISTS workers (instance_id TEXT PRIMARY KEY, rank INTEGER NOT NULL UNIQUE);
-"""
 
 
 class Journal:
@@ -168,6 +153,20 @@ class Journal:
         rows = await self._call(lambda db: db.execute(sql, (before, *states, limit)).fetchall())
         return [(int(row[0]), _entry(row[1:])) for row in rows]
 
+    async def finished(
+        self, over: Sequence[JobState.ValueType], after: int, limit: int
+    ) -> list[tuple[int, JournalEntry]]:
+        """Up to `limit` (sequence, entry) pairs beyond sequence `after` whose state is in `over`, oldest first."""
+        condition = f"sequence > ? AND state IN ({_marks(over)})"
+        sql = f"SELECT sequence, entry FROM jobs WHERE {condition} ORDER BY sequence LIMIT ?"
+        rows = await self._call(lambda db: db.execute(sql, (after, *over, limit)).fetchall())
+        return [(int(row[0]), _entry(row[1:])) for row in rows]
+
+    async def delete(self, job_ids: Sequence[str]) -> None:
+        """Forget jobs, and with them their request ids."""
+        sql = f"DELETE FROM jobs WHERE job_id IN ({_marks(job_ids)})"
+        await self._call(lambda db: db.execute(sql, tuple(job_ids)) and None)
+
     async def counts(self) -> dict[int, int]:
         """Number of jobs by state."""
         sql = "SELECT state, COUNT(*) FROM jobs GROUP BY state"
@@ -181,21 +180,9 @@ class Journal:
         result: Result = await future
         return result
 
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._folder / "journal.db", isolation_level=None)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.executescript(_SCHEMA)
-        db.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (FORMAT_VERSION,))
-        (found,) = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-        if found != FORMAT_VERSION:
-            db.close()
-            raise InvalidRequest("state", str(self._folder), f"a journal of format {FORMAT_VERSION}; this has {found}")
-        return db
-
     def _run(self) -> None:
         try:
-            db = self._open()
+            db = journal_file.open_file(self._folder)
         except (InvalidRequest, sqlite3.Error) as error:
             self._opened.set_exception(error)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,69 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "journal.db").write_bytes(b"not SQLite at all, but long enough to be read as a header" * 40)
     with pytest.raises(InvalidRequest, match="SQLite"):
         await Journal(tmp_path).__aenter__()
+
+
+async def test_a_newer_format_is_left_as_it_is(tmp_path: Path) -> None:
+    """A later version may have tables of other shapes under the same names."""
+    file = tmp_path / "journal.db"
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
+        db.execute("INSERT INTO meta VALUES ('format', 2)")
+    before = file.read_bytes()
+    with pytest.raises(InvalidRequest, match="format 1; this has 2"):
+        await Journal(tmp_path).__aenter__()
+    assert file.read_bytes() == before
+
+
+async def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as db, db:
+        db.execute("CREATE TABLE songs (title TEXT)")
+    with pytest.raises(InvalidRequest, match=r"journal\.db was made by a controller"):
+        await Journal(tmp_path).__aenter__()
+
+
+@pytest.mark.parametrize("column", ["entry", "request"])
+async def test_a_job_that_cannot_be_read_is_refused(tmp_path: Path, column: str) -> None:
+    async with Journal(tmp_path) as journal:
+        await journal.add(entry(1), GenerationRequest())
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as db, db:
+        db.execute(f"UPDATE jobs SET {column} = ?", (b"\xff\xff\xff",))
+    with pytest.raises(InvalidRequest, match=r"put a backup in its place \(job 'job-1' can't be read"):
+        await Journal(tmp_path).__aenter__()
+
+
+async def test_damage_anywhere_is_refused_or_harmless(tmp_path: Path) -> None:
+    """Each page overwritten in turn: the journal doesn't open, or it opens and gives every job."""
+    async with Journal(tmp_path) as journal:
+        added = [journal.add(entry(n), GenerationRequest(prompt="p" * 500)) for n in range(60)]
+        await asyncio.gather(*added)
+    file = tmp_path / "journal.db"
+    whole = file.read_bytes()
+    with closing(sqlite3.connect(file)) as db:
+        (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
+    refused = 0
+    for start in range(0, len(whole), page_bytes):
+        file.write_bytes(whole[:start] + b"\xa5" * page_bytes + whole[start + page_bytes :])
+        try:
+            async with Journal(tmp_path) as journal:
+                assert len(await journal.unfinished([])) == 60
+        except InvalidRequest as error:
+            assert "state is" in str(error)  # noqa: PT017  (either outcome is right)
+            refused += 1
+    assert refused >= len(whole) // page_bytes // 2
+
+
+async def test_what_a_newer_version_wrote_into_an_entry_survives(tmp_path: Path) -> None:
+    """Unknown fields of the same format: read, changed and written back with the rest."""
+    unknown = b"\xfa\x7f\x03new"  # field 2047, of which this version knows nothing
+    newer = JournalEntry.FromString(entry(1).SerializeToString() + unknown)
+    async with Journal(tmp_path) as journal:
+        await journal.add(newer, GenerationRequest())
+        found = await journal.get("job-1")
+        assert found is not None
+        found.job.state = JOB_STATE_CANCELLED
+        await journal.save(found)
+    async with Journal(tmp_path) as journal:
+        found = await journal.get("job-1")
+    assert found is not None
+    assert found.SerializeToString().endswith(unknown)

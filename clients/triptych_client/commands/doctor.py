@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import re
 import resource
 import shutil
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
@@ -23,6 +25,9 @@ from triptych_client.render import bytes_text
 SHARED_MEMORY = "/dev/shm"
 SHARED_MEMORY_BYTES_MIN = 2**30
 """What one worker's arena takes at most by default; container runtimes often give 64 MB."""
+CAP_IPC_LOCK = 14
+"""Number of the capability, in capabilities(7)."""
+LOCK_ADVICE = "for RDMA: ulimit -l unlimited (LimitMEMLOCK=infinity in systemd)"
 GOOD, ABSENT, BAD = "ok", "absent", "problem"
 STYLES = {GOOD: "green", ABSENT: "yellow", BAD: "red"}
 
@@ -80,23 +85,37 @@ def _bindings() -> Finding:
 
 
 def _card() -> Finding:
+    from triptych.rings.layout import Geometry
     from triptych.rings.verbs.card import open_card
+    from triptych.rings.verbs.driver import Connection
 
     try:
         card = open_card()
     except NoCard as error:
         return Finding("rings over RDMA", ABSENT, str(error), "nothing: workers ask the controller for work by gRPC")
-    card.close()
-    return Finding("rings over RDMA", GOOD, f"{card.place} opens, by {card.binding}")
+    try:
+        Connection(card, Geometry()).close()
+    except OSError as error:
+        text = f"{card.place} opens, by {card.binding}, but refuses a queue pair: {error}"
+        return Finding("rings over RDMA", BAD, text, LOCK_ADVICE)
+    finally:
+        card.close()
+    return Finding("rings over RDMA", GOOD, f"{card.place} takes a queue pair, by {card.binding}")
 
 
 def _locked_memory() -> Finding:
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if limit == resource.RLIM_INFINITY:
+    if limit == resource.RLIM_INFINITY or _is_above_limits():
         return Finding("locked memory", GOOD, "unlimited")
     has_device = bool(rdma_devices.ports())
-    advice = "for RDMA: ulimit -l unlimited (LimitMEMLOCK=infinity in systemd)" if has_device else ""
+    advice = LOCK_ADVICE if has_device else ""
     return Finding("locked memory", BAD if has_device else GOOD, f"{bytes_text(limit)} a process", advice)
+
+
+def _is_above_limits() -> bool:
+    """Whether this process has the capability to lock memory beyond its limit, as root usually has."""
+    (held,) = re.findall(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return bool(int(held, 16) >> CAP_IPC_LOCK & 1)
 
 
 def _shared_memory() -> Finding:

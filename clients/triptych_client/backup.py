@@ -1,0 +1,82 @@
+"""A copy of a controller's state folder, taken while the controller runs.
+
+The journal is copied first, as it stands at one moment, then the results that lie beside it. A result is stored before
+the journal says so and never changes, so the copy has every result that its journal names; unless a finished job is
+removed for its age in between, and then its result goes missing with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+from triptych.errors import InvalidRequest, SourceCorrupt
+
+JOURNAL, RESULTS = "journal.db", "results"
+
+
+class Copied(NamedTuple):
+    """What was copied."""
+
+    journal_bytes: int
+    result_count: int
+    result_bytes: int
+
+
+def back_up(state: Path, target: Path) -> Copied:
+    """Copy a state folder to `target`, which appears only when it is complete.
+
+    Raises InvalidRequest for a folder without a journal or a target that can't be made, SourceCorrupt for a journal
+    that can't be read, OSError where a disk fails.
+    """
+    journal = state / JOURNAL
+    if not journal.is_file():
+        raise InvalidRequest("state", str(state), f"the state folder of a controller, which holds {JOURNAL}")
+    if os.path.lexists(target) or not target.absolute().parent.is_dir():
+        raise InvalidRequest("target", str(target), "a name that is free, in a folder that exists")
+    part = target.absolute().with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    part.mkdir()
+    try:
+        _copy_journal(journal, part / JOURNAL)
+        count, size_bytes = _copy_results(state / RESULTS, part / RESULTS)
+        copied = Copied((part / JOURNAL).stat().st_size, count, size_bytes)
+        os.sync()  # the names, too, before the folder gets its own
+        part.rename(target)
+    except BaseException:
+        shutil.rmtree(part)
+        raise
+    return copied
+
+
+def _copy_journal(journal: Path, copy: Path) -> None:
+    """By SQLite itself, which gives one moment's content and doesn't hold up whoever writes."""
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True)) as source,
+            contextlib.closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+            (answer,) = target.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        raise SourceCorrupt(f"the journal {journal} can't be copied: {error}") from error
+    if answer != "ok":
+        raise SourceCorrupt(f"the journal {journal} is damaged: {answer}")
+
+
+def _copy_results(results: Path, copy: Path) -> tuple[int, int]:
+    """Every stored file; those under temporary names aren't stored yet. Returns how many and how large."""
+    count = size_bytes = 0
+    for file in sorted(results.glob("*/*")):
+        if file.name.startswith("."):
+            continue
+        target = copy / file.relative_to(results)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # a job that was removed meanwhile
+            shutil.copy2(file, target)
+            count, size_bytes = count + 1, size_bytes + target.stat().st_size
+    return count, size_bytes

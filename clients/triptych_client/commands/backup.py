@@ -1,0 +1,15 @@
+"""`triptych backup`: a copy of the state folder, while the controller runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from triptych_client.backup import back_up
+from triptych_client.render import bytes_text
+
+
+def run(args: argparse.Namespace) -> None:
+    """Copy, and say what was copied."""
+    journal_bytes, result_count, result_bytes = back_up(Path(args.state), Path(args.target))
+    print(f"{args.target}: journal {bytes_text(journal_bytes)}, {result_count} results {bytes_text(result_bytes)}")

@@ -1,0 +1,111 @@
+"""Finished jobs go when they are too old or too many, with all their files; others stay, whatever their age."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from services.controller import pruning
+from services.controller.journal import Journal
+from services.controller.pruning import SECONDS_A_DAY, Pruner
+from triptych import results
+from triptych.v1.job_pb2 import (
+    JOB_STATE_DENOISING,
+    JOB_STATE_FAILED,
+    JOB_STATE_SUCCEEDED,
+    GenerationRequest,
+    Job,
+    JobState,
+)
+from triptych.v1.journal_pb2 import JournalEntry
+
+NOW_S = 1_000_000_000.0
+
+
+class State:
+    """A journal and a folder of results."""
+
+    def __init__(self, journal: Journal, url: str) -> None:
+        self.journal, self.url = journal, url
+
+    async def add(self, number: int, age_days: float, state: JobState.ValueType = JOB_STATE_SUCCEEDED) -> None:
+        """A job that ended (or hasn't), and its file."""
+        job = Job(job_id=f"job-{number}", request_id=str(number), state=state)
+        if state != JOB_STATE_DENOISING:
+            job.end_time.FromNanoseconds(int((NOW_S - age_days * SECONDS_A_DAY) * 1e9))
+        job.artifacts.append(results.store(self.url, job.job_id, "0.npy", "", b"data"))
+        await self.journal.add(JournalEntry(job=job), GenerationRequest())
+
+    async def prune(self, *, keep_days: float = 0, keep_jobs: int = 0) -> int:
+        """One pass."""
+        return await Pruner(self.journal, self.url, keep_days=keep_days, keep_jobs=keep_jobs).prune(NOW_S)
+
+    async def left(self) -> list[int]:
+        """The jobs in the journal, which must be those with files."""
+        found = sorted(int(e.job.request_id) for _, e in await self.journal.page([], 2**62, 10_000))
+        names = os.listdir(self.url.removeprefix("file://"))
+        assert sorted(int(name.removeprefix("job-")) for name in names) == found
+        return found
+
+
+@pytest.fixture
+async def state(tmp_path: Path):
+    async with Journal(tmp_path) as journal:
+        yield State(journal, results.check_url("result_url", str(tmp_path / "results")))
+
+
+async def test_old_ones_go(state: State) -> None:
+    for number, age_days in enumerate((9, 31, 8, 7.1, 6.9, 1)):
+        await state.add(number, age_days)
+    assert await state.prune(keep_days=7) == 4
+    assert await state.left() == [4, 5]
+    assert await state.prune(keep_days=7) == 0
+
+
+async def test_the_oldest_of_too_many_go(state: State) -> None:
+    for number in range(6):
+        await state.add(number, 1)
+    assert await state.prune(keep_jobs=4) == 2
+    assert await state.left() == [2, 3, 4, 5]
+
+
+async def test_those_that_are_not_over_stay_and_do_not_count(state: State) -> None:
+    for number in range(3):
+        await state.add(number, 99, JOB_STATE_DENOISING)
+    await state.add(3, 99, JOB_STATE_FAILED)
+    await state.add(4, 1, JOB_STATE_FAILED)
+    assert await state.prune(keep_days=7, keep_jobs=1) == 1
+    assert await state.left() == [0, 1, 2, 4]
+
+
+async def test_no_limit_keeps_everything(state: State) -> None:
+    for number in range(3):
+        await state.add(number, 9999)
+    assert await state.prune() == 0
+    assert await state.left() == [0, 1, 2]
+
+
+async def test_more_than_a_batch(state: State) -> None:
+    count = pruning.BATCH_JOBS + 9
+    for number in range(count):
+        await state.add(number, 1)
+    assert await state.prune(keep_jobs=3) == count - 3
+    assert await state.left() == [count - 3, count - 2, count - 1]
+
+
+async def test_a_request_id_is_free_again(state: State) -> None:
+    await state.add(1, 99)
+    await state.prune(keep_days=7)
+    await state.add(1, 0)
+    assert await state.left() == [1]
+
+
+async def test_a_pass_that_was_cut_short_is_finished_by_the_next(state: State) -> None:
+    await state.add(1, 99)
+    found = await state.journal.get("job-1")
+    assert found is not None
+    results.remove(state.url, found.job)  # and then the controller was killed
+    assert await state.prune(keep_days=7) == 1
+    assert await state.left() == []
