@@ -88,7 +88,7 @@ async def worker(way: str, address: str, device: str, rank: int) -> AsyncIterato
         card = open_card(device)
         connector = Connector(channel, card, [RING_PHASE1], lambda: 1)
         yield VerbsRing(connector, RING_PHASE1, lambda: rank, lambda: None)
-        connector.close()
+        await connector.close()
         card.close()
     await channel.close()
 
@@ -102,7 +102,7 @@ async def faa_per_second(address: str, device: str) -> float:
     for _ in range(FAA_COUNT):
         driver.execute(_add_one())
     spent_s = time.perf_counter() - started_s
-    connector.close()
+    await connector.close()
     card.close()
     await channel.close()
     return FAA_COUNT / spent_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
 import grpc
@@ -77,7 +77,7 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
         seen.metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
         seen.metrics.watch_device_memory(lambda: stage.device_memory_bytes)
         link = Link(channel, worker)
-        worker.connect(link, stack.enter_context(_rings(config, role, channel, worker, link)))
+        worker.connect(link, await stack.enter_async_context(_rings(config, role, channel, worker, link)))
         for servicer in servicers:
             servicer.worker = worker
         await _serve(worker, link, server, stop, config.drain_timeout_s)
@@ -107,10 +107,10 @@ def _mooncake(config: WorkerConfig, arena: Arena, host: str) -> Iterator[tuple[M
         yield engine, DriverChoice(name=engine.protocol, reason=engine.reason)
 
 
-@contextlib.contextmanager
-def _rings(
+@contextlib.asynccontextmanager
+async def _rings(
     config: WorkerConfig, role: Role.ValueType, channel: grpc.aio.Channel, worker: Worker, link: Link
-) -> Iterator[RingAccess]:
+) -> AsyncIterator[RingAccess]:
     """The rings that the role claims from and publishes to."""
     card, reason = try_card(config.rings, config.rdma_device)
     names = [RING_OF[one] for one in (role, NEXT.get(role)) if one is not None]
@@ -124,8 +124,10 @@ def _rings(
         adopted=worker.leases,
         on_change=link.changed,
     )
-    with contextlib.closing(access):
+    try:
         yield access
+    finally:
+        await access.close()
 
 
 async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.Event, drain_timeout_s: float) -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.controller import jobs
-from services.controller.dispatcher import Dispatcher, free_count
+from services.controller.dispatcher import Dispatcher
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
 from triptych import ids, requests, telemetry
@@ -263,7 +263,7 @@ class Controller:
     ) -> tuple[Job, Lease | None, Dispatch | None]:
         """Accept a job and lease it to the calling encoder at once. Raises as `create`, and RingFull."""
         self.fleet.check(rank)
-        if free_count(self.rings[RING_REQUEST].stats()) == 0:
+        if self.rings[RING_REQUEST].stats().free_count == 0:
             raise RingFull("the request ring is full; send the job to the controller instead")
         entry, _existing = await self._accept(request_id, request)
         if entry.job.state != JOB_STATE_QUEUED or entry.job.generation:

@@ -7,6 +7,7 @@ memory: after a restart everything that waits comes through here again.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Mapping
 
 from services.controller import jobs
@@ -15,7 +16,6 @@ from services.controller.ledger import Ledger
 from triptych.errors import Fenced, RingFull
 from triptych.rings.layout import Kind
 from triptych.rings.memory import MemoryRing
-from triptych.rings.ring import RingStats
 from triptych.roles import RING_OF
 from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER, Ring, Role
 from triptych.v1.journal_pb2 import JournalEntry
@@ -40,21 +40,30 @@ class Dispatcher:
         self.work.set()
 
     async def publish_waiting(self) -> None:
-        """Move jobs from the queues into the rings, as far as these have (or should have) room."""
+        """Move jobs from the queues into the rings, as far as these have (or should have) room.
+
+        What finds its ring full stays where it is in its queue, until `work` is set for another reason: with shared
+        memory nobody here can tell which slots are about to become free.
+        """
         for role, queue in self._queues.items():
             if not queue:
                 continue
             ring = self._rings[RING_OF[role]]
-            stats = ring.stats()
-            room = free_count(stats)
-            if role == ROLE_ENCODER:
-                room = min(room, REQUESTS_PER_ENCODER * len(self._fleet.alive(role)) - stats.ready_count)
-            for job_id in list(queue)[: max(0, room)]:
-                generation = queue.pop(job_id)
+            for job_id, generation in list(itertools.islice(queue.items(), self._wanted_count(role, ring))):
                 entry = self._ledger.active.get(job_id)
-                if entry is None or entry.job.generation != generation or jobs.is_running(entry):
-                    continue
-                await self._publish(ring, entry)
+                if entry is not None and entry.job.generation == generation and not jobs.is_running(entry):
+                    try:
+                        await self._publish(ring, entry)
+                    except RingFull:
+                        break
+                if queue.get(job_id) == generation:
+                    del queue[job_id]
+
+    def _wanted_count(self, role: Role.ValueType, ring: MemoryRing) -> int | None:
+        """How many more entries the role's ring should get; None for as many as it takes."""
+        if role != ROLE_ENCODER:
+            return None
+        return max(0, REQUESTS_PER_ENCODER * len(self._fleet.alive(role)) - ring.stats().ready_count)
 
     async def _publish(self, ring: MemoryRing, entry: JournalEntry) -> None:
         dispatch = jobs.dispatch_of(entry)
@@ -62,10 +71,7 @@ class Dispatcher:
         dispatch.sender_rank = 0
         # A target that died: anyone is better than nobody.
         target = dispatch.receiver_rank if dispatch.receiver_rank in self._fleet.members else 0
-        try:
-            await ring.publish(dispatch, target)
-        except RingFull:  # workers publish over RDMA, too: the room that was there a moment ago is theirs now
-            self.enqueue(entry)
+        await ring.publish(dispatch, target)
 
     def lease_to(self, rank: int, entry: JournalEntry) -> Lease | None:
         """Lease an accepted job to an encoder without a publication; None where that can't be, and the job queues.
@@ -81,8 +87,3 @@ class Dispatcher:
         except (RingFull, Fenced):
             self.enqueue(entry)
             return None
-
-
-def free_count(stats: RingStats) -> int:
-    """Slots that a publication could take."""
-    return stats.slot_count - stats.ready_count - stats.leased_count

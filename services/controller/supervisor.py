@@ -16,7 +16,8 @@ from triptych.errors import Fenced, Full, InvalidRequest, LeaseLost, RingFull, W
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import TARGET_DEAD
 from triptych.rings.ring import Removed
-from triptych.roles import RING_OF
+from triptych.roles import RING_OF, ring_name
+from triptych.telemetry import RingDepth
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
 from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest, RegisterWorkerResponse, RunningPhase
 from triptych.v1.job_pb2 import JOB_STATE_FAILED
@@ -43,6 +44,8 @@ class Supervisor:
         self._removed: list[Removed] = []
         self._unpublished: set[str] = set()
         """Jobs found waiting for a room's owner to come back, after a restart."""
+        self.depths: list[RingDepth] = []
+        """As of the last tick. The rings themselves belong to this thread, and metrics are read by another."""
 
     # -- the controller's own start ---------------------------------------------------------------------------
 
@@ -220,6 +223,8 @@ class Supervisor:
         for ring in self._controller.rings.values():
             if ring.is_shared:
                 ring.hint()  # hints of workers may be lost, and it shows whether the card still works
+        stats = {ring_name(name): ring.stats() for name, ring in self._controller.rings.items()}
+        self.depths = [RingDepth(name, s.ready_count, s.leased_count) for name, s in stats.items()]
         await self._settle_removed()
         await self._controller.expire()
 

@@ -40,6 +40,7 @@ class Fleet:
         self._flags_by_name, self._ready_timeout_s = flags_by_name or {}, ready_timeout_s
         self._worker_flags, self._controller_flags = worker_flags, controller_flags
         self._env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})}
+        self._env.pop("MC_FORCE_TCP", None)  # set for good by a test that has started Mooncake in this process
         self._counts = {**dict.fromkeys(ROLES, 1), **(counts or {})}
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.addresses: dict[str, str] = {}

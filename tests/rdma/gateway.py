@@ -55,7 +55,7 @@ class Workers:
     async def close(self) -> None:
         """Forget the controller."""
         for connector, _ in self._rings.values():
-            connector.close()
+            await connector.close()
         self._rings.clear()
         if self._channel is not None:
             await self._channel.close()

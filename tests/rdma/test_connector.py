@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
@@ -10,17 +12,20 @@ from services.controller.ring_service import RingServicer
 from tests.rdma.harness import VerbsHarness
 from tests.rings.conformance import RING, job, some
 from triptych.errors import Fenced, LeaseLost, NoCard, RingUnreachable
+from triptych.rdma_devices import IPV4_MAPPED
 from triptych.rings import protocol
 from triptych.rings.access import FAILURES_MAX, RingAccess
 from triptych.rings.layout import Geometry, Kind
 from triptych.rings.memory import MemoryRing
 from triptych.rings.program import Program
 from triptych.rings.ring import Ring
-from triptych.rings.verbs.card import Card, open_card
+from triptych.rings.verbs.card import BINDINGS, FULL_RIGHTS, Card, find_binding, open_card
 from triptych.rings.verbs.connector import Connector
+from triptych.rings.verbs.host import RingHost
 from triptych.rings.verbs.ring import VerbsRing
-from triptych.rpc import open_channel, start_server
-from triptych.v1.ring_service_pb2_grpc import add_RingServiceServicer_to_server
+from triptych.rpc import open_channel, start_server, translate
+from triptych.v1.ring_service_pb2 import ConnectRequest
+from triptych.v1.ring_service_pb2_grpc import RingServiceStub, add_RingServiceServicer_to_server
 
 RANK, EPOCH = 7, 1
 GEOMETRY = Geometry()
@@ -34,17 +39,21 @@ def worker_card(devices: tuple[str, str]) -> Iterator[Card]:
 
 
 @pytest.fixture
-def connector(harness: VerbsHarness, worker_card: Card) -> Iterator[Connector]:
+async def connector(harness: VerbsHarness, worker_card: Card) -> AsyncIterator[Connector]:
     (address,) = harness.ways
     assert isinstance(address, str)
     connector = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH)
     yield connector
-    connector.close()
+    await connector.close()
 
 
 @pytest.fixture
 def ring(connector: Connector) -> VerbsRing:
     return VerbsRing(connector, RING, lambda: RANK, lambda: None)
+
+
+def service_of(servicer: RingServicer) -> tuple[Any, RingServicer, str]:
+    return add_RingServiceServicer_to_server, servicer, "triptych.v1.RingService"
 
 
 def first(count: int) -> int:
@@ -106,7 +115,7 @@ async def test_another_epoch_is_refused_and_takes_nothing_back(harness: VerbsHar
     late = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH - 1)
     with pytest.raises(Fenced, match="this is epoch 1, the worker is of 0"):
         await late.driver(RING, RANK)
-    late.close()
+    await late.close()
     assert harness.host.holds(lease)
 
 
@@ -117,7 +126,7 @@ async def test_adopted_leases_are_kept(harness: VerbsHarness, worker_card: Card)
     connector = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH, lambda: [lease])
     await connector.driver(RING, RANK)
     assert harness.host.holds(lease)
-    connector.close()
+    await connector.close()
 
 
 def access_to(address: object, card: Card, *, is_forced: bool = False) -> tuple[RingAccess, Ring]:
@@ -136,7 +145,7 @@ async def test_auto_goes_over_verbs_and_says_so(harness: VerbsHarness, worker_ca
     )
     assert harness.memory.ranks == [RANK]
     assert access.connector is not None
-    access.connector.close()
+    await access.connector.close()
 
 
 async def test_auto_goes_on_by_rpc_after_several_failures_and_loses_nothing(
@@ -162,14 +171,13 @@ async def test_auto_goes_on_by_rpc_after_several_failures_and_loses_nothing(
     await ring.ack(lost.lease)
     with pytest.raises(LeaseLost):
         await ring.ack(lost.lease)
-    connector.close()
+    await connector.close()
 
 
 async def test_a_controller_without_rdma_makes_auto_rpc_and_verbs_an_error(worker_card: Card) -> None:
     plain = MemoryRing(RING, EPOCH, attempts_max=3)
     servicer = RingServicer({RING: plain}, lambda rank: None, None, "it has none")
-    service = (add_RingServiceServicer_to_server, servicer, "triptych.v1.RingService")
-    server = await start_server("127.0.0.1:0", [service])
+    server = await start_server("127.0.0.1:0", [service_of(servicer)])
     access, ring = access_to(server.address, worker_card)
     await ring.publish(job("one"), 0)
     assert (access.choice.name, "it has none" in access.choice.reason) == ("rpc", True)
@@ -177,3 +185,69 @@ async def test_a_controller_without_rdma_makes_auto_rpc_and_verbs_an_error(worke
     with pytest.raises(NoCard, match="it has none"):
         await forced.publish(job("two"), 0)
     await server.stop(0)
+
+
+async def test_a_controller_that_comes_back_without_its_card_is_reached_by_rpc(card: Card, worker_card: Card) -> None:
+    host = RingHost(card, 1)
+    shared = MemoryRing(RING, EPOCH, attempts_max=3, driver=host.driver(0), on_fence=host.disconnect)
+    server = await start_server("127.0.0.1:0", [service_of(RingServicer({RING: shared}, lambda rank: None, host))])
+    epoch = EPOCH
+    access = RingAccess(open_channel(server.address), [RING], lambda: (RANK, epoch), card=worker_card)
+    await access.ring(RING).publish(job("before"), 0)
+    assert access.choice.name == "verbs"
+    await server.stop(0)
+    host.close()
+    epoch += 1
+    plain = MemoryRing(RING, epoch, attempts_max=3)
+    servicer = RingServicer({RING: plain}, lambda rank: None, None, "its card is gone")
+    server = await start_server(server.address, [service_of(servicer)])
+    await access.ring(RING).publish(job("after"), 0)
+    assert (access.choice.name, "its card is gone" in access.choice.reason) == ("rpc", True)
+    assert plain.stats().ready_count == 1
+    assert access.connector is not None
+    await access.connector.close()
+    await server.stop(0)
+
+
+async def test_another_epoch_takes_another_connection(harness: VerbsHarness, worker_card: Card) -> None:
+    """The old one may lead to the memory of a controller that is gone."""
+    (address,) = harness.ways
+    assert isinstance(address, str)
+    epoch = EPOCH
+    connector = Connector(open_channel(address), worker_card, [RING], lambda: epoch)
+    await connector.driver(RING, RANK)
+    epoch += 1
+    with pytest.raises(Fenced, match="this is epoch 1, the worker is of 2"):
+        await connector.driver(RING, RANK)
+    await connector.close()
+
+
+async def test_an_end_that_cannot_be_reached_is_no_card(harness: VerbsHarness, worker_card: Card) -> None:
+    """Which `auto` answers with rpc, as it does wherever one of the two cards refuses."""
+    (address,) = harness.ways
+    assert isinstance(address, str)
+    channel = open_channel(address)
+    nowhere = IPV4_MAPPED + bytes((240, 0, 0, 1))
+    request = ConnectRequest(rank=RANK, epoch=EPOCH)
+    request.address.gid, request.address.queue_pair_number, request.address.mtu_bytes = nowhere, 17, 1024
+    with pytest.raises(NoCard, match="refuses a queue pair"):
+        await translate(RingServiceStub(channel).Connect(request))
+    assert harness.memory.ranks == []
+    access, ring = access_to(address, worker_card)
+    await ring.publish(job("one"), 0)
+    assert access.choice.name == "verbs"
+    assert access.connector is not None
+    await access.connector.close()
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_nothing_is_left_of_a_queue_pair_that_the_card_refused(binding: str, devices: tuple[str, str]) -> None:
+    """Else the card could not be closed."""
+    if isinstance(reason := find_binding(binding), str):
+        pytest.skip(reason)
+    card = open_card(devices[1], binding)
+    opened_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match=r"."):
+        card.queue_pair(1 << 46, 4096, FULL_RIGHTS, 1)  # where there is no memory
+    assert len(os.listdir("/proc/self/fd")) == opened_before
+    card.close()

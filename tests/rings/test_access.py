@@ -49,7 +49,7 @@ async def harness() -> AsyncIterator[AccessHarness]:
     harness.address = server.address
     yield harness
     for access in harness.opened:
-        access.close()
+        await access.close()
     await server.stop(0)
 
 

@@ -140,6 +140,17 @@ def test_arena_sizes(size_bytes):
         Arena.create(size_bytes)
 
 
+def test_reserved_pages_can_be_given_back():
+    """Where a card can't pin them after all, they are others' again, and the arena works as without."""
+    with Arena.create(2**20) as arena:
+        arena.reserve()
+        assert arena.path.stat().st_blocks * 512 == 2**20
+        arena.unreserve()
+        assert arena.path.stat().st_blocks == 0
+        placement = put(arena, 1, 1000)
+        assert placement.size_bytes <= arena.path.stat().st_blocks * 512 < 2**20
+
+
 async def test_waiting_for_space():
     with Arena.create(2**16) as arena:
         await arena.wait_for_space(60_000, timeout_s=1)

@@ -104,10 +104,10 @@ class RingAccess:
         self._decided = None
         self._failure_count, self._last_failure = self._failure_count + 1, str(error)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Tear the connection down."""
         if self._connector is not None:
-            self._connector.close()
+            await self._connector.close()
             self._connector.card.close()
 
     async def _decide(self, connector: Connector, name: RingName.ValueType, rank: int) -> None:

@@ -222,6 +222,7 @@ class MemoryRing:
             waiting_count=self._waiters.count,
             redelivered_count=self._driver.execute(recovery.redelivered_count(self._geometry)),
             removed_count=self._removed_count,
+            free_count=kinds.count(Kind.FREE),
         )
 
     async def _take(self, rank: int) -> Claimed | None:

@@ -104,6 +104,8 @@ class RingStats(NamedTuple):
     """Claims that wait: idle consumers."""
     redelivered_count: int
     removed_count: int
+    free_count: int
+    """Slots that a publication could take."""
 
 
 class SlotState(NamedTuple):

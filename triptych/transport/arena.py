@@ -126,6 +126,13 @@ class Arena:
                 raise WrongState(f"{self.path.parent} has no {self.size_bytes} bytes (arena_bytes) to pin") from error
             self._reserved_bytes = self.size_bytes
 
+    def unreserve(self) -> None:
+        """Give every page back, as long as there are no rooms."""
+        with self._lock:
+            assert not self._rooms
+            self._mapping.madvise(mmap.MADV_REMOVE)
+            self._reserved_bytes = 0
+
     def rooms(self) -> list[int]:
         """Ids of the rooms held."""
         with self._lock:

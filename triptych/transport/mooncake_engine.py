@@ -129,6 +129,7 @@ def open_engine(arena: Arena, host: str, wanted: str = "tcp", device: str = "") 
         if wanted != "auto" or engine.protocol == "tcp":
             raise
         log.warning("Mooncake goes over TCP: %s", error)
+        arena.unreserve()
         engine = MooncakeEngine.start(host, "tcp")
         engine.reason = str(error)
         engine.register(arena.base_address, arena.size_bytes)

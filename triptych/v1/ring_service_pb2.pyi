@@ -433,6 +433,7 @@ class QueuePairAddress(_message.Message):
     GID_FIELD_NUMBER: _builtins.int
     LID_FIELD_NUMBER: _builtins.int
     MTU_BYTES_FIELD_NUMBER: _builtins.int
+    READ_ATOMIC_DEPTH_FIELD_NUMBER: _builtins.int
     queue_pair_number: _builtins.int
     """Number of the queue pair, 24 bits."""
     packet_sequence_number: _builtins.int
@@ -443,6 +444,8 @@ class QueuePairAddress(_message.Message):
     """Local identifier of the port; 0 on Ethernet."""
     mtu_bytes: _builtins.int
     """Largest packet that the port takes, 256 to 4096 bytes."""
+    read_atomic_depth: _builtins.int
+    """Reads and atomics that this end answers, or has under way, at once."""
     def __init__(
         self,
         *,
@@ -451,10 +454,11 @@ class QueuePairAddress(_message.Message):
         gid: _builtins.bytes = ...,
         lid: _builtins.int = ...,
         mtu_bytes: _builtins.int = ...,
+        read_atomic_depth: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "lid", b"lid", "mtu_bytes", b"mtu_bytes", "packet_sequence_number", b"packet_sequence_number", "queue_pair_number", b"queue_pair_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "lid", b"lid", "mtu_bytes", b"mtu_bytes", "packet_sequence_number", b"packet_sequence_number", "queue_pair_number", b"queue_pair_number", "read_atomic_depth", b"read_atomic_depth"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

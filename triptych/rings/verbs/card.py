@@ -85,6 +85,8 @@ class Peer(NamedTuple):
     gid: bytes
     lid: int
     mtu_bytes: int
+    read_atomic_depth: int
+    """Reads and atomics that it answers, or has under way, at once."""
 
 
 class WorkRequest(NamedTuple):
@@ -144,11 +146,13 @@ class Settings(NamedTuple):
     """`ibv_mtu`: 1 to 5 for 256 to 4096 bytes."""
     is_global: bool
     """Whether packets carry the global route, as they must on Ethernet."""
+    read_atomic_depth: int
 
     @classmethod
     def of(cls, place: devices.Place, own: Peer, other: Peer) -> Settings:
         """For a connection between two ends."""
-        return cls(mtu_code(min(own.mtu_bytes, other.mtu_bytes)), place.link_layer == devices.ETHERNET)
+        depth = max(1, min(own.read_atomic_depth, other.read_atomic_depth))
+        return cls(mtu_code(min(own.mtu_bytes, other.mtu_bytes)), place.link_layer == devices.ETHERNET, depth)
 
 
 def mtu_bytes(code: int) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
-from triptych.errors import NoCard, RingMismatch
+from triptych.errors import InvalidRequest, NoCard, RingMismatch
 from triptych.rings import attach, layout
 from triptych.rings.layout import Geometry
 from triptych.rings.rpc import ANSWER_TIMEOUT_S
@@ -35,23 +35,21 @@ if TYPE_CHECKING:  # it exists for type checkers only
 
 
 class _Opened(NamedTuple):
-    rank: int
+    identity: tuple[int, int]
+    """Rank and epoch."""
     connection: Connection
     drivers: Mapping[RingName.ValueType, VerbsDriver]
 
 
 def address_message(peer: Peer) -> QueuePairAddress:
     """One end of a connection, for the wire."""
-    number, sequence, gid, lid, mtu_bytes = peer
-    return QueuePairAddress(
-        queue_pair_number=number, packet_sequence_number=sequence, gid=gid, lid=lid, mtu_bytes=mtu_bytes
-    )
+    return QueuePairAddress(**peer._asdict())
 
 
 def peer_of(message: QueuePairAddress) -> Peer:
     """One end of a connection, from the wire."""
     m = message
-    return Peer(m.queue_pair_number, m.packet_sequence_number, m.gid, m.lid, m.mtu_bytes)
+    return Peer(m.queue_pair_number, m.packet_sequence_number, m.gid, m.lid, m.mtu_bytes, m.read_atomic_depth)
 
 
 class Connector:
@@ -92,7 +90,7 @@ class Connector:
         Raises Fenced, Unavailable and DeadlinePassed (the controller), NoCard (it has no RDMA, or this card fails),
         RingMismatch, RingRefused and RingUnreachable (its memory).
         """
-        while (opened := self._opened) is None or opened.rank != rank or opened.connection.is_broken:
+        while (opened := self._opened) is None or opened.identity != self._as(rank) or opened.connection.is_broken:
             if self._opening is None or self._opening.done():
                 self._opening = asyncio.create_task(self._open(rank))
                 self._opening.add_done_callback(_look_at_error)
@@ -115,14 +113,20 @@ class Connector:
         self._drop_opened()
         if self._was_connected:
             request = DisconnectRequest(rank=rank, epoch=self._epoch(), kept_leases=self._kept(rank))
-            await translate(self._stub.Disconnect(request, timeout=ANSWER_TIMEOUT_S))
+            with contextlib.suppress(NoCard):  # a controller that has no card now has other rings: nothing to undo
+                await translate(self._stub.Disconnect(request, timeout=ANSWER_TIMEOUT_S))
             self._was_connected = False
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Tear the connection down; the next use opens another."""
         if self._opening is not None:
             self._opening.cancel()
+            await asyncio.wait((self._opening,))  # it has a queue pair to close
+            self._opening = None
         self._drop_opened()
+
+    def _as(self, rank: int) -> tuple[int, int]:
+        return rank, self._epoch()
 
     def _drop_opened(self) -> None:
         if self._opened is not None:
@@ -134,19 +138,23 @@ class Connector:
         try:
             connection = Connection(self._card, self.geometry, timeout_s=self._chain_timeout_s)
         except OSError as error:
-            raise NoCard(f"{self._card.place.device} refuses a queue pair: {error}") from error
+            hint = "is the limit of locked memory (ulimit -l) too low?"
+            raise NoCard(f"{self._card.place.device} refuses a queue pair ({error}); {hint}") from error
         with contextlib.ExitStack() as undo:
             undo.callback(connection.close)
-            pair = connection.queue_pair
+            pair, identity = connection.queue_pair, self._as(rank)
             address, kept = address_message(pair.peer), self._kept(rank)
-            request = ConnectRequest(rank=rank, epoch=self._epoch(), address=address, kept_leases=kept)
-            response = await translate(self._stub.Connect(request, timeout=ANSWER_TIMEOUT_S))
+            request = ConnectRequest(rank=rank, epoch=identity[1], address=address, kept_leases=kept)
+            try:
+                response = await translate(self._stub.Connect(request, timeout=ANSWER_TIMEOUT_S))
+            except InvalidRequest as error:
+                raise NoCard(f"the controller's card can't reach {self._card.place}: {error}") from error
             self._was_connected = True
             try:
                 pair.connect(peer_of(response.address), initiates=True)
             except OSError as error:
                 raise NoCard(f"{self._card.place} can't reach the controller's card: {error}") from error
-            self._opened = _Opened(rank, connection, self._attached(connection, response))
+            self._opened = _Opened(identity, connection, self._attached(connection, response))
             undo.pop_all()
 
     def _kept(self, rank: int) -> list[Lease]:

@@ -13,6 +13,7 @@ queue pair, and with it whatever was still on its way: that is the fence which m
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -44,13 +45,15 @@ class RingHost:
         self._address = address_of(self._memory)
         self._by_rank: dict[int, QueuePair] = {}
         try:
-            self._loopback = Connection(card, geometry)
-            self._far_end = self._expose(FULL_RIGHTS)
-            self._far_end.connect(self._loopback.queue_pair.peer, initiates=False)
-            self._loopback.queue_pair.connect(self._far_end.peer, initiates=True)
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._memory.close)
+                self._loopback = undo.enter_context(contextlib.closing(Connection(card, geometry)))
+                self._far_end = undo.enter_context(contextlib.closing(self._expose(FULL_RIGHTS)))
+                self._far_end.connect(self._loopback.queue_pair.peer, initiates=False)
+                self._loopback.queue_pair.connect(self._far_end.peer, initiates=True)
+                undo.pop_all()
         except OSError as error:
-            hint = "is the limit of locked memory too low?"
-            raise NoCard(f"{card.place.device} refuses a queue pair ({error}); {hint}") from error
+            raise NoCard(self._refusal(error)) from error
 
     def address(self, index: int) -> int:
         """Where ring number `index` lies."""
@@ -61,15 +64,20 @@ class RingHost:
         return VerbsDriver(self._loopback, self.address(index), self._far_end.remote_key)
 
     def connect(self, rank: int, other: Peer, rights: Rights = FULL_RIGHTS) -> Opened:
-        """Give a rank a connection of its own, in place of any that it had. Raises InvalidRequest."""
+        """Give a rank a connection of its own, in place of any that it had.
+
+        Raises NoCard where this card refuses, InvalidRequest for an address that can't be one.
+        """
         self.disconnect(rank)
         try:
             pair = self._by_rank[rank] = self._expose(rights)
             pair.connect(other, initiates=False)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             self.disconnect(rank)
-            accepted = f"a queue pair that {self.card.place} can reach ({error})"
-            raise InvalidRequest("address", str(other), accepted) from error
+            raise NoCard(self._refusal(error)) from error
+        except ValueError as error:
+            self.disconnect(rank)
+            raise InvalidRequest("address", str(other), f"the end of a queue pair ({error})") from error
         return Opened(pair.peer, pair.remote_key)
 
     def disconnect(self, rank: int) -> None:
@@ -90,6 +98,10 @@ class RingHost:
             for close in (self._far_end.close, self._loopback.close, *(pair.close for pair in self._by_rank.values())):
                 stack.callback(close)
             self._by_rank.clear()
+
+    def _refusal(self, error: OSError) -> str:
+        hint = "; is its limit of locked memory (ulimit -l) too low?" if error.errno == errno.ENOMEM else ""
+        return f"the controller's {self.card.place} refuses a queue pair: {error}{hint}"
 
     def _expose(self, rights: Rights) -> QueuePair:
         return self.card.queue_pair(self._address, len(self._memory), rights, QUEUE_DEPTH)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import secrets
 from collections.abc import Sequence
 
@@ -20,7 +22,10 @@ class IbverbsCard:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.context = next(device for device in ibverbs.get_device_list() if device.name == place.device).open()
+        found = next((device for device in ibverbs.get_device_list() if device.name == place.device), None)
+        if found is None:
+            raise OSError(errno.ENODEV, f"libibverbs doesn't know {place.device}; is ibverbs-providers installed?")
+        self.context = found.open()
         self.mtu_bytes = card.mtu_bytes(self.context.query_port(place.port).active_mtu)
         self.depth = min(self.context.query_device().max_qp_rd_atom, card.READ_ATOMIC_DEPTH_MAX)
 
@@ -38,19 +43,21 @@ class IbverbsQueuePair:
 
     def __init__(self, owner: IbverbsCard, address: int, size_bytes: int, rights: Rights, depth: int) -> None:
         self._card, self._rights = owner, rights
-        self._domain = owner.context.alloc_pd()
-        self._completions = owner.context.create_cq(depth)
-        self._region = self._domain.reg_mr(address, size_bytes, int(rights))
-        queues = {"send_cq": self._completions, "recv_cq": self._completions}
-        self._pair = self._domain.create_qp(QPInitAttr(**queues, max_send_wr=depth, max_recv_wr=1))
+        with contextlib.ExitStack() as undo:
+            self._domain = undo.enter_context(contextlib.closing(owner.context.alloc_pd()))
+            self._completions = undo.enter_context(contextlib.closing(owner.context.create_cq(depth)))
+            self._region = undo.enter_context(contextlib.closing(self._domain.reg_mr(address, size_bytes, int(rights))))
+            queues = {"send_cq": self._completions, "recv_cq": self._completions}
+            self._pair = self._domain.create_qp(QPInitAttr(**queues, max_send_wr=depth, max_recv_wr=1))
+            undo.pop_all()
         self.remote_key = self._region.rkey
         place, first = owner.place, secrets.randbits(card.PACKET_SEQUENCE_BITS)
-        self.peer = Peer(self._pair.qp_num, first, place.gid.value, place.lid, owner.mtu_bytes)
+        self.peer = Peer(self._pair.qp_num, first, place.gid.value, place.lid, owner.mtu_bytes, owner.depth)
 
     def connect(self, other: Peer, *, initiates: bool) -> None:
         """See `card.QueuePair`."""
         place, settings = self._card.place, Settings.of(self._card.place, self.peer, other)
-        number, sequence, gid, lid, _ = other
+        number, sequence, gid, lid, *_ = other
         self._pair.to_init(place.port, int(self._rights))
         self._pair.to_rtr(
             QPInfo(qp_num=number, psn=sequence, lid=lid, gid=gid, port=place.port, mtu=settings.mtu_code),
@@ -58,11 +65,11 @@ class IbverbsQueuePair:
             mtu=settings.mtu_code,
             hop_limit=card.HOP_LIMIT,
             min_rnr_timer=card.MIN_RNR_TIMER,
-            max_dest_rd_atomic=self._card.depth,
+            max_dest_rd_atomic=settings.read_atomic_depth,
         )
         if initiates:
             bounds = {"timeout": card.ACK_TIMEOUT, "retry_cnt": card.RETRIES, "rnr_retry": card.RNR_RETRIES}
-            self._pair.to_rts(self.peer.packet_sequence_number, **bounds, max_rd_atomic=self._card.depth)
+            self._pair.to_rts(self.peer.packet_sequence_number, **bounds, max_rd_atomic=settings.read_atomic_depth)
 
     def post(self, requests: Sequence[WorkRequest], remote_key: int) -> None:
         """See `card.QueuePair`."""

@@ -60,17 +60,19 @@ class PyverbsQueuePair:
 
     def __init__(self, owner: PyverbsCard, address: int, size_bytes: int, rights: Rights, depth: int) -> None:
         self._card, self._rights = owner, rights
-        with _os_errors():
-            self._domain = PD(owner.context)
-            self._completions = CQ(owner.context, depth)
-            self._region = MR(self._domain, size_bytes, int(rights), address=address)
+        with _os_errors(), contextlib.ExitStack() as undo:
+            self._domain = undo.enter_context(contextlib.closing(PD(owner.context)))
+            self._completions = undo.enter_context(contextlib.closing(CQ(owner.context, depth)))
+            region = MR(self._domain, size_bytes, int(rights), address=address)
+            self._region = undo.enter_context(contextlib.closing(region))
             cap = QPCap(max_send_wr=depth, max_recv_wr=1, max_send_sge=1, max_recv_sge=1, max_inline_data=0)
             queues = {"scq": self._completions, "rcq": self._completions}
             # pyverbs would have every request give a completion; one for each list is what `post` promises
             self._pair = QP(self._domain, QPInitAttr(qp_type=IBV_QPT_RC, cap=cap, sq_sig_all=0, **queues))
+            undo.pop_all()
         self.remote_key = self._region.rkey
         place, first = owner.place, secrets.randbits(card.PACKET_SEQUENCE_BITS)
-        self.peer = Peer(self._pair.qp_num, first, place.gid.value, place.lid, owner.mtu_bytes)
+        self.peer = Peer(self._pair.qp_num, first, place.gid.value, place.lid, owner.mtu_bytes, owner.depth)
 
     def connect(self, other: Peer, *, initiates: bool) -> None:
         """See `card.QueuePair`."""
@@ -81,7 +83,7 @@ class PyverbsQueuePair:
         attributes.port_num, attributes.pkey_index, attributes.qp_access_flags = place.port, 0, int(self._rights)
         attributes.path_mtu, attributes.dest_qp_num = settings.mtu_code, other.queue_pair_number
         attributes.rq_psn, attributes.sq_psn = other.packet_sequence_number, self.peer.packet_sequence_number
-        attributes.max_rd_atomic = attributes.max_dest_rd_atomic = self._card.depth
+        attributes.max_rd_atomic = attributes.max_dest_rd_atomic = settings.read_atomic_depth
         attributes.timeout, attributes.retry_cnt = card.ACK_TIMEOUT, card.RETRIES
         attributes.rnr_retry, attributes.min_rnr_timer = card.RNR_RETRIES, card.MIN_RNR_TIMER
         with _os_errors():
