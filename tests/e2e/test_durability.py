@@ -12,8 +12,10 @@ from tests.clients.test_cli import triptych
 from tests.e2e import reference
 from tests.e2e.conftest import result
 from tests.e2e.fleet import Fleet, wait_until
-from tests.e2e.test_survival import FIELDS, LONG, being_denoised, plain
+from tests.e2e.test_survival import FIELDS, being_denoised, plain
 from triptych.errors import NotFound
+
+LONG = {**FIELDS, "num_inference_steps": 60}
 
 
 def test_a_backup_in_the_place_of_a_lost_state_folder(tmp_path: Path, model_folder: Callable[[str], str]) -> None:
@@ -26,6 +28,8 @@ def test_a_backup_in_the_place_of_a_lost_state_folder(tmp_path: Path, model_fold
         wait_until(lambda: being_denoised(client, running), 60, "the job is being denoised")
         assert triptych("backup", copy, "--state", state).returncode == 0
         late = client.create_job("a big red circle", **FIELDS).job_id
+        for name in fleet.processes:
+            fleet.kill(name)
     shutil.rmtree(state)
     copy.rename(state)
     flags = ("--keep-jobs", "1")
