@@ -12,7 +12,7 @@ OUT ?= demo.mp4
 RDMA_PACKAGES := python3-pyverbs libibverbs1 ibverbs-providers libnuma1 libcurl4 perftest
 MODEL_PACKAGES := spin gcc libc6-dev
 # A virtual machine with two soft-RoCE devices. Mooncake's own default of workers would spin on all its processors.
-IN_VM := MC_WORKERS_PER_CTX=1 python3 tests/rdma/vm run --memory-mib 6144 --timeout-s 1200
+IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --timeout-s 1200
 
 .PHONY: setup setup-rdma demo test test-model test-rdma check proto proto-baseline bench bench-rdma clean
 

@@ -79,33 +79,35 @@ async def served(device: str) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def worker(way: str, address: str, device: str, rank: int) -> AsyncIterator[Ring]:
-    """The ring as a worker sees it, by `verbs` or `rpc`."""
-    channel = open_channel(address)
-    if way == "rpc":
-        yield RpcRing(channel, RING_PHASE1)
-    else:
+async def connected(address: str, device: str) -> AsyncIterator[Connector]:
+    """A worker's connection over RDMA."""
+    async with open_channel(address) as channel:
         card = open_card(device)
         connector = Connector(channel, card, [RING_PHASE1], lambda: 1)
-        yield VerbsRing(connector, RING_PHASE1, lambda: rank, lambda: None)
+        yield connector
         await connector.close()
         card.close()
-    await channel.close()
+
+
+@asynccontextmanager
+async def worker(way: str, address: str, device: str, rank: int) -> AsyncIterator[Ring]:
+    """The ring as a worker sees it, by `verbs` or `rpc`."""
+    if way == "rpc":
+        async with open_channel(address) as channel:
+            yield RpcRing(channel, RING_PHASE1)
+    else:
+        async with connected(address, device) as connector:
+            yield VerbsRing(connector, RING_PHASE1, lambda: rank, lambda: None)
 
 
 async def faa_per_second(address: str, device: str) -> float:
     """Fetch-and-adds in a row on the scratch word, each waited for."""
-    card, channel = open_card(device), open_channel(address)
-    connector = Connector(channel, card, [RING_PHASE1], lambda: 1)
-    driver = await connector.driver(RING_PHASE1, 1)
-    started_s = time.perf_counter()
-    for _ in range(FAA_COUNT):
-        driver.execute(_add_one())
-    spent_s = time.perf_counter() - started_s
-    await connector.close()
-    card.close()
-    await channel.close()
-    return FAA_COUNT / spent_s
+    async with connected(address, device) as connector:
+        driver = await connector.driver(RING_PHASE1, 1)
+        started_s = time.perf_counter()
+        for _ in range(FAA_COUNT):
+            driver.execute(_add_one())
+        return FAA_COUNT / (time.perf_counter() - started_s)
 
 
 def _add_one() -> Program[int]:
@@ -133,8 +135,11 @@ def perftest_us(devices: tuple[str, str]) -> float | None:
     return None
 
 
-async def waiting(way: str, address: str, device: str) -> Waiting:
-    """An idle worker: how soon it has what is published, and the share of a core that it takes meanwhile."""
+async def waiting(way: str, address: str, device: str, *, is_hinted: bool = False) -> Waiting:
+    """An idle worker: how soon it has what is published, and the share of a core that it takes meanwhile.
+
+    The hint is the one that the heartbeat stream carries; the stream itself is not included.
+    """
     async with worker(way, address, device, 1) as idle, worker(way, address, device, 2) as busy:
         assert await idle.claim(1) is None
         delays_s = []
@@ -143,6 +148,8 @@ async def waiting(way: str, address: str, device: str) -> Waiting:
             await asyncio.sleep(0.3 + number * 0.007)  # until its looks are rare, and at any point between two
             await busy.publish(Dispatch(job_id="late", sender_rank=2), 0)
             published_s = time.perf_counter()
+            if is_hinted:
+                idle.hint()
             claimed = await claim
             delays_s.append(time.perf_counter() - published_s)
             assert claimed is not None
@@ -154,23 +161,6 @@ async def waiting(way: str, address: str, device: str) -> Waiting:
         claim.cancel()
         await asyncio.wait((claim,))
     return Waiting(statistics.median(delays_s), share)
-
-
-async def hinted(address: str, device: str) -> float:
-    """As `waiting` over verbs, with the hint that the heartbeat stream carries (the stream itself not included)."""
-    async with worker("verbs", address, device, 1) as idle, worker("verbs", address, device, 2) as busy:
-        delays_s = []
-        for _ in range(PICK_UPS):
-            claim = asyncio.create_task(idle.claim(1, 60))
-            await asyncio.sleep(0.3)
-            await busy.publish(Dispatch(job_id="late", sender_rank=2), 0)
-            published_s = time.perf_counter()
-            idle.hint()
-            claimed = await claim
-            delays_s.append(time.perf_counter() - published_s)
-            assert claimed is not None
-            await idle.ack(claimed.lease)
-    return statistics.median(delays_s)
 
 
 async def side_by_side(way: str, address: str, device: str, rank: int) -> None:
@@ -232,12 +222,13 @@ async def main() -> None:
             print(f"{' + '.join(ways):16}{2 * MESSAGES_EACH} messages, {per_second:6.0f} a second: ", end="")
             print(f"{lost} lost, {doubled} delivered twice", flush=True)
         print()
-        for way in ("verbs", "rpc"):
-            idle = await waiting(way, address, devices[1])
+        for way, is_hinted in (("verbs", False), ("verbs", True), ("rpc", False)):
+            idle = await waiting(way, address, devices[1], is_hinted=is_hinted)
             print(
-                f"idle by {way:6} pick-up {idle.pick_up_s * 1e3:6.1f} ms, waiting takes {idle.cpu_share:.2%} of a core"
+                f"idle by {way:6} {'with a hint' if is_hinted else '':12}pick-up {idle.pick_up_s * 1e3:6.1f} ms, ",
+                end="",
             )
-        print(f"idle by verbs  pick-up {await hinted(address, devices[1]) * 1e3:6.1f} ms with a hint")
+            print(f"waiting takes {idle.cpu_share:.2%} of a core", flush=True)
 
 
 def show(verbs: list[Line], rpc: list[Line], faa: float) -> None:

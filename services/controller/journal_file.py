@@ -18,9 +18,10 @@ NAME = "journal.db"
 FORMAT_VERSION = 1
 """Layout of the database. A state folder of another version is refused, never guessed at."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS jobs (
+_CREATE = f"""
+BEGIN;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE jobs (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,
     job_id TEXT NOT NULL UNIQUE,
     request_id TEXT NOT NULL UNIQUE,
@@ -28,9 +29,12 @@ CREATE TABLE IF NOT EXISTS jobs (
     entry BLOB NOT NULL,
     request BLOB NOT NULL
 );
-CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, sequence);
-CREATE TABLE IF NOT EXISTS workers (instance_id TEXT PRIMARY KEY, rank INTEGER NOT NULL UNIQUE);
+CREATE INDEX jobs_by_state ON jobs (state, sequence);
+CREATE TABLE workers (instance_id TEXT PRIMARY KEY, rank INTEGER NOT NULL UNIQUE);
+INSERT INTO meta VALUES ('format', {FORMAT_VERSION});
+COMMIT;
 """
+"""All or nothing: half a journal would be refused for ever."""
 
 
 def open_file(folder: Path) -> sqlite3.Connection:
@@ -40,13 +44,14 @@ def open_file(folder: Path) -> sqlite3.Connection:
     """
     db = sqlite3.connect(folder / NAME, isolation_level=None)
     try:
-        if db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() != (0,):
+        is_new = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,)
+        if not is_new:
             _check_format(db, folder)
             _check_content(db, folder)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.executescript(_SCHEMA)
-        db.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (FORMAT_VERSION,))
+        if is_new:
+            db.executescript(_CREATE)
     except BaseException:
         db.close()
         raise

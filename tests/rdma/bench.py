@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from tests.rings.conformance import ATTEMPTS_MAX, RING
+from tests.rings.tools import first
 from triptych.rings import attach, protocol, recovery
 from triptych.rings.layout import Geometry, Kind
 from triptych.rings.memory import MemoryRing
@@ -18,11 +19,6 @@ from triptych.rings.verbs.host import RingHost
 T = TypeVar("T")
 EPOCH = 5
 RANK = 7
-
-
-def first(count: int) -> int:
-    """Choose without chance."""
-    return 0
 
 
 class RingBench:

@@ -9,10 +9,10 @@ import pytest
 from tests.rdma.gateway import Gateway
 from tests.rdma.harness import VerbsHarness
 from tests.rdma.warm import WarmServer
+from tests.rings.tools import service_of
 from triptych import rdma_devices
 from triptych.rings.verbs.card import BINDINGS, Card, find_binding, open_card
 from triptych.rpc import start_server
-from triptych.v1.ring_service_pb2_grpc import add_RingServiceServicer_to_server
 
 HOW = "no active RDMA device here; `make test-rdma` runs these in a virtual machine that has two"
 
@@ -71,8 +71,7 @@ def card(devices: tuple[str, str]) -> Iterator[Card]:
 async def harness(card: Card) -> AsyncIterator[VerbsHarness]:
     """Served, but without a way to it yet."""
     harness = VerbsHarness(card)
-    service = (add_RingServiceServicer_to_server, harness.servicer, "triptych.v1.RingService")
-    server = await start_server("127.0.0.1:0", [service])
+    server = await start_server("127.0.0.1:0", [service_of(harness.servicer)])
     harness.ways.append(server.address)
     yield harness
     await harness.close()

@@ -19,6 +19,7 @@ import grpc
 
 from services.controller.ring_service import RingServicer
 from tests.rings.conformance import RING
+from tests.rings.tools import service_of
 from triptych.rings import layout
 from triptych.rings.ring import Claimed
 from triptych.rings.verbs.card import Card, open_card
@@ -27,7 +28,6 @@ from triptych.rings.verbs.ring import VerbsRing
 from triptych.rpc import open_channel, start_server
 from triptych.v1.dispatch_pb2 import Dispatch
 from triptych.v1.ring_service_pb2 import Lease
-from triptych.v1.ring_service_pb2_grpc import add_RingServiceServicer_to_server
 
 ANSWER_TIMEOUT_S = 60.0
 """A process starts slowly on an emulated machine."""
@@ -149,8 +149,7 @@ async def main(device: str, binding: str, counter: str) -> None:
         waiting = mmap.mmap(file.fileno(), 8)
     workers = Workers(open_card(device, binding), waiting, OWN_RANK + os.getpid())
     servicer = RingServicer({RING: workers}, lambda rank: None)  # type: ignore[dict-item]
-    service = (add_RingServiceServicer_to_server, servicer, "triptych.v1.RingService")
-    server = await start_server("127.0.0.1:0", [service])
+    server = await start_server("127.0.0.1:0", [service_of(servicer)])
     print(server.address, flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         await workers.use(line.split()[1])

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import pytest
 
 from services.controller.ring_service import RingServicer
 from tests.rdma.harness import VerbsHarness
 from tests.rings.conformance import RING, job, some
+from tests.rings.tools import cut_short, first, service_of
 from triptych.errors import Fenced, LeaseLost, NoCard, RingUnreachable
 from triptych.rdma_devices import IPV4_MAPPED
 from triptych.rings import protocol
 from triptych.rings.access import FAILURES_MAX, RingAccess
 from triptych.rings.layout import Geometry, Kind
 from triptych.rings.memory import MemoryRing
-from triptych.rings.program import Program
 from triptych.rings.ring import Ring
 from triptych.rings.verbs.card import BINDINGS, FULL_RIGHTS, Card, find_binding, open_card
 from triptych.rings.verbs.connector import Connector
@@ -25,7 +24,7 @@ from triptych.rings.verbs.host import RingHost
 from triptych.rings.verbs.ring import VerbsRing
 from triptych.rpc import open_channel, start_server, translate
 from triptych.v1.ring_service_pb2 import ConnectRequest
-from triptych.v1.ring_service_pb2_grpc import RingServiceStub, add_RingServiceServicer_to_server
+from triptych.v1.ring_service_pb2_grpc import RingServiceStub
 
 RANK, EPOCH = 7, 1
 GEOMETRY = Geometry()
@@ -39,9 +38,14 @@ def worker_card(devices: tuple[str, str]) -> Iterator[Card]:
 
 
 @pytest.fixture
-async def connector(harness: VerbsHarness, worker_card: Card) -> AsyncIterator[Connector]:
+def address(harness: VerbsHarness) -> str:
     (address,) = harness.ways
     assert isinstance(address, str)
+    return address
+
+
+@pytest.fixture
+async def connector(address: str, worker_card: Card) -> AsyncIterator[Connector]:
     connector = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH)
     yield connector
     await connector.close()
@@ -50,21 +54,6 @@ async def connector(harness: VerbsHarness, worker_card: Card) -> AsyncIterator[C
 @pytest.fixture
 def ring(connector: Connector) -> VerbsRing:
     return VerbsRing(connector, RING, lambda: RANK, lambda: None)
-
-
-def service_of(servicer: RingServicer) -> tuple[Any, RingServicer, str]:
-    return add_RingServiceServicer_to_server, servicer, "triptych.v1.RingService"
-
-
-def first(count: int) -> int:
-    return 0
-
-
-def cut_short(program: Program[object], chains: int) -> Program[None]:
-    """The first chains of a program."""
-    results = None
-    for _ in range(chains):
-        results = yield program.send(results)
 
 
 async def lose_an_answer(connector: Connector) -> None:
@@ -107,11 +96,11 @@ async def test_a_slot_that_was_reserved_and_not_filled_is_free_again(
     assert harness.host.slots()[0].kind is Kind.FREE
 
 
-async def test_another_epoch_is_refused_and_takes_nothing_back(harness: VerbsHarness, worker_card: Card) -> None:
+async def test_another_epoch_is_refused_and_takes_nothing_back(
+    harness: VerbsHarness, address: str, worker_card: Card
+) -> None:
     """After a restart the controller may have adopted a lease for the worker before the worker has heard of it."""
     lease = harness.host.adopt(job("running"), RANK)
-    (address,) = harness.ways
-    assert isinstance(address, str)
     late = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH - 1)
     with pytest.raises(Fenced, match="this is epoch 1, the worker is of 0"):
         await late.driver(RING, RANK)
@@ -119,24 +108,21 @@ async def test_another_epoch_is_refused_and_takes_nothing_back(harness: VerbsHar
     assert harness.host.holds(lease)
 
 
-async def test_adopted_leases_are_kept(harness: VerbsHarness, worker_card: Card) -> None:
+async def test_adopted_leases_are_kept(harness: VerbsHarness, address: str, worker_card: Card) -> None:
     lease = harness.host.adopt(job("running"), RANK)
-    (address,) = harness.ways
-    assert isinstance(address, str)
     connector = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH, lambda: [lease])
     await connector.driver(RING, RANK)
     assert harness.host.holds(lease)
     await connector.close()
 
 
-def access_to(address: object, card: Card, *, is_forced: bool = False) -> tuple[RingAccess, Ring]:
-    assert isinstance(address, str)
+def access_to(address: str, card: Card, *, is_forced: bool = False) -> tuple[RingAccess, Ring]:
     access = RingAccess(open_channel(address), [RING], lambda: (RANK, EPOCH), card=card, is_forced=is_forced)
     return access, access.ring(RING)
 
 
-async def test_auto_goes_over_verbs_and_says_so(harness: VerbsHarness, worker_card: Card) -> None:
-    access, ring = access_to(harness.ways[0], worker_card)
+async def test_auto_goes_over_verbs_and_says_so(harness: VerbsHarness, address: str, worker_card: Card) -> None:
+    access, ring = access_to(address, worker_card)
     assert access.choice.name == ""
     await ring.publish(job("one"), 0)
     assert (access.choice.name, access.choice.reason) == (
@@ -149,9 +135,9 @@ async def test_auto_goes_over_verbs_and_says_so(harness: VerbsHarness, worker_ca
 
 
 async def test_auto_goes_on_by_rpc_after_several_failures_and_loses_nothing(
-    harness: VerbsHarness, worker_card: Card
+    harness: VerbsHarness, address: str, worker_card: Card
 ) -> None:
-    access, ring = access_to(harness.ways[0], worker_card)
+    access, ring = access_to(address, worker_card)
     await ring.publish(job("held"), 0)
     await ring.publish(job("lost"), 0)
     held = await some(ring, RANK)
@@ -209,10 +195,8 @@ async def test_a_controller_that_comes_back_without_its_card_is_reached_by_rpc(c
     await server.stop(0)
 
 
-async def test_another_epoch_takes_another_connection(harness: VerbsHarness, worker_card: Card) -> None:
+async def test_another_epoch_takes_another_connection(address: str, worker_card: Card) -> None:
     """The old one may lead to the memory of a controller that is gone."""
-    (address,) = harness.ways
-    assert isinstance(address, str)
     epoch = EPOCH
     connector = Connector(open_channel(address), worker_card, [RING], lambda: epoch)
     await connector.driver(RING, RANK)
@@ -222,10 +206,8 @@ async def test_another_epoch_takes_another_connection(harness: VerbsHarness, wor
     await connector.close()
 
 
-async def test_an_end_that_cannot_be_reached_is_no_card(harness: VerbsHarness, worker_card: Card) -> None:
+async def test_an_end_that_cannot_be_reached_is_no_card(harness: VerbsHarness, address: str, worker_card: Card) -> None:
     """Which `auto` answers with rpc, as it does wherever one of the two cards refuses."""
-    (address,) = harness.ways
-    assert isinstance(address, str)
     channel = open_channel(address)
     nowhere = IPV4_MAPPED + bytes((240, 0, 0, 1))
     request = ConnectRequest(rank=RANK, epoch=EPOCH)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rdma.bench import EPOCH, RANK, RingBench, Worker, first
+from tests.rdma.bench import EPOCH, RANK, RingBench, Worker
 from tests.rings.conformance import RING, job
+from tests.rings.tools import first
 from triptych.errors import RingMismatch, RingRefused, RingUnreachable
 from triptych.rings import attach, layout, protocol
 from triptych.rings.layout import Geometry, Kind

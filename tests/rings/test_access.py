@@ -9,6 +9,7 @@ import pytest
 from services.controller.ring_service import RingServicer
 from services.controller.rings import open_rings
 from tests.rings.conformance import ATTEMPTS_MAX, RING, RingConformance, job
+from tests.rings.tools import service_of
 from triptych import rdma_devices
 from triptych.config import ControllerConfig
 from triptych.errors import InvalidRequest, NoCard
@@ -17,7 +18,7 @@ from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import Removed, Ring
 from triptych.rpc import open_channel, start_server, translate
 from triptych.v1.ring_service_pb2 import ConnectRequest, QueuePairAddress
-from triptych.v1.ring_service_pb2_grpc import RingServiceStub, add_RingServiceServicer_to_server
+from triptych.v1.ring_service_pb2_grpc import RingServiceStub
 
 without_rdma = pytest.mark.skipif(bool(rdma_devices.ports()), reason="this machine has an RDMA device")
 
@@ -44,8 +45,7 @@ class AccessHarness:
 async def harness() -> AsyncIterator[AccessHarness]:
     harness = AccessHarness()
     servicer = RingServicer({RING: harness.host}, lambda rank: None, None, "nobody asked for it")
-    service = (add_RingServiceServicer_to_server, servicer, "triptych.v1.RingService")
-    server = await start_server("127.0.0.1:0", [service])
+    server = await start_server("127.0.0.1:0", [service_of(servicer)])
     harness.address = server.address
     yield harness
     for access in harness.opened:

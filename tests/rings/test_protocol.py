@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.rings.tools import first
 from triptych import errors
 from triptych.rings import attach, layout, protocol, recovery
 from triptych.rings.layout import Geometry, Kind, StateWord
@@ -15,10 +16,6 @@ from triptych.rings.program import CompareSwap, Operation, Program, Read, Write
 
 T = TypeVar("T")
 GEOMETRY = Geometry(slot_count=6, payload_bytes_max=64)
-
-
-def first(count: int) -> int:
-    return 0
 
 
 def last(count: int) -> int:

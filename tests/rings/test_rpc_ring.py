@@ -9,13 +9,14 @@ import pytest
 
 from services.controller.ring_service import RingServicer
 from tests.rings.conformance import ATTEMPTS_MAX, RING, RingConformance, eventually, job, some
+from tests.rings.tools import service_of
 from triptych import errors
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import Removed
 from triptych.rings.rpc import RpcRing
 from triptych.rpc import error_from, open_channel, start_server
 from triptych.v1 import ring_service_pb2 as pb
-from triptych.v1.ring_service_pb2_grpc import RingServiceStub, add_RingServiceServicer_to_server
+from triptych.v1.ring_service_pb2_grpc import RingServiceStub
 
 if TYPE_CHECKING:
     from triptych.v1.ring_service_pb2_grpc import RingServiceAsyncStub
@@ -70,8 +71,7 @@ class RpcHarness:
 @pytest.fixture
 async def harness() -> AsyncIterator[RpcHarness]:
     harness = RpcHarness()
-    service = (add_RingServiceServicer_to_server, harness.servicer, "triptych.v1.RingService")
-    server = await start_server("127.0.0.1:0", [service])
+    server = await start_server("127.0.0.1:0", [service_of(harness.servicer)])
     harness.address = f"127.0.0.1:{server.port}"
     yield harness
     for channel in harness.channels:

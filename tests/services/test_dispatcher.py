@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,10 @@ from services.controller.fleet import Fleet
 from services.controller.journal import Journal
 from services.controller.ledger import Ledger
 from tests.rings.conformance import job
+from tests.rings.tools import cut_short, first
 from triptych.rings import protocol
 from triptych.rings.layout import Geometry, Kind
 from triptych.rings.memory import MemoryDriver, MemoryRing
-from triptych.rings.program import Program
 from triptych.roles import RING_OF
 from triptych.v1.dispatch_pb2 import ROLE_TRANSFORMER, Dispatch
 from triptych.v1.job_pb2 import JOB_STATE_ENCODED, Job
@@ -64,14 +64,6 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield Bench(journal)
 
 
-def reserve(geometry: Geometry) -> Iterator[object]:
-    """A publication that gets no further than its slot."""
-    program: Program[int] = protocol.publish(geometry, b"never written", PUBLISHER, 0, lambda count: 0)
-    results = None
-    for _ in range(3):
-        results = yield program.send(results)
-
-
 async def test_waiting_jobs_keep_their_order(bench: Bench) -> None:
     for name in ("a", "b", "c"):
         bench.enqueue(name)
@@ -81,7 +73,7 @@ async def test_waiting_jobs_keep_their_order(bench: Bench) -> None:
 
 async def test_a_full_ring_leaves_the_rest_in_order_and_keeps_nobody_busy(bench: Bench) -> None:
     """One slot is reserved by a publisher that will never fill it, so it is neither free nor to be had."""
-    bench.driver.execute(reserve(bench.geometry))  # type: ignore[arg-type]
+    bench.driver.execute(cut_short(protocol.publish(bench.geometry, b"never written", PUBLISHER, 0, first), 3))
     assert [slot.kind for slot in bench.ring.slots()].count(Kind.WRITING) == 1
     for number in range(bench.geometry.slot_count - 2):
         await bench.ring.publish(job(f"other {number}"), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ class State:
 
 
 @pytest.fixture
-async def state(tmp_path: Path):
+async def state(tmp_path: Path) -> AsyncIterator[State]:
     async with Journal(tmp_path) as journal:
         yield State(journal, results.check_url("result_url", str(tmp_path / "results")))
 

@@ -86,7 +86,7 @@ def _bindings() -> Finding:
 
 def _card() -> Finding:
     from triptych.rings.layout import Geometry
-    from triptych.rings.verbs.card import open_card
+    from triptych.rings.verbs.card import open_card, refusal
     from triptych.rings.verbs.driver import Connection
 
     try:
@@ -96,8 +96,7 @@ def _card() -> Finding:
     try:
         Connection(card, Geometry()).close()
     except OSError as error:
-        text = f"{card.place} opens, by {card.binding}, but refuses a queue pair: {error}"
-        return Finding("rings over RDMA", BAD, text, LOCK_ADVICE)
+        return Finding("rings over RDMA", BAD, f"{refusal(card.place, error)} (by {card.binding})", LOCK_ADVICE)
     finally:
         card.close()
     return Finding("rings over RDMA", GOOD, f"{card.place} takes a queue pair, by {card.binding}")

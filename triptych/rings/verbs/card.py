@@ -7,6 +7,7 @@ OSError, and belong to one thread.
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
@@ -153,6 +154,12 @@ class Settings(NamedTuple):
         """For a connection between two ends."""
         depth = max(1, min(own.read_atomic_depth, other.read_atomic_depth))
         return cls(mtu_code(min(own.mtu_bytes, other.mtu_bytes)), place.link_layer == devices.ETHERNET, depth)
+
+
+def refusal(place: devices.Place, error: OSError) -> str:
+    """What to say of a card that makes no queue pair."""
+    hint = "; is the limit of locked memory (ulimit -l) too low?" if error.errno == errno.ENOMEM else ""
+    return f"{place} refuses a queue pair: {error}{hint}"
 
 
 def mtu_bytes(code: int) -> int:

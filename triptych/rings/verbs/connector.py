@@ -17,7 +17,7 @@ from triptych.errors import InvalidRequest, NoCard, RingMismatch
 from triptych.rings import attach, layout
 from triptych.rings.layout import Geometry
 from triptych.rings.rpc import ANSWER_TIMEOUT_S
-from triptych.rings.verbs.card import Card, Peer
+from triptych.rings.verbs.card import Card, Peer, refusal
 from triptych.rings.verbs.driver import CHAIN_TIMEOUT_S, Connection, VerbsDriver
 from triptych.rpc import translate
 from triptych.v1.dispatch_pb2 import Ring as RingName
@@ -138,8 +138,7 @@ class Connector:
         try:
             connection = Connection(self._card, self.geometry, timeout_s=self._chain_timeout_s)
         except OSError as error:
-            hint = "is the limit of locked memory (ulimit -l) too low?"
-            raise NoCard(f"{self._card.place.device} refuses a queue pair ({error}); {hint}") from error
+            raise NoCard(refusal(self._card.place, error)) from error
         with contextlib.ExitStack() as undo:
             undo.callback(connection.close)
             pair, identity = connection.queue_pair, self._as(rank)

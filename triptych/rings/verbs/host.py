@@ -13,7 +13,6 @@ queue pair, and with it whatever was still on its way: that is the fence which m
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from typing import NamedTuple
 from triptych.errors import InvalidRequest, NoCard
 from triptych.memory import address_of
 from triptych.rings.layout import Geometry
-from triptych.rings.verbs.card import FULL_RIGHTS, Card, Peer, QueuePair, Rights
+from triptych.rings.verbs.card import FULL_RIGHTS, Card, Peer, QueuePair, Rights, refusal
 from triptych.rings.verbs.driver import Connection, VerbsDriver
 
 QUEUE_DEPTH = 1
@@ -45,15 +44,15 @@ class RingHost:
         self._address = address_of(self._memory)
         self._by_rank: dict[int, QueuePair] = {}
         try:
-            with contextlib.ExitStack() as undo:
-                undo.callback(self._memory.close)
-                self._loopback = undo.enter_context(contextlib.closing(Connection(card, geometry)))
-                self._far_end = undo.enter_context(contextlib.closing(self._expose(FULL_RIGHTS)))
+            with contextlib.ExitStack() as parts:
+                parts.callback(self._memory.close)
+                self._loopback = parts.enter_context(contextlib.closing(Connection(card, geometry)))
+                self._far_end = parts.enter_context(contextlib.closing(self._expose(FULL_RIGHTS)))
                 self._far_end.connect(self._loopback.queue_pair.peer, initiates=False)
                 self._loopback.queue_pair.connect(self._far_end.peer, initiates=True)
-                undo.pop_all()
+                self._parts = parts.pop_all()
         except OSError as error:
-            raise NoCard(self._refusal(error)) from error
+            raise NoCard(f"the controller's {refusal(self.card.place, error)}") from error
 
     def address(self, index: int) -> int:
         """Where ring number `index` lies."""
@@ -74,7 +73,7 @@ class RingHost:
             pair.connect(other, initiates=False)
         except OSError as error:
             self.disconnect(rank)
-            raise NoCard(self._refusal(error)) from error
+            raise NoCard(f"the controller's {refusal(self.card.place, error)}") from error
         except ValueError as error:
             self.disconnect(rank)
             raise InvalidRequest("address", str(other), f"the end of a queue pair ({error})") from error
@@ -93,15 +92,10 @@ class RingHost:
 
     def close(self) -> None:
         """Cut everybody off and give the memory back."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._memory.close)
-            for close in (self._far_end.close, self._loopback.close, *(pair.close for pair in self._by_rank.values())):
-                stack.callback(close)
-            self._by_rank.clear()
-
-    def _refusal(self, error: OSError) -> str:
-        hint = "; is its limit of locked memory (ulimit -l) too low?" if error.errno == errno.ENOMEM else ""
-        return f"the controller's {self.card.place} refuses a queue pair: {error}{hint}"
+        for pair in self._by_rank.values():
+            self._parts.callback(pair.close)
+        self._by_rank.clear()
+        self._parts.close()
 
     def _expose(self, rights: Rights) -> QueuePair:
         return self.card.queue_pair(self._address, len(self._memory), rights, QUEUE_DEPTH)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import secrets
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 
 import ibverbs
 from ibverbs import SGE, QPInfo, QPInitAttr, SendFlags, SendWR
@@ -43,13 +43,13 @@ class IbverbsQueuePair:
 
     def __init__(self, owner: IbverbsCard, address: int, size_bytes: int, rights: Rights, depth: int) -> None:
         self._card, self._rights = owner, rights
-        with contextlib.ExitStack() as undo:
-            self._domain = undo.enter_context(contextlib.closing(owner.context.alloc_pd()))
-            self._completions = undo.enter_context(contextlib.closing(owner.context.create_cq(depth)))
-            self._region = undo.enter_context(contextlib.closing(self._domain.reg_mr(address, size_bytes, int(rights))))
-            queues = {"send_cq": self._completions, "recv_cq": self._completions}
-            self._pair = self._domain.create_qp(QPInitAttr(**queues, max_send_wr=depth, max_recv_wr=1))
-            undo.pop_all()
+        with ExitStack() as parts:
+            domain = parts.enter_context(closing(owner.context.alloc_pd()))
+            completions = self._completions = parts.enter_context(closing(owner.context.create_cq(depth)))
+            self._region = parts.enter_context(closing(domain.reg_mr(address, size_bytes, int(rights))))
+            attributes = QPInitAttr(send_cq=completions, recv_cq=completions, max_send_wr=depth, max_recv_wr=1)
+            self._pair = parts.enter_context(closing(domain.create_qp(attributes)))
+            self._parts = parts.pop_all()
         self.remote_key = self._region.rkey
         place, first = owner.place, secrets.randbits(card.PACKET_SEQUENCE_BITS)
         self.peer = Peer(self._pair.qp_num, first, place.gid.value, place.lid, owner.mtu_bytes, owner.depth)
@@ -96,5 +96,4 @@ class IbverbsQueuePair:
 
     def close(self) -> None:
         """See `card.QueuePair`."""
-        for part in (self._pair, self._region, self._completions, self._domain):
-            part.close()
+        self._parts.close()

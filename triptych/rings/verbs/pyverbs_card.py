@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 
 from pyverbs.addr import GID, AHAttr, GlobalRoute
 from pyverbs.cq import CQ
@@ -22,7 +22,7 @@ from triptych.rings.verbs import card
 from triptych.rings.verbs.card import Opcode, Peer, Rights, Settings, WorkRequest
 
 
-@contextlib.contextmanager
+@contextmanager
 def _os_errors() -> Iterator[None]:
     """pyverbs has errors of its own kind."""
     try:
@@ -60,16 +60,16 @@ class PyverbsQueuePair:
 
     def __init__(self, owner: PyverbsCard, address: int, size_bytes: int, rights: Rights, depth: int) -> None:
         self._card, self._rights = owner, rights
-        with _os_errors(), contextlib.ExitStack() as undo:
-            self._domain = undo.enter_context(contextlib.closing(PD(owner.context)))
-            self._completions = undo.enter_context(contextlib.closing(CQ(owner.context, depth)))
-            region = MR(self._domain, size_bytes, int(rights), address=address)
-            self._region = undo.enter_context(contextlib.closing(region))
+        with _os_errors(), ExitStack() as parts:
+            domain = parts.enter_context(closing(PD(owner.context)))
+            self._completions = parts.enter_context(closing(CQ(owner.context, depth)))
+            self._region = parts.enter_context(closing(MR(domain, size_bytes, int(rights), address=address)))
             cap = QPCap(max_send_wr=depth, max_recv_wr=1, max_send_sge=1, max_recv_sge=1, max_inline_data=0)
             queues = {"scq": self._completions, "rcq": self._completions}
             # pyverbs would have every request give a completion; one for each list is what `post` promises
-            self._pair = QP(self._domain, QPInitAttr(qp_type=IBV_QPT_RC, cap=cap, sq_sig_all=0, **queues))
-            undo.pop_all()
+            attributes = QPInitAttr(qp_type=IBV_QPT_RC, cap=cap, sq_sig_all=0, **queues)
+            self._pair = parts.enter_context(closing(QP(domain, attributes)))
+            self._parts = parts.pop_all()
         self.remote_key = self._region.rkey
         place, first = owner.place, secrets.randbits(card.PACKET_SEQUENCE_BITS)
         self.peer = Peer(self._pair.qp_num, first, place.gid.value, place.lid, owner.mtu_bytes, owner.depth)
@@ -107,8 +107,7 @@ class PyverbsQueuePair:
     def close(self) -> None:
         """See `card.QueuePair`."""
         with _os_errors():
-            for part in (self._pair, self._region, self._completions, self._domain):
-                part.close()
+            self._parts.close()
 
     def _work(self, request: WorkRequest, remote_key: int) -> SendWR:
         piece = SGE(request.local_address, request.size_bytes, self._region.lkey)
