@@ -1,0 +1,45 @@
+"""Who calls: found out by the server's interceptor, asked for by servicers.
+
+Pure data and one context variable. How a caller proves who it is stands in `triptych.auth`.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+SCOPE_SUBMIT, SCOPE_READ, SCOPE_ADMIN = "submit", "read", "admin"
+"""What clients may do: create and cancel their jobs; see them and their results; everything, with everybody's jobs."""
+SCOPE_ENCODER, SCOPE_TRANSFORMER, SCOPE_DECODER = "encoder", "transformer", "decoder"
+"""What workers may do: what their role does, and nothing else."""
+SCOPES = (SCOPE_SUBMIT, SCOPE_READ, SCOPE_ADMIN, SCOPE_ENCODER, SCOPE_TRANSFORMER, SCOPE_DECODER)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A caller: its name, under which jobs are counted, and what it may do."""
+
+    name: str
+    scopes: frozenset[str]
+    jobs_max: int = 0
+    """Unfinished jobs that it may have at once; 0 for no limit."""
+
+    def may(self, *scopes: str) -> bool:
+        """Whether it has one of the scopes, or is an administrator."""
+        return SCOPE_ADMIN in self.scopes or not self.scopes.isdisjoint(scopes)
+
+
+ANYONE = Identity("", frozenset(SCOPES))
+"""The caller where nothing is asked of callers: no certificates and no tokens are configured."""
+
+_caller: ContextVar[Identity] = ContextVar("triptych_caller", default=ANYONE)
+
+
+def caller() -> Identity:
+    """Who makes the call that is being served."""
+    return _caller.get()
+
+
+def set_caller(identity: Identity) -> None:
+    """Called by the server's interceptor, before the servicer."""
+    _caller.set(identity)
