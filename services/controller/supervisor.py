@@ -12,6 +12,7 @@ import logging
 
 from services.controller import jobs
 from services.controller.controller import Controller
+from services.controller.fleet import check_role
 from triptych.errors import Fenced, Full, InvalidRequest, LeaseLost, RingFull, WrongState
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import TARGET_DEAD
@@ -70,6 +71,7 @@ class Supervisor:
         """Make a worker known, settle what it holds, and give it (back) its rank and its job."""
         if request.role not in jobs.WAITING:
             raise InvalidRequest("role", Role.Name(request.role), "ROLE_ENCODER, ROLE_TRANSFORMER or ROLE_DECODER")
+        check_role(request.role)
         if not request.instance_id or not request.address:
             raise InvalidRequest("instance_id, address", "", "both, not empty")
         await self._take_model(request.model)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Awaitable
 from typing import Any
 
 import grpc
 
 from triptych import rpc
 from triptych.errors import Full, Unavailable
+from triptych.identity import Identity, caller
 from triptych.rings.ring import Claimed
 from triptych.v1 import encoder_service_pb2 as pb
 from triptych.v1 import encoder_service_pb2_grpc as pb_grpc
-from triptych.v1.fleet_service_pb2 import StartDirectJobRequest
+from triptych.v1.fleet_service_pb2 import StartDirectJobRequest, StartDirectJobResponse
 from triptych.worker import Worker
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -38,18 +40,20 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
             raise Unavailable("the encoder is still loading its model")
         if self._starting is not None or not worker.is_free:
             raise Full("this encoder is busy; ask another, or send the job to the controller")
-        self._starting = asyncio.create_task(self._start(worker, request))
+        self._starting = asyncio.create_task(self._start(worker, request, caller()))
         self._starting.add_done_callback(self._started)
         # A client that goes away must not take with it the lease of a job that the controller has accepted.
         return await asyncio.shield(self._starting)
 
-    async def _start(self, worker: Worker, request: pb.GenerateRequest) -> pb.GenerateResponse:
+    async def _start(self, worker: Worker, request: pb.GenerateRequest, client: Identity) -> pb.GenerateResponse:
         request_id = request.request_id or str(uuid.uuid4())  # so that a repeated call makes no second job
-        response = await worker.link.call(
-            lambda: worker.link.fleet.StartDirectJob(
-                StartDirectJobRequest(rank=worker.link.rank, request_id=request_id, request=request.request)
-            )
-        )
+
+        def make() -> Awaitable[StartDirectJobResponse]:
+            start = StartDirectJobRequest(rank=worker.link.rank, request_id=request_id, request=request.request)
+            start.client, start.client_jobs_max = client.name, client.jobs_max
+            return worker.link.fleet.StartDirectJob(start)
+
+        response = await worker.link.call(make)
         if response.HasField("lease"):
             worker.take_direct(Claimed(response.lease, response.dispatch))
         return pb.GenerateResponse(job=response.job, controller_address=self._controller_address)
