@@ -16,18 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triptych.certificates import CA_FILE, CERTIFICATE_FILE, KEY_FILE
-from triptych.errors import InvalidRequest, MissingExtra
-from triptych.files import replace_file
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-try:
-    from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-except ModuleNotFoundError as error:
-    raise MissingExtra("cryptography", "certs", "making certificates") from error
+from triptych.certificates import CA_FILE, CERTIFICATE_FILE, KEY_FILE
+from triptych.errors import InvalidRequest
+from triptych.files import replace_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
