@@ -22,7 +22,7 @@ from triptych.link import CALL_TIMEOUT_S, Link
 from triptych.phase import Equipment
 from triptych.rings.access import RingAccess, try_card
 from triptych.roles import NEXT, RING_OF, role_name
-from triptych.stages import Stage, Whole
+from triptych.stages import AnyStage
 from triptych.transport.arena import Arena, sweep
 from triptych.transport.fetcher import open_fetcher
 from triptych.transport.mooncake_engine import MooncakeEngine, open_engine
@@ -51,7 +51,7 @@ def run_stage_process(role: Role.ValueType, make_servicer: Callable[[str], RoleS
 
 async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleServicer] | None) -> None:
     config = load(WorkerConfig, None)
-    if not config.model:
+    if not config.model and not config.fake_stage_seconds:
         raise InvalidRequest("model", "", "a folder or hub id of a diffusers pipeline")
     name = role_name(role)
     stop = process.stop_event()
@@ -92,7 +92,13 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
         await _serve(worker, link, server, stop, config.drain_timeout_s)
 
 
-def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[Stage, ModelDescription]:
+def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[AnyStage, ModelDescription]:
+    if config.fake_stage_seconds:
+        from triptych.stages.fake import FAKE_MODEL, FakeStage
+
+        return FakeStage(role, config.fake_stage_seconds), FAKE_MODEL
+    from triptych.stages import Stage, Whole  # late: it imports torch
+
     whole = Whole.open(config.model, config.revision)
     stage = Stage.load(whole, role, device=config.device, dtype=config.dtype, threads=config.threads or None)
     return stage, whole.describe()

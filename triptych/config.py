@@ -72,6 +72,9 @@ class WorkerConfig(ProcessConfig):
     token_file: str = setting("", "file of this worker's own token, where it has no certificate")
     device: str = setting("cpu", "torch device of this role, for example cuda:0")
     dtype: str = setting("float32", "element type of the weights", among=DTYPES)
+    fake_stage_seconds: float = setting(
+        0.0, "load tests: no model, but a stand-in whose transformer takes so long; 0 for the model", minimum=0
+    )
     release_timeout_s: float = setting(30.0, "when leaving, wait so long for others to read its rooms", minimum=0)
     threads: int = setting(0, "torch threads; 0 leaves torch's default", minimum=0)
     arena_bytes: int = setting(2**30, "size of the arena in /dev/shm (taken page by page, when used)", minimum=2**16)
