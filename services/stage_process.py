@@ -156,7 +156,7 @@ async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.E
         await _first(linked, stopped, ready)
         if ready.done() and not stop.is_set():
             await server.set_serving(True)
-            process.announce(worker.address)
+            process.announce(worker.address, server.client_address)
             working = asyncio.create_task(worker.run())
             await _first(linked, stopped, draining, working)
             worker.draining.set()

@@ -61,8 +61,8 @@ def init(folder: Path, hosts: Sequence[str], days: int = DAYS_DEFAULT) -> None:
         _issue(folder, role, certificate, key, names, days)
 
 
-def renew(folder: Path, hosts: Sequence[str] = (), days: int = DAYS_DEFAULT) -> None:
-    """Make new certificates and keys for every role, by the authority of `folder`; without `hosts`, for the same ones.
+def renew(folder: Path, hosts: Sequence[str] = (), days: int = DAYS_DEFAULT, roles: Sequence[str] = ROLES) -> None:
+    """Make new certificates and keys for `roles`, by the authority of `folder`; without `hosts`, for the same ones.
 
     Processes that use these files take them up with their next connection. Raises InvalidRequest.
     """
@@ -74,7 +74,7 @@ def renew(folder: Path, hosts: Sequence[str] = (), days: int = DAYS_DEFAULT) -> 
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise InvalidRequest("folder", str(folder), f"one that `triptych certs init` made ({error})") from error
     names = _names(hosts) if hosts else _hosts_of(kept)
-    for role in ROLES:
+    for role in roles:
         _issue(folder, role, certificate, key, names, days)
 
 
