@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -30,6 +31,8 @@ KEEPALIVE_MS = 20_000
 """Ping interval: short enough that a dead peer is noticed before any of our timeouts of a minute."""
 ERROR_KEY = "triptych-error"
 """Trailing metadata key of the error's class."""
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""Trailing metadata key of `Full.retry_after_s`: gRPC's own, so that clients in other languages heed it, too."""
 METADATA_CHARS_MAX = 512
 """Longest error detail in a status: HTTP/2 headers are limited to 8 KiB by default."""
 
@@ -151,10 +154,7 @@ def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
 
     A plain TriptychError stands for what nobody raises on purpose: INTERNAL, UNIMPLEMENTED and the like.
     """
-    name = ""
-    for key, value in error.trailing_metadata() or ():
-        if key == ERROR_KEY:
-            name = value if isinstance(value, str) else value.decode()
+    name = _trailing(error, ERROR_KEY)
     cls = getattr(errors, name, None) if name else None
     if not (isinstance(cls, type) and issubclass(cls, errors.TriptychError)):
         cls = _CLASS_BY_STATUS.get(error.code(), errors.TriptychError)
@@ -163,7 +163,16 @@ def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
         return errors.InvalidRequest.from_message(message)
     restored = cls.__new__(cls)
     Exception.__init__(restored, message)  # the message is whole already; a class may build its own from parts
+    if isinstance(restored, errors.Full) and (pushback := _trailing(error, PUSHBACK_KEY)).isdecimal():
+        restored.retry_after_s = int(pushback) / 1000
     return restored
+
+
+def _trailing(error: grpc.aio.AioRpcError, key: str) -> str:
+    for found, value in error.trailing_metadata() or ():
+        if found == key:
+            return value if isinstance(value, str) else value.decode()
+    return ""
 
 
 async def translate(call: Awaitable[Result]) -> Result:
@@ -256,7 +265,10 @@ async def _abort(context: Context, error: Exception, method: str) -> None:
         raise error
     status = errors.status_of(error)
     if isinstance(error, errors.TriptychError):
-        context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
+        metadata = [(ERROR_KEY, type(error).__name__)]
+        if isinstance(error, errors.Full):
+            metadata.append((PUSHBACK_KEY, str(math.ceil(error.retry_after_s * 1000))))
+        context.set_trailing_metadata(tuple(metadata))
         message = str(error)
     else:
         log.error("%s raised %s", method, type(error).__name__, exc_info=error)

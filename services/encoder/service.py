@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable
 from typing import Any
 
 import grpc
@@ -15,7 +14,7 @@ from triptych.identity import Identity, caller
 from triptych.rings.ring import Claimed
 from triptych.v1 import encoder_service_pb2 as pb
 from triptych.v1 import encoder_service_pb2_grpc as pb_grpc
-from triptych.v1.fleet_service_pb2 import StartDirectJobRequest, StartDirectJobResponse
+from triptych.v1.fleet_service_pb2 import StartDirectJobRequest
 from triptych.worker import Worker
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -47,13 +46,18 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
 
     async def _start(self, worker: Worker, request: pb.GenerateRequest, client: Identity) -> pb.GenerateResponse:
         request_id = request.request_id or str(uuid.uuid4())  # so that a repeated call makes no second job
-
-        def make() -> Awaitable[StartDirectJobResponse]:
-            start = StartDirectJobRequest(rank=worker.link.rank, request_id=request_id, request=request.request)
-            start.client, start.client_jobs_max = client.name, client.jobs_max
-            return worker.link.fleet.StartDirectJob(start)
-
-        response = await worker.link.call(make)
+        response = await worker.link.call(
+            lambda: worker.link.fleet.StartDirectJob(
+                StartDirectJobRequest(
+                    rank=worker.link.rank,
+                    request_id=request_id,
+                    request=request.request,
+                    client=client.name,
+                    jobs_max=client.jobs_max,
+                )
+            ),
+            waits_for_journal=False,  # the client may ask another, or wait by itself
+        )
         if response.HasField("lease"):
             worker.take_direct(Claimed(response.lease, response.dispatch))
         return pb.GenerateResponse(job=response.job, controller_address=self._controller_address)

@@ -80,7 +80,7 @@ async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         pass
     with sqlite3.connect(tmp_path / "journal.db") as db:
         db.execute("UPDATE meta SET value = 99 WHERE key = 'format'")
-    with pytest.raises(InvalidRequest, match="format 1; this has 99"):
+    with pytest.raises(InvalidRequest, match="format 2; this has 99"):
         await Journal(tmp_path).__aenter__()
 
 
@@ -95,9 +95,9 @@ async def test_a_newer_format_is_left_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "journal.db"
     with closing(sqlite3.connect(file)) as db, db:
         db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
-        db.execute("INSERT INTO meta VALUES ('format', 2)")
+        db.execute("INSERT INTO meta VALUES ('format', 3)")
     before = file.read_bytes()
-    with pytest.raises(InvalidRequest, match="format 1; this has 2"):
+    with pytest.raises(InvalidRequest, match="format 2; this has 3"):
         await Journal(tmp_path).__aenter__()
     assert file.read_bytes() == before
 
