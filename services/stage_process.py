@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from triptych.link import CALL_TIMEOUT_S, Link
 from triptych.phase import Equipment
 from triptych.rings.access import RingAccess, try_card
 from triptych.roles import NEXT, RING_OF, role_name
-from triptych.stages import Stage, Whole
+from triptych.stages import AnyStage
 from triptych.transport.arena import Arena, sweep
 from triptych.transport.fetcher import open_fetcher
 from triptych.transport.mooncake_engine import MooncakeEngine, open_engine
@@ -50,7 +51,7 @@ def run_stage_process(role: Role.ValueType, make_servicer: Callable[[str], RoleS
 
 async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleServicer] | None) -> None:
     config = load(WorkerConfig, None)
-    if not config.model:
+    if not config.model and not config.fake_stage_seconds:
         raise InvalidRequest("model", "", "a folder or hub id of a diffusers pipeline")
     name = role_name(role)
     stop = process.stop_event()
@@ -60,17 +61,25 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
         seen = stack.enter_context(
             telemetry.setup(f"triptych-{name}", trace_file=config.trace_file, metrics_port=config.metrics_port)
         )
+        security = process.open_security(config, config.token_file)
+        open_channel = functools.partial(rpc.open_channel, security=security)
         arena = stack.enter_context(Arena.create(config.arena_bytes))
         servicers: list[RoleServicer] = [WorkerServicer(arena)]
         if make_servicer is not None:
             servicers.append(make_servicer(config.controller))
-        server = await rpc.start_server(config.address, [s.service for s in servicers], serving=False)
+        server = await rpc.start_server(
+            config.address,
+            [s.service for s in servicers],
+            serving=False,
+            security=security,
+            client_address=config.client_address,
+        )
         stage, model = await asyncio.to_thread(_load_stage, role, config)
         host = config.advertise_host or config.address.rpartition(":")[0]
         engine, mooncake = stack.enter_context(_mooncake(config, arena, host))
-        fetcher = open_fetcher(arena, engine, rpc.open_channel, forced=config.mover)
+        fetcher = open_fetcher(arena, engine, open_channel, forced=config.mover)
         stack.callback(fetcher.close)
-        channel = await stack.enter_async_context(rpc.open_channel(config.controller))
+        channel = await stack.enter_async_context(open_channel(config.controller))
         session, address = engine.session if engine else "", f"{host}:{server.port}"
         equipment = Equipment(config, stage, model, arena, fetcher, session, mooncake, address, seen.metrics)
         worker = Worker(equipment)
@@ -83,7 +92,13 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
         await _serve(worker, link, server, stop, config.drain_timeout_s)
 
 
-def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[Stage, ModelDescription]:
+def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[AnyStage, ModelDescription]:
+    if config.fake_stage_seconds:
+        from triptych.stages.fake import FAKE_MODEL, FakeStage
+
+        return FakeStage(role, config.fake_stage_seconds), FAKE_MODEL
+    from triptych.stages import Stage, Whole  # late: it imports torch
+
     whole = Whole.open(config.model, config.revision)
     stage = Stage.load(whole, role, device=config.device, dtype=config.dtype, threads=config.threads or None)
     return stage, whole.describe()
@@ -141,7 +156,7 @@ async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.E
         await _first(linked, stopped, ready)
         if ready.done() and not stop.is_set():
             await server.set_serving(True)
-            process.announce(worker.address)
+            process.announce(worker.address, server.client_address)
             working = asyncio.create_task(worker.run())
             await _first(linked, stopped, draining, working)
             worker.draining.set()

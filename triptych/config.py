@@ -36,6 +36,9 @@ class ProcessConfig:
     """What every process of a fleet has."""
 
     address: str = setting("127.0.0.1:0", "host:port to serve on; port 0 takes a free one")
+    tls: str = setting("", "folder of ca.crt, tls.crt and tls.key: mutual TLS on address; default: no TLS")
+    tokens: str = setting("", "file of clients' tokens; without it and without tls, anybody may call")
+    client_address: str = setting("", "host:port, TLS as well, for clients that have a token and no certificate")
     trace_file: str = setting("", "append spans to this file as OTLP JSON lines")
     metrics_port: int = setting(0, "serve Prometheus metrics on this port; 0 for none", minimum=0)
     drain_timeout_s: float = setting(600.0, "after SIGTERM, give a running job so long to finish", minimum=0)
@@ -68,8 +71,12 @@ class WorkerConfig(ProcessConfig):
     model: str = setting("", "folder or hub id of a diffusers pipeline")
     revision: str = setting("", "revision of the hub's repository")
     controller: str = setting("127.0.0.1:7070", "host:port of the controller")
+    token_file: str = setting("", "file of this worker's own token, where it has no certificate")
     device: str = setting("cpu", "torch device of this role, for example cuda:0")
     dtype: str = setting("float32", "element type of the weights", among=DTYPES)
+    fake_stage_seconds: float = setting(
+        0.0, "load tests: no model, but a stand-in whose transformer takes so long; 0 for the model", minimum=0
+    )
     release_timeout_s: float = setting(30.0, "when leaving, wait so long for others to read its rooms", minimum=0)
     threads: int = setting(0, "torch threads; 0 leaves torch's default", minimum=0)
     arena_bytes: int = setting(2**30, "size of the arena in /dev/shm (taken page by page, when used)", minimum=2**16)
@@ -119,6 +126,20 @@ def otlp_signals(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
         named.add(signal)
     disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     return frozenset() if disabled else frozenset(named)
+
+
+@dataclass(frozen=True)
+class ClientAccess:
+    """How a client proves who it is; each empty where it doesn't."""
+
+    tls: str = ""
+    token_file: str = ""
+    token: str = ""
+
+
+def client_access(environ: Mapping[str, str] = os.environ) -> ClientAccess:
+    """From `TRIPTYCH_TLS`, `TRIPTYCH_TOKEN_FILE` and `TRIPTYCH_TOKEN`."""
+    return ClientAccess(*(environ.get(f"TRIPTYCH_{name}", "") for name in ("TLS", "TOKEN_FILE", "TOKEN")))
 
 
 def metrics_host(environ: Mapping[str, str] = os.environ) -> str:

@@ -13,6 +13,8 @@
     │   └── JobFailed       the job ended without a result; says why (raised by clients)        FAILED_PRECONDITION
     ├── LeaseLost           (ticket, attempt) is no longer ours: reaped, acked or taken         ABORTED
     ├── Fenced              this rank was declared dead and must register anew                  PERMISSION_DENIED
+    ├── Unauthenticated     the caller didn't prove who it is                                   UNAUTHENTICATED
+    ├── NotAllowed          the caller is known, and may not do this                            PERMISSION_DENIED
     ├── Full                back-pressure: try again later                                      RESOURCE_EXHAUSTED
     │   ├── ArenaFull       no room in the arena
     │   ├── RingFull        no free slot
@@ -106,6 +108,14 @@ class LeaseLost(TriptychError):
 
 class Fenced(TriptychError):
     """The rank was cut off; only a new registration helps."""
+
+
+class Unauthenticated(TriptychError):
+    """The caller has neither a certificate nor a token that is known here."""
+
+
+class NotAllowed(TriptychError):
+    """The caller's certificate or token isn't good for this."""
 
 
 class Full(TriptychError):
@@ -202,6 +212,8 @@ STATUS_BY_ERROR: dict[type[TriptychError], grpc.StatusCode] = {
     WrongState: grpc.StatusCode.FAILED_PRECONDITION,
     LeaseLost: grpc.StatusCode.ABORTED,
     Fenced: grpc.StatusCode.PERMISSION_DENIED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SourceCorrupt: grpc.StatusCode.DATA_LOSS,
     Unavailable: grpc.StatusCode.UNAVAILABLE,

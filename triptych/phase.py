@@ -37,7 +37,7 @@ from triptych.rings.layout import PAYLOAD_BYTES_MAX
 from triptych.rings.ring import Ring
 from triptych.roles import NEXT, RING_OF, ring_name, role_name
 from triptych.running import PhaseReporter, Running
-from triptych.stages import Stage, Step, request_inputs
+from triptych.stages import AnyStage, Step, request_inputs
 from triptych.transport import room as rooms
 from triptych.transport.arena import Arena
 from triptych.transport.fetcher import Fetcher
@@ -67,7 +67,7 @@ class Equipment:
     """What a worker works with, for as long as it lives."""
 
     config: WorkerConfig
-    stage: Stage
+    stage: AnyStage
     model: ModelDescription
     arena: Arena
     fetcher: Fetcher

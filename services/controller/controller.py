@@ -112,7 +112,7 @@ class Controller:
 
     async def start_phase(self, request: StartPhaseRequest) -> GenerationRequest:
         """A worker begins a dispatch that it has claimed. Raises LeaseLost when it must drop it."""
-        self.fleet.check(request.lease.rank)
+        self.fleet.check(request.lease.rank, request.role)
         await self._apply(
             request.job_id, lambda entry: jobs.start(entry, request.role, request.generation, request.lease)
         )
@@ -130,7 +130,7 @@ class Controller:
 
     async def complete_phase(self, request: CompletePhaseRequest) -> None:
         """A stage is done. The first completion is taken; LeaseLost refuses any other."""
-        self.fleet.check(request.lease.rank)
+        self.fleet.check(request.lease.rank, request.role)
         role = request.role
         if role != ROLE_DECODER and not request.next.HasField("room"):
             raise InvalidRequest("next.room", None, "the room that holds the stage's tensors")
@@ -161,7 +161,7 @@ class Controller:
 
     async def fail_phase(self, request: FailPhaseRequest) -> None:
         """A stage failed: end the job, or publish it again where that may help. Raises LeaseLost when superseded."""
-        self.fleet.check(request.lease.rank)
+        self.fleet.check(request.lease.rank, request.role)
         reason, cap = request.reason, self.config.attempts_max
         attempt = self._attempt(request.role, request.lease.rank, request.message or FailureReason.Name(reason))
         now = Timestamp()
@@ -220,7 +220,7 @@ class Controller:
         self, rank: int, request_id: str, request: GenerationRequest, client: Identity
     ) -> tuple[Job, Lease | None, Dispatch | None]:
         """Accept a job and lease it to the calling encoder at once. Raises as `create`, and RingFull."""
-        self.fleet.check(rank)
+        self.fleet.check(rank, ROLE_ENCODER)
         if self.rings[RING_REQUEST].stats().free_count == 0:
             raise RingFull("the request ring is full; send the job to the controller instead")
         entry, _was_there = await self.admission.accept(request_id, request, client)
@@ -230,8 +230,8 @@ class Controller:
         return self.ledger.describe(entry), lease, jobs.dispatch_of(entry)
 
     def report(self, report: HeartbeatRequest) -> None:
-        """A heartbeat. Raises Fenced when the rank isn't (or is no longer) a member."""
-        member = self.fleet.get(report.rank)
+        """A heartbeat. Raises Fenced when the rank isn't (or is no longer) a member, NotAllowed as `Fleet.check`."""
+        member = self.fleet.check(report.rank)
         now_s = asyncio.get_running_loop().time()
         member.saw(report, now_s)
         for ring in report.changed_rings:

@@ -92,6 +92,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
     async def UnregisterWorker(
         self, request: pb.UnregisterWorkerRequest, context: Context
     ) -> pb.UnregisterWorkerResponse:
+        if request.rank in self._controller.fleet.members:
+            self._controller.fleet.check(request.rank)
         await self._supervisor.bury(request.rank, f"rank {request.rank} left")
         return pb.UnregisterWorkerResponse()
 

@@ -40,7 +40,7 @@ class Journal:
     async def __aenter__(self) -> Journal:
         """Open the folder, making it where needed. Raises InvalidRequest when it can't be used or is in use."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
             self._lock = (self._folder / "lock").open("w")
         except OSError as error:
             raise InvalidRequest("state", str(self._folder), f"a folder that can be written ({error})") from error

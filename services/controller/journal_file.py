@@ -58,6 +58,7 @@ def open_file(folder: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         if is_new:
+            (folder / NAME).chmod(0o600)  # prompts, and what opens rooms; SQLite gives its other files the same mode
             db.executescript(_CREATE)
     except BaseException:
         db.close()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from services.controller import jobs
 from services.controller.controller import Controller
+from services.controller.fleet import check_role
 from triptych.errors import Fenced, Full, InvalidRequest, JournalFull, LeaseLost, RingFull, WrongState
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import TARGET_DEAD
@@ -90,6 +91,7 @@ class Supervisor:
         """
         if request.role not in jobs.WAITING:
             raise InvalidRequest("role", Role.Name(request.role), "ROLE_ENCODER, ROLE_TRANSFORMER or ROLE_DECODER")
+        check_role(request.role)
         if not request.instance_id or not request.address:
             raise InvalidRequest("instance_id, address", "", "both, not empty")
         await self._fill_graves()  # or it might get back a rank that was declared dead

@@ -110,7 +110,7 @@ class WarmServer:
 def serve() -> None:
     """Import what takes long, then fork until stdin ends."""
     import services.stage_process  # noqa: F401
-    import triptych.stages  # noqa: F401
+    import triptych.stages.stage  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children here
     print(json.dumps({"ready": True}), flush=True)

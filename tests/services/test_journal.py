@@ -20,6 +20,16 @@ def entry(number: int, state: int = JOB_STATE_QUEUED) -> JournalEntry:
     return JournalEntry(job=Job(job_id=f"job-{number}", request_id=f"request-{number}", state=state))
 
 
+async def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+    """It holds prompts."""
+    folder = tmp_path / "state"
+    async with Journal(folder) as journal:
+        await journal.next_epoch()
+        modes = {path.name: path.stat().st_mode & 0o077 for path in [folder, *folder.glob("journal.db*")]}
+    assert len(modes) >= 3, "the write-ahead log is there, too"
+    assert not any(modes.values()), modes
+
+
 async def test_what_was_added_is_there_after_reopening(tmp_path: Path) -> None:
     async with Journal(tmp_path) as journal:
         added = [journal.add(entry(n), GenerationRequest(prompt=f"prompt {n}")) for n in range(40)]

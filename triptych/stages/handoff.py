@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from triptych.stages.inputs import RESERVED_PREFIX as RESERVED_PREFIX
+from triptych.stages.inputs import SETTINGS as SETTINGS
 from triptych.stages.library import LoopSequentialPipelineBlocks, ModularPipelineBlocks, PipelineState
 
-RESERVED_PREFIX = "triptych."
-SETTINGS = RESERVED_PREFIX + "settings"
 KWARGS_MAPPING = RESERVED_PREFIX + "kwargs_mapping"
 RNG = RESERVED_PREFIX + "rng"
 DEVICE_TYPE = RESERVED_PREFIX + "device_type"

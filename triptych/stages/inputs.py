@@ -7,9 +7,11 @@ import secrets
 from typing import Any
 
 from triptych.requests import OUTPUT_COUNT_INPUT, field_values, parameter_values, validate
-from triptych.stages.handoff import SETTINGS
 from triptych.v1 import job_pb2, model_pb2
 
+RESERVED_PREFIX = "triptych."
+"""Names of what crosses between roles and is no value of a pipeline; see `handoff`, which needs torch."""
+SETTINGS = RESERVED_PREFIX + "settings"
 _DERIVED = ("frames_per_second", "guidance_scale")
 """Recommended values that are no inputs of their own: the first is the file's, the second usually the guider's."""
 

@@ -7,24 +7,14 @@ callbacks) it finds on the job's own pipeline.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from triptych.stages.handoff import walk
+from triptych.stages.interface import Step
 from triptych.stages.library import InputParam, LoopSequentialPipelineBlocks, ModularPipelineBlocks
 from triptych.stages.preview import draw_preview
 
 BLOCK_NAME = "triptych_observer"
-
-
-class Step(NamedTuple):
-    """One step done."""
-
-    step: int
-    """Steps done, from 1. Counts on where a pipeline runs several loops."""
-    step_count: int
-    """Steps in all, as far as known."""
-    preview_png: bytes
-    """A PNG of the latents; empty unless this step's preview was asked for."""
 
 
 class Stop(BaseException):

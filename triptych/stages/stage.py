@@ -15,8 +15,9 @@ import torch
 from triptych.errors import InvalidRequest, JobCancelled
 from triptych.roles import ROLES
 from triptych.stages import handoff
+from triptych.stages.interface import Step
 from triptych.stages.library import ModularPipeline, PipelineState
-from triptych.stages.observer import Observer, Step, Stop, insert_observers
+from triptych.stages.observer import Observer, Stop, insert_observers
 from triptych.stages.refusal import as_invalid_request, is_refusal
 from triptych.stages.roles import Components, for_job, restrict
 from triptych.stages.whole import Whole

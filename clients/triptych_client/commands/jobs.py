@@ -54,7 +54,7 @@ def _show(args: argparse.Namespace, jobs: list[Job]) -> None:
 async def _find(args: argparse.Namespace) -> list[Job]:
     states = [JobState.Value(f"JOB_STATE_{name.upper()}") for name in args.state]
     jobs: list[Job] = []
-    async with connect(args.endpoint) as client:
+    async with connect(args) as client:
         async for job in client.list_jobs(states, page_size=min(args.limit, 100), dead_letters_only=args.dead):
             jobs.append(job)
             if len(jobs) == args.limit:
@@ -63,7 +63,7 @@ async def _find(args: argparse.Namespace) -> list[Job]:
 
 
 async def _get(args: argparse.Namespace) -> list[Job]:
-    async with connect(args.endpoint) as client:
+    async with connect(args) as client:
         jobs = [await client.get_job(job_id) for job_id in args.jobs]
     for job in jobs:
         if not job.dead_letter:
@@ -73,7 +73,7 @@ async def _get(args: argparse.Namespace) -> list[Job]:
 
 async def _retry(args: argparse.Namespace) -> None:
     """Print each dead letter's id and its new job's."""
-    async with connect(args.endpoint) as client:
+    async with connect(args) as client:
         job_ids = args.jobs
         if job_ids == [ALL]:
             job_ids = [job.job_id async for job in client.list_jobs(dead_letters_only=True)]

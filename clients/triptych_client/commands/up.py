@@ -22,6 +22,9 @@ def run(args: argparse.Namespace) -> None:
         address=args.endpoint,
         result_url=args.result_url,
         metrics_port=args.metrics_port,
+        tls=args.tls,
+        tokens=args.tokens,
+        client_address=args.client_endpoint,
         drain_timeout_s=args.drain_timeout_s,
         **fleet_settings(args),
     )

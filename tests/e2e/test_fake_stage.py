@@ -1,0 +1,28 @@
+"""A fleet of fake stages: the whole way of a job, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.fleet import Fleet
+from triptych.errors import JobFailed
+from triptych.stages.fake import expected_outputs
+from triptych_client.request import build_request
+
+
+def test_results_are_those_of_the_pure_functions(tmp_path: Path) -> None:
+    fields = {"height": 32, "width": 48, "seed": 3}
+    with (
+        Fleet(tmp_path / "fleet", "", worker_flags=("--fake-stage-seconds", "0.2", "--mover", "rpc")) as fleet,
+        fleet.client() as client,
+    ):
+        done = client.generate("a cat", tmp_path / "out.npy", **fields)
+        with pytest.raises(JobFailed, match="refuse"):
+            client.generate("a cat", tmp_path / "no.npy", parameters={"refuse": True})
+        assert client.describe_model().model == "fake"
+        assert done.job.step_count == 8
+    expected = expected_outputs(build_request("a cat", **fields))["images"]
+    assert np.array_equal(np.load(done.paths[0]), expected[0])  # type: ignore[index]

@@ -1,0 +1,97 @@
+"""The stage without a model: its results follow from the request, it stops when told to, and it loads no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from triptych import codec, media, requests
+from triptych.errors import InvalidRequest, JobCancelled
+from triptych.roles import ROLES
+from triptych.stages import Step, request_inputs
+from triptych.stages.fake import FAKE_MODEL, FakeStage, expected_outputs
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
+from triptych.v1.job_pb2 import GenerationRequest
+
+
+def request(**fields: Any) -> GenerationRequest:
+    return GenerationRequest(**{"prompt": "a cat", "seed": 7, "height": 16, "width": 24, **fields})
+
+
+def run_all(of: GenerationRequest, seconds: float = 0.0) -> dict[str, object]:
+    """Through the codec between the roles, as in a fleet."""
+    values: dict[str, object] = request_inputs(of, FAKE_MODEL)
+    for role in ROLES:
+        values = FakeStage(role, seconds).run(values, lambda _step: None, lambda: False)
+        encoded = codec.encode(values, "job")
+        room = bytearray()
+        for tensor, buffer in zip(encoded.manifest.tensors, encoded.buffers, strict=True):
+            tensor.offset_bytes, tensor.size_bytes = len(room), buffer.nbytes
+            room += buffer
+        values = codec.decode(encoded.manifest, memoryview(room))
+    return values
+
+
+def picture(of: GenerationRequest) -> np.ndarray[Any, Any]:
+    value = expected_outputs(of)["images"]
+    assert isinstance(value, np.ndarray)
+    return value[0]
+
+
+def test_the_result_is_a_function_of_the_request() -> None:
+    crossed = run_all(request(), 0.01)["images"]
+    assert isinstance(crossed, np.ndarray)
+    assert np.array_equal(crossed[0], picture(request()))
+    assert picture(request()).shape == (16, 24, 3)
+    assert picture(request()).std() > 0, "a flat picture proves nothing"
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"prompt": "a dog"}, {"num_inference_steps": 3}])
+def test_every_part_of_the_request_shows_in_the_result(change: dict[str, Any]) -> None:
+    assert not np.array_equal(picture(request()), picture(request(**change)))
+
+
+@pytest.mark.parametrize(("output_format", "start"), [("npy", b"\x93NUMPY"), ("png", b"\x89PNG")])
+def test_results_are_stored_like_those_of_a_model(output_format: str, start: bytes) -> None:
+    (artifact,) = media.encode_outputs(expected_outputs(request()), output_format, 16.0)
+    assert artifact.data.startswith(start)
+
+
+def test_requests_are_checked_against_its_description() -> None:
+    requests.validate(request(), FAKE_MODEL)
+    with pytest.raises(InvalidRequest, match="num_frames"):
+        requests.validate(request(num_frames=5), FAKE_MODEL)
+
+
+def test_a_job_may_ask_to_be_refused() -> None:
+    refused = request()
+    refused.parameters["refuse"] = True
+    with pytest.raises(InvalidRequest, match="refuse"):
+        expected_outputs(refused)
+
+
+def test_steps_are_reported_and_cancellation_is_seen_after_each() -> None:
+    inputs = FakeStage(ROLE_ENCODER, 0.0).run(request_inputs(request(), FAKE_MODEL), lambda _step: None, lambda: False)
+    seen: list[Step] = []
+    with pytest.raises(JobCancelled):
+        FakeStage(ROLE_TRANSFORMER, 0.01).run(inputs, seen.append, lambda: len(seen) == 3)
+    assert [(step.step, step.step_count) for step in seen] == [(1, 8), (2, 8), (3, 8)]
+
+
+@pytest.mark.parametrize("role", [ROLE_ENCODER, ROLE_TRANSFORMER, ROLE_DECODER])
+def test_a_cancelled_job_does_not_begin(role: Role.ValueType) -> None:
+    with pytest.raises(JobCancelled):
+        FakeStage(role, 0.0).run({}, lambda _step: None, lambda: True)
+
+
+def test_a_worker_with_a_fake_stage_loads_no_torch() -> None:
+    program = (
+        "import sys, services.stage_process as s, triptych.config as c, triptych.v1.dispatch_pb2 as d;"
+        "s._load_stage(d.ROLE_ENCODER, c.WorkerConfig(fake_stage_seconds=1.0));"
+        "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,136 @@
+"""A stage without a model, for load tests: it takes a given time, and what it makes follows from the request alone.
+
+Everything around it is real: inputs cross through the codec, the arena and the rings as those of a model do. The
+numbers are unsigned 32-bit integers, whose arithmetic is the same on every machine, so whoever knows a request knows
+its result to the bit (`expected_outputs`). Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from triptych.errors import InvalidRequest, JobCancelled
+from triptych.roles import ROLES
+from triptych.stages.inputs import SETTINGS, request_inputs
+from triptych.stages.interface import Step
+from triptych.v1 import job_pb2, model_pb2
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER, ROLE_TRANSFORMER, Role
+
+SIDE_SHARE = 0.1
+"""Encoder and decoder take this share of the transformer's time: about what they take of a real video's."""
+CHANNELS = 3
+EMBEDDING_WORDS = 64
+"""Length of what stands for a prompt's embedding."""
+_MULTIPLIER, _INCREMENT = np.uint32(1664525), np.uint32(1013904223)
+"""The linear congruential generator of Numerical Recipes: each step changes every word, and all later ones with it."""
+
+Words = npt.NDArray[np.uint32]
+
+FAKE_MODEL = model_pb2.ModelDescription(
+    model="fake",
+    pipeline_class="FakeStage",
+    config_digest=hashlib.sha256(b"triptych fake stage 1").hexdigest(),
+    inputs=[
+        model_pb2.InputDescription(name="prompt", kind=model_pb2.INPUT_KIND_TEXT, required=True),
+        model_pb2.InputDescription(name="height", kind=model_pb2.INPUT_KIND_INTEGER, default_json="64"),
+        model_pb2.InputDescription(name="width", kind=model_pb2.INPUT_KIND_INTEGER, default_json="64"),
+        model_pb2.InputDescription(name="num_inference_steps", kind=model_pb2.INPUT_KIND_INTEGER, default_json="8"),
+        model_pb2.InputDescription(
+            name="refuse",
+            kind=model_pb2.INPUT_KIND_BOOLEAN,
+            default_json="false",
+            description="Have the encoder refuse the job, as a block refuses a value.",
+        ),
+    ],
+    outputs=["images"],
+    defaults_json='{"height": 64, "num_inference_steps": 8, "width": 64}',
+)
+"""What every fleet of fake stages serves."""
+
+
+class FakeStage:
+    """Stands for `stage.Stage`. `seconds` is the transformer's time; see `SIDE_SHARE` for the other roles."""
+
+    def __init__(self, role: Role.ValueType, seconds: float) -> None:
+        self.role = role
+        self.component_bytes: dict[str, int] = {}
+        self.parameter_bytes = 0
+        self.device_memory_bytes = 0
+        self._seconds = seconds if role == ROLE_TRANSFORMER else seconds * SIDE_SHARE
+
+    def run(
+        self,
+        inputs: Mapping[str, object],
+        on_step: Callable[[Step], None],
+        cancelled: Callable[[], bool],
+    ) -> dict[str, object]:
+        """As `Stage.run`: checks `cancelled` before the role and after each step."""
+        if cancelled():
+            raise JobCancelled("the job was cancelled before this stage began")
+        values: dict[str, Any] = dict(inputs)
+        if self.role == ROLE_TRANSFORMER:
+            return self._denoise(values, on_step, cancelled)
+        _take(self._seconds)
+        return encode(values) if self.role == ROLE_ENCODER else decode(values)
+
+    def _denoise(
+        self, values: dict[str, Any], on_step: Callable[[Step], None], cancelled: Callable[[], bool]
+    ) -> dict[str, object]:
+        latents, step_count = values["latents"], values["num_inference_steps"]
+        for step in range(1, step_count + 1):
+            _take(self._seconds / step_count)
+            latents = denoise_step(latents, values["prompt_embeds"])
+            on_step(Step(step, step_count, b""))
+            if cancelled():
+                raise JobCancelled("the job was cancelled while this stage ran")
+        return {"latents": latents}
+
+
+def encode(values: Mapping[str, Any]) -> dict[str, object]:
+    """The encoder's outputs. Raises InvalidRequest for a job that asks to be refused."""
+    if values.get("refuse"):
+        raise InvalidRequest("refuse", True, "false, for a job that is to succeed")
+    shape = (values["height"], values["width"], CHANNELS)
+    return {
+        "prompt_embeds": _words(f"prompt {values['prompt']}", (EMBEDDING_WORDS,)),
+        "latents": _words(f"seed {values[SETTINGS]['seed']}", shape),
+        "num_inference_steps": values["num_inference_steps"],
+    }
+
+
+def denoise_step(latents: Words, prompt_embeds: Words) -> Words:
+    """One step: each word depends on itself, its neighbour and the prompt."""
+    flat = latents.reshape(-1)
+    mixed = flat * _MULTIPLIER + np.roll(flat, 1) + _INCREMENT + np.resize(prompt_embeds, flat.shape)
+    return mixed.astype(np.uint32).reshape(latents.shape)
+
+
+def decode(values: Mapping[str, Any]) -> dict[str, object]:
+    """The decoder's outputs: one picture, the words' highest bytes."""
+    pixels_HWC = (values["latents"] >> np.uint32(24)).astype(np.uint8)
+    return {"images": pixels_HWC[None]}
+
+
+def expected_outputs(request: job_pb2.GenerationRequest) -> dict[str, object]:
+    """What a fleet of fake stages makes of a request that has a seed."""
+    values: dict[str, object] = request_inputs(request, FAKE_MODEL)
+    for role in ROLES:
+        values = FakeStage(role, 0.0).run(values, lambda _step: None, lambda: False)
+    return values
+
+
+def _words(text: str, shape: tuple[int, ...]) -> Words:
+    size_bytes = 4 * int(np.prod(shape))
+    return np.frombuffer(hashlib.shake_128(text.encode()).digest(size_bytes), "<u4").astype(np.uint32).reshape(shape)
+
+
+def _take(seconds: float) -> None:
+    """Spend time without work."""
+    if seconds > 0:
+        threading.Event().wait(seconds)  # nobody sets it: the stage's thread has only this job

@@ -1,0 +1,42 @@
+"""What a worker asks of its stage, without torch: so that a worker whose stage needs none starts fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+from triptych.v1.dispatch_pb2 import Role
+
+
+class Step(NamedTuple):
+    """One step done."""
+
+    step: int
+    """Steps done, from 1. Counts on where a pipeline runs several loops."""
+    step_count: int
+    """Steps in all, as far as known."""
+    preview_png: bytes
+    """A PNG of the latents; empty unless this step's preview was asked for."""
+
+
+class AnyStage(Protocol):
+    """`stage.Stage`, or a stand-in for it (`fake.FakeStage`). See there."""
+
+    role: Role.ValueType
+    component_bytes: dict[str, int]
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of parameters and saved buffers that this role holds."""
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Memory of the device that this process has taken."""
+
+    def run(
+        self,
+        inputs: Mapping[str, object],
+        on_step: Callable[[Step], None],
+        cancelled: Callable[[], bool],
+    ) -> dict[str, object]:
+        """Runs the role for one job."""
