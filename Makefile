@@ -14,7 +14,7 @@ MODEL_PACKAGES := spin gcc libc6-dev
 # A virtual machine with two soft-RoCE devices. Mooncake's own default of workers would spin on all its processors.
 IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --timeout-s 1200
 
-.PHONY: setup setup-rdma demo test test-model test-rdma check proto proto-baseline bench bench-rdma clean
+.PHONY: setup setup-rdma demo test test-failures test-model test-rdma check proto proto-baseline bench bench-rdma clean
 
 setup: $(VENV)/.done
 
@@ -27,7 +27,11 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest tests --ignore tests/rdma --ignore tests/model
+	$(BIN)/python -m pytest tests --ignore tests/rdma --ignore tests/model --ignore tests/failures
+
+# The failure table of ARCHITECTURE.md, row by row, on real processes. As root it also fills disks.
+test-failures: setup
+	$(BIN)/python -m pytest tests/failures
 
 test-model: setup
 	.ci/install $(MODEL_PACKAGES)

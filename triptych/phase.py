@@ -219,6 +219,8 @@ class Phases:
                     break
                 except ArenaFull:
                     size_bytes = encoded.manifest.ByteSize() + sum(b.nbytes for b in encoded.buffers)
+                    self.is_full = True
+                    self._link.notify()
                     await asyncio.sleep(RETRY_PAUSE_S)  # /dev/shm itself may be full, which no release here ends
                     await self.wait_for_space(size_bytes, running.should_stop)
                     if running.should_stop():

@@ -38,10 +38,15 @@ def store(url: str, job_id: str, name: str, media_type: str, data: bytes) -> Art
     fs.makedirs(folder, exist_ok=True)
     path = f"{folder}/{name}"
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex}"
-    with fs.open(temporary, "wb") as file:
-        file.write(data)
-        _sync(file)
-    fs.mv(temporary, path)
+    try:
+        with fs.open(temporary, "wb") as file:
+            file.write(data)
+            _sync(file)
+        fs.mv(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a store that is full should at least not keep a part
+            fs.rm(temporary)
+        raise
     if "file" in _protocols(fs):
         _sync_folder(Path(folder))
     return Artifact(
