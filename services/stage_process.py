@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
@@ -60,17 +61,25 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
         seen = stack.enter_context(
             telemetry.setup(f"triptych-{name}", trace_file=config.trace_file, metrics_port=config.metrics_port)
         )
+        security = process.open_security(config, config.token_file)
+        open_channel = functools.partial(rpc.open_channel, security=security)
         arena = stack.enter_context(Arena.create(config.arena_bytes))
         servicers: list[RoleServicer] = [WorkerServicer(arena)]
         if make_servicer is not None:
             servicers.append(make_servicer(config.controller))
-        server = await rpc.start_server(config.address, [s.service for s in servicers], serving=False)
+        server = await rpc.start_server(
+            config.address,
+            [s.service for s in servicers],
+            serving=False,
+            security=security,
+            client_address=config.client_address,
+        )
         stage, model = await asyncio.to_thread(_load_stage, role, config)
         host = config.advertise_host or config.address.rpartition(":")[0]
         engine, mooncake = stack.enter_context(_mooncake(config, arena, host))
-        fetcher = open_fetcher(arena, engine, rpc.open_channel, forced=config.mover)
+        fetcher = open_fetcher(arena, engine, open_channel, forced=config.mover)
         stack.callback(fetcher.close)
-        channel = await stack.enter_async_context(rpc.open_channel(config.controller))
+        channel = await stack.enter_async_context(open_channel(config.controller))
         session, address = engine.session if engine else "", f"{host}:{server.port}"
         equipment = Equipment(config, stage, model, arena, fetcher, session, mooncake, address, seen.metrics)
         worker = Worker(equipment)
@@ -147,7 +156,7 @@ async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.E
         await _first(linked, stopped, ready)
         if ready.done() and not stop.is_set():
             await server.set_serving(True)
-            process.announce(worker.address)
+            process.announce(worker.address, server.client_address)
             working = asyncio.create_task(worker.run())
             await _first(linked, stopped, draining, working)
             worker.draining.set()

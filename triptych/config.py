@@ -36,6 +36,9 @@ class ProcessConfig:
     """What every process of a fleet has."""
 
     address: str = setting("127.0.0.1:0", "host:port to serve on; port 0 takes a free one")
+    tls: str = setting("", "folder of ca.crt, tls.crt and tls.key: mutual TLS on address; default: no TLS")
+    tokens: str = setting("", "file of clients' tokens; without it and without tls, anybody may call")
+    client_address: str = setting("", "host:port, TLS as well, for clients that have a token and no certificate")
     trace_file: str = setting("", "append spans to this file as OTLP JSON lines")
     metrics_port: int = setting(0, "serve Prometheus metrics on this port; 0 for none", minimum=0)
     drain_timeout_s: float = setting(600.0, "after SIGTERM, give a running job so long to finish", minimum=0)
@@ -55,6 +58,8 @@ class ControllerConfig(ProcessConfig):
     stall_timeout_s: float = setting(900.0, "a job without progress for so long counts its worker dead", minimum=1)
     attempts_max: int = setting(4, "attempts after which a job fails", minimum=1)
     backlog_jobs_max: int = setting(10_000, "unfinished jobs after which CreateJob is refused", minimum=1)
+    watches_max: int = setting(10_000, "open WatchJob streams: what clients that never leave can take", minimum=1)
+    work_max: float = setting(1e12, "most outputs x frames x pixels x steps of one job; 0 for no limit", minimum=0)
     keep_days: float = setting(30.0, "keep finished jobs and their results so long; 0 for no limit", minimum=0)
     keep_jobs: int = setting(10_000, "keep at most so many finished jobs; 0 for no limit", minimum=0)
 
@@ -66,6 +71,7 @@ class WorkerConfig(ProcessConfig):
     model: str = setting("", "folder or hub id of a diffusers pipeline")
     revision: str = setting("", "revision of the hub's repository")
     controller: str = setting("127.0.0.1:7070", "host:port of the controller")
+    token_file: str = setting("", "file of this worker's own token, where it has no certificate")
     device: str = setting("cpu", "torch device of this role, for example cuda:0")
     dtype: str = setting("float32", "element type of the weights", among=DTYPES)
     fake_stage_seconds: float = setting(
@@ -120,6 +126,20 @@ def otlp_signals(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
         named.add(signal)
     disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     return frozenset() if disabled else frozenset(named)
+
+
+@dataclass(frozen=True)
+class ClientAccess:
+    """How a client proves who it is; each empty where it doesn't."""
+
+    tls: str = ""
+    token_file: str = ""
+    token: str = ""
+
+
+def client_access(environ: Mapping[str, str] = os.environ) -> ClientAccess:
+    """From `TRIPTYCH_TLS`, `TRIPTYCH_TOKEN_FILE` and `TRIPTYCH_TOKEN`."""
+    return ClientAccess(*(environ.get(f"TRIPTYCH_{name}", "") for name in ("TLS", "TOKEN_FILE", "TOKEN")))
 
 
 def metrics_host(environ: Mapping[str, str] = os.environ) -> str:

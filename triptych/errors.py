@@ -13,10 +13,15 @@
     │   └── JobFailed       the job ended without a result; says why (raised by clients)        FAILED_PRECONDITION
     ├── LeaseLost           (ticket, attempt) is no longer ours: reaped, acked or taken         ABORTED
     ├── Fenced              this rank was declared dead and must register anew                  PERMISSION_DENIED
+    ├── Unauthenticated     the caller didn't prove who it is                                   UNAUTHENTICATED
+    ├── NotAllowed          the caller is known, and may not do this                            PERMISSION_DENIED
     ├── Full                back-pressure: try again later                                      RESOURCE_EXHAUSTED
     │   ├── ArenaFull       no room in the arena
     │   ├── RingFull        no free slot
-    │   └── BacklogFull     the controller keeps no more waiting jobs
+    │   ├── BacklogFull     the controller keeps no more waiting jobs
+    │   ├── QuotaFull       the client has as many unfinished jobs as it may
+    │   ├── WatchesFull     the controller keeps no more open watches
+    │   └── JournalFull     the controller's disk takes no change now
     ├── SourceCorrupt       the checksum of a room was wrong twice                              DATA_LOSS
     ├── Unavailable         the other side isn't there, or not ready; retry with back-off       UNAVAILABLE
     │   ├── TransferFailed  a mover could not reach a room's bytes                              UNAVAILABLE
@@ -105,20 +110,67 @@ class Fenced(TriptychError):
     """The rank was cut off; only a new registration helps."""
 
 
+class Unauthenticated(TriptychError):
+    """The caller has neither a certificate nor a token that is known here."""
+
+
+class NotAllowed(TriptychError):
+    """The caller's certificate or token isn't good for this."""
+
+
 class Full(TriptychError):
     """A bounded thing is full. Nothing was lost; try again later."""
+
+    retry_after_s = 1.0
+    """When it is worth a try: the caller waits at least so long. Each class has a default, an error may have its own.
+    Servers send it as gRPC's push-back, `grpc-retry-pushback-ms`."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class ArenaFull(Full):
     """No contiguous space in the arena."""
 
+    retry_after_s = 0.5
+    """A room is released when its job ends: seconds, but there are many."""
+
 
 class RingFull(Full):
     """Every slot of the ring is taken."""
 
+    retry_after_s = 0.2
+    """A claim or an ack frees a slot: as often as workers begin jobs."""
+
 
 class BacklogFull(Full):
     """The controller's bound on waiting jobs is reached."""
+
+    retry_after_s = 2.0
+    """A place is free when a job ends. Thousands may wait for it, and each should ask rarely."""
+
+
+class QuotaFull(Full):
+    """The client has as many unfinished jobs as it may have."""
+
+    retry_after_s = 2.0
+    """A place is free when one of its own jobs ends."""
+
+
+class WatchesFull(Full):
+    """The controller's bound on open watches is reached."""
+
+    retry_after_s = 2.0
+    """A place is free when somebody's job ends."""
+
+
+class JournalFull(Full):
+    """The controller's disk takes no change now; nothing was changed."""
+
+    retry_after_s = 1.0
+    """A person has to make space, and then it should go on at once."""
 
 
 class SourceCorrupt(TriptychError):
@@ -160,6 +212,8 @@ STATUS_BY_ERROR: dict[type[TriptychError], grpc.StatusCode] = {
     WrongState: grpc.StatusCode.FAILED_PRECONDITION,
     LeaseLost: grpc.StatusCode.ABORTED,
     Fenced: grpc.StatusCode.PERMISSION_DENIED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SourceCorrupt: grpc.StatusCode.DATA_LOSS,
     Unavailable: grpc.StatusCode.UNAVAILABLE,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import grpc
 
 from triptych import rpc
-from triptych.errors import DeadlinePassed, Fenced, TriptychError, Unavailable
+from triptych.errors import DeadlinePassed, Fenced, Full, JournalFull, TriptychError, Unavailable
 from triptych.v1.dispatch_pb2 import Ring
 from triptych.v1.fleet_service_pb2 import (
     HeartbeatRequest,
@@ -114,7 +114,7 @@ class Link:
                 error = None if self._stream.cancelled() else self._stream.exception()
                 if error is not None:
                     raise error
-            except (Unavailable, DeadlinePassed, Fenced) as error:
+            except (Unavailable, DeadlinePassed, Fenced, Full) as error:
                 log.info("controller: %s; registering again", error)
             finally:
                 if self._registered.is_set():
@@ -125,9 +125,10 @@ class Link:
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 
-    async def call(self, make: Callable[[], Awaitable[Result]]) -> Result:
+    async def call(self, make: Callable[[], Awaitable[Result]], *, waits_for_journal: bool = True) -> Result:
         """Call the controller until it answers. `make` is called again after each restart, and must build its
-        request anew, because rank and lease may have changed. Raises what the controller refuses with."""
+        request anew, because rank and lease may have changed. Raises what the controller refuses with, but waits
+        where its disk is full: what a stage has done isn't thrown away for that."""
         backoff_s = BACKOFF_FIRST_S
         while True:
             await self._registered.wait()
@@ -140,6 +141,11 @@ class Link:
                 self._registered.clear()
             except (Unavailable, DeadlinePassed, TimeoutError) as error:
                 log.info("controller did not answer (%s); trying again", error)
+            except JournalFull as error:
+                if not waits_for_journal:
+                    raise
+                log.warning("controller: %s", error)
+                backoff_s = max(backoff_s, error.retry_after_s)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 

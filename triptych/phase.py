@@ -179,7 +179,8 @@ class Phases:
         try:
             await reporter.complete(dispatch)
         except TriptychError:
-            if not running.lost:  # else the room was settled when the worker registered again
+            # A room that was named at registration is settled: it may be needed, where only the answer was lost.
+            if not (running.lost and dispatch.room.room_id in running.declared_room_ids):
                 self._arena.release(dispatch.room.room_id)
             raise
         await self._publish(running, dispatch)
@@ -209,7 +210,7 @@ class Phases:
         with telemetry.span("room.store", job_id=job_id) as span:
             encoded = await self._in_thread(lambda: codec.encode(outputs, job_id))
             self._room_counter += 1
-            room_id = ids.room_id(self._link.rank, self._room_counter)
+            room_id = running.room_id = ids.room_id(self._link.rank, self._room_counter)
             while True:
                 try:
                     placement = await self._in_thread(
@@ -222,7 +223,6 @@ class Phases:
                     await self.wait_for_space(size_bytes, running.should_stop)
                     if running.should_stop():
                         raise JobCancelled("the job was cancelled while its tensors waited for space") from None
-            running.room_id = room_id
             self.room_bytes_expected = max(self.room_bytes_expected, placement.size_bytes)
             span.set_attribute("triptych.room_id", f"{room_id:#x}")
             span.set_attribute("triptych.size_bytes", placement.size_bytes)

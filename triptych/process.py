@@ -6,15 +6,22 @@ Exit codes: 0 after a drain, 1 when the process can't go on, 2 for bad configura
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from triptych.errors import InvalidRequest, MissingExtra, ModelInvalid, WrongState
+from triptych import auth
+from triptych.config import ProcessConfig
+from triptych.errors import InvalidRequest, MissingExtra, ModelInvalid, NotAllowed, Unauthenticated, WrongState
+
+log = logging.getLogger(__name__)
 
 EXIT_CONFIGURATION = 2
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+"""Addresses that only this machine reaches."""
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -26,7 +33,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     code = 0
     try:
         asyncio.run(main())
-    except* (InvalidRequest, ModelInvalid, MissingExtra, WrongState) as group:
+    except* (InvalidRequest, ModelInvalid, MissingExtra, WrongState, Unauthenticated, NotAllowed) as group:
         for error in _leaves(group):
             print(f"error: {error}", file=sys.stderr)
         code = EXIT_CONFIGURATION
@@ -35,9 +42,21 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     os._exit(code)
 
 
-def announce(address: str) -> None:
-    """Tell whoever started this process that it serves, and where: the line `READY host:port` on stdout."""
-    print(f"READY {address}", flush=True)
+def announce(address: str, client_address: str = "") -> None:
+    """Tell whoever started this process that it serves, and where: the line `READY host:port` on stdout.
+
+    The address for clients without a certificate follows, where there is one.
+    """
+    print(f"READY {address} {client_address}".rstrip(), flush=True)
+
+
+def open_security(config: ProcessConfig, token_file: str = "") -> auth.Security:
+    """What the settings ask of callers, with a warning where that is nothing. Raises InvalidRequest."""
+    security = auth.open_security(config.tls, config.tokens, token_file)
+    host = config.address.rpartition(":")[0]
+    if security.is_open and host not in LOOPBACK_HOSTS:
+        log.warning("anybody who reaches %s may call: set tls, tokens or both (SECURITY.md)", config.address)
+    return security
 
 
 def stop_event() -> asyncio.Event:

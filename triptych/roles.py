@@ -23,6 +23,8 @@ RING_OF: dict[Role.ValueType, Ring.ValueType] = {
 """Where each role claims."""
 NEXT: dict[Role.ValueType, Role.ValueType] = {ROLE_ENCODER: ROLE_TRANSFORMER, ROLE_TRANSFORMER: ROLE_DECODER}
 """Whom each role publishes for; decoders are the last."""
+SINK_OF: dict[Role.ValueType, Ring.ValueType] = {role: RING_OF[after] for role, after in NEXT.items()}
+"""Where each role publishes."""
 
 
 def role_name(role: Role.ValueType) -> str:

@@ -1,15 +1,16 @@
 """One way to start a server, open a channel, and turn errors into statuses and back.
 
-Every server has health, reflection, keepalive, a port that is an error when taken, and one interceptor that
-turns a `TriptychError` into its status (the class travels in the trailing metadata, so that the other side
-raises the same class). Anything else that escapes a servicer is a bug: it is logged whole and leaves as
-INTERNAL with its type only, because its text might hold a prompt.
+Every server has health, reflection, keepalive, a port that is an error when taken, and one interceptor that asks who
+calls and whether it may, and turns a `TriptychError` into its status (the class travels in the trailing metadata, so
+that the other side raises the same class). Anything else that escapes a servicer is a bug: it is logged whole and
+leaves as INTERNAL with its type only, because its text might hold a prompt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -17,11 +18,12 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from triptych import errors, telemetry
+from triptych import auth, errors, identity, telemetry
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Context = grpc.aio.ServicerContext[Any, Any]
 
 MESSAGE_BYTES_MAX = 64 * 2**20
 """Largest message: a request with its images. Tensors never travel in messages, only in 1 MiB chunks."""
@@ -29,6 +31,8 @@ KEEPALIVE_MS = 20_000
 """Ping interval: short enough that a dead peer is noticed before any of our timeouts of a minute."""
 ERROR_KEY = "triptych-error"
 """Trailing metadata key of the error's class."""
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""Trailing metadata key of `Full.retry_after_s`: gRPC's own, so that clients in other languages heed it, too."""
 METADATA_CHARS_MAX = 512
 """Longest error detail in a status: HTTP/2 headers are limited to 8 KiB by default."""
 
@@ -63,12 +67,18 @@ Service = tuple[Callable[[Any, grpc.aio.Server], None], Any, str]
 class Server:
     """A running gRPC server. Use `start_server`; stop it with `stop`."""
 
-    def __init__(self, server: grpc.aio.Server, host: str, port: int, names: Sequence[str]) -> None:
+    def __init__(self, server: grpc.aio.Server, address: str, names: Sequence[str], client_address: str = "") -> None:
         self._server = server
         self._health = health.aio.HealthServicer()
         self._names = names
-        self.port = port
-        self.address = f"{host}:{port}"
+        self.address = address
+        self.client_address = client_address
+        """Empty where there is no second port."""
+
+    @property
+    def port(self) -> int:
+        """Port of `address`."""
+        return int(self.address.rpartition(":")[2])
 
     async def set_serving(self, serving: bool) -> None:
         """Set what `grpc.health.v1` answers for the server and each of its services."""
@@ -87,28 +97,30 @@ async def start_server(
     services: Iterable[Service],
     *,
     serving: bool = True,
+    security: auth.Security = auth.OPEN,
+    client_address: str = "",
 ) -> Server:
     """Start a server at `host:port` (port 0 takes a free one).
 
-    Raises InvalidRequest when the address can't be bound.
+    Where `security` has certificates, `address` takes callers with a certificate only (mutual TLS); `client_address`
+    is a second port, TLS too, for those with a token only. Raises InvalidRequest when an address can't be bound.
     """
     services = list(services)
-    host, _, port_text = address.rpartition(":")
-    if not host or not port_text.isdigit():
-        raise errors.InvalidRequest("address", address, "host:port, for example 127.0.0.1:7070")
     server = grpc.aio.server(
-        interceptors=[*telemetry.server_interceptors(), _ErrorInterceptor()], options=list(_SERVER_OPTIONS)
+        interceptors=[*telemetry.server_interceptors(), _EdgeInterceptor(security)], options=list(_SERVER_OPTIONS)
     )
     for add, servicer, _name in services:
         add(servicer, server)
     names = [name for _add, _servicer, name in services]
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise errors.InvalidRequest("address", address, "a free port on an address of this machine")
-    result = Server(server, host, port, names)
+    certificates = security.certificates
+    mutual = certificates.server_credentials(require_client=True) if certificates is not None else None
+    bound, client_bound = _bind(server, "address", address, mutual), ""
+    if client_address:
+        if certificates is None or security.tokens is None:
+            raise errors.InvalidRequest("client_address", client_address, "empty unless tls and tokens are set")
+        one_sided = certificates.server_credentials(require_client=False)
+        client_bound = _bind(server, "client_address", client_address, one_sided)
+    result = Server(server, bound, names, client_bound)
     health_pb2_grpc.add_HealthServicer_to_server(result._health, server)
     reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     await result.set_serving(serving)
@@ -116,13 +128,25 @@ async def start_server(
     return result
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
+def _bind(server: grpc.aio.Server, field: str, address: str, credentials: grpc.ServerCredentials | None) -> str:
+    """Take a port; the address with its number. Raises InvalidRequest."""
+    host, _, port_text = address.rpartition(":")
+    if not host or not port_text.isdigit():
+        raise errors.InvalidRequest(field, address, "host:port, for example 127.0.0.1:7070")
+    try:
+        port = (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise errors.InvalidRequest(field, address, "a free port on an address of this machine")
+    return f"{host}:{port}"
+
+
+def open_channel(address: str, security: auth.Security = auth.OPEN) -> grpc.aio.Channel:
     """Open a traced channel to `host:port`. It connects lazily and reconnects by itself."""
-    return grpc.aio.insecure_channel(
-        address,
-        options=[*_CHANNEL_OPTIONS, *_CHANNEL_ONLY],
-        interceptors=telemetry.client_interceptors(),
-    )
+    return security.open_channel(address, [*_CHANNEL_OPTIONS, *_CHANNEL_ONLY], telemetry.client_interceptors())
 
 
 def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
@@ -130,10 +154,7 @@ def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
 
     A plain TriptychError stands for what nobody raises on purpose: INTERNAL, UNIMPLEMENTED and the like.
     """
-    name = ""
-    for key, value in error.trailing_metadata() or ():
-        if key == ERROR_KEY:
-            name = value if isinstance(value, str) else value.decode()
+    name = _trailing(error, ERROR_KEY)
     cls = getattr(errors, name, None) if name else None
     if not (isinstance(cls, type) and issubclass(cls, errors.TriptychError)):
         cls = _CLASS_BY_STATUS.get(error.code(), errors.TriptychError)
@@ -142,7 +163,16 @@ def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
         return errors.InvalidRequest.from_message(message)
     restored = cls.__new__(cls)
     Exception.__init__(restored, message)  # the message is whole already; a class may build its own from parts
+    if isinstance(restored, errors.Full) and (pushback := _trailing(error, PUSHBACK_KEY)).isdecimal():
+        restored.retry_after_s = int(pushback) / 1000
     return restored
+
+
+def _trailing(error: grpc.aio.AioRpcError, key: str) -> str:
+    for found, value in error.trailing_metadata() or ():
+        if found == key:
+            return value if isinstance(value, str) else value.decode()
+    return ""
 
 
 async def translate(call: Awaitable[Result]) -> Result:
@@ -163,8 +193,11 @@ _CLASS_BY_STATUS = {
 }
 
 
-class _ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler so that errors leave as statuses."""
+class _EdgeInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler: callers are asked who they are, and errors leave as statuses."""
+
+    def __init__(self, security: auth.Security) -> None:
+        self._security = security
 
     async def intercept_service(
         self,
@@ -173,26 +206,39 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or not method.startswith("/triptych."):
+        if handler is None or method.startswith(auth.OPEN_METHODS):
             return handler
+
+        def admit(context: Context) -> None:
+            metadata = context.invocation_metadata() or ()
+            identity.set_caller(self._security.authorize(method, context.auth_context(), metadata))
+
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+                _guard_unary(handler.unary_unary, method, admit),
+                handler.request_deserializer,
+                handler.response_serializer,
             )
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method), handler.request_deserializer, handler.response_serializer
+                _guard_stream(handler.unary_stream, method, admit),
+                handler.request_deserializer,
+                handler.response_serializer,
             )
-        if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(
-                _guard_stream(handler.stream_stream, method), handler.request_deserializer, handler.response_serializer
-            )
-        return handler
+        assert handler.stream_stream, "no service here has calls of another shape"
+        return grpc.stream_stream_rpc_method_handler(
+            _guard_stream(handler.stream_stream, method, admit),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
 
 
-def _guard_unary(call: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+def _guard_unary(
+    call: Callable[..., Awaitable[Any]], method: str, admit: Callable[[Context], None]
+) -> Callable[..., Awaitable[Any]]:
+    async def guarded(request: Any, context: Context) -> Any:
         try:
+            admit(context)
             return await call(request, context)
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
             return await _abort(context, error, method)
@@ -200,9 +246,12 @@ def _guard_unary(call: Callable[..., Awaitable[Any]], method: str) -> Callable[.
     return guarded
 
 
-def _guard_stream(call: Callable[..., Any], method: str) -> Callable[..., AsyncIterator[Any]]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+def _guard_stream(
+    call: Callable[..., Any], method: str, admit: Callable[[Context], None]
+) -> Callable[..., AsyncIterator[Any]]:
+    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
+            admit(context)
             async for response in call(request, context):
                 yield response
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
@@ -211,12 +260,15 @@ def _guard_stream(call: Callable[..., Any], method: str) -> Callable[..., AsyncI
     return guarded
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> None:
+async def _abort(context: Context, error: Exception, method: str) -> None:
     if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
         raise error
     status = errors.status_of(error)
     if isinstance(error, errors.TriptychError):
-        context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
+        metadata = [(ERROR_KEY, type(error).__name__)]
+        if isinstance(error, errors.Full):
+            metadata.append((PUSHBACK_KEY, str(math.ceil(error.retry_after_s * 1000))))
+        context.set_trailing_metadata(tuple(metadata))
         message = str(error)
     else:
         log.error("%s raised %s", method, type(error).__name__, exc_info=error)

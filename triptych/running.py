@@ -35,7 +35,9 @@ class Running:
     lost: bool = False
     """The lease is another's now: drop everything, report nothing."""
     room_id: int = 0
-    """The room that it has made, from when it is in the arena; 0 before."""
+    """The room that it makes, from before it is in the arena; 0 while the stage runs."""
+    declared_room_ids: frozenset[int] = frozenset()
+    """Rooms that the worker named when it last registered; what was to be released of them is released."""
     step: int = 0
     step_count: int = 0
     preview_png: bytes = b""

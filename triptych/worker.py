@@ -58,18 +58,21 @@ class Worker:
 
     def describe(self) -> fleet_service_pb2.RegisterWorkerRequest:
         """See `link.Member`."""
+        room_ids = self._arena.rooms()
         request = fleet_service_pb2.RegisterWorkerRequest(
             instance_id=self._instance_id,
             role=self._stage.role,
             address=self._equipment.address,
             host_id=self._arena.host_id,
             model=self._equipment.model,
-            room_ids=self._arena.rooms(),
+            room_ids=room_ids,
             arena_size_bytes=self._arena.size_bytes,
             process_id=os.getpid(),
             parameter_bytes=self._stage.parameter_bytes,
             mooncake=self._equipment.mooncake,
         )
+        if self._running is not None:
+            self._running.declared_room_ids = frozenset(room_ids)
         if self._running is not None and not self._running.lost:
             request.running.dispatch.CopyFrom(self._running.dispatch)
             request.running.lease.CopyFrom(self._running.claimed.lease)

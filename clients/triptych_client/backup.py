@@ -40,7 +40,7 @@ def back_up(state: Path, target: Path) -> Copied:
     if os.path.lexists(target) or not target.absolute().parent.is_dir():
         raise InvalidRequest("target", str(target), "a name that is free, in a folder that exists")
     part = target.absolute().with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    part.mkdir()
+    part.mkdir(mode=0o700)
     try:
         _copy_journal(journal, part / JOURNAL)
         count, size_bytes = _copy_results(state / RESULTS, part / RESULTS)

@@ -27,6 +27,8 @@ RINGS = ("auto", "verbs", "rpc")
 
 MOONCAKE = ("auto", "rdma", "tcp")
 
+SCOPES = ("submit", "read", "admin", "encoder", "transformer", "decoder")
+
 STATES = (
     *("queued", "encoding", "encoded", "denoising", "denoised", "decoding"),
     *("succeeded", "failed", "cancelled", "expired"),
@@ -96,6 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
     backup.add_argument("target", metavar="FOLDER", help="the copy; must not exist yet")
     backup.add_argument("--state", default=".triptych", metavar="DIR", help="what to copy (default: .triptych)")
     backup.set_defaults(module="backup")
+    _add_certs(commands.add_parser("certs", help="make a small certificate authority and the roles' certificates"))
+    _add_tokens(commands.add_parser("tokens", help="give clients tokens, list them, take them away"))
     trace = commands.add_parser("trace", help="draw a job's trace as a waterfall")
     trace.add_argument("job", metavar="JOB", help="job id or trace id")
     trace.add_argument("--trace-file", required=True, metavar="FILE", help="what the fleet's --trace-file wrote")
@@ -105,9 +109,44 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_endpoint(parser: argparse.ArgumentParser, module: str, *, json: bool) -> None:
     parser.add_argument("--endpoint", default=ENDPOINT_DEFAULT, metavar="HOST:PORT", help="default: %(default)s")
+    _add_access(parser)
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.set_defaults(module=module)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("proof of who calls (TRIPTYCH_TLS, TRIPTYCH_TOKEN_FILE, TRIPTYCH_TOKEN)")
+    group.add_argument("--tls", default="", metavar="DIR", help="folder of ca.crt and, for a role, tls.crt and tls.key")
+    group.add_argument("--token-file", default="", metavar="FILE", help="file that holds a token")
+
+
+def _add_certs(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="certs")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action, about in (
+        ("init", "make an authority and a certificate for each role"),
+        ("renew", "make new certificates by the same authority; running processes take them up"),
+    ):
+        one = actions.add_parser(action, help=about)
+        one.add_argument("folder", metavar="DIR")
+        one.add_argument(
+            "--host", action="append", default=[], metavar="NAME", help="DNS name or IP of a machine (may be repeated)"
+        )
+        one.add_argument("--days", type=int, default=365, metavar="N", help="valid for so long (default: 365)")
+
+
+def _add_tokens(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="tokens")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add = actions.add_parser("add", help="make a token and print it, once")
+    add.add_argument("--scope", action="append", required=True, choices=SCOPES, help="what it is good for (repeat)")
+    add.add_argument("--jobs-max", type=int, default=0, metavar="N", help="unfinished jobs at once (default: no limit)")
+    remove = actions.add_parser("remove", help="take a token away, at once")
+    for one in (add, remove):
+        one.add_argument("name", metavar="NAME")
+    for one in (add, remove, actions.add_parser("list", help="list names, scopes and limits")):
+        one.add_argument("--tokens", default="tokens.toml", metavar="FILE", help="default: tokens.toml")
 
 
 def _add_up(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +159,11 @@ def _add_up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", default=ENDPOINT_DEFAULT, metavar="HOST:PORT", help="default: %(default)s")
     parser.add_argument(
         "--result-url", default="", metavar="URL", help="fsspec URL for results (default: in the state)"
+    )
+    parser.add_argument("--tls", default="", metavar="DIR", help="mutual TLS; DIR is of `triptych certs init`")
+    parser.add_argument("--tokens", default="", metavar="FILE", help="clients' tokens, of `triptych tokens add`")
+    parser.add_argument(
+        "--client-endpoint", default="", metavar="HOST:PORT", help="TLS for clients with a token and no certificate"
     )
     parser.add_argument(
         "--metrics-port", type=int, default=0, metavar="P", help="Prometheus: controller P, workers P+1…"
@@ -159,6 +203,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "--endpoint", default="", metavar="HOST:PORT", help="a running fleet; without it, one is started"
     )
     where.add_argument("--fused", action="store_true", help="run all three stages in this process")
+    _add_access(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress")
     request = parser.add_argument_group("request (what is left out is the model's default)")
     request.add_argument("--negative-prompt", metavar="TEXT")

@@ -11,7 +11,7 @@ from typing import Unpack
 
 import grpc
 
-from triptych import rpc, telemetry
+from triptych import auth, config, rpc, telemetry
 from triptych.errors import DeadlinePassed, Full, InvalidRequest, SourceCorrupt, Unavailable
 from triptych.v1 import (
     fleet_service_pb2,
@@ -46,13 +46,18 @@ class AsyncClient:
     policy says, InvalidRequest, NotFound and so on as the service documents.
     """
 
-    def __init__(self, endpoint: str, retry: RetryPolicy | None = None) -> None:
+    def __init__(
+        self, endpoint: str, retry: RetryPolicy | None = None, access: config.ClientAccess | None = None
+    ) -> None:
+        """`access` is how the client proves who it is; by default as the environment says (`TRIPTYCH_TLS` …)."""
         host, _, port = endpoint.rpartition(":")
         if not host or not port.isdigit():
             raise InvalidRequest("endpoint", endpoint, "host:port, for example 127.0.0.1:7070")
         self.endpoint = endpoint
         self._retry = retry or RetryPolicy()
-        self._channel = rpc.open_channel(endpoint)
+        access = access or config.client_access()
+        security = auth.open_security(access.tls, "", access.token_file, access.token)
+        self._channel = rpc.open_channel(endpoint, security)
         self._jobs = generation_service_pb2_grpc.GenerationServiceStub(self._channel)
         self._fleet = fleet_service_pb2_grpc.FleetServiceStub(self._channel)
 

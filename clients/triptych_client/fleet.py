@@ -66,12 +66,20 @@ class FleetPlan:
     trace_file: str = ""
     metrics_port: int = 0
     """Prometheus port of the controller; workers take the next ones. 0 means none."""
+    tls: str = ""
+    """Folder that `triptych certs init` made; each process takes the part of its role."""
+    tokens: str = ""
+    """File of clients' tokens."""
+    client_address: str = ""
+    """Where the controller serves clients that have a token and no certificate."""
     drain_timeout_s: float = 600.0
     logs: Path | None = None
     """Folder of the logs; `logs` in the state folder where it isn't given."""
 
     def __post_init__(self) -> None:
         check_model(self.model)
+        if not self.tls and (self.tokens or self.client_address):
+            raise InvalidRequest("tls", "", "a folder of certificates, where there are tokens or a client endpoint")
         for role, plan in self.roles.items():
             if not 1 <= plan.count <= WORKERS_OF_ROLE_MAX:
                 raise InvalidRequest(f"{role}s", plan.count, f"1 to {WORKERS_OF_ROLE_MAX}")
@@ -88,8 +96,14 @@ class FleetPlan:
 
     def controller(self) -> ProcessSpec:
         """The controller's process."""
-        argv = _python("controller", state=self.state, address=self.address, result_url=self.result_url)
-        return ProcessSpec(CONTROLLER, (*argv, *self._common(0)), _environment(), keeps_address=True)
+        argv = _python(
+            "controller",
+            state=self.state,
+            address=self.address,
+            client_address=self.client_address,
+            result_url=self.result_url,
+        )
+        return ProcessSpec(CONTROLLER, (*argv, *self._common(CONTROLLER, 0)), _environment(), keeps_address=True)
 
     def workers(self, controller_address: str) -> list[ProcessSpec]:
         """The workers' processes, in the order in which a job passes them."""
@@ -109,12 +123,14 @@ class FleetPlan:
                     mooncake=self.mooncake,
                     arena_bytes=self.arena_bytes or "",
                 )
-                common = self._common(len(specs) + 1)
+                common = self._common(role, len(specs) + 1)
                 specs.append(ProcessSpec(f"{role}-{index}", (*argv, *common), _environment()))
         return specs
 
-    def _common(self, index: int) -> Sequence[str]:
+    def _common(self, role: str, index: int) -> Sequence[str]:
         return _flags(
+            tls=Path(self.tls) / role if self.tls else "",
+            tokens=self.tokens,
             rings=self.rings,
             rdma_device=self.rdma_device,
             trace_file=self.trace_file,

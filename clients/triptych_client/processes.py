@@ -15,7 +15,7 @@ from typing import BinaryIO
 GUARD = Path(__file__).with_name("guarded_exec.py")
 
 READY = "READY "
-"""What a process prints, followed by `host:port`, when it serves."""
+"""What a process prints when it serves, followed by `host:port` (and, maybe, an address for clients)."""
 
 LOG_BYTES_MAX = 16 * 2**20
 """A log larger than this is set aside (one generation) when its process starts anew."""
@@ -72,7 +72,7 @@ class Process:
         async for line in self._process.stdout:
             text = line.decode(errors="replace").strip()
             if text.startswith(READY):
-                return text.removeprefix(READY)
+                return text.removeprefix(READY).split()[0]
         return ""
 
     async def wait(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, Unpack
 
+from triptych.config import ClientAccess
 from triptych.v1 import fleet_service_pb2, generation_service_pb2, job_pb2, model_pb2
 from triptych_client.client import PAGE_SIZE, AsyncClient, Watcher
 from triptych_client.jobs import Generated
@@ -23,10 +24,10 @@ class Client:
     May be used by several threads at once.
     """
 
-    def __init__(self, endpoint: str, retry: RetryPolicy | None = None) -> None:
+    def __init__(self, endpoint: str, retry: RetryPolicy | None = None, access: ClientAccess | None = None) -> None:
         self._loop = LoopThread("triptych-client")
         try:
-            self._client = self._loop.run(_open(endpoint, retry))
+            self._client = self._loop.run(_open(endpoint, retry, access))
         except BaseException:
             self._loop.close()
             raise
@@ -112,8 +113,8 @@ class Client:
             self._loop.run(items.aclose())
 
 
-async def _open(endpoint: str, retry: RetryPolicy | None) -> AsyncClient:
-    return AsyncClient(endpoint, retry)  # in the loop, because gRPC binds a channel to the running one
+async def _open(endpoint: str, retry: RetryPolicy | None, access: ClientAccess | None) -> AsyncClient:
+    return AsyncClient(endpoint, retry, access)  # in the loop, because gRPC binds a channel to the running one
 
 
 async def _next(items: AsyncGenerator[Item, None]) -> Item:

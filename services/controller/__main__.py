@@ -29,15 +29,21 @@ async def main() -> None:
     telemetry.setup_logging("controller")
     with telemetry.setup("triptych-controller", trace_file=config.trace_file, metrics_port=config.metrics_port) as seen:
         async with Journal(state) as journal:
+            security = process.open_security(config)
             result_url = results.check_url("result_url", config.result_url or f"{state}/results")
             epoch = await journal.next_epoch()
             controller, supervisor, rings = await _assemble(config, journal, epoch, result_url, seen.metrics)
             seen.metrics.watch_rings(lambda: supervisor.depths)
             await supervisor.recover()
-            server = await rpc.start_server(config.address, _services(controller, supervisor, rings, epoch))
+            server = await rpc.start_server(
+                config.address,
+                _services(controller, supervisor, rings, epoch),
+                security=security,
+                client_address=config.client_address,
+            )
             pruner = Pruner(journal, result_url, keep_days=config.keep_days, keep_jobs=config.keep_jobs)
             ticking = asyncio.create_task(_work(supervisor, pruner))
-            process.announce(server.address)
+            process.announce(server.address, server.client_address)
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([stopping, ticking], return_when=asyncio.FIRST_COMPLETED)
             await server.stop()
@@ -80,7 +86,7 @@ def _services(controller: Controller, supervisor: Supervisor, rings: Rings, epoc
         ),
         (
             ring_service_pb2_grpc.add_RingServiceServicer_to_server,
-            RingServicer(rings.by_name, controller.fleet.check, rings.host, rings.reason),
+            RingServicer(rings.by_name, lambda rank: controller.fleet.check(rank).role, rings.host, rings.reason),
             "triptych.v1.RingService",
         ),
     ]

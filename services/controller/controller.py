@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.controller import jobs
+from services.controller.admission import Admission
 from services.controller.dispatcher import Dispatcher
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
-from triptych import ids, requests, telemetry
+from triptych import telemetry
 from triptych.config import ControllerConfig
-from triptych.errors import AlreadyExists, BacklogFull, InvalidRequest, LeaseLost, NotFound, RingFull, Unavailable
+from triptych.errors import InvalidRequest, LeaseLost, NotFound, RingFull
+from triptych.identity import Identity
 from triptych.rings.layout import PAYLOAD_BYTES_MAX
 from triptych.rings.memory import MemoryRing
 from triptych.roles import role_name
@@ -53,11 +54,6 @@ from triptych.v1.ring_service_pb2 import Lease
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID_CHARS_MAX = 128
-"""Longest request id; a UUID takes 36."""
-SEED_LIMIT = 2**32
-"""Drawn seeds are below this, so that they are easy to repeat by hand."""
-
 
 class Controller:
     """The truth about jobs."""
@@ -77,76 +73,38 @@ class Controller:
         self.model = model
         self._metrics = metrics
         self.dispatcher = Dispatcher(rings, ledger, self.fleet)
+        self.admission = Admission(config, ledger, self.fleet, lambda: self.model)
 
     # -- clients ----------------------------------------------------------------------------------------------
 
-    async def create(self, request_id: str, request: GenerationRequest) -> Job:
-        """Accept a job: when this returns it is on disk. The same `request_id` gives the same job.
+    async def create(self, request_id: str, request: GenerationRequest, client: Identity) -> Job:
+        """Accept a job: when this returns it is on disk. A client's `request_id` gives the same job each time.
 
-        Raises InvalidRequest, AlreadyExists, BacklogFull, Unavailable.
+        Raises InvalidRequest, AlreadyExists, BacklogFull, QuotaFull, JournalFull, Unavailable.
         """
-        entry, existing = await self._accept(request_id, request)
-        if not existing:
+        return self._queue(*await self.admission.accept(request_id, request, client))
+
+    async def retry(self, job_id: str, client: Identity) -> Job:
+        """Accept the request of a dead letter as a new job. Raises NotFound, WrongState, and as `create`."""
+        dead = await self.ledger.journal.get(job_id)
+        if dead is None:
+            raise NotFound(f"there is no job {job_id!r}")
+        return self._queue(*await self.admission.retry(dead, client))
+
+    def _queue(self, entry: JournalEntry, was_there: bool) -> Job:
+        if not was_there:
             self.dispatcher.enqueue(entry)
         return self.ledger.describe(entry)
-
-    async def _accept(self, request_id: str, request: GenerationRequest) -> tuple[JournalEntry, bool]:
-        if len(request_id) > REQUEST_ID_CHARS_MAX:
-            raise InvalidRequest("request_id", request_id, f"up to {REQUEST_ID_CHARS_MAX} characters")
-        existing = await self.ledger.journal.find(request_id) if request_id else None
-        if existing is not None:  # a retry: whatever has changed since, the job is accepted
-            await self._check_same(existing, request)
-            return existing, True
-        if self.model is None:
-            raise Unavailable("no encoder has described the model yet; try again when one has started")
-        self._validate(request)
-        if len(self.ledger.active) >= self.config.backlog_jobs_max:
-            raise BacklogFull(f"{len(self.ledger.active)} unfinished jobs, the most that are kept; try again later")
-        stored = GenerationRequest()
-        stored.CopyFrom(request)
-        if not request.HasField("seed"):
-            stored.seed = secrets.randbelow(SEED_LIMIT)
-        job = Job(job_id=ids.new_job_id(), state=JOB_STATE_QUEUED, seed=stored.seed)
-        job.request_id = request_id or job.job_id
-        job.trace_id = telemetry.trace_id()
-        job.create_time.GetCurrentTime()
-        job.update_time.CopyFrom(job.create_time)
-        if request.HasField("deadline_time"):
-            job.deadline_time.CopyFrom(request.deadline_time)
-        entry = JournalEntry(job=job, traceparent=telemetry.inject())
-        existing = await self.ledger.journal.add(entry, stored)
-        if existing is not None:
-            await self._check_same(existing, request)
-            return existing, True
-        self.ledger.add(entry)
-        log.info("accepted", extra={"job_id": job.job_id})
-        return entry, False
-
-    def _validate(self, request: GenerationRequest) -> None:
-        assert self.model is not None
-        requests.validate(request, self.model)
-        for name, role in (("transformer_rank", ROLE_TRANSFORMER), ("decoder_rank", ROLE_DECODER)):
-            rank = getattr(request, name)
-            alive = [member.rank for member in self.fleet.alive(role)]
-            if rank and rank not in alive:
-                raise InvalidRequest(name, rank, f"0 for anyone, or a rank that is alive: {alive}")
-
-    async def _check_same(self, existing: JournalEntry, request: GenerationRequest) -> None:
-        stored = await self.ledger.journal.get_request(existing.job.job_id)
-        if stored is not None and not request.HasField("seed"):
-            stored.ClearField("seed")
-        if stored != request:
-            raise AlreadyExists(f"request_id {existing.job.request_id!r} was used for another request")
 
     async def cancel(self, job_id: str) -> Job:
         """Stop a job, within a step where it runs. Raises NotFound. A job that is over stays as it is."""
         await self.give_up(job_id, JOB_STATE_CANCELLED, "")
         return await self.ledger.get(job_id)
 
-    async def give_up(self, job_id: str, state: JobState.ValueType, error: str) -> None:
+    async def give_up(self, job_id: str, state: JobState.ValueType, error: str, *, dead_letter: bool = False) -> None:
         """End a job without a result, unless it is over."""
         try:
-            await self._apply(job_id, lambda entry: jobs.give_up(entry, state, error))
+            await self._apply(job_id, lambda entry: jobs.give_up(entry, state, error, dead_letter=dead_letter))
         except LeaseLost:
             return  # it is over already, or the caller's `get` says that it never was
 
@@ -154,7 +112,7 @@ class Controller:
 
     async def start_phase(self, request: StartPhaseRequest) -> GenerationRequest:
         """A worker begins a dispatch that it has claimed. Raises LeaseLost when it must drop it."""
-        self.fleet.check(request.lease.rank)
+        self.fleet.check(request.lease.rank, request.role)
         await self._apply(
             request.job_id, lambda entry: jobs.start(entry, request.role, request.generation, request.lease)
         )
@@ -172,7 +130,7 @@ class Controller:
 
     async def complete_phase(self, request: CompletePhaseRequest) -> None:
         """A stage is done. The first completion is taken; LeaseLost refuses any other."""
-        self.fleet.check(request.lease.rank)
+        self.fleet.check(request.lease.rank, request.role)
         role = request.role
         if role != ROLE_DECODER and not request.next.HasField("room"):
             raise InvalidRequest("next.room", None, "the room that holds the stage's tensors")
@@ -203,7 +161,7 @@ class Controller:
 
     async def fail_phase(self, request: FailPhaseRequest) -> None:
         """A stage failed: end the job, or publish it again where that may help. Raises LeaseLost when superseded."""
-        self.fleet.check(request.lease.rank)
+        self.fleet.check(request.lease.rank, request.role)
         reason, cap = request.reason, self.config.attempts_max
         attempt = self._attempt(request.role, request.lease.rank, request.message or FailureReason.Name(reason))
         now = Timestamp()
@@ -259,21 +217,21 @@ class Controller:
             return  # over in the meantime
 
     async def start_direct(
-        self, rank: int, request_id: str, request: GenerationRequest
+        self, rank: int, request_id: str, request: GenerationRequest, client: Identity
     ) -> tuple[Job, Lease | None, Dispatch | None]:
         """Accept a job and lease it to the calling encoder at once. Raises as `create`, and RingFull."""
-        self.fleet.check(rank)
+        self.fleet.check(rank, ROLE_ENCODER)
         if self.rings[RING_REQUEST].stats().free_count == 0:
             raise RingFull("the request ring is full; send the job to the controller instead")
-        entry, _existing = await self._accept(request_id, request)
+        entry, _was_there = await self.admission.accept(request_id, request, client)
         if entry.job.state != JOB_STATE_QUEUED or entry.job.generation:
             return self.ledger.describe(entry), None, None
         lease = self.dispatcher.lease_to(rank, entry)
         return self.ledger.describe(entry), lease, jobs.dispatch_of(entry)
 
     def report(self, report: HeartbeatRequest) -> None:
-        """A heartbeat. Raises Fenced when the rank isn't (or is no longer) a member."""
-        member = self.fleet.get(report.rank)
+        """A heartbeat. Raises Fenced when the rank isn't (or is no longer) a member, NotAllowed as `Fleet.check`."""
+        member = self.fleet.check(report.rank)
         now_s = asyncio.get_running_loop().time()
         member.saw(report, now_s)
         for ring in report.changed_rings:
@@ -310,7 +268,9 @@ class Controller:
                 self.dispatcher.enqueue(after)
         if jobs.is_over(after) and jobs.is_running(before):
             self.fleet.cancel(before.lease.rank, job_id)
-        if jobs.is_over(after) and len(after.job.attempts) >= self.config.attempts_max:
+        if jobs.is_over(after):
+            self.dispatcher.discard(job_id)
+        if after.job.dead_letter:
             self._metrics.dead_lettered(role_name(jobs.role_of(before)))
         self._release_dropped(before, after)
         if after.job.state != before.job.state:

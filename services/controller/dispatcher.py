@@ -7,22 +7,25 @@ memory: after a restart everything that waits comes through here again.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Mapping
 
 from services.controller import jobs
+from services.controller.fair_queue import FairQueue
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger
 from triptych.errors import Fenced, RingFull
 from triptych.rings.layout import Kind
 from triptych.rings.memory import MemoryRing
 from triptych.roles import RING_OF
-from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER, Ring, Role
+from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Ring, Role
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.ring_service_pb2 import Lease
 
 REQUESTS_PER_ENCODER = 2
 """Entries of the request ring for each encoder: one to work on, one to take next without a wait."""
+AHEAD_PER_WORKER = 2
+"""Entries of a later ring for each of its workers beyond which nothing new is begun. Two keep a worker busy; what is
+more only has a client that comes later wait behind jobs that can't be overtaken any more."""
 
 
 class Dispatcher:
@@ -30,14 +33,20 @@ class Dispatcher:
 
     def __init__(self, rings: Mapping[Ring.ValueType, MemoryRing], ledger: Ledger, fleet: Fleet) -> None:
         self._rings, self._ledger, self._fleet = rings, ledger, fleet
-        self._queues: dict[Role.ValueType, dict[str, int]] = {role: {} for role in jobs.WAITING}
+        self._queues = {role: FairQueue() for role in jobs.WAITING}
         self.work = asyncio.Event()
         """Set when something may be publishable."""
 
     def enqueue(self, entry: JournalEntry) -> None:
-        """Have a waiting job published in its present generation, after those that wait already."""
-        self._queues[jobs.role_of(entry)][entry.job.job_id] = entry.job.generation
+        """Have a waiting job published in its present generation, when it is its turn."""
+        job = entry.job
+        self._queues[jobs.role_of(entry)].put(job.job_id, job.generation, job.client, job.priority)
         self.work.set()
+
+    def discard(self, job_id: str) -> None:
+        """A job is over: it no longer waits."""
+        for queue in self._queues.values():
+            queue.discard(job_id)
 
     async def publish_waiting(self) -> None:
         """Move jobs from the queues into the rings, as far as these have (or should have) room.
@@ -48,22 +57,36 @@ class Dispatcher:
         for role, queue in self._queues.items():
             if not queue:
                 continue
-            ring = self._rings[RING_OF[role]]
-            for job_id, generation in list(itertools.islice(queue.items(), self._wanted_count(role, ring))):
+            ring, wanted = self._rings[RING_OF[role]], self._wanted_count(role)
+            while wanted > 0 and (head := queue.head()) is not None:
+                job_id, generation = head
                 entry = self._ledger.active.get(job_id)
-                if entry is not None and entry.job.generation == generation and not jobs.is_running(entry):
-                    try:
-                        await self._publish(ring, entry)
-                    except RingFull:
-                        break
-                if queue.get(job_id) == generation:
-                    del queue[job_id]
+                if entry is None or entry.job.generation != generation or jobs.is_running(entry):
+                    queue.discard(job_id)  # it moved on by another way
+                    continue
+                try:
+                    await self._publish(ring, entry)
+                except RingFull:
+                    break
+                wanted -= 1
+                if queue.head() == head:
+                    queue.pop()
+                else:
+                    queue.discard(job_id)
 
-    def _wanted_count(self, role: Role.ValueType, ring: MemoryRing) -> int | None:
-        """How many more entries the role's ring should get; None for as many as it takes."""
+    def _wanted_count(self, role: Role.ValueType) -> int:
+        """How many more entries the role's ring should get."""
+        ring = self._rings[RING_OF[role]]
         if role != ROLE_ENCODER:
-            return None
-        return max(0, REQUESTS_PER_ENCODER * len(self._fleet.alive(role)) - ring.stats().ready_count)
+            return ring.slot_count
+        if any(self._is_deep(later) for later in (ROLE_TRANSFORMER, ROLE_DECODER)):
+            return 0
+        return REQUESTS_PER_ENCODER * len(self._fleet.alive(role)) - ring.stats().ready_count
+
+    def _is_deep(self, role: Role.ValueType) -> bool:
+        """Whether the role's workers have enough to do. A role without workers counts as one that will come."""
+        enough = AHEAD_PER_WORKER * max(1, len(self._fleet.alive(role)))
+        return self._rings[RING_OF[role]].stats().ready_count >= enough
 
     async def _publish(self, ring: MemoryRing, entry: JournalEntry) -> None:
         dispatch = jobs.dispatch_of(entry)

@@ -12,11 +12,19 @@ from dataclasses import dataclass, field
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from triptych.errors import Fenced
-from triptych.roles import RING_OF
+from triptych.errors import Fenced, NotAllowed
+from triptych.identity import caller
+from triptych.roles import RING_OF, role_name
 from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Ring, Role
 from triptych.v1.fleet_service_pb2 import HeartbeatRequest, HeartbeatResponse, RegisterWorkerRequest
 from triptych.v1.worker_pb2 import WORKER_STATE_IDLE, Worker
+
+
+def check_role(role: Role.ValueType) -> None:
+    """Raise NotAllowed unless the caller may speak for workers of a role."""
+    name = role_name(role)
+    if not caller().may(name):
+        raise NotAllowed(f"{caller().name!r} may not speak for a worker of the role {name}")
 
 
 @dataclass
@@ -107,9 +115,16 @@ class Fleet:
             raise Fenced(f"rank {rank} is not registered in this epoch; register anew")
         return member
 
-    def check(self, rank: int) -> None:
-        """Raise Fenced unless the rank is registered."""
-        self.get(rank)
+    def check(self, rank: int, role: Role.ValueType = ROLE_UNSPECIFIED) -> Member:
+        """The registered member, if the caller may speak for its role and `role` (if given) is its own.
+
+        Raises Fenced unless the rank is registered, NotAllowed for a caller or a phase of another role.
+        """
+        member = self.get(rank)
+        if role not in (ROLE_UNSPECIFIED, member.role):
+            raise NotAllowed(f"rank {rank} is {Role.Name(member.role)}; it may not do the work of {Role.Name(role)}")
+        check_role(member.role)
+        return member
 
     def registered(self) -> list[Member]:
         """Members that have registered in this epoch."""

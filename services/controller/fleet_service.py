@@ -14,6 +14,7 @@ from services.controller.fleet import Member
 from services.controller.generation_service import check_media
 from services.controller.supervisor import Supervisor
 from triptych.errors import Fenced
+from triptych.identity import SCOPE_SUBMIT, Identity
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import fleet_service_pb2_grpc as pb_grpc
 from triptych.v1.job_pb2 import JobState
@@ -81,12 +82,18 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
 
     async def StartDirectJob(self, request: pb.StartDirectJobRequest, context: Context) -> pb.StartDirectJobResponse:
         await check_media(self._controller, request.request)
-        job, lease, dispatch = await self._controller.start_direct(request.rank, request.request_id, request.request)
+        # The encoder has asked its caller who it is; nobody else may call this.
+        client = Identity(request.client, frozenset((SCOPE_SUBMIT,)), request.jobs_max)
+        job, lease, dispatch = await self._controller.start_direct(
+            request.rank, request.request_id, request.request, client
+        )
         return pb.StartDirectJobResponse(job=job, lease=lease, dispatch=dispatch if lease else None)
 
     async def UnregisterWorker(
         self, request: pb.UnregisterWorkerRequest, context: Context
     ) -> pb.UnregisterWorkerResponse:
+        if request.rank in self._controller.fleet.members:
+            self._controller.fleet.check(request.rank)
         await self._supervisor.bury(request.rank, f"rank {request.rank} left")
         return pb.UnregisterWorkerResponse()
 

@@ -11,19 +11,19 @@ from typing import Any
 import grpc
 
 from services.controller.controller import Controller
+from services.controller.visibility import owner_filter, visible_job
 from triptych import results
-from triptych.errors import Full, InvalidRequest, NotFound, Unavailable, WrongState
+from triptych.errors import InvalidRequest, NotFound, Unavailable, WatchesFull, WrongState
+from triptych.identity import caller
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1 import generation_service_pb2_grpc as pb_grpc
-from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, GenerationRequest, JobState
+from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, GenerationRequest, Job, JobState
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
 """Jobs in one page: bounds a response to about a megabyte."""
-WATCHES_MAX = 10_000
-"""Open WatchJob streams: bounds the memory that clients who never leave can take."""
 _NEWEST = 2**62
 
 
@@ -36,10 +36,11 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         await check_media(self._controller, request.request)
-        return pb.CreateJobResponse(job=await self._controller.create(request.request_id, request.request))
+        job = await self._controller.create(request.request_id, request.request, caller())
+        return pb.CreateJobResponse(job=job)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
-        return pb.GetJobResponse(job=await self._controller.ledger.get(request.job_id))
+        return pb.GetJobResponse(job=await self._visible(request.job_id))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         size = request.page_size or PAGE_SIZE_DEFAULT
@@ -50,28 +51,41 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
                 raise InvalidRequest("states", state, ", ".join(name for name in JobState.keys()[1:]))
         before = _sequence_of(request.page_token) if request.page_token else _NEWEST
         ledger = self._controller.ledger
-        page = await ledger.journal.page(list(request.states), before, size)
+        page = await ledger.journal.page(
+            list(request.states),
+            before,
+            size,
+            client=owner_filter(caller()),
+            dead_only=request.dead_letters_only,
+        )
         token = _token_of(page[-1][0]) if len(page) == size else ""
         found = [ledger.describe(entry) for _sequence, entry in page]
         return pb.ListJobsResponse(jobs=found, next_page_token=token)
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
-        if self._watch_count >= WATCHES_MAX:
-            raise Full(f"{WATCHES_MAX} watches are open, the most that are kept; try again later")
+        watches_max = self._controller.config.watches_max
+        if self._watch_count >= watches_max:
+            raise WatchesFull(f"{watches_max} watches are open, the most that are kept; try again later")
         self._watch_count += 1
         try:
+            await self._visible(request.job_id)
             async for response in self._controller.ledger.watch(request.job_id):
                 yield response
         finally:
             self._watch_count -= 1
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
+        await self._visible(request.job_id)
         return pb.CancelJobResponse(job=await self._controller.cancel(request.job_id))
+
+    async def RetryJob(self, request: pb.RetryJobRequest, context: Context) -> pb.RetryJobResponse:
+        await self._visible(request.job_id)
+        return pb.RetryJobResponse(job=await self._controller.retry(request.job_id, caller()))
 
     async def DownloadResult(
         self, request: pb.DownloadResultRequest, context: Context
     ) -> AsyncIterator[pb.DownloadResultResponse]:
-        job = await self._controller.ledger.get(request.job_id)
+        job = await self._visible(request.job_id)
         if job.state != JOB_STATE_SUCCEEDED:
             raise WrongState(f"job {job.job_id} is {JobState.Name(job.state)}; only a job that SUCCEEDED has results")
         if request.artifact_index >= len(job.artifacts):
@@ -86,6 +100,9 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         if self._controller.model is None:
             raise Unavailable("no encoder has described the model yet; try again when one has started")
         return pb.DescribeModelResponse(model=self._controller.model)
+
+    async def _visible(self, job_id: str) -> Job:
+        return await visible_job(self._controller.ledger, job_id, caller())
 
 
 async def check_media(controller: Controller, request: GenerationRequest) -> None:

@@ -166,14 +166,18 @@ def unlease(entry: JournalEntry) -> JournalEntry:
     return after
 
 
-def give_up(entry: JournalEntry, state: JobState.ValueType, error: str) -> JournalEntry:
-    """End the job without a result, in `state`. Raises WrongState when it is over."""
+def give_up(entry: JournalEntry, state: JobState.ValueType, error: str, *, dead_letter: bool = False) -> JournalEntry:
+    """End the job without a result, in `state`. Raises WrongState when it is over.
+
+    A dead letter is a job that was tried as often as is allowed: it may be tried anew, as another job.
+    """
     if is_over(entry):
         raise WrongState(f"job {entry.job.job_id} is already {JobState.Name(entry.job.state)}")
     after = _copy(entry)
     after.ClearField("lease")
     after.job.state = state
     after.job.error = error
+    after.job.dead_letter = dead_letter
     return after
 
 
@@ -185,6 +189,7 @@ def _send_back(entry: JournalEntry, attempt: Attempt, attempts_max: int, role: R
     after.job.step = 0
     if len(after.job.attempts) >= attempts_max:
         after.job.state = JOB_STATE_FAILED
+        after.job.dead_letter = True
         after.job.error = f"gave up after {len(after.job.attempts)} attempts; the last: {attempt.reason}"
         return after
     after.job.state = WAITING[role]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from services.controller import journal_file
-from triptych.errors import Full, InvalidRequest
+from triptych.errors import InvalidRequest, JournalFull
 from triptych.v1.job_pb2 import GenerationRequest, JobState
 from triptych.v1.journal_pb2 import JournalEntry
 
@@ -40,7 +40,7 @@ class Journal:
     async def __aenter__(self) -> Journal:
         """Open the folder, making it where needed. Raises InvalidRequest when it can't be used or is in use."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
             self._lock = (self._folder / "lock").open("w")
         except OSError as error:
             raise InvalidRequest("state", str(self._folder), f"a folder that can be written ({error})") from error
@@ -88,6 +88,11 @@ class Journal:
         """The process with this rank was declared dead or left: if it comes back it gets a new rank."""
         await self._call(lambda db: db.execute("DELETE FROM workers WHERE rank = ?", (rank,)) and None)
 
+    async def ranks(self) -> list[int]:
+        """Ranks of the processes that were neither declared dead nor have left."""
+        rows = await self._call(lambda db: db.execute("SELECT rank FROM workers ORDER BY rank").fetchall())
+        return [int(row[0]) for row in rows]
+
     async def get_meta(self, key: str) -> bytes:
         """A stored value, empty when there is none."""
         row = await self._call(lambda db: db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone())
@@ -100,25 +105,27 @@ class Journal:
     # -- jobs -------------------------------------------------------------------------------------------------
 
     async def add(self, entry: JournalEntry, request: GenerationRequest) -> JournalEntry | None:
-        """Accept a job. Returns the entry that already has its `request_id`, or None when it was added."""
-        row = (entry.job.job_id, entry.job.request_id, entry.job.state, entry.SerializeToString())
-        body = request.SerializeToString(deterministic=True)
+        """Accept a job. Returns the entry that has its client's `request_id`, or its `retry_of`, already; else None."""
+        job = entry.job
+        row = (job.job_id, job.client, job.request_id, job.retry_of or None, job.state, job.dead_letter)
+        body = (entry.SerializeToString(), request.SerializeToString(deterministic=True))
 
         def insert(db: sqlite3.Connection) -> JournalEntry | None:
-            sql = "INSERT INTO jobs (job_id, request_id, state, entry, request) VALUES (?, ?, ?, ?, ?)"
+            columns = "job_id, client, request_id, retry_of, state, dead, entry, request"
             try:
-                db.execute(sql, (*row, body))
+                db.execute(f"INSERT INTO jobs ({columns}) VALUES ({_marks([*row, *body])})", (*row, *body))
             except sqlite3.IntegrityError:
-                sql = "SELECT entry FROM jobs WHERE request_id = ?"
-                return _entry(db.execute(sql, (entry.job.request_id,)).fetchone())
+                sql = "SELECT entry FROM jobs WHERE (client, request_id) = (?, ?) OR retry_of = ?"
+                return _entry(db.execute(sql, row[1:4]).fetchone())
             return None
 
         return await self._call(insert)
 
     async def save(self, entry: JournalEntry) -> None:
         """Store a job's new state."""
-        row = (entry.job.state, entry.SerializeToString(), entry.job.job_id)
-        await self._call(lambda db: db.execute("UPDATE jobs SET state = ?, entry = ? WHERE job_id = ?", row) and None)
+        row = (entry.job.state, entry.job.dead_letter, entry.SerializeToString(), entry.job.job_id)
+        sql = "UPDATE jobs SET state = ?, dead = ?, entry = ? WHERE job_id = ?"
+        await self._call(lambda db: db.execute(sql, row) and None)
 
     async def get(self, job_id: str) -> JournalEntry | None:
         """A job's entry, or None."""
@@ -126,10 +133,16 @@ class Journal:
         row = await self._call(lambda db: db.execute(sql, (job_id,)).fetchone())
         return _entry(row) if row else None
 
-    async def find(self, request_id: str) -> JournalEntry | None:
+    async def find(self, client: str, request_id: str) -> JournalEntry | None:
         """The entry of a client's request, or None."""
-        sql = "SELECT entry FROM jobs WHERE request_id = ?"
-        row = await self._call(lambda db: db.execute(sql, (request_id,)).fetchone())
+        sql = "SELECT entry FROM jobs WHERE (client, request_id) = (?, ?)"
+        row = await self._call(lambda db: db.execute(sql, (client, request_id)).fetchone())
+        return _entry(row) if row else None
+
+    async def retry_of(self, job_id: str) -> JournalEntry | None:
+        """The entry of the job that tries a dead letter anew, or None."""
+        sql = "SELECT entry FROM jobs WHERE retry_of = ?"
+        row = await self._call(lambda db: db.execute(sql, (job_id,)).fetchone())
         return _entry(row) if row else None
 
     async def get_request(self, job_id: str) -> GenerationRequest | None:
@@ -145,12 +158,28 @@ class Journal:
         return [_entry(row) for row in rows]
 
     async def page(
-        self, states: Sequence[JobState.ValueType], before: int, limit: int
+        self,
+        states: Sequence[JobState.ValueType],
+        before: int,
+        limit: int,
+        *,
+        client: str | None = None,
+        dead_only: bool = False,
     ) -> list[tuple[int, JournalEntry]]:
-        """Up to `limit` (sequence, entry) pairs below sequence `before`, newest first; any state when none is given."""
-        condition = f"AND state IN ({_marks(states)})" if states else ""
-        sql = f"SELECT sequence, entry FROM jobs WHERE sequence < ? {condition} ORDER BY sequence DESC LIMIT ?"
-        rows = await self._call(lambda db: db.execute(sql, (before, *states, limit)).fetchall())
+        """Up to `limit` (sequence, entry) pairs below sequence `before`, newest first.
+
+        Any state when none is given; anybody's unless a `client` is.
+        """
+        conditions = ["sequence < ?"]
+        if states:
+            conditions.append(f"state IN ({_marks(states)})")
+        if client is not None:
+            conditions.append("client = ?")
+        if dead_only:
+            conditions.append("dead")
+        sql = f"SELECT sequence, entry FROM jobs WHERE {' AND '.join(conditions)} ORDER BY sequence DESC LIMIT ?"
+        values = (before, *states, *([] if client is None else [client]), limit)
+        rows = await self._call(lambda db: db.execute(sql, values).fetchall())
         return [(int(row[0]), _entry(row[1:])) for row in rows]
 
     async def finished(
@@ -208,8 +237,11 @@ class _Call:
         self._error: BaseException | None = None
 
     def run(self, db: sqlite3.Connection) -> None:
+        self._error = None
         try:
             self._result = self._work(db)
+        except sqlite3.Error:
+            raise  # the transaction may be gone, and with it what others did in it
         except Exception as error:  # noqa: BLE001  (delivered to the caller)
             self._error = error
 
@@ -228,22 +260,35 @@ class _Call:
 def _commit(db: sqlite3.Connection, calls: Sequence[_Call]) -> None:
     """Run the calls in one transaction; none is delivered before it is on disk.
 
-    A disk that can't take it is `Full` for every call of the batch, and the journal stays as it was.
+    Where the disk can't take them together each is tried alone, so that reads, and what still fits, go on. What it
+    can't take alone is JournalFull, and the journal stays as it was.
     """
     if not calls:
         return
-    failure: BaseException | None = None
+    try:
+        _transaction(db, calls)
+    except sqlite3.Error as error:
+        if len(calls) > 1:
+            for call in calls:
+                _commit(db, [call])
+        else:
+            calls[0].deliver(JournalFull(f"the journal can't be written now ({error}); try again later"))
+        return
+    for call in calls:
+        call.deliver()
+
+
+def _transaction(db: sqlite3.Connection, calls: Sequence[_Call]) -> None:
+    """All of it or nothing. SQLite ends a transaction by itself on some errors, and commits alone what comes after."""
     try:
         db.execute("BEGIN IMMEDIATE")
         for call in calls:
             call.run(db)
         db.execute("COMMIT")
-    except sqlite3.Error as error:
-        failure = Full(f"the journal can't be written now ({error}); try again later")
+    except sqlite3.Error:
         if db.in_transaction:
             db.execute("ROLLBACK")
-    for call in calls:
-        call.deliver(failure)
+        raise
 
 
 def _increment(db: sqlite3.Connection, key: str) -> int:

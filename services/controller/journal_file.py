@@ -15,7 +15,7 @@ from triptych.v1.job_pb2 import GenerationRequest
 from triptych.v1.journal_pb2 import JournalEntry
 
 NAME = "journal.db"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Layout of the database. A state folder of another version is refused, never guessed at."""
 
 _CREATE = f"""
@@ -24,17 +24,24 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE jobs (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,
     job_id TEXT NOT NULL UNIQUE,
-    request_id TEXT NOT NULL UNIQUE,
+    client TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    retry_of TEXT UNIQUE,
     state INTEGER NOT NULL,
+    dead INTEGER NOT NULL,
     entry BLOB NOT NULL,
-    request BLOB NOT NULL
+    request BLOB NOT NULL,
+    UNIQUE (client, request_id)
 );
 CREATE INDEX jobs_by_state ON jobs (state, sequence);
+CREATE INDEX jobs_by_client ON jobs (client, sequence);
+CREATE INDEX dead_letters ON jobs (sequence) WHERE dead;
 CREATE TABLE workers (instance_id TEXT PRIMARY KEY, rank INTEGER NOT NULL UNIQUE);
 INSERT INTO meta VALUES ('format', {FORMAT_VERSION});
 COMMIT;
 """
-"""All or nothing: half a journal would be refused for ever."""
+"""All or nothing: half a journal would be refused for ever. `retry_of` is NULL for all but retries of dead letters,
+of which there is one for each."""
 
 
 def open_file(folder: Path) -> sqlite3.Connection:
@@ -51,6 +58,7 @@ def open_file(folder: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         if is_new:
+            (folder / NAME).chmod(0o600)  # prompts, and what opens rooms; SQLite gives its other files the same mode
             db.executescript(_CREATE)
     except BaseException:
         db.close()

@@ -6,7 +6,7 @@ Thread rule: everything here runs on the event loop. A change is on disk before 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -39,14 +39,20 @@ class Ledger:
         self.journal = journal
         self.active: dict[str, JournalEntry] = {}
         self.progress: dict[str, Progress] = {}
+        self._counts: Counter[str] = Counter()
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._changed: dict[str, asyncio.Event] = {}
 
     async def load(self) -> list[JournalEntry]:
         """Read every job that isn't over; called once, at start."""
         entries = await self.journal.unfinished(sorted(jobs.OVER))
-        self.active = {entry.job.job_id: entry for entry in entries}
+        for entry in entries:
+            self.add(entry)
         return entries
+
+    def count_of(self, client: str) -> int:
+        """How many jobs of a client aren't over."""
+        return self._counts[client]
 
     @asynccontextmanager
     async def _locked(self, job_id: str) -> AsyncIterator[None]:
@@ -76,14 +82,16 @@ class Ledger:
             await self.journal.save(after)
             if jobs.is_over(after):
                 del self.active[job_id]
+                self._counts -= Counter({before.job.client: 1})
             else:
                 self.active[job_id] = after
         self._wake(job_id)
         return before, after
 
     def add(self, entry: JournalEntry) -> None:
-        """Take up an entry that the journal has just accepted."""
+        """Take up an entry that the journal has."""
         self.active[entry.job.job_id] = entry
+        self._counts[entry.job.client] += 1
 
     async def get(self, job_id: str) -> Job:
         """A job as it stands now, with its progress. Raises NotFound."""

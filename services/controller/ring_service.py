@@ -19,8 +19,10 @@ from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import WAIT_S_MAX, Claimed, SlotState
 from triptych.rings.verbs.connector import address_message, peer_of
 from triptych.rings.verbs.host import RingHost
+from triptych.roles import RING_OF, SINK_OF, ring_name
 from triptych.v1 import ring_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import Ring as RingName
+from triptych.v1.dispatch_pb2 import Role
 from triptych.v1.ring_service_pb2_grpc import RingServiceServicer
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,9 @@ class _Answer(NamedTuple):
 
 
 class RingServicer(RingServiceServicer):
-    """Serves rings. `is_known` raises Fenced for a rank that is unknown in this epoch or was declared dead.
+    """Serves rings. `role_of` gives a rank's role, or None where ranks have none and may use every ring.
+
+    It raises Fenced for a rank that is unknown in this epoch or was declared dead, and what else the caller may not.
 
     `host` serves the rings' memory over RDMA, in the order of `rings`; without one there is a `reason`.
     """
@@ -58,28 +62,26 @@ class RingServicer(RingServiceServicer):
     def __init__(
         self,
         rings: Mapping[RingName.ValueType, MemoryRing],
-        is_known: Callable[[int], None],
+        role_of: Callable[[int], Role.ValueType | None],
         host: RingHost | None = None,
         reason: str = "",
     ) -> None:
         self._rings = rings
-        self._is_known = is_known
+        self._role_of = role_of
         self._host, self._reason = host, reason
         self._answers: dict[tuple[RingName.ValueType, int], _Answer] = {}
         self._hand_backs: set[asyncio.Task[None]] = set()
 
     async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:
         """Put a dispatch into a ring."""
-        self._is_known(request.rank)
-        ring = self._ring(request.ring)
+        ring = self._used(request.rank, request.ring, SINK_OF)
         if request.dispatch.sender_rank != request.rank:
             raise errors.InvalidRequest("dispatch.sender_rank", request.dispatch.sender_rank, f"{request.rank}, `rank`")
         return pb.PublishResponse(ticket=await ring.publish(request.dispatch, request.dispatch.receiver_rank))
 
     async def Claim(self, request: pb.ClaimRequest, context: Context) -> pb.ClaimResponse:
         """Lease the oldest dispatch for a rank, waiting for one; ends when the client goes away."""
-        self._is_known(request.rank)
-        ring = self._ring(request.ring)
+        ring = self._used(request.rank, request.ring, RING_OF)
         if len(request.claim_id) > CLAIM_ID_CHARS_MAX:
             raise errors.InvalidRequest("claim_id", request.claim_id, f"at most {CLAIM_ID_CHARS_MAX} characters")
         claimed = self._sent_before(request, ring)
@@ -95,14 +97,12 @@ class RingServicer(RingServiceServicer):
 
     async def Ack(self, request: pb.AckRequest, context: Context) -> pb.AckResponse:
         """End a lease."""
-        self._is_known(request.lease.rank)
-        await self._ring(request.lease.ring).ack(request.lease)
+        await self._used(request.lease.rank, request.lease.ring, RING_OF).ack(request.lease)
         return pb.AckResponse()
 
     async def Nack(self, request: pb.NackRequest, context: Context) -> pb.NackResponse:
         """Hand a lease back."""
-        self._is_known(request.lease.rank)
-        await self._ring(request.lease.ring).nack(request.lease)
+        await self._used(request.lease.rank, request.lease.ring, RING_OF).nack(request.lease)
         return pb.NackResponse()
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
@@ -131,7 +131,7 @@ class RingServicer(RingServiceServicer):
 
     def _cut_off(self, request: pb.ConnectRequest | pb.DisconnectRequest) -> RingHost:
         """End a rank's connection. Nothing is awaited here: no other call comes between fence and undoing."""
-        self._is_known(request.rank)
+        self._role_of(request.rank)
         if self._host is None:
             raise errors.NoCard(f"the controller serves its rings by RingService only: {self._reason}")
         for ring in self._rings.values():
@@ -146,6 +146,16 @@ class RingServicer(RingServiceServicer):
         """Show every slot of a ring."""
         ring = self._ring(request.ring)
         return pb.ListSlotsResponse(slots=[_slot_message(slot) for slot in ring.slots()], epoch=ring.epoch)
+
+    def _used(
+        self, rank: int, name: RingName.ValueType, ring_of: Mapping[Role.ValueType, RingName.ValueType]
+    ) -> MemoryRing:
+        """A ring, for a rank whose role has this use of it. Raises NotAllowed for another role's."""
+        role = self._role_of(rank)
+        ring = self._ring(name)
+        if role is not None and ring_of.get(role) != name:
+            raise errors.NotAllowed(f"rank {rank} is {Role.Name(role)}; it has no such business with {ring_name(name)}")
+        return ring
 
     def _ring(self, name: RingName.ValueType) -> MemoryRing:
         if name not in self._rings:
@@ -194,7 +204,7 @@ def _wait_s(request: pb.ClaimRequest) -> float:
 
 
 def _slot_message(slot: SlotState) -> pb.RingSlot:
-    return pb.RingSlot(
+    message = pb.RingSlot(
         slot=slot.slot,
         state=_STATE_BY_KIND[slot.kind],
         ticket=slot.ticket,
@@ -202,3 +212,6 @@ def _slot_message(slot: SlotState) -> pb.RingSlot:
         rank=slot.rank,
         dispatch=slot.dispatch,
     )
+    if message.dispatch.HasField("room"):
+        message.dispatch.room.ClearField("capability")  # for people, who have no business in rooms
+    return message

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import dataclass
 
 from services.controller import jobs
 from services.controller.controller import Controller
-from triptych.errors import Fenced, Full, InvalidRequest, LeaseLost, RingFull, WrongState
+from services.controller.fleet import check_role
+from triptych.errors import Fenced, Full, InvalidRequest, JournalFull, LeaseLost, RingFull, WrongState
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import TARGET_DEAD
 from triptych.rings.ring import Removed
 from triptych.roles import RING_OF, ring_name
 from triptych.telemetry import RingDepth
-from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Dispatch, Role
 from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest, RegisterWorkerResponse, RunningPhase
 from triptych.v1.job_pb2 import JOB_STATE_FAILED
 from triptych.v1.journal_pb2 import JournalEntry
@@ -32,6 +34,18 @@ TICK_S = 0.5
 MODEL_KEY = "model"
 
 
+@dataclass(frozen=True)
+class _Grave:
+    """A dead rank whose end isn't in the journal yet."""
+
+    rank: int
+    reason: str
+    handed_back: frozenset[tuple[int, int, int]]
+    """Dispatches that it had given up itself."""
+    redelivered: frozenset[str]
+    """Jobs whose dispatch the ring has put up again."""
+
+
 class Supervisor:
     """Registers and buries workers on behalf of a `Controller`."""
 
@@ -42,6 +56,8 @@ class Supervisor:
         self._epoch = epoch
         self._result_url = result_url
         self._removed: list[Removed] = []
+        self._graves: list[_Grave] = []
+        """What a full disk must not make us forget: each stays until the journal has taken what follows from it."""
         self._unpublished: set[str] = set()
         """Jobs found waiting for a room's owner to come back, after a restart."""
         self.depths: list[RingDepth] = []
@@ -52,6 +68,8 @@ class Supervisor:
     async def recover(self) -> None:
         """Take up what an earlier controller left: give every worker that it names the usual time to come back."""
         now_s = asyncio.get_running_loop().time()
+        for rank in await self._ledger.journal.ranks():  # jobs may be addressed to it, and it may never come back
+            self._fleet.expect(rank, now_s)
         for entry in await self._ledger.load():
             for rank in jobs.rooms(entry).values():
                 self._fleet.expect(rank, now_s)
@@ -67,11 +85,16 @@ class Supervisor:
     # -- workers come -----------------------------------------------------------------------------------------
 
     async def register(self, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
-        """Make a worker known, settle what it holds, and give it (back) its rank and its job."""
+        """Make a worker known, settle what it holds, and give it (back) its rank and its job.
+
+        Raises JournalFull with half of it done; the worker's next try does the rest.
+        """
         if request.role not in jobs.WAITING:
             raise InvalidRequest("role", Role.Name(request.role), "ROLE_ENCODER, ROLE_TRANSFORMER or ROLE_DECODER")
+        check_role(request.role)
         if not request.instance_id or not request.address:
             raise InvalidRequest("instance_id, address", "", "both, not empty")
+        await self._fill_graves()  # or it might get back a rank that was declared dead
         await self._take_model(request.model)
         rank = await self._ledger.journal.rank_of(request.instance_id)
         self._fleet.register(rank, request, asyncio.get_running_loop().time())
@@ -99,8 +122,8 @@ class Supervisor:
                 f"the worker has {model.model!r} (configuration {model.config_digest[:12]})"
             )
         if known != model:
-            self._controller.model = model
             await self._ledger.journal.set_meta(MODEL_KEY, model.SerializeToString())
+            self._controller.model = model
 
     async def _settle_running(self, rank: int, running: RunningPhase) -> Lease | None:
         """The lease under which a worker may go on with the job that it says it runs, if it may."""
@@ -125,9 +148,11 @@ class Supervisor:
             return None
         try:
             await self._controller.relet(entry.job.job_id, running.lease, lease)
-        except LeaseLost:  # the job has moved on: nobody will be told of this lease
+        except (LeaseLost, JournalFull) as error:  # nobody will be told of this lease
             with contextlib.suppress(LeaseLost, Fenced):
                 await ring.ack(lease)
+            if isinstance(error, JournalFull):
+                raise
             return None
         return lease
 
@@ -150,12 +175,18 @@ class Supervisor:
     # -- workers go -------------------------------------------------------------------------------------------
 
     async def bury(self, rank: int, reason: str) -> None:
-        """A rank is dead: fence it, reap its leases, send back the jobs whose next room it held."""
-        member = self._fleet.remove(rank)
-        if member is None:
+        """A rank is dead: fence it, reap its leases, send back the jobs whose next room it held.
+
+        Raises JournalFull when it is fenced and reaped; the rest is then left for the next tick.
+        """
+        self._fence(rank, reason)
+        await self._fill_graves()
+
+    def _fence(self, rank: int, reason: str) -> None:
+        """What takes no disk: from here on the rank can change nothing, and others get its dispatches."""
+        if self._fleet.remove(rank) is None:
             return
         log.warning("worker is gone: %s", reason, extra={"rank": rank})
-        await self._ledger.journal.forget_worker(rank)
         redelivered: set[str] = set()
         for ring in self._controller.rings.values():
             ring.fence(rank)  # before the look: a rank that reaches the rings by itself may still be changing them
@@ -165,14 +196,26 @@ class Supervisor:
             redelivered.update(dispatch.job_id for dispatch in reaped.redelivered_dispatches)
             for removed in reaped.removed:
                 self.removed(removed)
+        self._graves.append(_Grave(rank, reason, frozenset(handed_back), frozenset(redelivered)))
+
+    async def _fill_graves(self) -> None:
+        """Write down what follows from each death. Raises JournalFull with the rest left for the next tick."""
+        for grave in list(self._graves):
+            await self._fill(grave)
+            if grave in self._graves:
+                self._graves.remove(grave)
+            self._controller.dispatcher.work.set()
+
+    async def _fill(self, grave: _Grave) -> None:
+        rank, reason = grave.rank, grave.reason
+        await self._ledger.journal.forget_worker(rank)
         for entry in list(self._ledger.active.values()):
             if jobs.is_running(entry) and entry.lease.rank == rank:
-                if _token(entry.lease) in handed_back:
+                if _token(entry.lease) in grave.handed_back:
                     continue  # it drained: the next to claim it supersedes the lease, and nothing went wrong
-                await self._lost(entry, rank, reason, redelivered=entry.job.job_id in redelivered)
+                await self._lost(entry, rank, reason, redelivered=entry.job.job_id in grave.redelivered)
             elif not jobs.is_running(entry) and jobs.dispatch_of(entry).room.owner_rank == rank:
                 await self._controller.source_lost(entry, rank, reason)
-        self._controller.dispatcher.work.set()
 
     def _handed_back(self, rank: int) -> set[tuple[int, int, int]]:
         """Dispatches that aren't this rank's, as ring, slot and ticket: where it had one, a nack gave it to others."""
@@ -197,14 +240,19 @@ class Supervisor:
 
     async def _settle_removed(self) -> None:
         while self._removed:
-            _lease, dispatch, reason = self._removed.pop()
-            entry = self._ledger.active.get(dispatch.job_id)
-            if entry is None or entry.job.generation != dispatch.generation:
-                continue
-            if reason == TARGET_DEAD:
-                self._controller.dispatcher.enqueue(entry)
-            else:
-                await self._controller.give_up(dispatch.job_id, JOB_STATE_FAILED, "it was delivered too often")
+            removed = self._removed[-1]
+            await self._settle_one(removed.dispatch, removed.reason)
+            self._removed.remove(removed)  # only now: the journal may have refused it
+
+    async def _settle_one(self, dispatch: Dispatch, reason: str) -> None:
+        entry = self._ledger.active.get(dispatch.job_id)
+        if entry is None or entry.job.generation != dispatch.generation:
+            return
+        if reason == TARGET_DEAD:
+            self._controller.dispatcher.enqueue(entry)
+        else:
+            error = "it was delivered too often"
+            await self._controller.give_up(dispatch.job_id, JOB_STATE_FAILED, error, dead_letter=True)
 
     # -- time -------------------------------------------------------------------------------------------------
 
@@ -213,18 +261,19 @@ class Supervisor:
         now_s = asyncio.get_running_loop().time()
         config = self._controller.config
         for rank in self._fleet.silent(now_s, config.worker_timeout_s):
-            await self.bury(rank, f"rank {rank} was silent for {config.worker_timeout_s:g} s")
+            self._fence(rank, f"rank {rank} was silent for {config.worker_timeout_s:g} s")
         for entry in list(self._ledger.active.values()):
             progress = self._ledger.progress.get(entry.job.job_id)
             if not jobs.is_running(entry) or progress is None:
                 continue
             if now_s - progress.seen_s > config.stall_timeout_s:
-                await self.bury(entry.lease.rank, f"no progress for {config.stall_timeout_s:g} s")
+                self._fence(entry.lease.rank, f"no progress for {config.stall_timeout_s:g} s")
         for ring in self._controller.rings.values():
             if ring.is_shared:
                 ring.hint()  # hints of workers may be lost, and it shows whether the card still works
         stats = {ring_name(name): ring.stats() for name, ring in self._controller.rings.items()}
         self.depths = [RingDepth(name, s.ready_count, s.leased_count) for name, s in stats.items()]
+        await self._fill_graves()
         await self._settle_removed()
         await self._controller.expire()
 

@@ -10,6 +10,7 @@ import grpc
 
 from triptych import rpc
 from triptych.errors import Full, Unavailable
+from triptych.identity import Identity, caller
 from triptych.rings.ring import Claimed
 from triptych.v1 import encoder_service_pb2 as pb
 from triptych.v1 import encoder_service_pb2_grpc as pb_grpc
@@ -38,17 +39,24 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
             raise Unavailable("the encoder is still loading its model")
         if self._starting is not None or not worker.is_free:
             raise Full("this encoder is busy; ask another, or send the job to the controller")
-        self._starting = asyncio.create_task(self._start(worker, request))
+        self._starting = asyncio.create_task(self._start(worker, request, caller()))
         self._starting.add_done_callback(self._started)
         # A client that goes away must not take with it the lease of a job that the controller has accepted.
         return await asyncio.shield(self._starting)
 
-    async def _start(self, worker: Worker, request: pb.GenerateRequest) -> pb.GenerateResponse:
+    async def _start(self, worker: Worker, request: pb.GenerateRequest, client: Identity) -> pb.GenerateResponse:
         request_id = request.request_id or str(uuid.uuid4())  # so that a repeated call makes no second job
         response = await worker.link.call(
             lambda: worker.link.fleet.StartDirectJob(
-                StartDirectJobRequest(rank=worker.link.rank, request_id=request_id, request=request.request)
-            )
+                StartDirectJobRequest(
+                    rank=worker.link.rank,
+                    request_id=request_id,
+                    request=request.request,
+                    client=client.name,
+                    jobs_max=client.jobs_max,
+                )
+            ),
+            waits_for_journal=False,  # the client may ask another, or wait by itself
         )
         if response.HasField("lease"):
             worker.take_direct(Claimed(response.lease, response.dispatch))

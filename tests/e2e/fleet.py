@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from triptych.config import ClientAccess
 from triptych_client import Client
 from triptych_client.retry import RetryPolicy
 
@@ -34,9 +35,10 @@ class Fleet:
         controller_flags: tuple[str, ...] = (),
         flags_by_name: Mapping[str, tuple[str, ...]] | None = None,
         env: Mapping[str, str] | None = None,
+        access: ClientAccess | None = None,
         ready_timeout_s: float = READY_TIMEOUT_S,
     ) -> None:
-        self.folder, self.model = folder, model
+        self.folder, self.model, self.access = folder, model, access
         self._flags_by_name, self._ready_timeout_s = flags_by_name or {}, ready_timeout_s
         self._worker_flags, self._controller_flags = worker_flags, controller_flags
         self._env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})}
@@ -44,6 +46,8 @@ class Fleet:
         self._counts = {**dict.fromkeys(ROLES, 1), **(counts or {})}
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.addresses: dict[str, str] = {}
+        self.client_addresses: dict[str, str] = {}
+        """Where a process serves clients without a certificate, of those that do."""
         self.endpoint = ""
 
     def __enter__(self) -> Fleet:
@@ -84,7 +88,7 @@ class Fleet:
 
     def client(self) -> Client:
         """A client that waits out a controller's restart."""
-        return Client(self.endpoint, RetryPolicy(total_s_max=60.0))
+        return Client(self.endpoint, RetryPolicy(total_s_max=60.0), self.access)
 
     def log(self, name: str) -> str:
         """What a process has written to stderr."""
@@ -117,7 +121,9 @@ class Fleet:
             assert selector.select(self._ready_timeout_s), f"{name} isn't ready: {self.log(name)}"
         line = process.stdout.readline()
         assert line.startswith("READY "), f"{name} ended: {self.log(name)}"
-        self.addresses[name] = line.split()[1]
+        _ready, self.addresses[name], *client_address = line.split()
+        if client_address:
+            (self.client_addresses[name],) = client_address
 
     def _reap(self, process: subprocess.Popen[str]) -> None:
         try:

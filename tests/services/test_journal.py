@@ -20,6 +20,16 @@ def entry(number: int, state: int = JOB_STATE_QUEUED) -> JournalEntry:
     return JournalEntry(job=Job(job_id=f"job-{number}", request_id=f"request-{number}", state=state))
 
 
+async def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+    """It holds prompts."""
+    folder = tmp_path / "state"
+    async with Journal(folder) as journal:
+        await journal.next_epoch()
+        modes = {path.name: path.stat().st_mode & 0o077 for path in [folder, *folder.glob("journal.db*")]}
+    assert len(modes) >= 3, "the write-ahead log is there, too"
+    assert not any(modes.values()), modes
+
+
 async def test_what_was_added_is_there_after_reopening(tmp_path: Path) -> None:
     async with Journal(tmp_path) as journal:
         added = [journal.add(entry(n), GenerationRequest(prompt=f"prompt {n}")) for n in range(40)]
@@ -80,7 +90,7 @@ async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         pass
     with sqlite3.connect(tmp_path / "journal.db") as db:
         db.execute("UPDATE meta SET value = 99 WHERE key = 'format'")
-    with pytest.raises(InvalidRequest, match="format 1; this has 99"):
+    with pytest.raises(InvalidRequest, match="format 2; this has 99"):
         await Journal(tmp_path).__aenter__()
 
 
@@ -95,9 +105,9 @@ async def test_a_newer_format_is_left_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "journal.db"
     with closing(sqlite3.connect(file)) as db, db:
         db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
-        db.execute("INSERT INTO meta VALUES ('format', 2)")
+        db.execute("INSERT INTO meta VALUES ('format', 3)")
     before = file.read_bytes()
-    with pytest.raises(InvalidRequest, match="format 1; this has 2"):
+    with pytest.raises(InvalidRequest, match="format 2; this has 3"):
         await Journal(tmp_path).__aenter__()
     assert file.read_bytes() == before
 

@@ -39,18 +39,21 @@ NAME_PREFIX = "triptych-arena-"
 """Every arena's file is named so, and `local` opens no other file."""
 ARENA_BYTES_MAX = 2**40
 """Largest arena, a tebibyte: beyond any host known. What `/dev/shm` can't hold is refused when it is needed."""
+CAPABILITY_BYTES = 16
+"""Nobody guesses 128 random bits."""
 _CREATE_ATTEMPTS_MAX = 8
 """A sweeper may delete a file between its creation and its lock. Eight times in a row is no accident."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a room lies in its arena, and the XXH3-128 of its bytes (big-endian, 16 bytes)."""
+    """Where a room lies in its arena, the XXH3-128 of its bytes (big-endian, 16 bytes), and what opens it to others."""
 
     room_id: int
     offset_bytes: int
     size_bytes: int
     xxh3_128: bytes
+    capability: bytes
 
 
 class Arena:
@@ -152,7 +155,8 @@ class Arena:
             for piece in layout.pieces:
                 digest.update(piece)
                 position += _write(self._file, piece, position)
-            placement = Placement(room_id, offset, layout.size_bytes, digest.digest())
+            capability = secrets.token_bytes(CAPABILITY_BYTES)
+            placement = Placement(room_id, offset, layout.size_bytes, digest.digest(), capability)
             with self._lock:
                 if room_id in self._rooms:
                     raise InvalidRequest("room_id", room_id, "an id that was never used")
@@ -175,6 +179,7 @@ class Arena:
             base_address=self.base_address,
             owner_rank=owner_rank,
             owner_address=owner_address,
+            capability=placement.capability,
         )
 
     def read(self, room_id: int, start_bytes: int, size_bytes: int) -> bytes:

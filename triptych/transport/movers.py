@@ -13,6 +13,7 @@ a file that was cut short kills the process. A mover doesn't verify; `triptych.t
 from __future__ import annotations
 
 import asyncio
+import hmac
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -22,7 +23,7 @@ from typing import Protocol
 import grpc
 import numpy as np
 
-from triptych.errors import ArenaFull, InvalidRequest, RoomGone, TransferFailed
+from triptych.errors import ArenaFull, InvalidRequest, NotAllowed, RoomGone, TransferFailed
 from triptych.rpc import error_from
 from triptych.transport.arena import NAME_PREFIX, Arena
 from triptych.transport.host import SHARED_MEMORY, host_id
@@ -158,9 +159,12 @@ class RpcMover:
 def read_room(arena: Arena, ref: room_pb2.RoomRef) -> Iterator[bytes]:
     """The pieces that FetchRoom answers with; a room that is released meanwhile ends with RoomGone.
 
-    Raises RoomGone for a room that isn't there, InvalidRequest for a reference that differs from it.
+    Raises RoomGone for a room that isn't there, NotAllowed without its capability, InvalidRequest for a reference that
+    differs from it.
     """
     placement = arena.placement(ref.room_id)
+    if not hmac.compare_digest(ref.capability, placement.capability):
+        raise NotAllowed(f"room {ref.room_id:#x} opens to its own capability only")
     if (ref.offset_bytes, ref.size_bytes) != (placement.offset_bytes, placement.size_bytes):
         accepted = f"the room's own, {placement.offset_bytes} and {placement.size_bytes}"
         raise InvalidRequest("room.offset_bytes, room.size_bytes", (ref.offset_bytes, ref.size_bytes), accepted)

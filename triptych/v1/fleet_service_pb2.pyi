@@ -584,10 +584,18 @@ class StartDirectJobRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    JOBS_MAX_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the encoder."""
     request_id: _builtins.str
     """The client's identity for the job."""
+    client: _builtins.str
+    """Name of the client that asked the encoder, as the encoder found out. Empty
+    where clients aren't asked who they are.
+    """
+    jobs_max: _builtins.int
+    """Unfinished jobs that the client may have at once. 0 means any number."""
     @_builtins.property
     def request(self) -> _job_pb2.GenerationRequest:
         """What to generate."""
@@ -598,10 +606,12 @@ class StartDirectJobRequest(_message.Message):
         rank: _builtins.int = ...,
         request_id: _builtins.str = ...,
         request: _job_pb2.GenerationRequest | None = ...,
+        client: _builtins.str = ...,
+        jobs_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rank", b"rank", "request", b"request", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "jobs_max", b"jobs_max", "rank", b"rank", "request", b"request", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,6 +30,13 @@ class GenerationServiceStub(object):
 
     Every RPC may also end with UNAVAILABLE (controller starting, stopping or
     gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+
+    RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
+    worth a try.
+
+    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    unless it is an administrator or callers are not asked who they are.
     """
 
     def __init__(self, channel):
@@ -63,6 +70,11 @@ class GenerationServiceStub(object):
                 request_serializer=triptych_dot_v1_dot_generation__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_generation__service__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.RetryJob = channel.unary_unary(
+                '/triptych.v1.GenerationService/RetryJob',
+                request_serializer=triptych_dot_v1_dot_generation__service__pb2.RetryJobRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_generation__service__pb2.RetryJobResponse.FromString,
+                _registered_method=True)
         self.DownloadResult = channel.unary_stream(
                 '/triptych.v1.GenerationService/DownloadResult',
                 request_serializer=triptych_dot_v1_dot_generation__service__pb2.DownloadResultRequest.SerializeToString,
@@ -80,6 +92,13 @@ class GenerationServiceServicer(object):
 
     Every RPC may also end with UNAVAILABLE (controller starting, stopping or
     gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+
+    RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
+    worth a try.
+
+    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    unless it is an administrator or callers are not asked who they are.
     """
 
     def CreateJob(self, request, context):
@@ -88,8 +107,9 @@ class GenerationServiceServicer(object):
 
         Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
         queued), ALREADY_EXISTS (the `request_id` was used for another request),
-        RESOURCE_EXHAUSTED (backlog full), UNAVAILABLE (no encoder has described the
-        model yet). Retry: safe with the same `request_id`, which returns the same job.
+        RESOURCE_EXHAUSTED (backlog or the client's quota full, disk full), UNAVAILABLE
+        (no encoder has described the model yet). Retry: safe with the same
+        `request_id`, which returns the same job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,7 +133,8 @@ class GenerationServiceServicer(object):
     def WatchJob(self, request, context):
         """Streams a job's state, steps and previews: first its present state, then each
         change, until it is over. Slow readers miss intermediate steps, never the end.
-        Codes: NOT_FOUND. Retry: safe, starts again with the present state.
+        Codes: NOT_FOUND, RESOURCE_EXHAUSTED (too many watches are open). Retry: safe,
+        starts again with the present state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,7 +142,19 @@ class GenerationServiceServicer(object):
 
     def CancelJob(self, request, context):
         """Asks for a job to stop, within one step where it runs. Cancelling a job that
-        is over changes nothing. Codes: NOT_FOUND. Retry: safe.
+        is over changes nothing. Codes: NOT_FOUND, RESOURCE_EXHAUSTED (disk full).
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryJob(self, request, context):
+        """Makes a new job of a dead letter: the same request with the same seed, the
+        attempts counted anew. What can't be met any more is left out of it: a deadline
+        that has passed, ranks that are gone. The dead letter stays as it is. Codes:
+        NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
+        CreateJob. Retry: safe, returns the same new job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,6 +205,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     request_deserializer=triptych_dot_v1_dot_generation__service__pb2.CancelJobRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_generation__service__pb2.CancelJobResponse.SerializeToString,
             ),
+            'RetryJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJob,
+                    request_deserializer=triptych_dot_v1_dot_generation__service__pb2.RetryJobRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_generation__service__pb2.RetryJobResponse.SerializeToString,
+            ),
             'DownloadResult': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadResult,
                     request_deserializer=triptych_dot_v1_dot_generation__service__pb2.DownloadResultRequest.FromString,
@@ -195,6 +233,13 @@ class GenerationService(object):
 
     Every RPC may also end with UNAVAILABLE (controller starting, stopping or
     gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+
+    RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
+    worth a try.
+
+    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    unless it is an administrator or callers are not asked who they are.
     """
 
     @staticmethod
@@ -322,6 +367,33 @@ class GenerationService(object):
             '/triptych.v1.GenerationService/CancelJob',
             triptych_dot_v1_dot_generation__service__pb2.CancelJobRequest.SerializeToString,
             triptych_dot_v1_dot_generation__service__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.GenerationService/RetryJob',
+            triptych_dot_v1_dot_generation__service__pb2.RetryJobRequest.SerializeToString,
+            triptych_dot_v1_dot_generation__service__pb2.RetryJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,6 +31,13 @@ class GenerationServiceStub:
 
     Every RPC may also end with UNAVAILABLE (controller starting, stopping or
     gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+
+    RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
+    worth a try.
+
+    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    unless it is an administrator or callers are not asked who they are.
     """
 
     @_typing.overload
@@ -43,8 +50,9 @@ class GenerationServiceStub:
 
     Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
     queued), ALREADY_EXISTS (the `request_id` was used for another request),
-    RESOURCE_EXHAUSTED (backlog full), UNAVAILABLE (no encoder has described the
-    model yet). Retry: safe with the same `request_id`, which returns the same job.
+    RESOURCE_EXHAUSTED (backlog or the client's quota full, disk full), UNAVAILABLE
+    (no encoder has described the model yet). Retry: safe with the same
+    `request_id`, which returns the same job.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.GetJobRequest, _generation_service_pb2.GetJobResponse]
     """Returns a job. Codes: NOT_FOUND. Retry: safe."""
@@ -55,11 +63,20 @@ class GenerationServiceStub:
     WatchJob: _grpc.UnaryStreamMultiCallable[_generation_service_pb2.WatchJobRequest, _generation_service_pb2.WatchJobResponse]
     """Streams a job's state, steps and previews: first its present state, then each
     change, until it is over. Slow readers miss intermediate steps, never the end.
-    Codes: NOT_FOUND. Retry: safe, starts again with the present state.
+    Codes: NOT_FOUND, RESOURCE_EXHAUSTED (too many watches are open). Retry: safe,
+    starts again with the present state.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.CancelJobRequest, _generation_service_pb2.CancelJobResponse]
     """Asks for a job to stop, within one step where it runs. Cancelling a job that
-    is over changes nothing. Codes: NOT_FOUND. Retry: safe.
+    is over changes nothing. Codes: NOT_FOUND, RESOURCE_EXHAUSTED (disk full).
+    Retry: safe.
+    """
+    RetryJob: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.RetryJobRequest, _generation_service_pb2.RetryJobResponse]
+    """Makes a new job of a dead letter: the same request with the same seed, the
+    attempts counted anew. What can't be met any more is left out of it: a deadline
+    that has passed, ranks that are gone. The dead letter stays as it is. Codes:
+    NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
+    CreateJob. Retry: safe, returns the same new job.
     """
     DownloadResult: _grpc.UnaryStreamMultiCallable[_generation_service_pb2.DownloadResultRequest, _generation_service_pb2.DownloadResultResponse]
     """Streams one file of a result. Codes: NOT_FOUND (no such job or file),
@@ -77,6 +94,13 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
 
     Every RPC may also end with UNAVAILABLE (controller starting, stopping or
     gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+
+    RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
+    worth a try.
+
+    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    unless it is an administrator or callers are not asked who they are.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -86,8 +110,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
 
     Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
     queued), ALREADY_EXISTS (the `request_id` was used for another request),
-    RESOURCE_EXHAUSTED (backlog full), UNAVAILABLE (no encoder has described the
-    model yet). Retry: safe with the same `request_id`, which returns the same job.
+    RESOURCE_EXHAUSTED (backlog or the client's quota full, disk full), UNAVAILABLE
+    (no encoder has described the model yet). Retry: safe with the same
+    `request_id`, which returns the same job.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.GetJobRequest, _generation_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """Returns a job. Codes: NOT_FOUND. Retry: safe."""
@@ -98,11 +123,20 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     WatchJob: _aio.UnaryStreamMultiCallable[_generation_service_pb2.WatchJobRequest, _generation_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Streams a job's state, steps and previews: first its present state, then each
     change, until it is over. Slow readers miss intermediate steps, never the end.
-    Codes: NOT_FOUND. Retry: safe, starts again with the present state.
+    Codes: NOT_FOUND, RESOURCE_EXHAUSTED (too many watches are open). Retry: safe,
+    starts again with the present state.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.CancelJobRequest, _generation_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Asks for a job to stop, within one step where it runs. Cancelling a job that
-    is over changes nothing. Codes: NOT_FOUND. Retry: safe.
+    is over changes nothing. Codes: NOT_FOUND, RESOURCE_EXHAUSTED (disk full).
+    Retry: safe.
+    """
+    RetryJob: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.RetryJobRequest, _generation_service_pb2.RetryJobResponse]  # type: ignore[assignment]
+    """Makes a new job of a dead letter: the same request with the same seed, the
+    attempts counted anew. What can't be met any more is left out of it: a deadline
+    that has passed, ranks that are gone. The dead letter stays as it is. Codes:
+    NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
+    CreateJob. Retry: safe, returns the same new job.
     """
     DownloadResult: _aio.UnaryStreamMultiCallable[_generation_service_pb2.DownloadResultRequest, _generation_service_pb2.DownloadResultResponse]  # type: ignore[assignment]
     """Streams one file of a result. Codes: NOT_FOUND (no such job or file),
@@ -119,6 +153,13 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every RPC may also end with UNAVAILABLE (controller starting, stopping or
     gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+
+    RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
+    worth a try.
+
+    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    unless it is an administrator or callers are not asked who they are.
     """
 
     @_abc_1.abstractmethod
@@ -132,8 +173,9 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
         queued), ALREADY_EXISTS (the `request_id` was used for another request),
-        RESOURCE_EXHAUSTED (backlog full), UNAVAILABLE (no encoder has described the
-        model yet). Retry: safe with the same `request_id`, which returns the same job.
+        RESOURCE_EXHAUSTED (backlog or the client's quota full, disk full), UNAVAILABLE
+        (no encoder has described the model yet). Retry: safe with the same
+        `request_id`, which returns the same job.
         """
 
     @_abc_1.abstractmethod
@@ -162,7 +204,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_generation_service_pb2.WatchJobResponse], _abc.AsyncIterator[_generation_service_pb2.WatchJobResponse]]:
         """Streams a job's state, steps and previews: first its present state, then each
         change, until it is over. Slow readers miss intermediate steps, never the end.
-        Codes: NOT_FOUND. Retry: safe, starts again with the present state.
+        Codes: NOT_FOUND, RESOURCE_EXHAUSTED (too many watches are open). Retry: safe,
+        starts again with the present state.
         """
 
     @_abc_1.abstractmethod
@@ -172,7 +215,21 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_generation_service_pb2.CancelJobResponse, _abc.Awaitable[_generation_service_pb2.CancelJobResponse]]:
         """Asks for a job to stop, within one step where it runs. Cancelling a job that
-        is over changes nothing. Codes: NOT_FOUND. Retry: safe.
+        is over changes nothing. Codes: NOT_FOUND, RESOURCE_EXHAUSTED (disk full).
+        Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryJob(
+        self,
+        request: _generation_service_pb2.RetryJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_service_pb2.RetryJobResponse, _abc.Awaitable[_generation_service_pb2.RetryJobResponse]]:
+        """Makes a new job of a dead letter: the same request with the same seed, the
+        attempts counted anew. What can't be met any more is left out of it: a deadline
+        that has passed, ranks that are gone. The dead letter stays as it is. Codes:
+        NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
+        CreateJob. Retry: safe, returns the same new job.
         """
 
     @_abc_1.abstractmethod

@@ -22,6 +22,37 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Not said: normal."""
+    PRIORITY_HIGH: _Priority.ValueType  # 1
+    """Before all others."""
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    """The usual."""
+    PRIORITY_LOW: _Priority.ValueType  # 3
+    """When nothing else waits."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Which of the jobs that wait are taken first: any of a higher priority before
+    any of a lower one; within one, clients take turns; within a client, in the
+    order in which they came. A job that has begun isn't overtaken any more.
+    """
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Not said: normal."""
+PRIORITY_HIGH: Priority.ValueType  # 1
+"""Before all others."""
+PRIORITY_NORMAL: Priority.ValueType  # 2
+"""The usual."""
+PRIORITY_LOW: Priority.ValueType  # 3
+"""When nothing else waits."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _JobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -103,6 +134,7 @@ class GenerationRequest(_message.Message):
     OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
     FRAMES_PER_SECOND_FIELD_NUMBER: _builtins.int
     PREVIEW_EVERY_STEPS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Text to generate from. At most 64 KiB of UTF-8."""
     negative_prompt: _builtins.str
@@ -133,6 +165,8 @@ class GenerationRequest(_message.Message):
     """Frames a second of an encoded video. 0 means the model's default or 16."""
     preview_every_steps: _builtins.int
     """Ask for a preview picture every so many steps. 0 means none."""
+    priority: Global___Priority.ValueType
+    """Which jobs an encoder takes first. Not said means normal."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """Whatever else the pipeline's blocks accept; see DescribeModel."""
@@ -165,10 +199,11 @@ class GenerationRequest(_message.Message):
         output_format: _builtins.str = ...,
         frames_per_second: _builtins.float = ...,
         preview_every_steps: _builtins.int = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "deadline_time", b"deadline_time", "guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "parameters", b"parameters", "seed", b"seed", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "frames_per_second", b"frames_per_second", "guidance_scale", b"guidance_scale", "height", b"height", "media", b"media", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "num_outputs", b"num_outputs", "output_format", b"output_format", "parameters", b"parameters", "preview_every_steps", b"preview_every_steps", "prompt", b"prompt", "seed", b"seed", "transformer_rank", b"transformer_rank", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "frames_per_second", b"frames_per_second", "guidance_scale", b"guidance_scale", "height", b"height", "media", b"media", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "num_outputs", b"num_outputs", "output_format", b"output_format", "parameters", b"parameters", "preview_every_steps", b"preview_every_steps", "priority", b"priority", "prompt", b"prompt", "seed", b"seed", "transformer_rank", b"transformer_rank", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
@@ -253,10 +288,14 @@ class Job(_message.Message):
     DECODER_RANK_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    DEAD_LETTER_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identity, chosen by the controller."""
     request_id: _builtins.str
-    """The client's own identity for it."""
+    """The client's own identity for it; two clients may use the same."""
     state: Global___JobState.ValueType
     """Where it stands."""
     generation: _builtins.int
@@ -277,6 +316,18 @@ class Job(_message.Message):
     """The seed in use."""
     trace_id: _builtins.str
     """W3C trace id, 32 hexadecimal digits. Empty where tracing is off."""
+    priority: Global___Priority.ValueType
+    """Which jobs it waits behind."""
+    client: _builtins.str
+    """Name of the client that it belongs to. Empty where callers are not asked who
+    they are.
+    """
+    dead_letter: _builtins.bool
+    """Whether it FAILED because it was tried as often as the controller allows.
+    RetryJob makes a new job of it.
+    """
+    retry_of: _builtins.str
+    """The dead letter that this job tries anew. Empty for all others."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
@@ -322,10 +373,14 @@ class Job(_message.Message):
         decoder_rank: _builtins.int = ...,
         seed: _builtins.int = ...,
         trace_id: _builtins.str = ...,
+        priority: Global___Priority.ValueType = ...,
+        client: _builtins.str = ...,
+        dead_letter: _builtins.bool = ...,
+        retry_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "create_time", b"create_time", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "encoder_rank", b"encoder_rank", "end_time", b"end_time", "error", b"error", "generation", b"generation", "job_id", b"job_id", "request_id", b"request_id", "seed", b"seed", "state", b"state", "step", b"step", "step_count", b"step_count", "trace_id", b"trace_id", "transformer_rank", b"transformer_rank", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "client", b"client", "create_time", b"create_time", "dead_letter", b"dead_letter", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "encoder_rank", b"encoder_rank", "end_time", b"end_time", "error", b"error", "generation", b"generation", "job_id", b"job_id", "priority", b"priority", "request_id", b"request_id", "retry_of", b"retry_of", "seed", b"seed", "state", b"state", "step", b"step", "step_count", b"step_count", "trace_id", b"trace_id", "transformer_rank", b"transformer_rank", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

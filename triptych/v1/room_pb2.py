@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from triptych.v1 import tensor_pb2 as triptych_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16triptych/v1/room.proto\x12\x0btriptych.v1\x1a\x18triptych/v1/tensor.proto\"\xd1\x01\n\x07RoomRef\x12\x0f\n\x07room_id\x18\x01 \x01(\x06\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\r\n\x05\x61rena\x18\x03 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x04 \x01(\x04\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x10\n\x08xxh3_128\x18\x06 \x01(\x0c\x12\x18\n\x10mooncake_session\x18\x07 \x01(\t\x12\x14\n\x0c\x62\x61se_address\x18\x08 \x01(\x06\x12\x12\n\nowner_rank\x18\t \x01(\r\x12\x15\n\rowner_address\x18\n \x01(\t\"\xb9\x01\n\x08Manifest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x31\n\x06values\x18\x02 \x03(\x0b\x32!.triptych.v1.Manifest.ValuesEntry\x12\'\n\x07tensors\x18\x03 \x03(\x0b\x32\x16.triptych.v1.TensorRef\x1a\x41\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Value:\x02\x38\x01\"\xa4\x06\n\x05Value\x12&\n\x04none\x18\x01 \x01(\x0b\x32\x16.triptych.v1.NoneValueH\x00\x12\x11\n\x07\x62oolean\x18\x02 \x01(\x08H\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x15\n\x0b\x62ig_integer\x18\x04 \x01(\tH\x00\x12\x10\n\x06number\x18\x05 \x01(\x01H\x00\x12,\n\x07\x63omplex\x18\x06 \x01(\x0b\x32\x19.triptych.v1.ComplexValueH\x00\x12\x0e\n\x04text\x18\x07 \x01(\tH\x00\x12\r\n\x03raw\x18\x08 \x01(\x0cH\x00\x12\x10\n\x06tensor\x18\t \x01(\rH\x00\x12\x0f\n\x05\x61rray\x18\n \x01(\rH\x00\x12%\n\x04list\x18\x0b \x01(\x0b\x32\x15.triptych.v1.SequenceH\x00\x12&\n\x05tuple\x18\x0c \x01(\x0b\x32\x15.triptych.v1.SequenceH\x00\x12$\n\x03set\x18\r \x01(\x0b\x32\x15.triptych.v1.SequenceH\x00\x12+\n\nfrozen_set\x18\x0e \x01(\x0b\x32\x15.triptych.v1.SequenceH\x00\x12\'\n\x07mapping\x18\x0f \x01(\x0b\x32\x14.triptych.v1.MappingH\x00\x12\x0f\n\x05\x64type\x18\x10 \x01(\tH\x00\x12\x10\n\x06\x64\x65vice\x18\x11 \x01(\tH\x00\x12\"\n\x04size\x18\x12 \x01(\x0b\x32\x12.triptych.v1.ShapeH\x00\x12#\n\x05slice\x18\x13 \x01(\x0b\x32\x12.triptych.v1.SliceH\x00\x12#\n\x05image\x18\x14 \x01(\x0b\x32\x12.triptych.v1.ImageH\x00\x12+\n\tdataclass\x18\x15 \x01(\x0b\x32\x16.triptych.v1.DataclassH\x00\x12+\n\tgenerator\x18\x16 \x01(\x0b\x32\x16.triptych.v1.GeneratorH\x00\x12\x16\n\x0c\x61rray_scalar\x18\x17 \x01(\rH\x00\x12.\n\x0b\x65num_member\x18\x18 \x01(\x0b\x32\x17.triptych.v1.EnumMemberH\x00\x12.\n\x0cmodel_output\x18\x19 \x01(\x0b\x32\x16.triptych.v1.DataclassH\x00\x42\x06\n\x04kind\"\x0b\n\tNoneValue\"/\n\x0c\x43omplexValue\x12\x0c\n\x04real\x18\x01 \x01(\x01\x12\x11\n\timaginary\x18\x02 \x01(\x01\"-\n\x08Sequence\x12!\n\x05items\x18\x01 \x03(\x0b\x32\x12.triptych.v1.Value\"O\n\x07Mapping\x12 \n\x04keys\x18\x01 \x03(\x0b\x32\x12.triptych.v1.Value\x12\"\n\x06values\x18\x02 \x03(\x0b\x32\x12.triptych.v1.Value\"\x1b\n\x05Shape\x12\x12\n\ndimensions\x18\x01 \x03(\x03\"]\n\x05Slice\x12\x12\n\x05start\x18\x01 \x01(\x12H\x00\x88\x01\x01\x12\x11\n\x04stop\x18\x02 \x01(\x12H\x01\x88\x01\x01\x12\x11\n\x04step\x18\x03 \x01(\x12H\x02\x88\x01\x01\x42\x08\n\x06_startB\x07\n\x05_stopB\x07\n\x05_step\"D\n\x05Image\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0e\n\x06pixels\x18\x04 \x01(\r\"\xa0\x01\n\tDataclass\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x32\n\x06\x66ields\x18\x03 \x03(\x0b\x32\".triptych.v1.Dataclass.FieldsEntry\x1a\x41\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Value:\x02\x38\x01\":\n\nEnumMember\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06member\x18\x03 \x01(\t\"*\n\tGenerator\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16triptych/v1/room.proto\x12\x0btriptych.v1\x1a\x18triptych/v1/tensor.proto\"\xe5\x01\n\x07RoomRef\x12\x0f\n\x07room_id\x18\x01 \x01(\x06\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\r\n\x05\x61rena\x18\x03 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x04 \x01(\x04\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x10\n\x08xxh3_128\x18\x06 \x01(\x0c\x12\x18\n\x10mooncake_session\x18\x07 \x01(\t\x12\x14\n\x0c\x62\x61se_address\x18\x08 \x01(\x06\x12\x12\n\nowner_rank\x18\t \x01(\r\x12\x15\n\rowner_address\x18\n \x01(\t\x12\x12\n\ncapability\x18\x0b \x01(\x0c\"\xb9\x01\n\x08Manifest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x31\n\x06values\x18\x02 \x03(\x0b\x32!.triptych.v1.Manifest.ValuesEntry\x12\'\n\x07tensors\x18\x03 \x03(\x0b\x32\x16.triptych.v1.TensorRef\x1a\x41\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Value:\x02\x38\x01\"\xa4\x06\n\x05Value\x12&\n\x04none\x18\x01 \x01(\x0b\x32\x16.triptych.v1.NoneValueH\x00\x12\x11\n\x07\x62oolean\x18\x02 \x01(\x08H\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x15\n\x0b\x62ig_integer\x18\x04 \x01(\tH\x00\x12\x10\n\x06number\x18\x05 \x01(\x01H\x00\x12,\n\x07\x63omplex\x18\x06 \x01(\x0b\x32\x19.triptych.v1.ComplexValueH\x00\x12\x0e\n\x04text\x18\x07 \x01(\tH\x00\x12\r\n\x03raw\x18\x08 \x01(\x0cH\x00\x12\x10\n\x06tensor\x18\t \x01(\rH\x00\x12\x0f\n\x05\x61rray\x18\n \x01(\rH\x00\x12%\n\x04list\x18\x0b \x01(\x0b\x32\x15.triptych.v1.SequenceH\x00\x12&\n\x05tuple\x18\x0c \x01(\x0b\x32\x15.triptych.v1.SequenceH\x00\x12$\n\x03set\x18\r \x01(\x0b\x32\x15.triptych.v1.SequenceH\x00\x12+\n\nfrozen_set\x18\x0e \x01(\x0b\x32\x15.triptych.v1.SequenceH\x00\x12\'\n\x07mapping\x18\x0f \x01(\x0b\x32\x14.triptych.v1.MappingH\x00\x12\x0f\n\x05\x64type\x18\x10 \x01(\tH\x00\x12\x10\n\x06\x64\x65vice\x18\x11 \x01(\tH\x00\x12\"\n\x04size\x18\x12 \x01(\x0b\x32\x12.triptych.v1.ShapeH\x00\x12#\n\x05slice\x18\x13 \x01(\x0b\x32\x12.triptych.v1.SliceH\x00\x12#\n\x05image\x18\x14 \x01(\x0b\x32\x12.triptych.v1.ImageH\x00\x12+\n\tdataclass\x18\x15 \x01(\x0b\x32\x16.triptych.v1.DataclassH\x00\x12+\n\tgenerator\x18\x16 \x01(\x0b\x32\x16.triptych.v1.GeneratorH\x00\x12\x16\n\x0c\x61rray_scalar\x18\x17 \x01(\rH\x00\x12.\n\x0b\x65num_member\x18\x18 \x01(\x0b\x32\x17.triptych.v1.EnumMemberH\x00\x12.\n\x0cmodel_output\x18\x19 \x01(\x0b\x32\x16.triptych.v1.DataclassH\x00\x42\x06\n\x04kind\"\x0b\n\tNoneValue\"/\n\x0c\x43omplexValue\x12\x0c\n\x04real\x18\x01 \x01(\x01\x12\x11\n\timaginary\x18\x02 \x01(\x01\"-\n\x08Sequence\x12!\n\x05items\x18\x01 \x03(\x0b\x32\x12.triptych.v1.Value\"O\n\x07Mapping\x12 \n\x04keys\x18\x01 \x03(\x0b\x32\x12.triptych.v1.Value\x12\"\n\x06values\x18\x02 \x03(\x0b\x32\x12.triptych.v1.Value\"\x1b\n\x05Shape\x12\x12\n\ndimensions\x18\x01 \x03(\x03\"]\n\x05Slice\x12\x12\n\x05start\x18\x01 \x01(\x12H\x00\x88\x01\x01\x12\x11\n\x04stop\x18\x02 \x01(\x12H\x01\x88\x01\x01\x12\x11\n\x04step\x18\x03 \x01(\x12H\x02\x88\x01\x01\x42\x08\n\x06_startB\x07\n\x05_stopB\x07\n\x05_step\"D\n\x05Image\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0e\n\x06pixels\x18\x04 \x01(\r\"\xa0\x01\n\tDataclass\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x32\n\x06\x66ields\x18\x03 \x03(\x0b\x32\".triptych.v1.Dataclass.FieldsEntry\x1a\x41\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Value:\x02\x38\x01\":\n\nEnumMember\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06member\x18\x03 \x01(\t\"*\n\tGenerator\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,33 +37,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATACLASS_FIELDSENTRY']._loaded_options = None
   _globals['_DATACLASS_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_ROOMREF']._serialized_start=66
-  _globals['_ROOMREF']._serialized_end=275
-  _globals['_MANIFEST']._serialized_start=278
-  _globals['_MANIFEST']._serialized_end=463
-  _globals['_MANIFEST_VALUESENTRY']._serialized_start=398
-  _globals['_MANIFEST_VALUESENTRY']._serialized_end=463
-  _globals['_VALUE']._serialized_start=466
-  _globals['_VALUE']._serialized_end=1270
-  _globals['_NONEVALUE']._serialized_start=1272
-  _globals['_NONEVALUE']._serialized_end=1283
-  _globals['_COMPLEXVALUE']._serialized_start=1285
-  _globals['_COMPLEXVALUE']._serialized_end=1332
-  _globals['_SEQUENCE']._serialized_start=1334
-  _globals['_SEQUENCE']._serialized_end=1379
-  _globals['_MAPPING']._serialized_start=1381
-  _globals['_MAPPING']._serialized_end=1460
-  _globals['_SHAPE']._serialized_start=1462
-  _globals['_SHAPE']._serialized_end=1489
-  _globals['_SLICE']._serialized_start=1491
-  _globals['_SLICE']._serialized_end=1584
-  _globals['_IMAGE']._serialized_start=1586
-  _globals['_IMAGE']._serialized_end=1654
-  _globals['_DATACLASS']._serialized_start=1657
-  _globals['_DATACLASS']._serialized_end=1817
-  _globals['_DATACLASS_FIELDSENTRY']._serialized_start=1752
-  _globals['_DATACLASS_FIELDSENTRY']._serialized_end=1817
-  _globals['_ENUMMEMBER']._serialized_start=1819
-  _globals['_ENUMMEMBER']._serialized_end=1877
-  _globals['_GENERATOR']._serialized_start=1879
-  _globals['_GENERATOR']._serialized_end=1921
+  _globals['_ROOMREF']._serialized_end=295
+  _globals['_MANIFEST']._serialized_start=298
+  _globals['_MANIFEST']._serialized_end=483
+  _globals['_MANIFEST_VALUESENTRY']._serialized_start=418
+  _globals['_MANIFEST_VALUESENTRY']._serialized_end=483
+  _globals['_VALUE']._serialized_start=486
+  _globals['_VALUE']._serialized_end=1290
+  _globals['_NONEVALUE']._serialized_start=1292
+  _globals['_NONEVALUE']._serialized_end=1303
+  _globals['_COMPLEXVALUE']._serialized_start=1305
+  _globals['_COMPLEXVALUE']._serialized_end=1352
+  _globals['_SEQUENCE']._serialized_start=1354
+  _globals['_SEQUENCE']._serialized_end=1399
+  _globals['_MAPPING']._serialized_start=1401
+  _globals['_MAPPING']._serialized_end=1480
+  _globals['_SHAPE']._serialized_start=1482
+  _globals['_SHAPE']._serialized_end=1509
+  _globals['_SLICE']._serialized_start=1511
+  _globals['_SLICE']._serialized_end=1604
+  _globals['_IMAGE']._serialized_start=1606
+  _globals['_IMAGE']._serialized_end=1674
+  _globals['_DATACLASS']._serialized_start=1677
+  _globals['_DATACLASS']._serialized_end=1837
+  _globals['_DATACLASS_FIELDSENTRY']._serialized_start=1772
+  _globals['_DATACLASS_FIELDSENTRY']._serialized_end=1837
+  _globals['_ENUMMEMBER']._serialized_start=1839
+  _globals['_ENUMMEMBER']._serialized_end=1897
+  _globals['_GENERATOR']._serialized_start=1899
+  _globals['_GENERATOR']._serialized_end=1941
 # @@protoc_insertion_point(module_scope)

@@ -22,7 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class RoomRef(_message.Message):
     """Where a room lies and how to prove that it was read right. Sent inside a
-    `Dispatch`; whoever holds one may read the room until it is released.
+    `Dispatch`; whoever holds one, capability included, may read the room until it
+    is released.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -37,6 +38,7 @@ class RoomRef(_message.Message):
     BASE_ADDRESS_FIELD_NUMBER: _builtins.int
     OWNER_RANK_FIELD_NUMBER: _builtins.int
     OWNER_ADDRESS_FIELD_NUMBER: _builtins.int
+    CAPABILITY_FIELD_NUMBER: _builtins.int
     room_id: _builtins.int
     """Unique for ever: the owner's rank in the upper 20 bits, a counter below."""
     host_id: _builtins.str
@@ -61,6 +63,10 @@ class RoomRef(_message.Message):
     """Rank of the worker that owns the room."""
     owner_address: _builtins.str
     """`host:port` of the owner's WorkerService, for FetchRoom."""
+    capability: _builtins.bytes
+    """16 random bytes that prove the right to read the room; FetchRoom asks for
+    them. Never shown to people.
+    """
     def __init__(
         self,
         *,
@@ -74,10 +80,11 @@ class RoomRef(_message.Message):
         base_address: _builtins.int = ...,
         owner_rank: _builtins.int = ...,
         owner_address: _builtins.str = ...,
+        capability: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena", b"arena", "base_address", b"base_address", "host_id", b"host_id", "mooncake_session", b"mooncake_session", "offset_bytes", b"offset_bytes", "owner_address", b"owner_address", "owner_rank", b"owner_rank", "room_id", b"room_id", "size_bytes", b"size_bytes", "xxh3_128", b"xxh3_128"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena", b"arena", "base_address", b"base_address", "capability", b"capability", "host_id", b"host_id", "mooncake_session", b"mooncake_session", "offset_bytes", b"offset_bytes", "owner_address", b"owner_address", "owner_rank", b"owner_rank", "room_id", b"room_id", "size_bytes", b"size_bytes", "xxh3_128", b"xxh3_128"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

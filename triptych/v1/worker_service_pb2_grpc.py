@@ -67,7 +67,8 @@ class WorkerServiceServicer(object):
 
     def FetchRoom(self, request, context):
         """Streams a room's bytes: the mover of last resort. Codes: NOT_FOUND (no such
-        room), INVALID_ARGUMENT. Retry: safe.
+        room), PERMISSION_DENIED (the capability isn't the room's), INVALID_ARGUMENT.
+        Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

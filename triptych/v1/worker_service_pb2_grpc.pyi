@@ -38,7 +38,8 @@ class WorkerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     FetchRoom: _grpc.UnaryStreamMultiCallable[_worker_service_pb2.FetchRoomRequest, _worker_service_pb2.FetchRoomResponse]
     """Streams a room's bytes: the mover of last resort. Codes: NOT_FOUND (no such
-    room), INVALID_ARGUMENT. Retry: safe.
+    room), PERMISSION_DENIED (the capability isn't the room's), INVALID_ARGUMENT.
+    Retry: safe.
     """
     ReleaseRoom: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ReleaseRoomRequest, _worker_service_pb2.ReleaseRoomResponse]
     """Releases a room. Releasing one that is gone changes nothing. Codes: none of
@@ -61,7 +62,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     FetchRoom: _aio.UnaryStreamMultiCallable[_worker_service_pb2.FetchRoomRequest, _worker_service_pb2.FetchRoomResponse]  # type: ignore[assignment]
     """Streams a room's bytes: the mover of last resort. Codes: NOT_FOUND (no such
-    room), INVALID_ARGUMENT. Retry: safe.
+    room), PERMISSION_DENIED (the capability isn't the room's), INVALID_ARGUMENT.
+    Retry: safe.
     """
     ReleaseRoom: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ReleaseRoomRequest, _worker_service_pb2.ReleaseRoomResponse]  # type: ignore[assignment]
     """Releases a room. Releasing one that is gone changes nothing. Codes: none of
@@ -87,7 +89,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.FetchRoomResponse], _abc.AsyncIterator[_worker_service_pb2.FetchRoomResponse]]:
         """Streams a room's bytes: the mover of last resort. Codes: NOT_FOUND (no such
-        room), INVALID_ARGUMENT. Retry: safe.
+        room), PERMISSION_DENIED (the capability isn't the room's), INVALID_ARGUMENT.
+        Retry: safe.
         """
 
     @_abc_1.abstractmethod

@@ -14,7 +14,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 async def _cancel(args: argparse.Namespace) -> None:
-    async with connect(args.endpoint) as client:
+    async with connect(args) as client:
         for job_id in args.jobs:
             job = await client.cancel_job(job_id)
             print(f"{job.job_id} {state_name(job.state)}")

@@ -22,5 +22,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 async def _describe(args: argparse.Namespace) -> ModelDescription:
-    async with connect(args.endpoint) as client:
+    async with connect(args) as client:
         return await client.describe_model()

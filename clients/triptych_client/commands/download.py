@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 async def _download(args: argparse.Namespace) -> None:
-    async with connect(args.endpoint) as client:
+    async with connect(args) as client:
         job = check_succeeded(await client.get_job(args.job))
         if not is_over(job):
             raise WrongState(f"{job.job_id} has no result yet; it is {state_name(job.state)}")

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from triptych import telemetry
+from triptych.config import ClientAccess
 from triptych.errors import InvalidRequest
 from triptych.v1.generation_service_pb2 import WatchJobResponse
 from triptych_client.client import AsyncClient
-from triptych_client.commands.session import fleet_settings, role_plan, run_async
+from triptych_client.commands.session import access, fleet_settings, role_plan, run_async
 from triptych_client.files import check_folder, output_format, write_file
 from triptych_client.fleet import check_model, embedded_fleet, threads_default
 from triptych_client.progress import Display, display
@@ -76,12 +77,13 @@ def _served(args: argparse.Namespace, fields: GenerationFields, path: Path, show
 
 async def _serve(args: argparse.Namespace, fields: GenerationFields, path: Path, shown: Display) -> Sequence[Path]:
     async with contextlib.AsyncExitStack() as stack:
-        endpoint = args.endpoint
+        endpoint, proof = args.endpoint, access(args)
         if not endpoint:
+            proof = ClientAccess()  # an embedded fleet is nobody else's
             shown.say("starting a fleet")
             fleet = await stack.enter_async_context(embedded_fleet(args.model, shown.say, **fleet_settings(args)))
             endpoint = fleet.endpoint
-        client = await stack.enter_async_context(AsyncClient(endpoint))
+        client = await stack.enter_async_context(AsyncClient(endpoint, access=proof))
         job_ids: list[str] = []
         try:
             generated = await client.generate(

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
 async def _list(args: argparse.Namespace) -> list[Job]:
     states = [JobState.Value(f"JOB_STATE_{name.upper()}") for name in args.state]
     jobs: list[Job] = []
-    async with connect(args.endpoint) as client:
+    async with connect(args) as client:
         async for job in client.list_jobs(states, page_size=min(args.limit, 100)):
             jobs.append(job)
             if len(jobs) == args.limit:

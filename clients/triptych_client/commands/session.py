@@ -7,8 +7,10 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from triptych.config import ClientAccess, client_access
 from triptych_client.client import AsyncClient
 from triptych_client.fleet import ROLES, RolePlan
 from triptych_client.retry import RetryPolicy
@@ -31,10 +33,16 @@ async def _with_sigterm(coroutine: Coroutine[Any, Any, Result]) -> Result:
 
 
 @contextlib.asynccontextmanager
-async def connect(endpoint: str) -> AsyncIterator[AsyncClient]:
+async def connect(args: argparse.Namespace) -> AsyncIterator[AsyncClient]:
     """A client for a command that a person waits for."""
-    async with AsyncClient(endpoint, PEOPLE) as client:
+    async with AsyncClient(args.endpoint, PEOPLE, access(args)) as client:
         yield client
+
+
+def access(args: argparse.Namespace) -> ClientAccess:
+    """How the client proves who it is: by the flags, or else as the environment says."""
+    found = client_access()
+    return replace(found, tls=args.tls or found.tls, token_file=args.token_file or found.token_file)
 
 
 def fleet_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 async def _status(args: argparse.Namespace) -> None:
-    async with connect(args.endpoint) as client:
+    async with connect(args) as client:
         if args.json:
             print_json(as_dict(await client.get_fleet()))
             return

@@ -1,0 +1,145 @@
+"""Which jobs are taken: checked against the model, the fleet, the backlog and the client's quota, then written down."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.controller.fleet import Fleet
+from services.controller.ledger import Ledger, is_past
+from triptych import ids, requests, telemetry
+from triptych.config import ControllerConfig
+from triptych.errors import AlreadyExists, BacklogFull, InvalidRequest, NotFound, QuotaFull, Unavailable, WrongState
+from triptych.identity import Identity
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_TRANSFORMER
+from triptych.v1.job_pb2 import JOB_STATE_QUEUED, PRIORITY_NORMAL, GenerationRequest, Job
+from triptych.v1.journal_pb2 import JournalEntry
+from triptych.v1.model_pb2 import ModelDescription
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID_CHARS_MAX = 128
+"""Longest request id; a UUID takes 36."""
+SEED_LIMIT = 2**32
+"""Drawn seeds are below this, so that they are easy to repeat by hand."""
+_RANKS = (("transformer_rank", ROLE_TRANSFORMER), ("decoder_rank", ROLE_DECODER))
+
+
+class Admission:
+    """Accepts jobs into the ledger. What it returns is on disk; whether it was there before is said beside it."""
+
+    def __init__(
+        self, config: ControllerConfig, ledger: Ledger, fleet: Fleet, get_model: Callable[[], ModelDescription | None]
+    ) -> None:
+        self._config, self._ledger, self._fleet, self._get_model = config, ledger, fleet, get_model
+        self._accepting: Counter[str] = Counter()
+        """Jobs that are being written, by client: they count before the ledger has them."""
+
+    async def accept(self, request_id: str, request: GenerationRequest, client: Identity) -> tuple[JournalEntry, bool]:
+        """Accept a client's request. Its `request_id` names one job among its own.
+
+        Raises InvalidRequest, AlreadyExists, BacklogFull, QuotaFull, JournalFull, Unavailable.
+        """
+        if len(request_id) > REQUEST_ID_CHARS_MAX:
+            raise InvalidRequest("request_id", request_id, f"up to {REQUEST_ID_CHARS_MAX} characters")
+        existing = await self._ledger.journal.find(client.name, request_id) if request_id else None
+        if existing is None:  # else a retry: whatever has changed since, the job is accepted
+            model = self._model()
+            requests.validate(request, model, self._config.work_max)
+            for name, role in _RANKS:
+                rank, alive = getattr(request, name), [member.rank for member in self._fleet.alive(role)]
+                if rank and rank not in alive:
+                    raise InvalidRequest(name, rank, f"0 for anyone, or a rank that is alive: {alive}")
+            stored = GenerationRequest()
+            stored.CopyFrom(request)
+            if not request.HasField("seed"):
+                stored.seed = secrets.randbelow(SEED_LIMIT)
+            entry, existing = await self._add(Job(client=client.name, request_id=request_id), stored, client.jobs_max)
+            if existing is None:
+                return entry, False
+        await self._check_same(existing, request)
+        return existing, True
+
+    async def retry(self, dead: JournalEntry, client: Identity) -> tuple[JournalEntry, bool]:
+        """Accept a dead letter's request once more, for the client that it belongs to; the same job each time.
+
+        Raises WrongState for what is no dead letter, and as `accept`.
+        """
+        job = dead.job
+        if not job.dead_letter:
+            raise WrongState(f"job {job.job_id} is no dead letter: only jobs that FAILED after too many attempts are")
+        existing = await self._ledger.journal.retry_of(job.job_id)
+        if existing is None:
+            request = await self._ledger.journal.get_request(job.job_id)
+            if request is None:
+                raise NotFound(f"there is no job {job.job_id!r}")
+            self._drop_past(request)
+            requests.validate(request, self._model(), self._config.work_max)
+            jobs_max = client.jobs_max if job.client == client.name else 0
+            entry, existing = await self._add(Job(client=job.client, retry_of=job.job_id), request, jobs_max)
+            if existing is None:
+                return entry, False
+        return existing, True
+
+    def _drop_past(self, request: GenerationRequest) -> None:
+        """What can't be met any more: a deadline that has passed, ranks that are gone."""
+        now = Timestamp()
+        now.GetCurrentTime()
+        if request.HasField("deadline_time") and is_past(request.deadline_time, now):
+            request.ClearField("deadline_time")
+        for name, role in _RANKS:
+            if getattr(request, name) not in [member.rank for member in self._fleet.alive(role)]:
+                request.ClearField(name)  # type: ignore[arg-type]
+
+    def _model(self) -> ModelDescription:
+        model = self._get_model()
+        if model is None:
+            raise Unavailable("no encoder has described the model yet; try again when one has started")
+        return model
+
+    async def _add(
+        self, job: Job, request: GenerationRequest, jobs_max: int
+    ) -> tuple[JournalEntry, JournalEntry | None]:
+        """Write a job down. The second of what is returned is the job that was there before, if one was."""
+        with self._place(job.client, jobs_max):
+            job.job_id, job.state, job.seed = ids.new_job_id(), JOB_STATE_QUEUED, request.seed
+            job.request_id = job.request_id or job.job_id
+            job.priority = request.priority or PRIORITY_NORMAL
+            job.trace_id = telemetry.trace_id()
+            job.create_time.GetCurrentTime()
+            job.update_time.CopyFrom(job.create_time)
+            if request.HasField("deadline_time"):
+                job.deadline_time.CopyFrom(request.deadline_time)
+            entry = JournalEntry(job=job, traceparent=telemetry.inject())
+            existing = await self._ledger.journal.add(entry, request)
+            if existing is None:
+                self._ledger.add(entry)
+                log.info("accepted", extra={"job_id": job.job_id})
+            return entry, existing
+
+    @contextlib.contextmanager
+    def _place(self, client: str, jobs_max: int) -> Iterator[None]:
+        """Keep a place for a job while it is written, so that calls at the same time don't share one."""
+        unfinished = len(self._ledger.active) + self._accepting.total()
+        if unfinished >= self._config.backlog_jobs_max:
+            raise BacklogFull(f"{unfinished} unfinished jobs, the most that are kept; try again later")
+        own = self._ledger.count_of(client) + self._accepting[client]
+        if jobs_max and own >= jobs_max:
+            raise QuotaFull(f"client {client!r} has {own} unfinished jobs, the most that it may have; try again later")
+        self._accepting[client] += 1
+        try:
+            yield
+        finally:
+            self._accepting -= Counter({client: 1})
+
+    async def _check_same(self, existing: JournalEntry, request: GenerationRequest) -> None:
+        stored = await self._ledger.journal.get_request(existing.job.job_id)
+        if stored is not None and not request.HasField("seed"):
+            stored.ClearField("seed")
+        if stored != request:
+            raise AlreadyExists(f"request_id {existing.job.request_id!r} was used for another request")

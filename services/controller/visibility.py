@@ -1,0 +1,22 @@
+"""Whose jobs a caller sees and touches: its own, and an administrator everybody's. The one place that says so."""
+
+from __future__ import annotations
+
+from services.controller.ledger import Ledger
+from triptych.errors import NotFound
+from triptych.identity import SCOPE_ADMIN, Identity
+from triptych.v1.job_pb2 import Job
+
+
+def owner_filter(caller: Identity) -> str | None:
+    """The client whose jobs the caller may list; None for all."""
+    return None if caller.may(SCOPE_ADMIN) else caller.name
+
+
+async def visible_job(ledger: Ledger, job_id: str, caller: Identity) -> Job:
+    """A job as it stands now. Raises NotFound, in the same words for one that isn't there and for somebody else's."""
+    job = await ledger.get(job_id)
+    owner = owner_filter(caller)
+    if owner is not None and job.client != owner:
+        raise NotFound(f"there is no job {job_id!r}")
+    return job

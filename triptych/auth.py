@@ -1,0 +1,196 @@
+"""Who may call what: the one table, and how a caller proves who it is.
+
+A caller is known by its certificate (on ports with mutual TLS), by its bearer token, or by both: then it may what
+either of them may. Where neither certificates nor tokens are configured, everybody may everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from triptych.certificates import Certificates, role_and_name
+from triptych.channel import RenewingChannel
+from triptych.errors import InvalidRequest, NotAllowed, Unauthenticated
+from triptych.files import FileStamp
+from triptych.identity import (
+    ANYONE,
+    SCOPE_ADMIN,
+    SCOPE_DECODER,
+    SCOPE_ENCODER,
+    SCOPE_READ,
+    SCOPE_SUBMIT,
+    SCOPE_TRANSFORMER,
+    Identity,
+)
+from triptych.tokens import Tokens
+
+TOKEN_KEY = "authorization"
+"""Metadata of a call that carries a token, as `Bearer …` (RFC 6750)."""
+_SCHEME = "bearer "
+
+_WORKERS = (SCOPE_ENCODER, SCOPE_TRANSFORMER, SCOPE_DECODER)
+SCOPES_BY_ROLE: Mapping[str, tuple[str, ...]] = {
+    **{role: (role,) for role in _WORKERS},
+    "client": (SCOPE_SUBMIT, SCOPE_READ),
+    "admin": (SCOPE_ADMIN,),
+    "controller": (),
+}
+"""What a certificate's role may. The controller calls nobody: its certificate is there to be recognised by."""
+
+REFLECTION = "grpc.reflection."
+OPEN_METHODS = "/grpc.health.v1.Health/"
+"""What needs no proof: load balancers and kubelets have none, and it says only whether the service is up."""
+
+_V1 = "/triptych.v1."
+SCOPES_BY_METHOD: Mapping[str, tuple[str, ...]] = {
+    f"{_V1}GenerationService/CreateJob": (SCOPE_SUBMIT,),
+    f"{_V1}GenerationService/GetJob": (SCOPE_READ,),
+    f"{_V1}GenerationService/ListJobs": (SCOPE_READ,),
+    f"{_V1}GenerationService/WatchJob": (SCOPE_READ,),
+    f"{_V1}GenerationService/CancelJob": (SCOPE_SUBMIT,),
+    f"{_V1}GenerationService/RetryJob": (SCOPE_SUBMIT,),
+    f"{_V1}GenerationService/DownloadResult": (SCOPE_READ,),
+    f"{_V1}GenerationService/DescribeModel": (SCOPE_SUBMIT, SCOPE_READ),
+    f"{_V1}EncoderService/Generate": (SCOPE_SUBMIT,),
+    f"{_V1}FleetService/RegisterWorker": _WORKERS,
+    f"{_V1}FleetService/Heartbeat": _WORKERS,
+    f"{_V1}FleetService/StartPhase": _WORKERS,
+    f"{_V1}FleetService/CompletePhase": _WORKERS,
+    f"{_V1}FleetService/FailPhase": _WORKERS,
+    f"{_V1}FleetService/StartDirectJob": (SCOPE_ENCODER,),
+    f"{_V1}FleetService/UnregisterWorker": _WORKERS,
+    f"{_V1}FleetService/GetFleet": (SCOPE_READ,),
+    f"{_V1}RingService/Publish": _WORKERS,
+    f"{_V1}RingService/Claim": _WORKERS,
+    f"{_V1}RingService/Ack": _WORKERS,
+    f"{_V1}RingService/Nack": _WORKERS,
+    f"{_V1}RingService/Connect": _WORKERS,
+    f"{_V1}RingService/Disconnect": _WORKERS,
+    f"{_V1}RingService/ListSlots": (),
+    f"{_V1}WorkerService/FetchRoom": _WORKERS,
+    f"{_V1}WorkerService/ReleaseRoom": (),
+    f"{_V1}WorkerService/Drain": (),
+    f"{_V1}WorkerService/GetWorker": (SCOPE_READ, *_WORKERS),
+}
+"""One of these scopes is needed; an administrator may all of them. What isn't listed is for administrators only."""
+
+
+@dataclass(frozen=True)
+class Security:
+    """How a process proves who it is, and what it asks of its callers. The default asks nothing and proves nothing."""
+
+    certificates: Certificates | None = None
+    tokens: Tokens | None = None
+    own_token: OwnToken | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether callers are asked for nothing."""
+        return self.certificates is None and self.tokens is None
+
+    def open_channel(self, address: str, options: Sequence[tuple[str, Any]], interceptors: Any) -> grpc.aio.Channel:
+        """A channel that shows our certificate and token, and takes up new ones."""
+        certificates, token = self.certificates, self.own_token
+
+        def make() -> grpc.aio.Channel:
+            if certificates is None:
+                return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+            credentials = certificates.channel_credentials()
+            return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+
+        if certificates is None and token is None:
+            return make()
+        return RenewingChannel(
+            make,
+            version=certificates.refresh if certificates is not None else lambda: 0,
+            metadata=lambda: token.metadata if token is not None else (),
+        )
+
+    def authorize(
+        self, method: str, auth_context: Mapping[str, Iterable[bytes]], metadata: Iterable[tuple[str, str | bytes]]
+    ) -> Identity:
+        """Who calls, if it may. Raises Unauthenticated, NotAllowed."""
+        if self.is_open:
+            return ANYONE
+        identity = self._identify(auth_context, metadata)
+        needed = () if REFLECTION in method else SCOPES_BY_METHOD.get(method, ())
+        if REFLECTION not in method and not identity.may(*needed):
+            wanted = " or ".join((*needed, SCOPE_ADMIN))
+            raise NotAllowed(f"{identity.name!r} may not call {method}: it takes the scope {wanted}")
+        return identity
+
+    def _identify(
+        self, auth_context: Mapping[str, Iterable[bytes]], metadata: Iterable[tuple[str, str | bytes]]
+    ) -> Identity:
+        role, name = role_and_name(auth_context)
+        by_certificate = SCOPES_BY_ROLE.get(role)
+        token = _token_of(metadata)
+        by_token = self.tokens.identify(token) if self.tokens is not None and token else None
+        if token and by_token is None:
+            raise Unauthenticated("the token is not one that is known here")
+        if by_token is None and by_certificate is None:
+            wanted = " or ".join(
+                (["a certificate with a role"] if self.certificates is not None else [])
+                + ([f"a token, in the metadata {TOKEN_KEY!r} as 'Bearer …'"] if self.tokens is not None else [])
+            )
+            raise Unauthenticated(f"the caller has to prove who it is, by {wanted}")
+        scopes = frozenset(by_certificate or ()) | (by_token.scopes if by_token is not None else frozenset())
+        if by_token is not None:
+            return Identity(by_token.name, scopes, by_token.jobs_max)
+        return Identity(name or role, scopes)
+
+
+OPEN = Security()
+"""Nothing is asked and nothing is proved: a fleet on one machine, or one behind a mesh that does both."""
+
+
+class OwnToken:
+    """The token that this process shows, from a file that may be replaced, or as it is."""
+
+    def __init__(self, token: str = "", path: Path | None = None) -> None:
+        """Raises InvalidRequest for a file that can't be read or holds no token."""
+        self._path, self._token = path, token.strip()
+        if path is not None:
+            self._stamp = FileStamp(path)
+            self._token = _read_token(path)
+        if not self._token or not self._token.isascii() or not self._token.isprintable():
+            raise InvalidRequest("token", "something else", "a token, as `triptych tokens add` prints it")
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, str]]:
+        """What goes with every call. A file that can't be read leaves the token as it was."""
+        if self._path is not None and self._stamp.has_changed() and self._path.exists():
+            self._token = _read_token(self._path)
+        return ((TOKEN_KEY, f"Bearer {self._token}"),)
+
+
+def open_security(tls: str, tokens: str, token_file: str = "", token: str = "") -> Security:
+    """From settings, each empty where it isn't used. Raises InvalidRequest."""
+    own = OwnToken(path=Path(token_file)) if token_file else OwnToken(token) if token else None
+    return Security(
+        certificates=Certificates(Path(tls)) if tls else None,
+        tokens=Tokens(Path(tokens)) if tokens else None,
+        own_token=own,
+    )
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError) as error:
+        raise InvalidRequest("token_file", str(path), f"a file that holds a token ({error})") from error
+
+
+def _token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The caller's token; empty where there is none. Raises Unauthenticated for another scheme, or two tokens."""
+    values = [value for key, value in metadata if key == TOKEN_KEY]
+    if not values:
+        return ""
+    if len(values) > 1 or not isinstance(values[0], str) or not values[0].lower().startswith(_SCHEME):
+        raise Unauthenticated(f"the metadata {TOKEN_KEY!r} has to be one value, 'Bearer …'")
+    return values[0][len(_SCHEME) :].strip() or " "

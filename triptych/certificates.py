@@ -1,0 +1,133 @@
+"""A process's certificate, its key and its authority: three files in one folder, taken up anew when they change.
+
+    ca.crt      the authority (or authorities) that others' certificates must come from
+    tls.crt     this process's certificate, and what leads from it to the authority
+    tls.key     its key
+
+The names are those of Kubernetes' TLS secrets, so cert-manager's output can be mounted as it is. A folder with
+`ca.crt` alone serves clients that prove who they are by a token.
+
+Files are replaced one after another: a set that doesn't fit together is not used, the one before stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+
+from triptych.errors import InvalidRequest
+from triptych.files import FileStamp
+
+log = logging.getLogger(__name__)
+
+CA_FILE, CERTIFICATE_FILE, KEY_FILE = "ca.crt", "tls.crt", "tls.key"
+
+_SPIFFE_KEY, _NAME_KEY = "peer_spiffe_id", "x509_common_name"
+"""Properties of gRPC's authentication context. It has a SPIFFE id only where the certificate has exactly one."""
+
+
+class _Files(NamedTuple):
+    """The files' content; certificate and key are empty where there are none."""
+
+    authority: bytes
+    certificate: bytes
+    key: bytes
+
+
+class Certificates:
+    """What a folder holds now. Threads: any; gRPC asks from threads of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the folder. Raises InvalidRequest."""
+        self._folder = folder
+        self._stamp = FileStamp(*(folder / name for name in (CA_FILE, CERTIFICATE_FILE, KEY_FILE)))
+        self._files = _read(folder)
+        self._is_stale = False
+        self._lock = threading.Lock()
+        self.version = 0
+
+    @property
+    def has_own(self) -> bool:
+        """Whether there is a certificate of our own, and not just an authority."""
+        return bool(self._files.certificate)
+
+    def refresh(self) -> int:
+        """Look at the files and take up a change; the version in use. A set that is no good is logged and left."""
+        with self._lock:
+            if not (self._stamp.has_changed() or self._is_stale):
+                return self.version
+            try:
+                files, self._is_stale = _read(self._folder, needs_own=self.has_own), False
+            except InvalidRequest as error:
+                if not self._is_stale:
+                    log.error("certificates stay as they were: %s", error)
+                self._is_stale = True  # looked at again with the next connection
+                return self.version
+            if files == self._files:
+                return self.version
+            self._files = files
+            self.version += 1
+            log.info("certificates were renewed")
+            return self.version
+
+    def server_credentials(self, *, require_client: bool) -> grpc.ServerCredentials:
+        """For a port that shows our certificate and, if asked to, wants one of our authority from the caller.
+
+        gRPC asks for news with every connection. Raises InvalidRequest where there is no certificate of our own.
+        """
+        if not self.has_own:
+            raise InvalidRequest("tls", str(self._folder), f"a folder with {CERTIFICATE_FILE} and {KEY_FILE}")
+        given = -1
+
+        def news() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
+            version = self.refresh()
+            if given == version:
+                return None
+            given = version
+            return self._configuration(require_client)
+
+        # The stub leaves out that None means no change.
+        return grpc.dynamic_ssl_server_credentials(self._configuration(require_client), news, require_client)  # type: ignore[arg-type]
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For a channel to a server of our authority, as of now."""
+        files = self._files
+        return grpc.ssl_channel_credentials(files.authority, files.key or None, files.certificate or None)
+
+    def _configuration(self, require_client: bool) -> grpc.ServerCertificateConfiguration:
+        files = self._files
+        roots = files.authority if require_client else None
+        return grpc.ssl_server_certificate_configuration([(files.key, files.certificate)], roots)
+
+
+def role_and_name(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, str]:
+    """The role that a caller's verified certificate names, and its common name; both empty without a certificate.
+
+    The role is the last part of the certificate's SPIFFE id, for example of `spiffe://triptych/encoder`.
+    """
+    spiffe_id, name = (b"".join(auth_context.get(key, ())).decode(errors="replace") for key in (_SPIFFE_KEY, _NAME_KEY))
+    return spiffe_id.rpartition("/")[2], name
+
+
+def _read(folder: Path, *, needs_own: bool = False) -> _Files:
+    """Read a set and prove that it fits together. Raises InvalidRequest."""
+    accepted = f"a folder with {CA_FILE} and, for all but clients with a token, {CERTIFICATE_FILE} and {KEY_FILE}"
+    try:
+        authority = (folder / CA_FILE).read_bytes()
+        has_own = needs_own or (folder / CERTIFICATE_FILE).exists() or (folder / KEY_FILE).exists()
+        certificate = (folder / CERTIFICATE_FILE).read_bytes() if has_own else b""
+        key = (folder / KEY_FILE).read_bytes() if has_own else b""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_verify_locations(cadata=authority.decode("ascii"))
+        if has_own:
+            context.load_cert_chain(folder / CERTIFICATE_FILE, folder / KEY_FILE)
+    except (OSError, ValueError) as error:  # SSLError is an OSError; a key that needs a password, a ValueError
+        raise InvalidRequest("tls", str(folder), f"{accepted} ({error})") from error
+    return _Files(authority, certificate, key)

@@ -1,0 +1,102 @@
+"""A gRPC channel that proves who calls, and that is replaced when its certificates are.
+
+gRPC fixes a channel's certificate when it is made, and generated stubs fix their channel. So stubs get this one, which
+asks for the present channel at each call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+RETIRE_S = 60.0
+"""How long a replaced channel lives on for the calls it carries: longer than any call that answers once may wait.
+Streams that go on for ever (heartbeats, watches) are cut then, and begin anew, as after any broken connection."""
+
+Metadata = Sequence[tuple[str, str]]
+
+
+class RenewingChannel(grpc.aio.Channel):
+    """See the module's docstring. `version` is asked before each call, and a new one is a new
+    channel; `metadata` goes with each call.
+
+    Belongs to the event loop that it is made in, as any channel does.
+    """
+
+    def __init__(
+        self, make: Callable[[], grpc.aio.Channel], version: Callable[[], int], metadata: Callable[[], Metadata]
+    ) -> None:
+        self._make, self._version, self._metadata = make, version, metadata
+        self._made = version()
+        self._channel = make()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> RenewingChannel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close the channel and all that it has replaced."""
+        for task in self._retiring:
+            task.cancel()
+        await self._channel.close(grace)
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """See `grpc.aio.Channel`."""
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """See `grpc.aio.Channel`."""
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        """See `grpc.aio.Channel`."""
+        await self._channel.channel_ready()
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        """See `grpc.aio.Channel`."""
+        return self._late("unary_unary", args, kwargs)
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        """See `grpc.aio.Channel`."""
+        return self._late("unary_stream", args, kwargs)
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        """See `grpc.aio.Channel`."""
+        return self._late("stream_unary", args, kwargs)
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        """See `grpc.aio.Channel`."""
+        return self._late("stream_stream", args, kwargs)
+
+    def _late(self, kind: str, args: Any, kwargs: Any) -> Callable[..., Any]:
+        """A method of a stub, bound to whatever channel there is when it is called."""
+
+        def call(*call_args: Any, metadata: Any = None, **call_kwargs: Any) -> Any:
+            method = getattr(self._present(), kind)(*args, **kwargs)
+            return method(*call_args, metadata=(*(metadata or ()), *self._metadata()), **call_kwargs)
+
+        return call
+
+    def _present(self) -> grpc.aio.Channel:
+        version = self._version()
+        if version != self._made:
+            self._made = version
+            retired, self._channel = self._channel, self._make()
+            task = asyncio.get_running_loop().create_task(_retire(retired))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+        return self._channel
+
+
+async def _retire(channel: grpc.aio.Channel) -> None:
+    try:
+        await asyncio.sleep(RETIRE_S)
+    finally:
+        await channel.close(None)
