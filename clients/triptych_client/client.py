@@ -139,7 +139,7 @@ class AsyncClient:
             except grpc.aio.AioRpcError as error:
                 if end_s is not None and time.monotonic() >= end_s:
                     raise DeadlinePassed(f"{job_id} was not over after {timeout_s:g} s") from error
-                if not is_transient(error.code()):
+                if not is_transient(error):
                     raise error_of(error, self.endpoint) from error
                 found = Unavailable(str(error_of(error, self.endpoint)))
             await backoff.wait(found)

@@ -57,12 +57,16 @@ class Backoff:
         await asyncio.sleep(delay_s)
 
 
-def is_transient(status: grpc.StatusCode) -> bool:
+def is_transient(error: grpc.aio.AioRpcError) -> bool:
     """Whether the same call may well succeed later. Every RPC of GenerationService is safe to repeat.
 
     CANCELLED is what a stopping server leaves behind; a call that was cancelled here raises `CancelledError` instead.
     """
-    return status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+    return rpc.code_of(error) in (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    )
 
 
 def error_of(error: grpc.aio.AioRpcError, address: str) -> TriptychError:
@@ -92,7 +96,7 @@ async def call(
         except grpc.aio.AioRpcError as error:
             found = error_of(error, address)
             named = _is_named(error)
-            if not is_transient(error.code()) and not (named and isinstance(found, also)):
+            if not is_transient(error) and not (named and isinstance(found, also)):
                 raise found from error
             await backoff.wait(found)
 
