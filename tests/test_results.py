@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,23 @@ def test_storing_again_replaces_the_whole_file(tmp_path: Path) -> None:
     results.store(url, "job-1", "0.npy", "", b"first, and longer")
     artifact = results.store(url, "job-1", "0.npy", "", b"second")
     assert b"".join(results.read(artifact)) == b"second"
+
+
+def test_a_store_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    url = results.check_url("result_url", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            results.store(url, "job-1", "0.mp4", "", bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "job-1").iterdir()) == []
+
+
+def test_a_full_store_is_told_from_a_broken_one() -> None:
+    assert results.is_full(OSError(errno.ENOSPC, "no space"))
+    assert not results.is_full(OSError(errno.EIO, "broken"))
 
 
 def test_other_stores_work(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from triptych import errors, rpc
 from triptych.v1 import worker_service_pb2 as pb
 from triptych.v1 import worker_service_pb2_grpc as pb_grpc
+from triptych_client.retry import is_transient
 
 CLASSES = [
     cls
@@ -100,3 +101,13 @@ async def test_health_follows_serving() -> None:
                 assert health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) == expected
     finally:
         await server.stop(0)
+
+
+def test_a_connection_that_breaks_within_a_message_is_a_connection_that_breaks() -> None:
+    nothing = grpc.aio.Metadata()
+    broken = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, "Internal error from Core")
+    assert isinstance(rpc.error_from(broken), errors.Unavailable)
+    assert is_transient(broken)
+    other = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, "internal error (KeyError)")
+    assert type(rpc.error_from(other)) is errors.TriptychError
+    assert not is_transient(other)

@@ -112,7 +112,9 @@ class Link:
                 self._stream = asyncio.create_task(self._heartbeat())
                 await asyncio.wait([self._stream])
                 error = None if self._stream.cancelled() else self._stream.exception()
-                if error is not None:
+                if isinstance(error, TriptychError):
+                    log.info("the stream broke: %s; registering again", error)  # which tells, if it is for good
+                elif error is not None:
                     raise error
             except (Unavailable, DeadlinePassed, Fenced, Full) as error:
                 log.info("controller: %s; registering again", error)

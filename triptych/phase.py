@@ -54,6 +54,8 @@ RETRY_PAUSE_S = 0.2
 """Pause before asking a full ring or a missing controller again."""
 SPACE_WAIT_S = 1.0
 """Bound of one wait for arena space; between two, the worker looks whether its job is still wanted."""
+RESULTS_FULL_PAUSE_S = 1.0
+"""Pause before a result is stored again where the store was full: somebody has to make room first."""
 TENSORS_SHOWN_MAX = 8
 """Tensors named in a dispatch. The manifest has all; these are for people, and a slot is 4 KiB."""
 DISPATCH_BYTES_MAX = PAYLOAD_BYTES_MAX - 256
@@ -262,12 +264,22 @@ class Phases:
         fps = request.frames_per_second or media.frames_per_second(self._model)
 
         def store() -> list[Artifact]:
-            encoded = media.encode_outputs(outputs, request.output_format, fps)
             url, job_id = self._link.result_url, running.dispatch.job_id
             return [results.store(url, job_id, e.name, e.media_type, e.data) for e in encoded]
 
         with telemetry.span("result.store", job_id=running.dispatch.job_id) as span:
-            artifacts = await self._in_thread(store)
+            encoded = await self._in_thread(lambda: media.encode_outputs(outputs, request.output_format, fps))
+            while True:  # until there is space, the job is to stop, or the controller's stall_timeout_s is over
+                try:
+                    artifacts = await self._in_thread(store)
+                    break
+                except OSError as error:
+                    if not results.is_full(error):
+                        raise
+                    log.warning("the result waits for space: %s", error)
+                    await asyncio.sleep(RESULTS_FULL_PAUSE_S)
+                    if running.should_stop():
+                        raise JobCancelled("the job was cancelled while its result waited for space") from None
             span.set_attribute("triptych.size_bytes", sum(a.size_bytes for a in artifacts))
             return artifacts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import uuid
@@ -33,6 +34,7 @@ def store(url: str, job_id: str, name: str, media_type: str, data: bytes) -> Art
     """Write one file durably, under a temporary name first, and describe it.
 
     Two workers that store the same result race without harm: each renames a whole file over the other's equal one.
+    Raises what the store does, OSError above all, and leaves nothing behind then; see `is_full`.
     """
     fs, folder = fsspec.core.url_to_fs(f"{url.rstrip('/')}/{job_id}")
     fs.makedirs(folder, exist_ok=True)
@@ -44,7 +46,7 @@ def store(url: str, job_id: str, name: str, media_type: str, data: bytes) -> Art
             _sync(file)
         fs.mv(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):  # a store that is full should at least not keep a part
+        with contextlib.suppress(Exception):  # the first error counts, and where nothing was written this fails
             fs.rm(temporary)
         raise
     if "file" in _protocols(fs):
@@ -56,6 +58,11 @@ def store(url: str, job_id: str, name: str, media_type: str, data: bytes) -> Art
         size_bytes=len(data),
         sha256=hashlib.sha256(data).digest(),
     )
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a store had no space: a condition that passes, and no fault of the job's."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def read(artifact: Artifact) -> Iterator[bytes]:

@@ -149,6 +149,13 @@ def open_channel(address: str, security: auth.Security = auth.OPEN) -> grpc.aio.
     return security.open_channel(address, [*_CHANNEL_OPTIONS, *_CHANNEL_ONLY], telemetry.client_interceptors())
 
 
+def code_of(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
+    """A call's status. gRPC's asyncio side has a word of its own for a connection that broke while a message was under
+    way, and an alarming one; here it is UNAVAILABLE, as it is wherever else the break is noticed."""
+    is_break = error.code() is grpc.StatusCode.INTERNAL and error.details() == _BREAK_DETAILS
+    return grpc.StatusCode.UNAVAILABLE if is_break else error.code()
+
+
 def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
     """The error that the server raised, as its class; by its status where that isn't named.
 
@@ -157,7 +164,7 @@ def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
     name = _trailing(error, ERROR_KEY)
     cls = getattr(errors, name, None) if name else None
     if not (isinstance(cls, type) and issubclass(cls, errors.TriptychError)):
-        cls = _CLASS_BY_STATUS.get(error.code(), errors.TriptychError)
+        cls = _CLASS_BY_STATUS.get(code_of(error), errors.TriptychError)
     message = error.details() or error.code().name
     if issubclass(cls, errors.InvalidRequest):
         return errors.InvalidRequest.from_message(message)
@@ -173,6 +180,10 @@ def _trailing(error: grpc.aio.AioRpcError, key: str) -> str:
         if found == key:
             return value if isinstance(value, str) else value.decode()
     return ""
+
+
+_BREAK_DETAILS = "Internal error from Core"
+"""See `code_of`. Servers of ours say nothing of the kind: what escapes a servicer is told by its type."""
 
 
 async def translate(call: Awaitable[Result]) -> Result:

@@ -62,12 +62,16 @@ class Backoff:
         await asyncio.sleep(delay_s)
 
 
-def is_transient(status: grpc.StatusCode) -> bool:
+def is_transient(error: grpc.aio.AioRpcError) -> bool:
     """Whether the same call may well succeed later. Every RPC of GenerationService is safe to repeat.
 
     CANCELLED is what a stopping server leaves behind; a call that was cancelled here raises `CancelledError` instead.
     """
-    return status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+    return rpc.code_of(error) in (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    )
 
 
 def is_worth_retrying(error: grpc.aio.AioRpcError, found: TriptychError) -> bool:
@@ -75,7 +79,7 @@ def is_worth_retrying(error: grpc.aio.AioRpcError, found: TriptychError) -> bool
 
     A full server counts, but not gRPC's own use of the same status, for messages that are too large.
     """
-    return is_transient(error.code()) or (isinstance(found, Full) and _is_named(error))
+    return is_transient(error) or (isinstance(found, Full) and _is_named(error))
 
 
 def error_of(error: grpc.aio.AioRpcError, address: str) -> TriptychError:

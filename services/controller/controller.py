@@ -19,6 +19,7 @@ from services.controller.admission import Admission
 from services.controller.dispatcher import Dispatcher
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
+from services.controller.to_the_end import to_the_end
 from triptych import telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import InvalidRequest, LeaseLost, NotFound, RingFull
@@ -82,6 +83,9 @@ class Controller:
 
         Raises InvalidRequest, AlreadyExists, BacklogFull, QuotaFull, JournalFull, Unavailable.
         """
+        return await to_the_end(self._create(request_id, request, client))
+
+    async def _create(self, request_id: str, request: GenerationRequest, client: Identity) -> Job:
         return self._queue(*await self.admission.accept(request_id, request, client))
 
     async def retry(self, job_id: str, client: Identity) -> Job:
@@ -89,6 +93,9 @@ class Controller:
         dead = await self.ledger.journal.get(job_id)
         if dead is None:
             raise NotFound(f"there is no job {job_id!r}")
+        return await to_the_end(self._retry(dead, client))
+
+    async def _retry(self, dead: JournalEntry, client: Identity) -> Job:
         return self._queue(*await self.admission.retry(dead, client))
 
     def _queue(self, entry: JournalEntry, was_there: bool) -> Job:
@@ -223,6 +230,11 @@ class Controller:
         self.fleet.check(rank, ROLE_ENCODER)
         if self.rings[RING_REQUEST].stats().free_count == 0:
             raise RingFull("the request ring is full; send the job to the controller instead")
+        return await to_the_end(self._create_direct(rank, request_id, request, client))
+
+    async def _create_direct(
+        self, rank: int, request_id: str, request: GenerationRequest, client: Identity
+    ) -> tuple[Job, Lease | None, Dispatch | None]:
         entry, _was_there = await self.admission.accept(request_id, request, client)
         if entry.job.state != JOB_STATE_QUEUED or entry.job.generation:
             return self.ledger.describe(entry), None, None
@@ -259,6 +271,9 @@ class Controller:
 
     async def _apply(self, job_id: str, change: jobs.Change) -> JournalEntry:
         """Change a job and do what follows from it: publish, stop the worker, release the rooms."""
+        return await to_the_end(self._change(job_id, change))
+
+    async def _change(self, job_id: str, change: jobs.Change) -> JournalEntry:
         before, after = await self.ledger.apply(job_id, change)
         if after is before:
             return after

@@ -67,8 +67,9 @@ def test_a_workers_token_is_good_for_its_role_only(meshed: tuple[Fleet, Path]) -
     metadata = (("authorization", f"Bearer {(folder / 'encoder.token').read_text().strip()}"),)
     with grpc.insecure_channel(fleet.endpoint) as channel:
         stub = FleetServiceStub(channel)
-        decoder = RegisterWorkerRequest(instance_id="x", role=ROLE_DECODER, address="127.0.0.1:1")
-        for call, request in ((stub.RegisterWorker, decoder), (stub.CompletePhase, CompletePhaseRequest(role=ROLE_DECODER))):
+        register = RegisterWorkerRequest(instance_id="x", role=ROLE_DECODER, address="127.0.0.1:1")
+        complete = CompletePhaseRequest(role=ROLE_DECODER)
+        for call, request in ((stub.RegisterWorker, register), (stub.CompletePhase, complete)):
             with pytest.raises(grpc.RpcError) as caught:
                 call(request, timeout=10, metadata=metadata)
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED  # type: ignore[attr-defined]

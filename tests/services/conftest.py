@@ -57,6 +57,7 @@ class Bench:
         request = fleet_pb.RegisterWorkerRequest(
             instance_id=name, role=ROLE_ENCODER, address="127.0.0.1:1", model=self.model
         )
+        set_caller(ANYONE)
         return (await self.supervisor.register(request)).rank
 
     async def claimed(self, rank: int) -> list[str]:
@@ -72,6 +73,7 @@ class Bench:
 
     async def fail(self, job: Job, rank: int, reason: str = "it broke") -> Job:
         """An encoder takes the job, which must be the next, and fails; the job as it then is."""
+        set_caller(ANYONE)
         await self.controller.dispatcher.publish_waiting()
         claimed = await self.rings[RING_REQUEST].claim(rank)
         assert claimed is not None

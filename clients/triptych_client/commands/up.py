@@ -46,7 +46,8 @@ async def _up(plan: FleetPlan) -> None:
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     try:
         if await _unless(stop, fleet.start()):
-            _say(f"the fleet is ready on {fleet.endpoint}; logs are in {plan.log_folder}; Ctrl-C drains it")
+            more = f" and, for clients with a token, {plan.client_address}" if plan.client_address else ""
+            _say(f"the fleet is ready on {fleet.endpoint}{more}; logs are in {plan.log_folder}; Ctrl-C drains it")
             await _unless(stop, fleet.supervisor.wait())
         _say("draining; Ctrl-C again kills")
         await fleet.stop()

@@ -1,0 +1,163 @@
+"""One run: a fleet, its load, the plan's faults, and the account at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos import history, leaks
+from tests.chaos.disks import Disks
+from tests.chaos.faults import Injector
+from tests.chaos.fleet import Fleet
+from tests.chaos.leaks import Sample
+from tests.chaos.ledger import settle
+from tests.chaos.load import Load
+from tests.chaos.network import Network
+from tests.chaos.plan import CONTROLLER, DISKS, Plan
+from tests.chaos.report import Report, success_counts
+from tests.chaos.stages import Stages
+from triptych.v1.job_pb2 import Job
+from triptych_client import AsyncClient
+
+SETTLE_TIMEOUT_S = 240.0
+"""After the last job was sent and the last fault was over, all must be over within this: many times what it takes."""
+QUIET_TIMEOUT_S = 60.0
+"""Connections that were cut off end by gRPC's keepalive, in half a minute; rooms are released at once."""
+
+
+@dataclass
+class Surroundings:
+    """What only root has."""
+
+    network: Network | None
+    disks: Disks | None
+    reason: str
+    """Why there is none."""
+
+
+async def run(plan: Plan, stages: Stages, folder: Path, reason: str) -> Report:
+    """Run a plan in `folder`. `reason` says why there are no namespaces; empty where this process is inside them."""
+    started_s = time.monotonic()
+    clock = _Clock()
+    left: list[str] = []
+    async with _surroundings(plan, folder, reason, left) as around:
+        fleet = Fleet(folder, plan.shape, stages.worker_flags, around.network)
+        injector = Injector(fleet, around.network, around.disks, reason)
+        load = Load(fleet, stages, folder, clock.elapsed_s)
+        try:
+            await fleet.open()
+            before = Sample.of(fleet.pid(CONTROLLER))
+            clock.start()
+            jobs, found = await _work(plan, stages, fleet, injector, load)
+            after, grown = await _quiet(fleet, before)
+        finally:
+            await fleet.close()
+        left += found + grown + fleet.complaints + [f"arena {name}" for name in fleet.arenas_left()]
+        left += [f"process {orphan}" for orphan in leaks.orphans(str(folder))]
+        (folder / "faults.txt").write_text("\n".join(injector.log) + "\n")
+        submissions = {s.request_id: stages.adapt(s) for s in plan.submissions}
+        expected = {request_id: stages.digest(s) for request_id, s in submissions.items()}
+        counts = success_counts(folder / "controller.log")
+        account = settle(jobs, submissions, load.acknowledged, expected, counts)
+        impairment = around.network.impairment if around.network else ""
+        violations = history.check(load.events)
+        if account.violations and around.disks:  # the disk goes with the namespace
+            shutil.copytree(folder / "state", folder / "state-kept", dirs_exist_ok=True)
+    return Report(
+        plan.seed,
+        account,
+        injector.counts,
+        injector.skipped,
+        violations,
+        left,
+        time.monotonic() - started_s,
+        impairment,
+        f"{before}; then {after}",
+        load.events,
+        jobs,
+    )
+
+
+async def _work(
+    plan: Plan, stages: Stages, fleet: Fleet, injector: Injector, load: Load
+) -> tuple[list[Job], list[str]]:
+    """Jobs and faults until all are over; the controller's last list, and what went wrong with the run itself."""
+    found = []
+    submissions = [stages.adapt(submission) for submission in plan.submissions]
+    async with load.open(plan.shape.clients):
+        auditing = asyncio.create_task(load.audit())
+        working = asyncio.create_task(load.run(submissions))
+        await injector.run(plan.faults, load._elapsed_s)
+        sending_s = max(0.0, plan.shape.seconds - load._elapsed_s())
+        done, _pending = await asyncio.wait([working], timeout=sending_s + SETTLE_TIMEOUT_S)
+        if not done:
+            shown = ", ".join(sorted(load.unfinished)[:20])
+            found.append(
+                f"{len(load.unfinished)} jobs weren't over {SETTLE_TIMEOUT_S:g} s after the last fault: {shown}"
+            )
+        elif working.exception() is not None:
+            found.append(f"a client's call failed: {working.exception()!r}")
+        for task in (working, auditing):
+            task.cancel()
+        await asyncio.gather(working, auditing, return_exceptions=True)
+        jobs = await load.list_all()
+    return jobs, found
+
+
+async def _quiet(fleet: Fleet, before: Sample) -> tuple[Sample, list[str]]:
+    """Wait until the controller holds no more than before and no worker holds a room; what still does, after all."""
+    async with AsyncClient(fleet.endpoint) as client:
+        deadline_s = time.monotonic() + QUIET_TIMEOUT_S
+        while True:
+            after = Sample.of(fleet.pid(CONTROLLER))
+            workers = (await client.get_fleet()).workers
+            found = [f"the controller's {text}" for text in leaks.growth(before, after)]
+            found += [f"rank {worker.rank} holds {worker.room_count} rooms" for worker in workers if worker.room_count]
+            if len(workers) != len(fleet.shape.workers):
+                found.append(f"{len(workers)} workers are registered, not {len(fleet.shape.workers)}")
+            if not found or time.monotonic() > deadline_s:
+                return after, found
+            await asyncio.sleep(1.0)
+
+
+@asynccontextmanager
+async def _surroundings(plan: Plan, folder: Path, reason: str, left: list[str]) -> AsyncIterator[Surroundings]:
+    async with AsyncExitStack() as stack:
+        if reason:
+            yield Surroundings(None, None, reason)
+            return
+        network, disks = Network(plan.shape.workers), Disks(folder, DISKS)
+        await network.open()
+        stack.push_async_callback(_close_network, network, left)
+        await disks.open()
+        stack.push_async_callback(disks.close)
+        yield Surroundings(network, disks, "")
+
+
+async def _close_network(network: Network, left: list[str]) -> None:
+    left += [f"namespace {name}" for name in await network.close()]
+
+
+class _Clock:
+    """Seconds since the plan began."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+
+    def start(self) -> None:
+        self._started_s = time.monotonic()
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+
+def remove(folder: Path) -> None:
+    """Delete the folder of a run that was right."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder)

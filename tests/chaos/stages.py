@@ -1,0 +1,119 @@
+"""What the fleet runs: fake stages for volume, or a tiny real model; and what each request must give, to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+from tests.chaos.plan import Shape, Submission
+from triptych import media
+from triptych.stages.fake import FAKE_MODEL, expected_outputs
+from triptych.v1.job_pb2 import GenerationRequest
+from triptych_client.request import build_request
+
+ARENA_BYTES = 16 * 2**20
+
+
+class Stages(Protocol):
+    """A choice of stages."""
+
+    worker_flags: tuple[str, ...]
+
+    def adapt(self, submission: Submission) -> Submission:
+        """The submission without what these stages can't do."""
+
+    def request(self, submission: Submission) -> GenerationRequest:
+        """What the client sends; its deadline counts from now."""
+
+    def digest(self, submission: Submission) -> str:
+        """SHA-256 of the file that it must get."""
+
+
+class FakeStages:
+    """`triptych.stages.fake`: the reference is computed by the same pure functions, in this process."""
+
+    def __init__(self, seconds: float) -> None:
+        self.worker_flags = ("--fake-stage-seconds", str(seconds), "--arena-bytes", str(ARENA_BYTES))
+
+    def adapt(self, submission: Submission) -> Submission:
+        """As it is."""
+        return submission
+
+    def request(self, submission: Submission) -> GenerationRequest:
+        """See `Stages`."""
+        request = build_request(
+            submission.prompt,
+            seed=submission.seed,
+            height=submission.height,
+            width=submission.width,
+            num_inference_steps=submission.steps,
+            output_format="npy",
+            parameters={"refuse": True} if submission.is_refused else None,
+        )
+        _set_deadline(request, submission)
+        return request
+
+    def digest(self, submission: Submission) -> str:
+        """See `Stages`. Nothing for a job that is refused."""
+        if submission.is_refused:
+            return ""
+        request = self.request(replace(submission, deadline_s=None))
+        (artifact,) = media.encode_outputs(expected_outputs(request), "npy", media.frames_per_second(FAKE_MODEL))
+        return hashlib.sha256(artifact.data).hexdigest()
+
+
+class RealStages:
+    """The tests' tiny random Wan. The reference is the three stages in a row, in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        from tests.models import wan_t2v
+        from triptych_client.fleet import RolePlan
+        from triptych_client.fused import FusedModel
+
+        model = wan_t2v(folder)
+        self.worker_flags = ("--model", model, "--arena-bytes", str(4 * ARENA_BYTES))
+        roles = {role: RolePlan() for role in ("encoder", "transformer", "decoder")}
+        self._model = FusedModel.load(model, "", roles, 1)
+
+    def adapt(self, submission: Submission) -> Submission:
+        """No model refuses a value that the controller accepts, so nothing asks for that."""
+        return replace(submission, is_refused=False)
+
+    def request(self, submission: Submission) -> GenerationRequest:
+        """See `Stages`."""
+        request = build_request(
+            submission.prompt,
+            seed=submission.seed,
+            height=32,
+            width=64,
+            num_frames=5,
+            num_inference_steps=submission.steps,
+            negative_prompt="blur",
+            output_format="npy",
+        )
+        _set_deadline(request, submission)
+        return request
+
+    def digest(self, submission: Submission) -> str:
+        """See `Stages`."""
+        request = self.request(replace(submission, deadline_s=None))
+        (artifact,) = media.encode_outputs(self._model.run(request), "npy", 16.0)
+        return hashlib.sha256(artifact.data).hexdigest()
+
+
+def shape_of(stages: str, jobs: int, faults: int, seconds: float) -> Shape:
+    """A real model's processes take seconds to start and some CPU, so there are fewer of them."""
+    if stages == "real":
+        return Shape(encoders=1, transformers=2, decoders=1, jobs=jobs, faults=faults, seconds=seconds)
+    return Shape(jobs=jobs, faults=faults, seconds=seconds)
+
+
+def _set_deadline(request: GenerationRequest, submission: Submission) -> None:
+    if submission.deadline_s is not None:
+        request.deadline_time.GetCurrentTime()
+        request.deadline_time.FromDatetime(
+            request.deadline_time.ToDatetime() + timedelta(seconds=submission.deadline_s)
+        )
