@@ -78,9 +78,14 @@ class RenewingChannel(grpc.aio.Channel):
     def _late(self, kind: str, args: Any, kwargs: Any) -> Callable[..., Any]:
         """A method of a stub, bound to whatever channel there is when it is called."""
 
+        bound: tuple[grpc.aio.Channel | None, Any] = (None, None)
+
         def call(*call_args: Any, metadata: Any = None, **call_kwargs: Any) -> Any:
-            method = getattr(self._present(), kind)(*args, **kwargs)
-            return method(*call_args, metadata=(*(metadata or ()), *self._metadata()), **call_kwargs)
+            nonlocal bound
+            channel = self._present()
+            if bound[0] is not channel:
+                bound = channel, getattr(channel, kind)(*args, **kwargs)
+            return bound[1](*call_args, metadata=(*(metadata or ()), *self._metadata()), **call_kwargs)
 
         return call
 

@@ -27,6 +27,8 @@ RINGS = ("auto", "verbs", "rpc")
 
 MOONCAKE = ("auto", "rdma", "tcp")
 
+PRIORITIES = ("high", "normal", "low")
+
 SCOPES = ("submit", "read", "admin", "encoder", "transformer", "decoder")
 
 STATES = (
@@ -78,10 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show rings, workers and jobs, live")
     status.add_argument("--once", action="store_true", help="show them once")
     _add_endpoint(status, "status", json=True)
-    jobs = commands.add_parser("jobs", help="list jobs, newest first")
-    jobs.add_argument("--state", action="append", choices=STATES, default=[], help="only these (may be repeated)")
-    jobs.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (default: 50)")
-    _add_endpoint(jobs, "jobs", json=True)
+    _add_jobs(commands.add_parser("jobs", help="list jobs, newest first; show and retry dead letters"))
     cancel = commands.add_parser("cancel", help="ask for jobs to stop")
     cancel.add_argument("jobs", nargs="+", metavar="JOB")
     _add_endpoint(cancel, "cancel", json=False)
@@ -105,6 +104,17 @@ def build_parser() -> argparse.ArgumentParser:
     trace.add_argument("--trace-file", required=True, metavar="FILE", help="what the fleet's --trace-file wrote")
     trace.set_defaults(module="trace")
     return parser
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("jobs", nargs="*", metavar="JOB", help="with --dead: show these whole, or retry them")
+    parser.add_argument("--state", action="append", choices=STATES, default=[], help="only these (may be repeated)")
+    parser.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (default: 50)")
+    parser.add_argument(
+        "--dead", action="store_true", help="dead letters: what FAILED after too many attempts, and why"
+    )
+    parser.add_argument("--retry", action="store_true", help="with --dead: a new job for each JOB, or for `all`")
+    _add_endpoint(parser, "jobs", json=True)
 
 
 def _add_endpoint(parser: argparse.ArgumentParser, module: str, *, json: bool) -> None:
@@ -211,6 +221,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         request.add_argument(f"--{name}", type=int, metavar="N")
     request.add_argument("--guidance-scale", type=float, metavar="X")
     request.add_argument("--frames-per-second", type=float, metavar="X")
+    request.add_argument("--priority", choices=PRIORITIES, help="which jobs that wait are begun first (normal)")
     request.add_argument("--deadline-s", type=float, metavar="S", help="give up after so many seconds")
     request.add_argument("--param", action="append", default=[], metavar="NAME=JSON", help="any other input")
     request.add_argument("--media", action="append", default=[], metavar="NAME=FILE", help="an image or video")

@@ -12,7 +12,7 @@ from typing import Unpack
 import grpc
 
 from triptych import auth, config, rpc, telemetry
-from triptych.errors import DeadlinePassed, Full, InvalidRequest, SourceCorrupt, Unavailable
+from triptych.errors import DeadlinePassed, Full, InvalidRequest, SourceCorrupt, TriptychError, Unavailable
 from triptych.v1 import (
     fleet_service_pb2,
     fleet_service_pb2_grpc,
@@ -24,7 +24,7 @@ from triptych.v1 import (
 from triptych_client.files import PartFile, check_folder, output_format, output_paths
 from triptych_client.jobs import Generated, check_succeeded, is_over
 from triptych_client.request import GenerationFields, build_request
-from triptych_client.retry import Backoff, RetryPolicy, call, error_of, is_transient
+from triptych_client.retry import Backoff, RetryPolicy, call, error_of, is_worth_retrying
 
 PAGE_SIZE = 100
 """Jobs asked for at once: a few tens of KiB."""
@@ -76,10 +76,10 @@ class AsyncClient:
     async def create_job(
         self, prompt: str = "", *, request_id: str = "", **fields: Unpack[GenerationFields]
     ) -> job_pb2.Job:
-        """Have a job accepted. A full backlog is waited for, as an absent controller is.
+        """Have a job accepted. A full backlog or quota is waited for, as an absent controller is.
 
         `request_id` is drawn where none is given, so that retries make one job. Raises InvalidRequest for what the
-        model can't take, AlreadyExists when `request_id` was used for another request, BacklogFull.
+        model can't take, AlreadyExists when `request_id` was used for another request, and a subclass of Full.
         """
         return await self.submit(build_request(prompt, **fields), request_id)
 
@@ -87,7 +87,7 @@ class AsyncClient:
         """As `create_job`, from a ready message."""
         message = generation_service_pb2.CreateJobRequest(request_id=request_id or str(uuid.uuid4()), request=request)
         response = await call(
-            lambda timeout_s: self._jobs.CreateJob(message, timeout=timeout_s), self._retry, self.endpoint, (Full,)
+            lambda timeout_s: self._jobs.CreateJob(message, timeout=timeout_s), self._retry, self.endpoint
         )
         return response.job
 
@@ -100,10 +100,19 @@ class AsyncClient:
         return response.job
 
     async def list_jobs(
-        self, states: Iterable[job_pb2.JobState.ValueType] = (), page_size: int = PAGE_SIZE
+        self,
+        states: Iterable[job_pb2.JobState.ValueType] = (),
+        page_size: int = PAGE_SIZE,
+        *,
+        dead_letters_only: bool = False,
     ) -> AsyncGenerator[job_pb2.Job, None]:
-        """Yield jobs, newest first, page by page; only those in one of `states`, where some are given."""
-        message = generation_service_pb2.ListJobsRequest(page_size=page_size, states=states)
+        """Yield jobs, newest first, page by page; only those in one of `states`, where some are given.
+
+        Dead letters are jobs that FAILED because they were tried too often; see `retry_job`.
+        """
+        message = generation_service_pb2.ListJobsRequest(
+            page_size=page_size, states=states, dead_letters_only=dead_letters_only
+        )
         while True:
             response = await call(
                 lambda timeout_s: self._jobs.ListJobs(message, timeout=timeout_s), self._retry, self.endpoint
@@ -119,14 +128,15 @@ class AsyncClient:
     ) -> AsyncGenerator[generation_service_pb2.WatchJobResponse, None]:
         """Yield a job's present state, then each change, until it is over; resumes when the controller comes back.
 
-        Raises NotFound, DeadlinePassed after `timeout_s`, and Unavailable when the controller stays away.
+        Raises NotFound, DeadlinePassed after `timeout_s`, Unavailable when the controller stays away, and WatchesFull
+        when it keeps refusing one more watch.
         """
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         backoff = Backoff(self._retry)
         seen: job_pb2.Job | None = None
         while True:
             remaining_s = None if end_s is None else max(end_s - time.monotonic(), 0.0)
-            found = Unavailable(f"{self.endpoint} ended the stream before {job_id} was over")
+            found: TriptychError = Unavailable(f"{self.endpoint} ended the stream before {job_id} was over")
             try:
                 stream = self._jobs.WatchJob(generation_service_pb2.WatchJobRequest(job_id=job_id), timeout=remaining_s)
                 async for update in stream:
@@ -139,9 +149,11 @@ class AsyncClient:
             except grpc.aio.AioRpcError as error:
                 if end_s is not None and time.monotonic() >= end_s:
                     raise DeadlinePassed(f"{job_id} was not over after {timeout_s:g} s") from error
-                if not is_transient(error):
-                    raise error_of(error, self.endpoint) from error
-                found = Unavailable(str(error_of(error, self.endpoint)))
+                found = error_of(error, self.endpoint)
+                if not is_worth_retrying(error, found):
+                    raise found from error
+                if not isinstance(found, Full):
+                    found = Unavailable(str(found))
             await backoff.wait(found)
 
     async def cancel_job(self, job_id: str) -> job_pb2.Job:
@@ -149,6 +161,17 @@ class AsyncClient:
         message = generation_service_pb2.CancelJobRequest(job_id=job_id)
         response = await call(
             lambda timeout_s: self._jobs.CancelJob(message, timeout=timeout_s), self._retry, self.endpoint
+        )
+        return response.job
+
+    async def retry_job(self, job_id: str) -> job_pb2.Job:
+        """Have the request of a dead letter accepted as a new job, the same however often this is called.
+
+        Raises NotFound, WrongState for a job that is no dead letter, and as `create_job`.
+        """
+        message = generation_service_pb2.RetryJobRequest(job_id=job_id)
+        response = await call(
+            lambda timeout_s: self._jobs.RetryJob(message, timeout=timeout_s), self._retry, self.endpoint
         )
         return response.job
 

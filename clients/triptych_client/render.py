@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import RenderableType
@@ -47,6 +48,35 @@ def jobs_table(jobs: Iterable[Job], title: str) -> Table:
         retried = f"{len(job.attempts)} undone: {job.attempts[-1].reason}" if job.attempts else ""
         table.add_row(job.job_id, state, steps, _took(job), ranks, Text(job.error or retried))
     return table
+
+
+def dead_letters_table(jobs: Iterable[Job], title: str) -> Table:
+    """Dead letters, each with the reason of every attempt."""
+    table = _table(title, "job", "client", "ended", "attempts")
+    for job in jobs:
+        reasons = "\n".join(f"{_role(attempt.role)} {attempt.rank}: {attempt.reason}" for attempt in job.attempts)
+        table.add_row(job.job_id, job.client, _moment(job.end_time), Text(reasons))
+    return table
+
+
+def dead_letter_view(job: Job) -> tuple[RenderableType, ...]:
+    """One dead letter, whole."""
+    facts = _table("", "", "")
+    for name, value in (
+        ("error", job.error),
+        ("client", job.client),
+        ("request id", job.request_id),
+        ("seed", str(job.seed)),
+        ("accepted", _moment(job.create_time)),
+        ("ended", _moment(job.end_time)),
+        ("retry of", job.retry_of),
+    ):
+        if value:
+            facts.add_row(name, Text(value))
+    table = _table("attempts", "role", "rank", "time", "reason")
+    for attempt in job.attempts:
+        table.add_row(_role(attempt.role), str(attempt.rank), _moment(attempt.end_time), Text(attempt.reason))
+    return Text(f"{job.job_id} · {state_name(job.state)}", style="bold"), facts, table
 
 
 def model_view(model: model_pb2.ModelDescription) -> tuple[RenderableType, ...]:
@@ -111,7 +141,7 @@ def _workers_table(workers: Iterable[Worker]) -> Table:
         state = WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
         table.add_row(
             str(worker.rank),
-            Role.Name(worker.role).removeprefix("ROLE_").lower(),
+            _role(worker.role),
             state,
             worker.job_id,
             f"{worker.step}/{worker.step_count}" if worker.step_count else "",
@@ -152,6 +182,14 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _took(job: Job) -> str:
     end_s = _seconds(job.end_time) if is_over(job) else time.time()
     return f"{max(end_s - _seconds(job.create_time), 0):.1f} s"
+
+
+def _role(role: Role.ValueType) -> str:
+    return Role.Name(role).removeprefix("ROLE_").lower()
+
+
+def _moment(moment: Timestamp) -> str:
+    return moment.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _ago(moment: Timestamp) -> str:

@@ -15,6 +15,9 @@ from triptych.v1 import job_pb2
 REQUEST_BYTES_MAX = 60 * 2**20
 """Largest request: under the servers' limit on messages of 64 MiB, with room for what surrounds it."""
 
+PRIORITIES = ("high", "normal", "low")
+"""Names of priorities, first come first."""
+
 MediaFile = bytes | str | Path
 """The bytes of an image or video file, or the path of one."""
 
@@ -59,6 +62,8 @@ class GenerationFields(TypedDict, total=False):
     """Only this transformer may denoise."""
     decoder_rank: int | None
     """Only this decoder may decode."""
+    priority: str | None
+    """`high`, `normal` or `low`: which of the jobs that wait are begun first."""
 
 
 def build_request(prompt: str = "", **fields: Any) -> job_pb2.GenerationRequest:
@@ -80,6 +85,8 @@ def build_request(prompt: str = "", **fields: Any) -> job_pb2.GenerationRequest:
             _add_media(request, value)
         elif name == "deadline":
             request.deadline_time.FromDatetime(_moment(value))
+        elif name == "priority":
+            request.priority = _priority(value)
         else:
             _set(request, name, value)
     if request.ByteSize() > REQUEST_BYTES_MAX:
@@ -127,6 +134,12 @@ def _add_media(request: job_pb2.GenerationRequest, media: Media) -> None:
             else:
                 data = file
             request.media.add(name=name, data=data)
+
+
+def _priority(name: Any) -> job_pb2.Priority.ValueType:
+    if name not in PRIORITIES:
+        raise InvalidRequest("priority", name, ", ".join(PRIORITIES))
+    return job_pb2.Priority.Value(f"PRIORITY_{name.upper()}")
 
 
 def _moment(deadline: datetime | timedelta) -> datetime:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import grpc
 
 from triptych import rpc
-from triptych.errors import DeadlinePassed, TriptychError, Unavailable
+from triptych.errors import DeadlinePassed, Full, TriptychError, Unavailable
 
 Result = TypeVar("Result")
 
@@ -49,8 +49,13 @@ class Backoff:
         return max(min(self._policy.attempt_s_max, self._end_s - time.monotonic()), self._policy.delay_s_initial)
 
     async def wait(self, error: TriptychError) -> None:
-        """Wait before the next attempt, or raise `error` where there is no time for one."""
+        """Wait before the next attempt, or raise `error` where there is no time for one.
+
+        A server that is full says when it is worth a try: at least so long, and then not all clients at once.
+        """
         delay_s = self._delay_s * random.uniform(0.5, 1.0)
+        if isinstance(error, Full):
+            delay_s += error.retry_after_s
         if time.monotonic() + delay_s >= self._end_s:
             raise error
         self._delay_s = min(self._delay_s * 2, self._policy.delay_s_max)
@@ -69,6 +74,14 @@ def is_transient(error: grpc.aio.AioRpcError) -> bool:
     )
 
 
+def is_worth_retrying(error: grpc.aio.AioRpcError, found: TriptychError) -> bool:
+    """Whether to ask again, for an error and what it is as one of ours.
+
+    A full server counts, but not gRPC's own use of the same status, for messages that are too large.
+    """
+    return is_transient(error) or (isinstance(found, Full) and _is_named(error))
+
+
 def error_of(error: grpc.aio.AioRpcError, address: str) -> TriptychError:
     """The error as one of ours; a server that can't be reached is named by its address."""
     found = rpc.error_from(error)
@@ -83,9 +96,8 @@ async def call(
     attempt: Callable[[float], Awaitable[Result]],
     policy: RetryPolicy,
     address: str,
-    also: tuple[type[TriptychError], ...] = (),
 ) -> Result:
-    """Call `attempt(timeout_s)` until it answers. Errors of the classes `also` are retried too.
+    """Call `attempt(timeout_s)` until it answers. A server that says itself that it is full is asked again, too.
 
     Raises the last error, as one of `triptych.errors`, when it is not transient or the policy's time is over.
     """
@@ -95,8 +107,7 @@ async def call(
             return await attempt(backoff.attempt_s)
         except grpc.aio.AioRpcError as error:
             found = error_of(error, address)
-            named = _is_named(error)
-            if not is_transient(error) and not (named and isinstance(found, also)):
+            if not is_worth_retrying(error, found):
                 raise found from error
             await backoff.wait(found)
 

@@ -58,10 +58,14 @@ class Client:
         return self._loop.run(self._client.get_job(job_id))
 
     def list_jobs(
-        self, states: Iterable[job_pb2.JobState.ValueType] = (), page_size: int = PAGE_SIZE
+        self,
+        states: Iterable[job_pb2.JobState.ValueType] = (),
+        page_size: int = PAGE_SIZE,
+        *,
+        dead_letters_only: bool = False,
     ) -> Iterator[job_pb2.Job]:
         """See `AsyncClient.list_jobs`."""
-        return self._iterate(self._client.list_jobs(states, page_size))
+        return self._iterate(self._client.list_jobs(states, page_size, dead_letters_only=dead_letters_only))
 
     def watch_job(
         self, job_id: str, timeout_s: float | None = None
@@ -72,6 +76,10 @@ class Client:
     def cancel_job(self, job_id: str) -> job_pb2.Job:
         """See `AsyncClient.cancel_job`."""
         return self._loop.run(self._client.cancel_job(job_id))
+
+    def retry_job(self, job_id: str) -> job_pb2.Job:
+        """See `AsyncClient.retry_job`."""
+        return self._loop.run(self._client.retry_job(job_id))
 
     def download_result(self, job_id: str, path: Path | str, artifact_index: int = 0) -> Path:
         """See `AsyncClient.download_result`."""

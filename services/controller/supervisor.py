@@ -177,10 +177,13 @@ class Supervisor:
     async def bury(self, rank: int, reason: str) -> None:
         """A rank is dead: fence it, reap its leases, send back the jobs whose next room it held.
 
-        Raises JournalFull when it is fenced and reaped; the rest is then left for the next tick.
+        What the journal can't take now is left for the next tick.
         """
         self._fence(rank, reason)
-        await self._fill_graves()
+        try:
+            await self._fill_graves()
+        except JournalFull as error:
+            log.error("rank %d is fenced; its jobs wait: %s", rank, error)
 
     def _fence(self, rank: int, reason: str) -> None:
         """What takes no disk: from here on the rank can change nothing, and others get its dispatches."""
@@ -207,8 +210,8 @@ class Supervisor:
             self._controller.dispatcher.work.set()
 
     async def _fill(self, grave: _Grave) -> None:
+        """Jobs first: they should know of the attempt before another worker begins the next."""
         rank, reason = grave.rank, grave.reason
-        await self._ledger.journal.forget_worker(rank)
         for entry in list(self._ledger.active.values()):
             if jobs.is_running(entry) and entry.lease.rank == rank:
                 if _token(entry.lease) in grave.handed_back:
@@ -216,6 +219,7 @@ class Supervisor:
                 await self._lost(entry, rank, reason, redelivered=entry.job.job_id in grave.redelivered)
             elif not jobs.is_running(entry) and jobs.dispatch_of(entry).room.owner_rank == rank:
                 await self._controller.source_lost(entry, rank, reason)
+        await self._ledger.journal.forget_worker(rank)
 
     def _handed_back(self, rank: int) -> set[tuple[int, int, int]]:
         """Dispatches that aren't this rank's, as ring, slot and ticket: where it had one, a nack gave it to others."""
@@ -261,13 +265,13 @@ class Supervisor:
         now_s = asyncio.get_running_loop().time()
         config = self._controller.config
         for rank in self._fleet.silent(now_s, config.worker_timeout_s):
-            self._fence(rank, f"rank {rank} was silent for {config.worker_timeout_s:g} s")
+            await self.bury(rank, f"rank {rank} was silent for {config.worker_timeout_s:g} s")
         for entry in list(self._ledger.active.values()):
             progress = self._ledger.progress.get(entry.job.job_id)
             if not jobs.is_running(entry) or progress is None:
                 continue
             if now_s - progress.seen_s > config.stall_timeout_s:
-                self._fence(entry.lease.rank, f"no progress for {config.stall_timeout_s:g} s")
+                await self.bury(entry.lease.rank, f"no progress for {config.stall_timeout_s:g} s")
         for ring in self._controller.rings.values():
             if ring.is_shared:
                 ring.hint()  # hints of workers may be lost, and it shows whether the card still works

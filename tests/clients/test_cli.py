@@ -57,7 +57,17 @@ def test_the_suffix_chooses_the_format(endpoint: str, tmp_path: Path, suffix: st
 def test_several_outputs_and_every_request_flag(endpoint: str, tmp_path: Path) -> None:
     (tmp_path / "in.png").write_bytes(b"picture")
     flags = "--height 64 --width 64 --num-frames 9 --num-inference-steps 3 --seed -1 --guidance-scale 2 --deadline-s 60"
-    more = ("--param", "shift=3", "--media", f"image={tmp_path}/in.png", "--preview", "--transformer-rank", "7")
+    more = (
+        "--param",
+        "shift=3",
+        "--media",
+        f"image={tmp_path}/in.png",
+        "--preview",
+        "--transformer-rank",
+        "7",
+        "--priority",
+        "low",
+    )
     output = ("--num-outputs", "2", "-o", tmp_path / "out.mp4", "--endpoint", endpoint, "--quiet")
     done = triptych("generate", "a circle", *flags.split(), *more, *output)
     assert (done.returncode, done.stderr) == (0, "")
@@ -159,3 +169,32 @@ def test_up_says_when_its_port_is_taken(endpoint: str, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"controller: address is '{endpoint}'; accepted: a free port" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_dead_letters_are_listed_shown_and_retried(endpoint: str, tmp_path: Path) -> None:
+    assert triptych("generate", "dead", "-o", tmp_path / "out.mp4", "--endpoint", endpoint).returncode == 1
+    listed = triptych("jobs", "--dead", "--endpoint", endpoint)
+    assert listed.returncode == 0
+    assert "transformer 3: rank 3 was silent" in listed.stdout
+    assert "transformer 5: rank 5 was silent" in listed.stdout
+    (dead,) = json.loads(triptych("jobs", "--dead", "--json", "--endpoint", endpoint).stdout)
+    shown = triptych("jobs", "--dead", dead["job_id"], "--endpoint", endpoint)
+    assert "gave up after 2 attempts" in shown.stdout
+    assert all(f"transformer  {rank}" in " ".join(shown.stdout.split("\n")) for rank in (3, 5))
+    retried = triptych("jobs", "--dead", "--retry", "all", "--endpoint", endpoint)
+    assert retried.stdout.split()[0] == dead["job_id"]
+    assert triptych("jobs", "--dead", "--retry", dead["job_id"], "--endpoint", endpoint).stdout == retried.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--retry", "all"), "jobs is 'all'; accepted: no job and no --retry, unless with --dead"),
+        (("--dead", "--retry"), "retry is ''; accepted: ids of dead letters, or 'all'"),
+        (("--dead", "--state", "queued"), "state is 'queued'; accepted: nothing with --dead"),
+    ],
+)
+def test_bad_flags_of_jobs(endpoint: str, flags: tuple[str, ...], sentence: str) -> None:
+    done = triptych("jobs", *flags, "--endpoint", endpoint)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr

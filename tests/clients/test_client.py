@@ -8,26 +8,32 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.clients.conftest import QUICK
 from tests.clients.toy_controller import STEPS, ToyController
-from triptych import rpc
+from triptych import errors, rpc
 from triptych.errors import (
     BacklogFull,
     DeadlinePassed,
+    Full,
     InvalidRequest,
     JobCancelled,
     JobFailed,
     NotFound,
     SourceCorrupt,
     Unavailable,
+    WrongState,
 )
 from triptych.v1 import job_pb2
+from triptych.v1.generation_service_pb2 import CreateJobRequest
+from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
 from triptych_client import AsyncClient, Client, RetryPolicy, build_request
 
 HASTY = RetryPolicy(delay_s_initial=0.02, delay_s_max=0.05, total_s_max=0.4)
@@ -144,6 +150,67 @@ async def test_a_backlog_that_stays_full_is_an_error(server: rpc.Server, control
             await client.create_job("a circle")
 
 
+async def test_a_servers_hint_is_waited_for(server: rpc.Server, controller: ToyController) -> None:
+    """The policy alone would ask a dozen times in that time."""
+    controller.full_count, controller.retry_after_s = 2, 0.7
+    async with AsyncClient(server.address, RetryPolicy(0.01, 0.02, total_s_max=10)) as client:
+        await client.create_job("a circle")
+    waits = [after - before for before, after in pairwise(controller.created_s)]
+    assert len(waits) == 2
+    assert all(0.7 <= wait_s < 5 for wait_s in waits)
+
+
+async def test_a_hint_beyond_the_policy_ends_it_at_once(server: rpc.Server, controller: ToyController) -> None:
+    controller.full_count, controller.retry_after_s = 10**6, 30.0
+    async with AsyncClient(server.address, HASTY) as client:
+        with pytest.raises(BacklogFull) as caught:
+            await client.create_job("a circle")
+    assert caught.value.retry_after_s == 30.0
+    assert controller.create_count == 1
+
+
+async def test_every_full_server_says_when_to_come_back(server: rpc.Server, controller: ToyController) -> None:
+    """As gRPC has it, so that any language can read it."""
+    controller.full_count, controller.retry_after_s = 1, None
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await GenerationServiceStub(channel).CreateJob(CreateJobRequest())
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert ("grpc-retry-pushback-ms", "2000") in tuple(caught.value.trailing_metadata() or ())
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, errors.Full):
+            assert error("full").retry_after_s > 0
+
+
+async def test_too_many_watches_are_waited_for(client: AsyncClient, controller: ToyController) -> None:
+    controller.watches_full_count = 2
+    job = await client.create_job("a circle")
+    states = [update.job.state async for update in client.watch_job(job.job_id)]
+    assert states[-1] == job_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_a_message_that_is_too_large_is_not_sent_again(client: AsyncClient) -> None:
+    """gRPC ends it with the status that full servers use."""
+    request = job_pb2.GenerationRequest(prompt="x" * (65 * 2**20))
+    start_s = time.monotonic()
+    with pytest.raises(Full):
+        await client.submit(request)
+    assert time.monotonic() - start_s < 5
+
+
+async def test_dead_letters_are_listed_and_retried(client: AsyncClient) -> None:
+    dead = await client.create_job("dead")
+    assert [update.job async for update in client.watch_job(dead.job_id)][-1].dead_letter
+    alive = await client.create_job("fail")
+    _ = [update async for update in client.watch_job(alive.job_id)]
+    assert [job.job_id async for job in client.list_jobs(dead_letters_only=True)] == [dead.job_id]
+    again = await client.retry_job(dead.job_id)
+    assert again.retry_of == dead.job_id
+    assert (await client.retry_job(dead.job_id)).job_id == again.job_id
+    with pytest.raises(WrongState):
+        await client.retry_job(alive.job_id)
+
+
 async def test_the_same_request_id_is_the_same_job(client: AsyncClient) -> None:
     first = await client.create_job("a circle", request_id="mine")
     assert (await client.create_job("a circle", request_id="mine")).job_id == first.job_id
@@ -218,6 +285,10 @@ def _use_sync_client(address: str, tmp_path: Path) -> None:
         watching.close()  # type: ignore[attr-defined]
         with pytest.raises(NotFound):
             client.get_job("gone")
+        dead = client.create_job("dead", priority="low")
+        list(client.watch_job(dead.job_id))
+        assert [job.job_id for job in client.list_jobs(dead_letters_only=True)] == [dead.job_id]
+        assert client.retry_job(dead.job_id).retry_of == dead.job_id
 
 
 def test_the_client_and_the_launcher_import_no_torch() -> None:
@@ -247,6 +318,8 @@ def test_fields_are_carried_and_those_not_given_stay_unset(tmp_path: Path) -> No
         width=None,
     )
     assert (request.height, request.HasField("width")) == (64, False)
+    assert request.priority == job_pb2.PRIORITY_UNSPECIFIED
+    assert build_request(priority="high").priority == job_pb2.PRIORITY_HIGH
     assert request.HasField("guidance_scale")
     assert request.parameters["shift"] == 3.5
     assert [(m.name, m.data) for m in request.media] == [("image", b"one"), ("image", b"two"), ("mask", b"three")]
@@ -262,6 +335,8 @@ def test_fields_are_carried_and_those_not_given_stay_unset(tmp_path: Path) -> No
         ({"transformer_rank": -1}, "transformer_rank"),
         ({"num_frames": True}, "num_frames"),
         ({"hight": 64}, "hight"),
+        ({"priority": "urgent"}, "priority"),
+        ({"priority": 1}, "priority"),
         ({"parameters": {"x": object()}}, "parameters.x"),
         ({"media": {"image": "/no/such/file.png"}}, "media.image"),
         ({"media": {"image": b"x" * (61 * 2**20)}}, "request"),

@@ -1,7 +1,8 @@
 """A controller without workers, on a real port: jobs pass through their states by themselves.
 
-What a job does follows from its prompt: `fail` fails, `forever` goes on until it is cancelled, `late` expires,
-anything else succeeds with `num_outputs` files. Also a program: `python toy_controller.py --address 127.0.0.1:0`.
+What a job does follows from its prompt: `fail` fails, `dead` fails as a dead letter, `forever` goes on until it is
+cancelled, `late` expires, anything else succeeds with `num_outputs` files. Also a program:
+`python toy_controller.py --address 127.0.0.1:0`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from triptych import process, rpc
-from triptych.errors import BacklogFull, InvalidRequest, NotFound
+from triptych.errors import BacklogFull, InvalidRequest, NotFound, WatchesFull, WrongState
 from triptych.v1 import (
     dispatch_pb2,
     fleet_service_pb2_grpc,
@@ -38,6 +40,12 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
         self.step_s = step_s
         self.full_count = 0
         """Refuse so many CreateJob calls for a full backlog."""
+        self.watches_full_count = 0
+        """Refuse so many WatchJob calls."""
+        self.retry_after_s: float | None = 0.05
+        """What it then says when to come back; None for the error's own default."""
+        self.created_s: list[float] = []
+        """When CreateJob was called."""
         self.corrupt_count = 0
         """Send so many downloads with a wrong byte."""
         self.requests: list[job_pb2.GenerationRequest] = []
@@ -61,9 +69,10 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Any) -> pb.CreateJobResponse:
         self.create_count += 1
+        self.created_s.append(time.monotonic())
         if self.full_count:
             self.full_count -= 1
-            raise BacklogFull("the backlog is full")
+            raise BacklogFull("the backlog is full", self.retry_after_s)
         if not request.request.prompt:
             raise InvalidRequest("prompt", request.request.prompt, "text that is not empty")
         for job in self.jobs.values():
@@ -85,7 +94,12 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
                     await self._set(job, step=step, step_count=STEPS)
                 if request.prompt == "forever":
                     await asyncio.Event().wait()
-        if request.prompt == "fail":
+        if request.prompt == "dead":
+            for rank in (3, 5):
+                job.attempts.add(role=dispatch_pb2.ROLE_TRANSFORMER, rank=rank, reason=f"rank {rank} was silent")
+                job.attempts[-1].end_time.GetCurrentTime()
+            await self._set(job, state=job_pb2.JOB_STATE_FAILED, error="gave up after 2 attempts", dead_letter=True)
+        elif request.prompt == "fail":
             await self._set(job, state=job_pb2.JOB_STATE_FAILED, error="encoder: it was asked to fail")
         elif request.prompt == "late":
             await self._set(job, state=job_pb2.JOB_STATE_EXPIRED)
@@ -114,11 +128,15 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
         found = [job for job in reversed(self.jobs.values()) if not request.states or job.state in request.states]
+        found = [job for job in found if job.dead_letter or not request.dead_letters_only]
         start = int(request.page_token or 0)
         end = start + (request.page_size or 50)
         return pb.ListJobsResponse(jobs=found[start:end], next_page_token=str(end) if end < len(found) else "")
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
+        if self.watches_full_count:
+            self.watches_full_count -= 1
+            raise WatchesFull("too many watches", self.retry_after_s)
         job = self._job(request.job_id)
         sent = None
         while True:
@@ -139,6 +157,16 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
             self._running[job.job_id].cancel()
             await self._set(job, state=job_pb2.JOB_STATE_CANCELLED)
         return pb.CancelJobResponse(job=job)
+
+    async def RetryJob(self, request: pb.RetryJobRequest, context: Any) -> pb.RetryJobResponse:
+        job = self._job(request.job_id)
+        if not job.dead_letter:
+            raise WrongState(f"job {job.job_id} is no dead letter")
+        again = pb.CreateJobRequest(request_id=f"retry of {job.job_id}")
+        again.request.prompt = "a circle"
+        created = (await self.CreateJob(again, context)).job
+        created.retry_of = job.job_id
+        return pb.RetryJobResponse(job=created)
 
     async def DownloadResult(
         self, request: pb.DownloadResultRequest, context: Any

@@ -45,7 +45,7 @@ def make_guarded(folder: Path, **settings: object) -> Guarded:
     def flags(role: str) -> tuple[str, ...]:
         own = ("--fake-stage-seconds", "0.5", "--mover", "rpc") if role in ROLES else ()
         tls = ("--tls", str(certs / role), "--tokens", str(token_file), "--client-address", "127.0.0.1:0")
-        return (*tls, *own)
+        return (*tls, *own, "--trace-file", str(folder / "trace.jsonl"))
 
     fleet = Fleet(
         folder / "fleet",

@@ -28,7 +28,7 @@ CANCEL_TIMEOUT_S = 5.0
 
 FIELDS = (
     *("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "seed"),
-    *("num_outputs", "frames_per_second", "transformer_rank", "decoder_rank"),
+    *("num_outputs", "frames_per_second", "transformer_rank", "decoder_rank", "priority"),
 )
 """Flags that are fields of the request by the same name."""
 

@@ -1,0 +1,67 @@
+"""Real components that can be made to hang, or to take their process with them: named by a model's `model_index.json`.
+
+What they do stands in the folder that the variable `HOLD` names, so that a test decides at any moment:
+
+* a file `hold-PID` holds the process PID where its component works, until the file is gone. Its other threads go on.
+* a file `kill-STEPS` kills every process that begins to denoise a job of so many steps.
+* each step adds a byte to `steps-PID`.
+
+Otherwise they are what they inherit from, bit by bit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import transformers
+
+POLL_S = 0.01
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("HOLD", "/nonexistent"))
+
+
+def _hold() -> None:
+    mine = _folder() / f"hold-{os.getpid()}"
+    if mine.exists():
+        mine.with_name(f"held-{os.getpid()}").touch()
+        while mine.exists():
+            time.sleep(POLL_S)
+
+
+class HeldScheduler(diffusers.UniPCMultistepScheduler):
+    """Hangs before a step; kills before the first."""
+
+    def set_timesteps(self, num_inference_steps: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        if (_folder() / f"kill-{num_inference_steps}").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().set_timesteps(num_inference_steps, *args, **kwargs)
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        _hold()
+        if _folder().exists():
+            with (_folder() / f"steps-{os.getpid()}").open("ab") as count:
+                count.write(b".")
+        return super().step(*args, **kwargs)
+
+
+class HeldEncoder(transformers.UMT5EncoderModel):
+    """Hangs before it encodes."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        _hold()
+        return super().forward(*args, **kwargs)
+
+
+class HeldVae(diffusers.AutoencoderKLWan):
+    """Hangs before it decodes."""
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        _hold()
+        return super().decode(*args, **kwargs)

@@ -1,0 +1,139 @@
+"""More than a fleet can do: bounds that refuse with a hint, memory that stays bounded, and a small client's turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from tests.e2e.fleet import Fleet
+from tests.failures.loads import check, fake_fleet, request, wait_over
+from triptych import tokens
+from triptych.config import ClientAccess
+from triptych.errors import BacklogFull, WatchesFull
+from triptych.v1 import generation_service_pb2 as pb
+from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
+from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED
+from triptych_client import Client
+from triptych_client.retry import RetryPolicy
+
+BACKLOG = 5_000
+JOB_SECONDS = 0.2
+WATCHES_MAX = 4
+JOB_BYTES_MAX = 8 * 2**10
+"""Most memory of the controller for a job that waits; 2.6 KiB were measured."""
+TURN_JOBS_MAX = 12
+"""Jobs of others that end before a late client's one job does: what the rings hold already, and no more."""
+LEAVE_AT_ONCE = ("--drain-timeout-s", "0", "--release-timeout-s", "0")
+"""There is a backlog that nobody will work off."""
+IMPATIENT = RetryPolicy(total_s_max=0.5)
+
+
+@pytest.fixture(scope="module")
+def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tokens") / "tokens.toml"
+
+
+@pytest.fixture(scope="module")
+def access(token_file: Path) -> dict[str, ClientAccess]:
+    """Two clients, an administrator and the workers."""
+    scopes = {"big": ["submit", "read"], "small": ["submit", "read"], "root": ["admin"]}
+    made = {name: ClientAccess(token=tokens.add(token_file, name, granted)) for name, granted in scopes.items()}
+    token_file.with_name("worker").write_text(tokens.add(token_file, "worker", ["encoder", "transformer", "decoder"]))
+    token_file.with_name("worker").chmod(0o600)
+    return made
+
+
+@pytest.fixture(scope="module")
+def fleet(
+    tmp_path_factory: pytest.TempPathFactory, token_file: Path, access: dict[str, ClientAccess]
+) -> Iterator[Fleet]:
+    """One of each, for clients with tokens, with low bounds."""
+    bounds = ("--backlog-jobs-max", str(BACKLOG + 5), "--watches-max", str(WATCHES_MAX))
+    with fake_fleet(
+        tmp_path_factory.mktemp("pressure"),
+        JOB_SECONDS,
+        controller_flags=("--tokens", str(token_file), *bounds),
+        worker_flags=("--token-file", str(token_file.with_name("worker")), *LEAVE_AT_ONCE),
+        access=access["root"],
+    ) as started:
+        yield started
+
+
+def test_too_many_watches_are_refused_with_a_hint(fleet: Fleet, access: dict[str, ClientAccess]) -> None:
+    with fleet.client() as client, ExitStack() as stack:
+        job_id = client.submit(request(1, num_inference_steps=1000)).job_id
+        metadata = (("authorization", f"Bearer {access['root'].token}"),)
+        channel = stack.enter_context(grpc.insecure_channel(fleet.endpoint))
+        stub = GenerationServiceStub(channel)
+        message = pb.WatchJobRequest(job_id=job_id)
+        watches = [stub.WatchJob(message, metadata=metadata) for _ in range(WATCHES_MAX)]
+        for watch in watches:
+            next(iter(watch))
+        with pytest.raises(grpc.RpcError) as refused:
+            next(iter(stub.WatchJob(message, metadata=metadata)))
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert dict(refused.value.trailing_metadata())["grpc-retry-pushback-ms"] == "2000"
+        with Client(fleet.endpoint, IMPATIENT, access["root"]) as hasty, pytest.raises(WatchesFull):
+            list(hasty.watch_job(job_id))
+        watches[0].cancel()
+        assert list(client.watch_job(job_id))[-1].job.state == JOB_STATE_SUCCEEDED, "the client has waited"
+        for watch in watches:
+            watch.cancel()
+
+
+def test_a_backlog_is_bounded_in_number_and_memory_and_others_have_their_turn(
+    fleet: Fleet, access: dict[str, ClientAccess], tmp_path: Path
+) -> None:
+    """5,000 jobs of one client wait; the controller is small, refuses the one too many, and serves somebody else."""
+    process = psutil.Process(fleet.processes["controller"].pid)
+    with (
+        Client(fleet.endpoint, None, access["big"]) as big,
+        Client(fleet.endpoint, None, access["small"]) as small,
+        Client(fleet.endpoint, IMPATIENT, access["big"]) as hasty,
+        fleet.client() as root,
+    ):
+        wait_over(small, [small.submit(request(1)).job_id], 30)
+        before_bytes, started_s = process.memory_info().rss, time.monotonic()
+        with ThreadPoolExecutor(16) as pool:
+            jobs = list(pool.map(lambda seed: big.submit(request(seed)), range(BACKLOG)))
+        took_s = time.monotonic() - started_s
+        each_bytes = (process.memory_info().rss - before_bytes) / BACKLOG
+        print(
+            f"{BACKLOG} jobs in {took_s:.1f} s ({BACKLOG / took_s:.0f}/s); {each_bytes / 1024:.1f} KiB of memory each"
+        )
+        assert each_bytes < JOB_BYTES_MAX
+
+        late = small.submit(request(7)).job_id
+        done_before = succeeded(root)
+        asked_s = time.monotonic()
+        job = wait_over(small, [late], 60)[late]
+        others = succeeded(root) - done_before - 1
+        print(f"a late client's job took {time.monotonic() - asked_s:.2f} s; {others} others ended meanwhile")
+        check(small, job, 7, tmp_path)
+        assert others <= TURN_JOBS_MAX
+        assert next(found.job_id for found in small.list_jobs()) == late
+
+        refused = None
+        for seed in range(100):  # some end meanwhile
+            try:
+                hasty.submit(request(seed))
+            except BacklogFull as error:
+                refused = error
+                break
+        assert refused is not None
+        assert refused.retry_after_s > 0
+        urgent = big.submit(request(8, priority="high")).job_id
+        assert wait_over(big, [urgent], 60)[urgent].state == JOB_STATE_SUCCEEDED
+        assert big.get_job(jobs[-1].job_id).state < JOB_STATE_SUCCEEDED, "it came long before, and still waits"
+
+
+def succeeded(client: Client) -> int:
+    """How many jobs have succeeded, of all clients."""
+    return sum(count.count for count in client.get_fleet().job_counts if count.state == JOB_STATE_SUCCEEDED)

@@ -1,0 +1,110 @@
+"""A controller without processes around it: journal on disk, rings in memory, the servicer as gRPC would call it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.controller.controller import Controller
+from services.controller.generation_service import GenerationServicer
+from services.controller.journal import Journal
+from services.controller.ledger import Ledger
+from services.controller.supervisor import Supervisor
+from triptych import telemetry
+from triptych.config import ControllerConfig
+from triptych.errors import LeaseLost
+from triptych.identity import ANYONE, Identity, set_caller
+from triptych.rings.memory import MemoryRing
+from triptych.roles import RING_OF
+from triptych.v1 import fleet_service_pb2 as fleet_pb
+from triptych.v1 import generation_service_pb2 as pb
+from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER
+from triptych.v1.job_pb2 import GenerationRequest, Job
+from triptych.v1.model_pb2 import INPUT_KIND_INTEGER, INPUT_KIND_TEXT, ModelDescription
+
+
+class Bench:
+    """Everything of a controller but its ports. Calls are made as a client of a given identity."""
+
+    def __init__(self, folder: Path, journal: Journal, config: ControllerConfig) -> None:
+        model = ModelDescription(model="toy", config_digest="toy")
+        model.inputs.add(name="prompt", kind=INPUT_KIND_TEXT, required=True)
+        model.inputs.add(name="num_inference_steps", kind=INPUT_KIND_INTEGER, default_json="4")
+        rings = {name: MemoryRing(name, 1, attempts_max=config.attempts_max) for name in RING_OF.values()}
+        self.config, self.rings, self.journal, self.model = config, rings, journal, model
+        self.controller = Controller(config, Ledger(journal), rings, model, telemetry.Metrics())
+        self.supervisor = Supervisor(self.controller, 1, str(folder / "results"))
+        self.service = GenerationServicer(self.controller)
+
+    async def create(self, client: Identity = ANYONE, request_id: str = "", **fields: Any) -> Job:
+        """CreateJob."""
+        set_caller(client)
+        request = GenerationRequest(**{"prompt": "a circle", **fields})
+        return (await self.service.CreateJob(pb.CreateJobRequest(request_id=request_id, request=request), None)).job
+
+    async def list(self, client: Identity = ANYONE, **fields: Any) -> list[str]:
+        """ListJobs, as ids."""
+        set_caller(client)
+        return [job.job_id for job in (await self.service.ListJobs(pb.ListJobsRequest(**fields), None)).jobs]
+
+    async def encoder(self, name: str = "encoder") -> int:
+        """Register an encoder; its rank."""
+        request = fleet_pb.RegisterWorkerRequest(
+            instance_id=name, role=ROLE_ENCODER, address="127.0.0.1:1", model=self.model
+        )
+        set_caller(ANYONE)
+        return (await self.supervisor.register(request)).rank
+
+    async def claimed(self, rank: int) -> list[str]:
+        """The jobs that an encoder gets, in order, until there are no more; each is dropped."""
+        found = []
+        while True:
+            await self.controller.dispatcher.publish_waiting()
+            claimed = await self.rings[RING_REQUEST].claim(rank)
+            if claimed is None:
+                return found
+            found.append(claimed.dispatch.job_id)
+            await self.rings[RING_REQUEST].ack(claimed.lease)
+
+    async def fail(self, job: Job, rank: int, reason: str = "it broke") -> Job:
+        """An encoder takes the job, which must be the next, and fails; the job as it then is."""
+        set_caller(ANYONE)
+        await self.controller.dispatcher.publish_waiting()
+        claimed = await self.rings[RING_REQUEST].claim(rank)
+        assert claimed is not None
+        assert claimed.dispatch.job_id == job.job_id
+        common: dict[str, Any] = {
+            "lease": claimed.lease,
+            "job_id": job.job_id,
+            "generation": claimed.dispatch.generation,
+            "role": ROLE_ENCODER,
+        }
+        await self.controller.start_phase(fleet_pb.StartPhaseRequest(**common))
+        await self.controller.fail_phase(
+            fleet_pb.FailPhaseRequest(reason=fleet_pb.FAILURE_REASON_STAGE_ERROR, message=reason, **common)
+        )
+        try:
+            await self.rings[RING_REQUEST].ack(claimed.lease)
+        except LeaseLost as error:
+            raise AssertionError("a failure ends with an ack") from error
+        return await self.controller.ledger.get(job.job_id)
+
+
+OpenBench = Callable[..., Any]
+
+
+@pytest.fixture
+def open_bench(tmp_path: Path) -> OpenBench:
+    """`async with open_bench(setting=value)`: a controller on the test's folder, again and again if need be."""
+
+    @asynccontextmanager
+    async def opened(**settings: Any) -> Any:
+        async with Journal(tmp_path / "state") as journal:
+            yield Bench(tmp_path, journal, replace(ControllerConfig(), **settings))
+
+    return opened

@@ -1,0 +1,104 @@
+"""Bounds of requests that need no loaded model: depth, number of values, work. Each refusal is one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from triptych import requests
+from triptych.errors import InvalidRequest
+from triptych.v1.job_pb2 import PRIORITY_LOW, GenerationRequest
+from triptych.v1.model_pb2 import (
+    INPUT_KIND_INTEGER,
+    INPUT_KIND_LIST,
+    INPUT_KIND_MAPPING,
+    INPUT_KIND_TEXT,
+    ModelDescription,
+)
+
+WORK = {"num_frames": 9, "height": 64, "width": 32, "num_inference_steps": 10}
+
+
+def model(defaults_json: str = "", **defaults: int | None) -> ModelDescription:
+    """A model that takes frames, sizes and steps, with these defaults."""
+    described = ModelDescription(model="toy", outputs=["videos"], defaults_json=defaults_json)
+    described.inputs.add(name="prompt", kind=INPUT_KIND_TEXT, required=True)
+    for name in requests.WORK_INPUTS:
+        default = defaults.get(name)
+        described.inputs.add(name=name, kind=INPUT_KIND_INTEGER, default_json="" if default is None else str(default))
+    described.inputs.add(name="num_videos_per_prompt", kind=INPUT_KIND_INTEGER)
+    described.inputs.add(name="sigmas", kind=INPUT_KIND_LIST)
+    described.inputs.add(name="options", kind=INPUT_KIND_MAPPING)
+    return described
+
+
+def request(parameters: dict[str, Any] | None = None, **fields: Any) -> GenerationRequest:
+    made = GenerationRequest(prompt="a circle", **fields)
+    made.parameters.update(parameters or {})
+    return made
+
+
+def nested(depth: int) -> Any:
+    """A value that is so many deep, lists and mappings in turn."""
+    value: Any = {}
+    for level in range(depth - 1):
+        value = {"a": value} if level % 2 else [value]
+    return value if isinstance(value, dict) else {"a": value}
+
+
+def test_depth_is_bounded() -> None:
+    requests.validate(request({"options": nested(requests.PARAMETERS_DEPTH_MAX - 1)}), model())
+    with pytest.raises(InvalidRequest) as refused:
+        requests.validate(request({"options": nested(requests.PARAMETERS_DEPTH_MAX + 1)}), model())
+    assert str(refused.value) == "parameters.options is 'nested 17 deep or more'; accepted: at most 16"
+
+
+@pytest.mark.parametrize("shape", ["wide", "several", "deep and wide"])
+def test_the_number_of_values_is_bounded_over_all_parameters(shape: str) -> None:
+    half = requests.PARAMETERS_VALUES_MAX // 2
+    parameters: dict[str, Any] = {
+        "wide": {"sigmas": [0.5] * (2 * half)},
+        "several": {"sigmas": [0.5] * half, "options": {str(n): 0.5 for n in range(half)}},
+        "deep and wide": {"options": {str(n): [0.5] * 100 for n in range(half // 50)}},
+    }[shape]
+    with pytest.raises(InvalidRequest, match=r"parameters is '\d+ values or more'; accepted: at most 10000"):
+        requests.validate(request(parameters), model())
+    requests.validate(request({"sigmas": [0.5] * (half - 2), "options": {str(n): 0.5 for n in range(half)}}), model())
+
+
+def test_work_is_bounded_and_named_factor_by_factor() -> None:
+    product = 9 * 64 * 32 * 10 * 2
+    asked = request(num_outputs=2, **WORK)
+    assert requests.work(asked, model()) == product
+    requests.validate(asked, model(), work_max=product)
+    with pytest.raises(InvalidRequest) as refused:
+        requests.validate(asked, model(), work_max=product - 1)
+    field = "num_outputs x num_frames x height x width x num_inference_steps"
+    assert str(refused.value) == (
+        f"{field} is '2 x 9 x 64 x 32 x 10 = 368640'; accepted: at most 368639 (the controller's work_max)"
+    )
+    requests.validate(asked, model(), work_max=0)
+
+
+@given(given_fields=st.sets(st.sampled_from(sorted(WORK))), recommended=st.sets(st.sampled_from(sorted(WORK))))
+def test_what_a_request_leaves_out_is_the_models_default(given_fields: set[str], recommended: set[str]) -> None:
+    """The folder's recommendation before the pipeline's default, the request before both."""
+    defaults_json = "{" + ", ".join(f'"{name}": 7' for name in recommended) + "}"
+    described = model(defaults_json, **dict.fromkeys(WORK, 5))
+    expected = 1
+    for name, value in WORK.items():
+        expected *= value if name in given_fields else 7 if name in recommended else 5
+    assert requests.work(request(**{name: WORK[name] for name in given_fields}), described) == expected
+
+
+def test_a_default_that_the_model_computes_counts_as_one() -> None:
+    assert requests.work(request(num_inference_steps=3), model(num_frames=5)) == 15
+
+
+def test_priorities() -> None:
+    requests.validate(request(priority=PRIORITY_LOW), model())
+    with pytest.raises(InvalidRequest, match="priority is 7; accepted: PRIORITY_HIGH, PRIORITY_NORMAL, PRIORITY_LOW"):
+        requests.validate(request(priority=7), model())
