@@ -7,6 +7,8 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 PROMPT ?= a big red circle moving right on a blue background
 OUT ?= demo.mp4
+STAGES ?= fake
+MINUTES ?= 30
 
 # What the suites of RDMA and of the model need beyond Python; installed by apt where that is allowed.
 RDMA_PACKAGES := python3-pyverbs libibverbs1 ibverbs-providers libnuma1 libcurl4 perftest
@@ -14,7 +16,8 @@ MODEL_PACKAGES := spin gcc libc6-dev
 # A virtual machine with two soft-RoCE devices. Mooncake's own default of workers would spin on all its processors.
 IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --timeout-s 1200
 
-.PHONY: setup setup-rdma demo test test-failures test-model test-rdma check proto proto-baseline bench bench-rdma clean
+.PHONY: setup setup-rdma demo test test-failures test-chaos test-model test-rdma check proto proto-baseline
+.PHONY: bench bench-rdma bench-recovery soak clean
 
 setup: $(VENV)/.done
 
@@ -45,6 +48,14 @@ setup-rdma: setup
 test-rdma: setup-rdma
 	$(IN_VM) '$(BIN)/python -m pytest tests/rdma -p no:cacheprovider'
 
+# Faults by a plan that follows from its seed (docs/reliability.md). SEED=7, SEED=1-20; without it, the two of CI.
+test-chaos: setup
+	.ci/install iproute2 || echo "without iproute2 there are no faults of the network"
+	$(BIN)/python -m tests.chaos --stages $(STAGES) $(if $(SEED),--seeds $(SEED)) $(CHAOS)
+
+soak: setup
+	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(SOAK)
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,6 +76,9 @@ proto-baseline: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+bench-recovery: setup
+	$(BIN)/python -m benchmarks.bench_recovery
 
 bench-rdma: setup-rdma
 	$(IN_VM) '$(BIN)/python -m benchmarks.bench_rdma'

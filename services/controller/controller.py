@@ -132,6 +132,7 @@ class Controller:
         if request.role != ROLE_ENCODER:  # only encoders need them
             for private in ("prompt", "negative_prompt", "media"):
                 stored.ClearField(private)
+        stored.ClearField("deadline_time")  # the dispatch has it; a request is refused for one that has passed
         self.dispatcher.work.set()
         return stored
 

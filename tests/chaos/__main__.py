@@ -12,7 +12,6 @@ the jobs concerned is printed, and the folder of logs is kept.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import tempfile
 from pathlib import Path
@@ -25,8 +24,9 @@ SEEDS = "1-2"
 """Of CI."""
 DEFAULTS = {"fake": (Shape.jobs, Shape.faults, Shape.seconds), "real": (24, 8, 40.0)}
 """Jobs, faults and seconds."""
-STAGE_S = 0.3
-"""Time of a fake denoise: three transformers are then about two thirds busy."""
+STAGE_S = {"encoder": 0.2, "transformer": 0.4, "decoder": 0.2}
+"""Times of fake stages: encoders and decoders are then half busy, transformers three quarters, before anything fails.
+So most faults hit somebody at work, and rooms wait long enough to be hit."""
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def _run_all(seeds: list[int], shape: Shape, stages: Stages, folder: Path, reaso
     lines, failed = [report.header()], []
     for seed in seeds:
         run_folder = folder / f"seed-{seed}"
-        found = asyncio.run(runner.run(make_plan(seed, shape), stages, run_folder, reason))
+        found = runner.supervised(runner.run(make_plan(seed, shape), stages, run_folder, reason))
         lines.append(found.row())
         print(f"{lines[-1]}\n  controller: {found.controller}", flush=True)
         if found.impairment == "tbf":

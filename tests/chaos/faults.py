@@ -15,7 +15,7 @@ from tests.chaos.network import Network
 from tests.chaos.plan import Fault, Kind
 
 FLIPPED_BYTES = 128
-FLIP_ROUNDS = 10
+FLIP_PAUSE_S = 0.02
 FLIPPED_SPAN_BYTES = 2**20
 """Rooms lie at the start of an arena (first fit), so that is where a flipped byte hits one."""
 
@@ -89,12 +89,12 @@ class Injector:
         arena = self._fleet.arena(fault.target)
         if arena is None:
             return "the worker had no arena yet"
-        rng, pause_s = random.Random(fault.at_s), fault.duration_s / FLIP_ROUNDS
-        for _round in range(FLIP_ROUNDS):
+        rng = random.Random(fault.at_s)
+        for _round in range(round(fault.duration_s / FLIP_PAUSE_S)):
             if not arena.exists():
                 break
             flip(arena, rng)
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(FLIP_PAUSE_S)
         return ""
 
     async def _fill(self, fault: Fault) -> str:

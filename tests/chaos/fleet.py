@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tests.chaos.network import HUB_ADDRESS, Network
 from tests.chaos.plan import CONTROLLER, WORKER_TIMEOUT_S, Shape
 from triptych.transport.arena import NAME_PREFIX
 from triptych.transport.host import SHARED_MEMORY
+from triptych_client import guarded_exec
 
 READY_TIMEOUT_S = 120.0
 """A start of a process on a machine that does much else, and for a worker the end of its partition."""
@@ -23,6 +24,8 @@ STOP_TIMEOUT_S = 60.0
 ATTEMPTS_MAX = 40
 """Attempts of a job. The default of 4 is for jobs that kill workers; here the same few jobs meet fault upon fault, and
 one that FAILED for that would be lost. Forty is what no plan of 45 faults reaches."""
+GUARD = (sys.executable, "-I", "-S", guarded_exec.__file__, str(os.getpid()), "--")
+"""Put before a command: it can't outlive the run, not even one that is killed."""
 LAST_LINES = 15
 HEARTBEAT_S = 0.3
 
@@ -42,21 +45,21 @@ class Member:
 
 
 class Fleet:
-    """A controller and workers, named for example `transformer-0`. `network` puts each worker in its own namespace."""
+    """A controller and workers, named for example `transformer-0`. `worker_flags` gives those of a role, `network`
+    puts each worker in its own namespace."""
 
     def __init__(
         self,
         folder: Path,
         shape: Shape,
-        worker_flags: Sequence[str],
+        worker_flags: Callable[[str], Sequence[str]],
         network: Network | None = None,
         controller_flags: Sequence[str] = (),
         worker_timeout_s: float = WORKER_TIMEOUT_S,
-        flags_by_role: dict[str, Sequence[str]] | None = None,
     ) -> None:
         self.folder, self.shape, self.network = folder, shape, network
         self._worker_flags, self._controller_flags = worker_flags, controller_flags
-        self._worker_timeout_s, self._flags_by_role = worker_timeout_s, flags_by_role or {}
+        self._worker_timeout_s = worker_timeout_s
         self.members = {name: Member(name) for name in (CONTROLLER, *shape.workers)}
         self.members[CONTROLLER].address = f"{HUB_ADDRESS if network else '127.0.0.1'}:{_free_port()}"
         self.pids: set[int] = set()
@@ -92,7 +95,11 @@ class Fleet:
         member = self.members[name]
         with (self.folder / f"{name}.log").open("a") as log:
             member.process = await asyncio.create_subprocess_exec(
-                *self._command(name), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log
+                *GUARD,
+                *self._command(name),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
             )
         self.pids.add(member.process.pid)
         member.is_wanted, member.is_paused = True, False
@@ -154,7 +161,7 @@ class Fleet:
         mover = "rpc" if int(number) % 2 else "local"
         address = self.network.address(name) if self.network else "127.0.0.1:0"
         flags = ["--controller", self.endpoint, "--address", address, "--mover", mover, "--threads", "1"]
-        flags += [*self._worker_flags, *self._flags_by_role.get(role, ())]
+        flags += self._worker_flags(role)
         return [*(self.network.prefix(name) if self.network else []), *command, *flags]
 
     async def _watch(self, member: Member, process: asyncio.subprocess.Process) -> None:

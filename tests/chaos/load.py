@@ -37,6 +37,8 @@ class Load:
     def __init__(self, fleet: Fleet, stages: Stages, folder: Path, elapsed_s: Callable[[], float]) -> None:
         self._fleet, self._stages, self._folder, self._elapsed_s = fleet, stages, folder, elapsed_s
         self._streams = 0
+        self.on_update: Callable[[Job], None] = lambda _job: None
+        """Told of each update that a watching client gets."""
         self.clients: list[AsyncClient] = []
         self.events: list[Event] = []
         self.acknowledged: dict[str, str] = {}
@@ -164,6 +166,7 @@ class Load:
         try:
             async for update in self.clients[submission.client].watch_job(job_id):
                 job = update.job
+                self.on_update(job)
                 self.events.append(replace(base, answered_s=self._elapsed_s(), jobs=(Seen.of(job),)))
         except NotFound:
             self.events.append(replace(base, answered_s=self._elapsed_s(), is_missing=True))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos import history
-from tests.chaos.history import Event, Violation
+from tests.chaos.history import Call, Event, Violation
 from tests.chaos.ledger import Account
 from tests.chaos.plan import Kind
 from triptych.v1.job_pb2 import Job
@@ -75,7 +76,7 @@ class Report:
 
     def _story(self, job_id: str, folder: Path) -> str:
         lines = [f"\n{job_id}, as its clients saw it:"]
-        lines += [f"  {event}" for event in history.about(self.events, job_id)]
+        lines += [f"  {event}" for event in _without_repeats(history.about(self.events, job_id))]
         for job in self.jobs:
             if job.job_id == job_id:
                 lines += [f"  attempt of rank {a.rank}: {a.reason}" for a in job.attempts]
@@ -105,6 +106,13 @@ def success_counts(controller_log: Path) -> Counter[str]:
     for line in lines_with(controller_log, "job is SUCCEEDED"):
         found[json.loads(line)["job_id"]] += 1
     return found
+
+
+def _without_repeats(events: Sequence[Event]) -> list[Event]:
+    """Without the lists that say of the job what the list before said."""
+    lists = [event for event in events if event.call is Call.LIST]
+    repeats = {id(after) for before, after in itertools.pairwise(lists) if before.jobs == after.jobs}
+    return [event for event in events if id(event) not in repeats]
 
 
 def _time_of(line: str) -> str:

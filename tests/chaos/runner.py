@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tests.chaos import history, leaks
 from tests.chaos.disks import Disks
@@ -24,6 +26,8 @@ from tests.chaos.report import Report, success_counts
 from tests.chaos.stages import Stages
 from triptych.v1.job_pb2 import Job
 from triptych_client import AsyncClient
+
+Result = TypeVar("Result")
 
 SETTLE_TIMEOUT_S = 240.0
 """After the last job was sent and the last fault was over, all must be over within this: many times what it takes."""
@@ -155,6 +159,17 @@ class _Clock:
 
     def elapsed_s(self) -> float:
         return time.monotonic() - self._started_s
+
+
+def supervised(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run to the end; SIGTERM cancels it, so that what it has started is stopped."""
+
+    async def main() -> Result:
+        task = asyncio.create_task(work)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await task
+
+    return asyncio.run(main())
 
 
 def remove(folder: Path) -> None:

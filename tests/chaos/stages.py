@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,17 +11,20 @@ from typing import Protocol
 
 from tests.chaos.plan import Shape, Submission
 from triptych import media
-from triptych.stages.fake import FAKE_MODEL, expected_outputs
+from triptych.stages.fake import FAKE_MODEL, SIDE_SHARE, expected_outputs
 from triptych.v1.job_pb2 import GenerationRequest
 from triptych_client.request import build_request
 
 ARENA_BYTES = 16 * 2**20
+REAL_STEPS_FACTOR = 20
+"""A step of the tiny model takes milliseconds; with so many more a fault hits a job at work."""
 
 
 class Stages(Protocol):
     """A choice of stages."""
 
-    worker_flags: tuple[str, ...]
+    def worker_flags(self, role: str) -> tuple[str, ...]:
+        """Flags of a role's workers."""
 
     def adapt(self, submission: Submission) -> Submission:
         """The submission without what these stages can't do."""
@@ -35,8 +39,13 @@ class Stages(Protocol):
 class FakeStages:
     """`triptych.stages.fake`: the reference is computed by the same pure functions, in this process."""
 
-    def __init__(self, seconds: float) -> None:
-        self.worker_flags = ("--fake-stage-seconds", str(seconds), "--arena-bytes", str(ARENA_BYTES))
+    def __init__(self, seconds_by_role: Mapping[str, float]) -> None:
+        self._seconds_by_role = seconds_by_role
+
+    def worker_flags(self, role: str) -> tuple[str, ...]:
+        """See `Stages`. The flag is of the transformer's time, of which the other roles take a share."""
+        seconds = self._seconds_by_role[role] / (1.0 if role == "transformer" else SIDE_SHARE)
+        return ("--fake-stage-seconds", f"{seconds:g}", "--arena-bytes", str(ARENA_BYTES))
 
     def adapt(self, submission: Submission) -> Submission:
         """As it is."""
@@ -74,9 +83,13 @@ class RealStages:
         from triptych_client.fused import FusedModel
 
         model = wan_t2v(folder)
-        self.worker_flags = ("--model", model, "--arena-bytes", str(4 * ARENA_BYTES))
+        self._flags = ("--model", model, "--arena-bytes", str(4 * ARENA_BYTES))
         roles = {role: RolePlan() for role in ("encoder", "transformer", "decoder")}
         self._model = FusedModel.load(model, "", roles, 1)
+
+    def worker_flags(self, role: str) -> tuple[str, ...]:
+        """See `Stages`."""
+        return self._flags
 
     def adapt(self, submission: Submission) -> Submission:
         """No model refuses a value that the controller accepts, so nothing asks for that."""
@@ -90,7 +103,7 @@ class RealStages:
             height=32,
             width=64,
             num_frames=5,
-            num_inference_steps=submission.steps,
+            num_inference_steps=REAL_STEPS_FACTOR * submission.steps,
             negative_prompt="blur",
             output_format="npy",
         )

@@ -11,17 +11,10 @@ import pytest
 from services.controller import jobs
 from services.controller.controller import Controller
 from services.controller.journal import Journal
-from services.controller.ledger import Ledger
-from triptych import telemetry
-from triptych.config import ControllerConfig
-from triptych.identity import SCOPE_ADMIN, Identity
-from triptych.rings.memory import MemoryRing
-from triptych.roles import RING_OF
-from triptych.stages.fake import FAKE_MODEL
+from tests.services.tools import CLIENT, make_controller
 from triptych.v1.job_pb2 import JOB_STATE_CANCELLED, GenerationRequest
 from triptych.v1.journal_pb2 import JournalEntry
 
-CLIENT = Identity("somebody", frozenset((SCOPE_ADMIN,)))
 REQUEST = GenerationRequest(prompt="a cat")
 WAIT_S = 10.0
 
@@ -64,9 +57,7 @@ async def journal(tmp_path: Path) -> AsyncIterator[SlowJournal]:
 
 @pytest.fixture
 def controller(journal: SlowJournal) -> Controller:
-    rings = {name: MemoryRing(name, 1, attempts_max=3) for name in RING_OF.values()}
-    with telemetry.setup("test", trace_file="", metrics_port=0) as seen:
-        return Controller(ControllerConfig(), Ledger(journal), rings, FAKE_MODEL, seen.metrics)
+    return make_controller(journal)
 
 
 async def test_an_accepted_job_is_queued(journal: SlowJournal, controller: Controller) -> None:
