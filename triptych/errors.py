@@ -170,6 +170,16 @@ STATUS_BY_ERROR: dict[type[TriptychError], grpc.StatusCode] = {
 """The one table from error to gRPC status; a subclass takes its nearest listed ancestor's."""
 
 
+def public_text(error: BaseException) -> str:
+    """What logs, spans and job records may say of an error: no value of a caller's, and no text that isn't ours."""
+    if isinstance(error, InvalidRequest):
+        head = error.field.partition(".")[0].partition("[")[0]  # what follows may be the caller's own words
+        return f"InvalidRequest: {head} can't be used; accepted: {error.accepted}"
+    if isinstance(error, TriptychError | OSError) and not isinstance(error, UnicodeError):
+        return f"{type(error).__name__}: {error}"
+    return type(error).__name__
+
+
 def status_of(error: BaseException) -> grpc.StatusCode:
     """The gRPC status of an error; INTERNAL for anything not raised on purpose."""
     for cls in type(error).__mro__:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import grpc
 
 from triptych import rpc
-from triptych.errors import DeadlinePassed, Fenced, TriptychError, Unavailable
+from triptych.errors import DeadlinePassed, Fenced, Full, TriptychError, Unavailable
 from triptych.v1.dispatch_pb2 import Ring
 from triptych.v1.fleet_service_pb2 import (
     HeartbeatRequest,
@@ -103,7 +103,10 @@ class Link:
         await self._registered.wait()
 
     async def run(self) -> None:
-        """Register, report, obey, for ever. Errors of configuration (another model, bad fields) are raised."""
+        """Register, report, obey, for ever. Errors of configuration (another model, bad fields) are raised at first.
+
+        A worker that was a member once stays: whatever is in its way now may be gone when it asks again.
+        """
         backoff_s = BACKOFF_FIRST_S
         while True:
             try:
@@ -114,7 +117,9 @@ class Link:
                 error = None if self._stream.cancelled() else self._stream.exception()
                 if error is not None:
                     raise error
-            except (Unavailable, DeadlinePassed, Fenced) as error:
+            except TriptychError as error:
+                if not self.rank and not isinstance(error, Unavailable | DeadlinePassed | Fenced | Full):
+                    raise
                 log.info("controller: %s; registering again", error)
             finally:
                 if self._registered.is_set():

@@ -49,6 +49,9 @@ SECONDS_MAX = 253_402_300_799
 RANK_MAX = (1 << 20) - 1
 """Largest rank: 20 bits in a ring's state word."""
 
+NAME_CHARS_MAX = 128
+"""Longest name that names are compared with: no input's is half as long, and the comparison takes time."""
+
 OUTPUT_FORMATS = ("mp4", "gif", "png", "npy")
 """Formats of results. The empty string takes the pipeline's default."""
 
@@ -287,7 +290,7 @@ def _settable(inputs: Inputs) -> list[str]:
 
 def _known(name: str, names: Iterable[str]) -> str:
     known = sorted(names)
-    close = difflib.get_close_matches(name, known, n=3)
+    close = difflib.get_close_matches(name[:NAME_CHARS_MAX], known, n=3)
     if close:
         return f"{' or '.join(close)} (close to it), of {len(known)} names that DescribeModel lists"
     return ", ".join(known) if known else "nothing; this pipeline takes none"

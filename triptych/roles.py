@@ -26,7 +26,9 @@ NEXT: dict[Role.ValueType, Role.ValueType] = {ROLE_ENCODER: ROLE_TRANSFORMER, RO
 
 
 def role_name(role: Role.ValueType) -> str:
-    """A role in lower case, for people: `encoder`."""
+    """A role in lower case, for people: `encoder`. A number that is no role is shown as it is."""
+    if role not in Role.values():
+        return str(role)
     return Role.Name(role).removeprefix("ROLE_").lower()
 
 

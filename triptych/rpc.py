@@ -2,18 +2,21 @@
 
 Every server has health, reflection, keepalive, a port that is an error when taken, and one interceptor that
 turns a `TriptychError` into its status (the class travels in the trailing metadata, so that the other side
-raises the same class). Anything else that escapes a servicer is a bug: it is logged whole and leaves as
-INTERNAL with its type only, because its text might hold a prompt.
+raises the same class). Anything else that escapes a servicer is a bug: it is logged, and leaves as
+INTERNAL with its type only, because its text might hold a prompt. The interceptor also parses the requests: bytes
+that are no message are the caller's mistake, and gRPC itself would call them INTERNAL.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -172,43 +175,61 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
-        method = str(handler_call_details.method)
-        if handler is None or not method.startswith("/triptych."):
+        if handler is None:
             return handler
+        method = str(handler_call_details.method)
+        parse, serialize = handler.request_deserializer or bytes, handler.response_serializer
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
-            )
+            guarded = _guard_unary(handler.unary_unary, parse, method)
+            return grpc.unary_unary_rpc_method_handler(guarded, None, serialize)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method), handler.request_deserializer, handler.response_serializer
-            )
+            stream = _guard_stream(handler.unary_stream, parse, method)
+            return grpc.unary_stream_rpc_method_handler(stream, None, serialize)
         if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(
-                _guard_stream(handler.stream_stream, method), handler.request_deserializer, handler.response_serializer
-            )
+            stream = _guard_stream(handler.stream_stream, parse, method)
+            return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
         return handler
 
 
-def _guard_unary(call: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+Parse = Callable[[bytes], Any]
+
+
+def _guard_unary(call: Callable[..., Awaitable[Any]], parse: Parse, method: str) -> Callable[..., Awaitable[Any]]:
+    async def guarded(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await call(request, context)
+            return await call(_parsed(parse, data), context)
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
             return await _abort(context, error, method)
 
     return guarded
 
 
-def _guard_stream(call: Callable[..., Any], method: str) -> Callable[..., AsyncIterator[Any]]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+def _guard_stream(call: Callable[..., Any], parse: Parse, method: str) -> Callable[..., AsyncIterator[Any]]:
+    async def guarded(data: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
-            async for response in call(request, context):
+            request = _parsed(parse, data) if isinstance(data, bytes) else _parsed_stream(parse, data)
+            responses = call(request, context)
+            if inspect.isawaitable(responses):  # gRPC's health service writes its answers by itself
+                await responses
+                return
+            async for response in responses:
                 yield response
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
             await _abort(context, error, method)
 
     return guarded
+
+
+def _parsed(parse: Parse, data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError as error:
+        raise errors.InvalidRequest("request", f"{len(data)} bytes", "a message of the method's type") from error
+
+
+async def _parsed_stream(parse: Parse, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for data in stream:
+        yield _parsed(parse, data)
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> None:
@@ -221,4 +242,7 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, 
     else:
         log.error("%s raised %s", method, type(error).__name__, exc_info=error)
         message = f"internal error ({type(error).__name__}); the server's log has it"
-    await context.abort(status, message[:METADATA_CHARS_MAX])
+    try:
+        await context.abort(status, message[:METADATA_CHARS_MAX])
+    finally:  # the caller is told its own values; the trace isn't
+        telemetry.mark_failed(errors.public_text(error))

@@ -15,14 +15,13 @@ from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.controller import jobs
+from services.controller import completion, jobs
 from services.controller.dispatcher import Dispatcher
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
 from triptych import ids, requests, telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import AlreadyExists, BacklogFull, InvalidRequest, LeaseLost, NotFound, RingFull, Unavailable
-from triptych.rings.layout import PAYLOAD_BYTES_MAX
 from triptych.rings.memory import MemoryRing
 from triptych.roles import role_name
 from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
@@ -55,6 +54,8 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID_CHARS_MAX = 128
 """Longest request id; a UUID takes 36."""
+FAILURE_CHARS_MAX = 300
+"""Longest failure text: a sentence. Workers send no longer one."""
 SEED_LIMIT = 2**32
 """Drawn seeds are below this, so that they are easy to repeat by hand."""
 
@@ -170,16 +171,11 @@ class Controller:
         self.dispatcher.work.set()
         return stored
 
-    async def complete_phase(self, request: CompletePhaseRequest) -> None:
-        """A stage is done. The first completion is taken; LeaseLost refuses any other."""
+    async def complete_phase(self, request: CompletePhaseRequest, result_url: str) -> None:
+        """A stage is done, its files below `result_url`. The first completion is taken; LeaseLost refuses others."""
         self.fleet.check(request.lease.rank)
         role = request.role
-        if role != ROLE_DECODER and not request.next.HasField("room"):
-            raise InvalidRequest("next.room", None, "the room that holds the stage's tensors")
-        if role == ROLE_DECODER and not request.artifacts:
-            raise InvalidRequest("artifacts", [], "one stored file or more")
-        if request.next.ByteSize() > PAYLOAD_BYTES_MAX:
-            raise InvalidRequest("next", f"{request.next.ByteSize()} bytes", f"at most {PAYLOAD_BYTES_MAX} bytes")
+        completion.check(request, result_url)
 
         def change(entry: JournalEntry) -> JournalEntry:
             after = jobs.complete(entry, role, request.generation, request.lease)
@@ -205,14 +201,17 @@ class Controller:
         """A stage failed: end the job, or publish it again where that may help. Raises LeaseLost when superseded."""
         self.fleet.check(request.lease.rank)
         reason, cap = request.reason, self.config.attempts_max
-        attempt = self._attempt(request.role, request.lease.rank, request.message or FailureReason.Name(reason))
+        if reason not in FailureReason.values():
+            raise InvalidRequest("reason", reason, ", ".join(FailureReason.keys()))
+        message = request.message[:FAILURE_CHARS_MAX]
+        attempt = self._attempt(request.role, request.lease.rank, message or FailureReason.Name(reason))
         now = Timestamp()
         now.GetCurrentTime()
 
         def change(entry: JournalEntry) -> JournalEntry:
             jobs.check_lease(entry, request.role, request.generation, request.lease)
             if reason == FAILURE_REASON_INVALID_REQUEST:
-                return jobs.give_up(entry, JOB_STATE_FAILED, request.message)
+                return jobs.give_up(entry, JOB_STATE_FAILED, message)
             if reason == FAILURE_REASON_STOPPED and entry.job.HasField("deadline_time"):
                 return jobs.give_up(entry, JOB_STATE_EXPIRED, "the deadline passed")
             if reason in (FAILURE_REASON_SOURCE_GONE, FAILURE_REASON_SOURCE_CORRUPT):
@@ -222,7 +221,7 @@ class Controller:
                 )
             return jobs.retry(entry, attempt, cap)
 
-        log.warning("stage failed: %s", request.message, extra={"job_id": request.job_id, "rank": request.lease.rank})
+        log.warning("stage failed: %s", message, extra={"job_id": request.job_id, "rank": request.lease.rank})
         await self._apply(request.job_id, change)
 
     async def lease_lost(self, entry: JournalEntry, rank: int, reason: str, *, redelivered: bool) -> None:

@@ -72,7 +72,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         return pb.StartPhaseResponse(request=await self._controller.start_phase(request))
 
     async def CompletePhase(self, request: pb.CompletePhaseRequest, context: Context) -> pb.CompletePhaseResponse:
-        await self._controller.complete_phase(request)
+        await self._controller.complete_phase(request, self._supervisor.result_url)
         return pb.CompletePhaseResponse()
 
     async def FailPhase(self, request: pb.FailPhaseRequest, context: Context) -> pb.FailPhaseResponse:

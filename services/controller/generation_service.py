@@ -50,7 +50,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
                 raise InvalidRequest("states", state, ", ".join(name for name in JobState.keys()[1:]))
         before = _sequence_of(request.page_token) if request.page_token else _NEWEST
         ledger = self._controller.ledger
-        page = await ledger.journal.page(list(request.states), before, size)
+        page = await ledger.journal.page(sorted(set(request.states)), before, size)
         token = _token_of(page[-1][0]) if len(page) == size else ""
         found = [ledger.describe(entry) for _sequence, entry in page]
         return pb.ListJobsResponse(jobs=found, next_page_token=token)
@@ -77,6 +77,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         if request.artifact_index >= len(job.artifacts):
             raise NotFound(f"job {job.job_id} has {len(job.artifacts)} artifacts, not {request.artifact_index + 1}")
         artifact = job.artifacts[request.artifact_index]
+        await asyncio.to_thread(results.check_place, artifact, job.job_id)
         yield pb.DownloadResultResponse(artifact=artifact)
         chunks = results.read(artifact)
         while chunk := await asyncio.to_thread(next, chunks, b""):

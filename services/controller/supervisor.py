@@ -16,7 +16,7 @@ from triptych.errors import Fenced, Full, InvalidRequest, LeaseLost, RingFull, W
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import TARGET_DEAD
 from triptych.rings.ring import Removed
-from triptych.roles import RING_OF, ring_name
+from triptych.roles import RING_OF, ring_name, role_name
 from triptych.telemetry import RingDepth
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
 from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest, RegisterWorkerResponse, RunningPhase
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 """How often deadlines and silence are looked at: a fraction of any sensible timeout, and next to no CPU."""
 MODEL_KEY = "model"
+NAME_CHARS_MAX = 256
+"""Longest instance id, address or host id: a UUID takes 36 characters, a host's name at most 253."""
 
 
 class Supervisor:
@@ -40,7 +42,7 @@ class Supervisor:
         self._fleet = controller.fleet
         self._ledger = controller.ledger
         self._epoch = epoch
-        self._result_url = result_url
+        self.result_url = result_url
         self._removed: list[Removed] = []
         self._unpublished: set[str] = set()
         """Jobs found waiting for a room's owner to come back, after a restart."""
@@ -69,9 +71,13 @@ class Supervisor:
     async def register(self, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
         """Make a worker known, settle what it holds, and give it (back) its rank and its job."""
         if request.role not in jobs.WAITING:
-            raise InvalidRequest("role", Role.Name(request.role), "ROLE_ENCODER, ROLE_TRANSFORMER or ROLE_DECODER")
+            raise InvalidRequest("role", role_name(request.role), "ROLE_ENCODER, ROLE_TRANSFORMER or ROLE_DECODER")
         if not request.instance_id or not request.address:
             raise InvalidRequest("instance_id, address", "", "both, not empty")
+        if max(len(request.instance_id), len(request.address), len(request.host_id)) > NAME_CHARS_MAX:
+            raise InvalidRequest("instance_id, address, host_id", "a long text", f"up to {NAME_CHARS_MAX} characters")
+        if not request.model.config_digest:
+            raise InvalidRequest("model.config_digest", "", "the digest of the model's configuration")
         await self._take_model(request.model)
         rank = await self._ledger.journal.rank_of(request.instance_id)
         self._fleet.register(rank, request, asyncio.get_running_loop().time())
@@ -82,7 +88,7 @@ class Supervisor:
         self._controller.dispatcher.work.set()
         config = self._controller.config
         response = RegisterWorkerResponse(
-            rank=rank, epoch=self._epoch, release_room_ids=release, result_url=self._result_url
+            rank=rank, epoch=self._epoch, release_room_ids=release, result_url=self.result_url
         )
         if lease is not None:
             response.adopted_lease.CopyFrom(lease)
@@ -114,7 +120,9 @@ class Supervisor:
         return adopted
 
     async def _adopt(self, rank: int, entry: JournalEntry, running: RunningPhase) -> Lease | None:
-        ring = self._controller.rings[RING_OF[running.dispatch.role]]
+        if running.dispatch.role != jobs.role_of(entry):
+            return None
+        ring = self._controller.rings[RING_OF[jobs.role_of(entry)]]
         if running.lease.rank == rank and ring.holds(running.lease):
             return running.lease
         if not (jobs.is_running(entry) and entry.lease == running.lease):
