@@ -10,6 +10,7 @@ that are no message are the caller's mistake, and gRPC itself would call them IN
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -232,9 +233,35 @@ async def _parsed_stream(parse: Parse, stream: AsyncIterator[bytes]) -> AsyncIte
         yield _parsed(parse, data)
 
 
+def uninterrupted(call: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
+    """For a servicer's unary method that changes things in steps: it goes on to its end when its caller goes away.
+
+    gRPC cancels the method of a call that is over. A change that has begun must not stop between two of its steps.
+    """
+
+    @functools.wraps(call)
+    async def whole(*arguments: Any) -> Result:
+        task = asyncio.ensure_future(call(*arguments))
+        _unfinished.add(task)
+        task.add_done_callback(_finished)
+        return await asyncio.shield(task)
+
+    return whole
+
+
+_unfinished: set[asyncio.Future[Any]] = set()
+"""Calls that go on, some without a caller. The event loop itself keeps tasks by weak references only."""
+
+
+def _finished(task: asyncio.Future[Any]) -> None:
+    _unfinished.discard(task)
+    if not task.cancelled():
+        task.exception()  # told to the caller, where that is still there
+
+
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> None:
-    if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
-        raise error
+    if isinstance(error, grpc.aio.BaseError | asyncio.CancelledError):
+        raise error  # aborted already, or the call is over and there is nobody to tell
     status = errors.status_of(error)
     if isinstance(error, errors.TriptychError):
         context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))

@@ -178,6 +178,8 @@ class Controller:
         completion.check(request, result_url)
 
         def change(entry: JournalEntry) -> JournalEntry:
+            if entry.job.generation == request.generation and request.next.room.room_id in jobs.rooms(entry):
+                return entry  # this very completion was taken before, and only its answer was lost
             after = jobs.complete(entry, role, request.generation, request.lease)
             if role == ROLE_ENCODER:
                 after.phase1.CopyFrom(request.next)
@@ -188,14 +190,7 @@ class Controller:
                 after.job.artifacts.extend(request.artifacts)
             return after
 
-        if not self._is_completed(request):
-            await self._apply(request.job_id, change)
-
-    def _is_completed(self, request: CompletePhaseRequest) -> bool:
-        """Whether this very completion was taken before, and only its answer was lost."""
-        entry = self.ledger.active.get(request.job_id)
-        room_id = request.next.room.room_id
-        return entry is not None and entry.job.generation == request.generation and room_id in jobs.rooms(entry)
+        await self._apply(request.job_id, change)
 
     async def fail_phase(self, request: FailPhaseRequest) -> None:
         """A stage failed: end the job, or publish it again where that may help. Raises LeaseLost when superseded."""

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from services.controller.controller import Controller
-from triptych import results
+from triptych import results, rpc
 from triptych.errors import Full, InvalidRequest, NotFound, Unavailable, WrongState
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1 import generation_service_pb2_grpc as pb_grpc
@@ -34,6 +34,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         self._controller = controller
         self._watch_count = 0
 
+    @rpc.uninterrupted
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         await check_media(self._controller, request.request)
         return pb.CreateJobResponse(job=await self._controller.create(request.request_id, request.request))
@@ -65,6 +66,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         finally:
             self._watch_count -= 1
 
+    @rpc.uninterrupted
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
         return pb.CancelJobResponse(job=await self._controller.cancel(request.job_id))
 

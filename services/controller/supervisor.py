@@ -159,11 +159,13 @@ class Supervisor:
 
     async def bury(self, rank: int, reason: str) -> None:
         """A rank is dead: fence it, reap its leases, send back the jobs whose next room it held."""
-        member = self._fleet.remove(rank)
-        if member is None:
+        if rank not in self._fleet.members:
             return
-        log.warning("worker is gone: %s", reason, extra={"rank": rank})
+        # First, so that whoever registers from now on gets a new rank and not this one, which is about to be fenced.
         await self._ledger.journal.forget_worker(rank)
+        if self._fleet.remove(rank) is None:
+            return  # buried meanwhile
+        log.warning("worker is gone: %s", reason, extra={"rank": rank})
         redelivered: set[str] = set()
         for ring in self._controller.rings.values():
             ring.fence(rank)  # before the look: a rank that reaches the rings by itself may still be changing them

@@ -32,6 +32,8 @@ INPUT_TIMEOUT_S = 10
 INPUT_BYTES_MAX = 1 << 16
 CRASHED = 77
 """Exit code of a process whose input didn't return, as libFuzzer's."""
+OneInput = Callable[[bytes], None]
+Bend = Callable[[random.Random, bytes], bytes]
 FOUND = Path(__file__).parent / "found"
 ROOT = Path(__file__).parent.parent.parent
 
@@ -112,9 +114,9 @@ def _drive(name: str, runs: int, seed: int, engine: str) -> None:
     one_input = _guarded(name, harness.one_input)
     _limit_memory()
     if engine == "atheris":
-        _with_atheris(one_input, seeds, runs, seed)
+        _with_atheris(one_input, harness.bend, seeds, runs, seed)
     else:
-        _with_seeds(one_input, seeds, runs, seed)
+        _with_seeds(one_input, harness.bend, seeds, runs, seed)
 
 
 def _harness(name: str) -> Any:
@@ -129,7 +131,7 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _guarded(name: str, one_input: Callable[[bytes], None]) -> Callable[[bytes], None]:
+def _guarded(name: str, one_input: OneInput) -> OneInput:
     def guarded(data: bytes) -> None:
         try:
             one_input(data)
@@ -143,29 +145,41 @@ def _guarded(name: str, one_input: Callable[[bytes], None]) -> Callable[[bytes],
     return guarded
 
 
-def _with_atheris(one_input: Callable[[bytes], None], seeds: list[bytes], runs: int, seed: int) -> None:
+def _with_atheris(one_input: OneInput, bend: Bend, seeds: list[bytes], runs: int, seed: int) -> None:
     import atheris
+
+    def bend_or_mutate(data: bytes, size_max: int, number: int) -> bytes:
+        rng = random.Random(number)
+        return bend(rng, data)[:size_max] if rng.random() < 0.6 else bytes(atheris.Mutate(data, size_max))
 
     with tempfile.TemporaryDirectory() as corpus:
         for number, one in enumerate(seeds):
             (Path(corpus) / str(number)).write_bytes(one[:INPUT_BYTES_MAX])
         flags = [f"-runs={runs}", f"-seed={seed}", f"-max_len={INPUT_BYTES_MAX}", f"-timeout={INPUT_TIMEOUT_S}"]
         flags += ["-len_control=20", f"-artifact_prefix={corpus}/", "-rss_limit_mb=0", "-print_final_stats=1"]
-        atheris.Setup([sys.argv[0], *flags, corpus], one_input)
+        atheris.Setup([sys.argv[0], *flags, corpus], one_input, custom_mutator=bend_or_mutate)
         atheris.Fuzz()
 
 
-def _with_seeds(one_input: Callable[[bytes], None], seeds: list[bytes], runs: int, seed: int) -> None:
-    from tests.fuzz.nasty import mutate
-
+def _with_seeds(one_input: OneInput, bend: Bend, seeds: list[bytes], runs: int, seed: int) -> None:
     faulthandler.register(signal.SIGALRM, chain=True)  # shows where it hangs; then the signal ends the process
     rng = random.Random(seed)
     for _ in range(runs):
-        data = mutate(rng, rng.choice(seeds), seeds) if rng.random() < 0.95 else rng.randbytes(rng.randrange(300))
+        data = _next_input(rng, bend, seeds)
         signal.setitimer(signal.ITIMER_REAL, INPUT_TIMEOUT_S)
         one_input(data)
     signal.setitimer(signal.ITIMER_REAL, 0)
     print(f"Done {runs} runs")
+
+
+def _next_input(rng: random.Random, bend: Bend, seeds: list[bytes]) -> bytes:
+    from tests.fuzz.nasty import mutate
+
+    chance = rng.random()
+    if chance < 0.02:
+        return rng.randbytes(rng.randrange(300))
+    data = bend(rng, rng.choice(seeds)) if chance < 0.7 else rng.choice(seeds)
+    return data if chance < 0.4 else mutate(rng, data, seeds)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from services.controller.generation_service import _sequence_of
 from tests.fuzz import samples
+from tests.fuzz.nasty import Known, Nasty, mutate
 from triptych import codec, media, requests, telemetry
 from triptych.errors import InvalidRequest, LeaseLost, RingFull, RingMismatch, SourceCorrupt, TransferFailed
 from triptych.rings import attach, layout, protocol
@@ -44,6 +46,8 @@ class Harness:
 
     one_input: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]
+    bend: Callable[[random.Random, bytes], bytes] = mutate
+    """Makes another input of one that keeps most of its form, so that what is behind the parsing is reached."""
 
 
 # -- rings ------------------------------------------------------------------------------------------------------------
@@ -221,6 +225,40 @@ def picture(data: bytes) -> None:
         media.decode_image("image", data)
 
 
+# -- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def bent(cls: type[Message], known: Known | None = None) -> Callable[[random.Random, bytes], bytes]:
+    """Bends what is a message of this class by its fields, anything else by its bytes."""
+
+    def bend(rng: random.Random, data: bytes) -> bytes:
+        try:
+            message = cls.FromString(data)
+            return Nasty(rng, known).bend(message).SerializeToString()
+        except DecodeError:
+            return mutate(rng, data)
+
+    return bend
+
+
+def _bend_room(rng: random.Random, data: bytes) -> bytes:
+    """A room whose manifest was bent; the header still says how long it is, and the tensors stand where they stood."""
+    try:
+        manifest = room.parse(memoryview(data), ROOM_ID)
+    except SourceCorrupt:
+        return mutate(rng, data)
+    body = Nasty(rng, samples.KNOWN).bend(manifest).SerializeToString()
+    head = struct.pack("<8sQQ", room.MAGIC, ROOM_ID, len(body)).ljust(room.HEADER_BYTES, b"\0") + body
+    return head + data[len(head) :]
+
+
+def _bend_slot(rng: random.Random, data: bytes) -> bytes:
+    if len(data) < layout.SLOT_HEADER_BYTES:
+        return mutate(rng, data)
+    found = Slot.unpack(data)
+    return found._replace(payload=bent(dispatch_pb2.Dispatch)(rng, found.payload)).pack()
+
+
 def _whole_ring() -> bytes:
     return samples.ring(GEOMETRY, dispatch_pb2.RING_PHASE1, EPOCH, RANK)
 
@@ -232,12 +270,12 @@ def _ring_body() -> bytes:
 HARNESSES: dict[str, Harness] = {
     "ring_header": Harness(ring_header, lambda: [_whole_ring()[:256], b""]),
     "ring_memory": Harness(ring_memory, lambda: [_ring_body(), struct.pack("<4Q", *range(4))]),
-    "slot": Harness(slot, lambda: [Slot(5, RANK, one).pack() for one in samples.dispatches()]),
-    "lease": Harness(lease, samples.leases),
-    "whole_room": Harness(whole_room, lambda: samples.rooms(ROOM_ID)),
-    "manifest": Harness(manifest, samples.manifests),
-    "room_ref": Harness(room_ref, samples.room_refs),
-    "request": Harness(request, samples.requests),
+    "slot": Harness(slot, lambda: [Slot(5, RANK, one).pack() for one in samples.dispatches()], _bend_slot),
+    "lease": Harness(lease, samples.leases, bent(ring_service_pb2.Lease)),
+    "whole_room": Harness(whole_room, lambda: samples.rooms(ROOM_ID), _bend_room),
+    "manifest": Harness(manifest, samples.manifests, bent(room_pb2.Manifest, samples.KNOWN)),
+    "room_ref": Harness(room_ref, samples.room_refs, bent(room_pb2.RoomRef)),
+    "request": Harness(request, samples.requests, bent(job_pb2.GenerationRequest)),
     "page_token": Harness(page_token, lambda: [b"MTIz", b"LTE=", b"OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5"]),
     "picture": Harness(picture, samples.pictures),
 }

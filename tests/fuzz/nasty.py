@@ -77,6 +77,19 @@ class Nasty:
                 self._set(message, field, depth)
         return message
 
+    def bend(self, message: Message) -> Message:
+        """Change a few fields anywhere in a message, and return it: most of what it was still stands."""
+        for _ in range(self._rng.choice((1, 1, 2, 4))):
+            part = self._rng.choice(_parts(message))
+            fields = part.DESCRIPTOR.fields
+            if fields:
+                field = self._rng.choice(fields)
+                if self._rng.random() < 0.5 or not field.is_repeated:
+                    part.ClearField(field.name)
+                if self._rng.random() < 0.9:
+                    self._set(part, field, DEPTH_MAX - 2)
+        return message
+
     def _set(self, message: Message, field: FieldDescriptor, depth: int) -> None:
         known = self._known.get(field.name)
         is_message = field.type == FieldDescriptor.TYPE_MESSAGE
@@ -89,6 +102,8 @@ class Nasty:
             part.SetInParent()
             if known and isinstance(known[0], Message) and self._rng.random() < 0.6:
                 part.ParseFromString(self._rng.choice(known).SerializeToString())
+                if self._rng.random() < 0.3:
+                    self.bend(part)
             else:
                 self.fill(part, depth + 1)
         else:
@@ -131,6 +146,22 @@ class Nasty:
         value = self._rng.choice((*INTEGERS, least, most, most - 1, self._rng.randint(least, most)))
         value = -value if least < 0 and self._rng.random() < 0.2 else value
         return min(max(value, least), most)
+
+
+def _parts(message: Message) -> list[Message]:
+    """The message and every message inside it."""
+    found = [message]
+    for field, value in message.ListFields():
+        if field.type != FieldDescriptor.TYPE_MESSAGE:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            inner = field.message_type.fields_by_name["value"]
+            values = list(value.values()) if inner.type == FieldDescriptor.TYPE_MESSAGE else []
+        else:
+            values = list(value) if field.is_repeated else [value]
+        for one in values:
+            found += _parts(one)
+    return found
 
 
 def mutate(rng: random.Random, data: bytes, others: Sequence[bytes] = (b"",)) -> bytes:

@@ -18,6 +18,63 @@ from triptych.rings.memory import MemoryDriver
 from triptych.transport import host, room
 from triptych.v1 import dispatch_pb2, job_pb2, model_pb2, ring_service_pb2, room_pb2
 
+MODULES = [
+    "os",
+    "subprocess",
+    "diffusers",
+    "diffusers.models",
+    "diffusers.pipelines.pipeline_utils",
+    "diffusers.utils.outputs",
+    "diffusers.models.autoencoders.vae",
+    "diffusers.schedulers.scheduling_utils",
+    "transformers",
+    "transformers.training_args",
+    "transformers.modeling_outputs",
+    "transformers.utils.generic",
+    "torch.nn",
+    "builtins",
+    "",
+    ".",
+    "diffusers..",
+    "diffusers.\0",
+    "diffusers.commands.diffusers_cli",
+]
+NAMES = [
+    "system",
+    "Popen",
+    "BaseOutput",
+    "BaseOutput.__init__",
+    "__builtins__",
+    "DiffusionPipeline",
+    "DecoderOutput",
+    "BaseModelOutput",
+    "TrainingArguments",
+    "ExplicitEnum",
+    "KarrasDiffusionSchedulers",
+    "eval",
+    "",
+    ".",
+    "a.b.c",
+]
+KNOWN: dict[str, list[Any]] = {
+    "module": MODULES,
+    "name": NAMES,
+    "member": ["LMSDiscreteScheduler", "__class__", "mro", ""],
+    "dtype": ["float32", "float64", "qint8", "nn", "__loader__", "float8_e4m3fn", "int64", "bool"],
+    "device": ["cpu", "cuda:0", "meta", "cpu:" + "9" * 50, "hpu", ""],
+    "mode": ["RGB", "L", "P", "1", "F", "I;16", ""],
+    "tensor": [0, 1],
+    "array": [0, 1],
+    "pixels": [0, 1],
+    "state": [0, 1],
+    "offset_bytes": [0, 64, 8128, 8192],
+    "size_bytes": [0, 4, 24, 8192],
+    "shape": [0, 1, 2, 3, 2**62],
+    "strides": [0, 1, 2, 3, 2**62],
+    "width": [0, 1, 2, 2**32 - 1],
+}
+"""Values of a manifest's fields that get past a first check."""
+
 
 @functools.cache
 def ring(geometry: Geometry, name: int, epoch: int, rank: int) -> bytes:

@@ -21,62 +21,6 @@ ROOM_BYTES = 8192
 PEAK_BYTES_MAX = 2**22
 """What decoding may take at once: a manifest of 64 KiB and a room of 8 can't need more."""
 
-MODULES = [
-    "os",
-    "subprocess",
-    "diffusers",
-    "diffusers.models",
-    "diffusers.pipelines.pipeline_utils",
-    "diffusers.utils.outputs",
-    "diffusers.models.autoencoders.vae",
-    "diffusers.schedulers.scheduling_utils",
-    "transformers",
-    "transformers.training_args",
-    "transformers.modeling_outputs",
-    "transformers.utils.generic",
-    "torch.nn",
-    "builtins",
-    "",
-    ".",
-    "diffusers..",
-    "diffusers.\0",
-    "diffusers.commands.diffusers_cli",
-]
-NAMES = [
-    "system",
-    "Popen",
-    "BaseOutput",
-    "BaseOutput.__init__",
-    "__builtins__",
-    "DiffusionPipeline",
-    "DecoderOutput",
-    "BaseModelOutput",
-    "TrainingArguments",
-    "ExplicitEnum",
-    "KarrasDiffusionSchedulers",
-    "eval",
-    "",
-    ".",
-    "a.b.c",
-]
-KNOWN = {
-    "module": MODULES,
-    "name": NAMES,
-    "member": ["LMSDiscreteScheduler", "__class__", "mro", ""],
-    "dtype": ["float32", "float64", "qint8", "nn", "__loader__", "float8_e4m3fn", "int64", "bool"],
-    "device": ["cpu", "cuda:0", "meta", "cpu:" + "9" * 50, "hpu", ""],
-    "mode": ["RGB", "L", "P", "1", "F", "I;16", ""],
-    "tensor": [0, 1],
-    "array": [0, 1],
-    "pixels": [0, 1],
-    "state": [0, 1],
-    "offset_bytes": [0, 64, 8128, 8192],
-    "size_bytes": [0, 4, 24, 8192],
-    "shape": [0, 1, 2, 3, 2**62],
-    "strides": [0, 1, 2, 3, 2**62],
-    "width": [0, 1, 2, 2**32 - 1],
-}
-
 
 def decode(data: bytes) -> None:
     """Decode these bytes as a manifest, under measurement."""
@@ -110,7 +54,7 @@ def test_random_bytes(data: bytes) -> None:
 @settings(max_examples=600, deadline=None)
 @given(st.randoms(use_true_random=True))
 def test_manifests_of_anything(rng: random.Random) -> None:
-    data = Nasty(rng, KNOWN).fill(room_pb2.Manifest()).SerializeToString()
+    data = Nasty(rng, samples.KNOWN).fill(room_pb2.Manifest()).SerializeToString()
     decode(data)
     decode(mutate(rng, data, samples.manifests()))
 
@@ -121,11 +65,11 @@ def test_bent_good_manifests(rng: random.Random) -> None:
     decode(mutate(rng, rng.choice(samples.manifests()), samples.manifests()))
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", samples.MODULES)
 def test_no_module_is_imported_but_of_the_two_packages(module: str) -> None:
     """And none of theirs is run as a program: importing is all that a name can make happen."""
     before = set(sys.modules)
-    for name in NAMES:
+    for name in samples.NAMES:
         for kind in ("enum_member", "dataclass", "model_output"):
             manifest = room_pb2.Manifest()
             part = getattr(manifest.values["x"], kind)
