@@ -53,8 +53,9 @@ class InvalidRequest(TriptychError, ValueError):
         """Rebuild one from the text that a server sent."""
         error = cls.__new__(cls)
         Exception.__init__(error, message)
-        error.field = message.partition(" is ")[0]
-        error.accepted = message.rpartition("; accepted: ")[2]
+        field, _, rest = message.partition(" is ")
+        error.field = field if rest else ""
+        error.accepted = rest.rpartition("; accepted: ")[2] if "; accepted: " in rest else ""  # it may have been cut
         return error
 
 

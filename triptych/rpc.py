@@ -200,7 +200,9 @@ def _guard_unary(call: Callable[..., Awaitable[Any]], parse: Parse, method: str)
         try:
             return await call(_parsed(parse, data), context)
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
-            return await _abort(context, error, method)
+            failure = error
+        # Not inside the handler: the abort would carry the error's text along, and traces record what it carries.
+        return await _abort(context, failure, method)
 
     return guarded
 
@@ -216,7 +218,10 @@ def _guard_stream(call: Callable[..., Any], parse: Parse, method: str) -> Callab
             async for response in responses:
                 yield response
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
-            await _abort(context, error, method)
+            failure = error
+        else:
+            return
+        await _abort(context, failure, method)  # see `_guard_unary`
 
     return guarded
 

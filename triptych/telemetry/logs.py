@@ -13,6 +13,7 @@ import logging
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,6 +44,13 @@ def setup_logging(service: str, *, stream: TextIO | None = None, level: str = "I
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.captureWarnings(True)
+    warnings.formatwarning = _place_of  # what libraries warn of may quote their input, too
+
+
+def _place_of(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{category.__name__} at {filename}:{lineno}"
 
 
 class JsonFormatter(logging.Formatter):
