@@ -14,7 +14,7 @@ MODEL_PACKAGES := spin gcc libc6-dev
 # A virtual machine with two soft-RoCE devices. Mooncake's own default of workers would spin on all its processors.
 IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --timeout-s 1200
 
-.PHONY: setup setup-rdma demo test test-model test-rdma check proto proto-baseline bench bench-rdma clean
+.PHONY: setup setup-rdma demo test test-fuzz fuzz test-model test-rdma check proto proto-baseline bench bench-rdma clean
 
 setup: $(VENV)/.done
 
@@ -27,7 +27,15 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest tests --ignore tests/rdma --ignore tests/model
+	$(BIN)/python -m pytest tests --ignore tests/rdma --ignore tests/model --ignore tests/fuzz
+
+# A share for every change; `make fuzz` is the whole, and docs/fuzzing.md says what it found.
+test-fuzz: setup
+	$(BIN)/python -m pytest tests/fuzz
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz.drive --runs 200000
+	TRIPTYCH_FUZZ_CALLS=60000 $(BIN)/python -m pytest tests/fuzz/test_calls.py -s
 
 test-model: setup
 	.ci/install $(MODEL_PACKAGES)

@@ -144,6 +144,8 @@ class RpcMover:
         try:
             async with self._open_channel(ref.owner_address) as channel:
                 async for response in worker_service_pb2_grpc.WorkerServiceStub(channel).FetchRoom(request):
+                    if response is None:  # gRPC's way to say that the bytes are no message
+                        raise TransferFailed(f"{ref.owner_address} sends what is no chunk")
                     end = position + len(response.chunk)
                     if end > len(into):
                         raise TransferFailed(f"{ref.owner_address} sends more than the room's {len(into)} bytes")
