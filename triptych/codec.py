@@ -12,7 +12,6 @@ Two names of one tensor come back as two tensors or one: aliasing is not kept.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import importlib
@@ -349,11 +348,12 @@ def _find_class(path: str, part: room_pb2.Dataclass | room_pb2.EnumMember, base:
     """The named class of an allowed package. Only attributes that are classes are followed."""
     if part.module.split(".")[0] not in CLASS_PACKAGES:
         raise SourceCorrupt(f"{path}: {part.module!r} is outside {' and '.join(CLASS_PACKAGES)}")
-    found: Any = None
-    with contextlib.suppress(ImportError):
-        found = importlib.import_module(part.module)
+    try:
+        found: Any = importlib.import_module(part.module)
         for name in part.name.split("."):
             found = getattr(found, name, None)
+    except Exception as error:  # what a foreign module raises when it's imported can't be known
+        raise SourceCorrupt(f"{path}: {part.module!r} can't be imported ({type(error).__name__})") from error
     if not (isinstance(found, type) and issubclass(found, base) and found.__module__ == part.module):
         raise SourceCorrupt(f"{path}: no class {part.module}.{part.name} that can cross")
     return found
