@@ -10,7 +10,7 @@ from tests.e2e.fleet import Fleet, wait_until
 from tests.failures.fleet import name_of, reasons, wait_state, worker_named
 from tests.failures.loads import check, fake_fleet, request, wait_over
 from tests.failures.proxy import Proxy
-from triptych.v1.job_pb2 import JOB_STATE_DENOISING, JOB_STATE_QUEUED, JOB_STATE_SUCCEEDED
+from triptych.v1.job_pb2 import JOB_STATE_DENOISING, JOB_STATE_ENCODING, JOB_STATE_QUEUED, JOB_STATE_SUCCEEDED
 from triptych_client import Client
 
 
@@ -93,6 +93,26 @@ def test_jobs_for_a_rank_that_died_go_to_anyone(tmp_path: Path, with_controller:
             check(client, done[job_id], seed, tmp_path)
             assert done[job_id].transformer_rank != rank
         assert sum(len(job.attempts) for job in done.values()) <= 1, "only what it was denoising was begun again"
+
+
+def test_jobs_for_a_rank_that_nobody_remembers_go_to_anyone(tmp_path: Path) -> None:
+    """It was idle when it died with the controller, so no job but these names it, and they aren't encoded yet."""
+    slow = {"encoder-0": ("--fake-stage-seconds", "20")}  # two seconds for an encoder
+    with (
+        fake_fleet(tmp_path / "fleet", 0.2, counts={"transformer": 2}, flags_by_name=slow) as fleet,
+        fleet.client() as client,
+    ):
+        dead = worker_named(fleet, client, "transformer-1")
+        assert dead is not None
+        ids = [client.submit(request(seed, transformer_rank=dead.rank)).job_id for seed in range(2)]
+        wait_state(client, ids[0], JOB_STATE_ENCODING)
+        fleet.kill("controller")
+        fleet.kill("transformer-1")
+        fleet.start("controller")
+        done = wait_over(client, ids, 60)
+        for seed, job_id in enumerate(ids):
+            check(client, done[job_id], seed, tmp_path)
+            assert (done[job_id].attempts, done[job_id].transformer_rank != dead.rank) == ([], True)
 
 
 def test_a_client_that_waits(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import grpc
@@ -9,7 +10,7 @@ import pytest
 
 from tests.e2e.fleet import Fleet, wait_until
 from tests.failures.disks import small_disk
-from tests.failures.fleet import reasons
+from tests.failures.fleet import reasons, worker_named
 from tests.failures.loads import check, fake_fleet, request, wait_over
 from triptych.errors import JournalFull
 from triptych.v1 import generation_service_pb2 as pb
@@ -63,30 +64,36 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_a_full_disk_of_the_journal(tmp_path: Path) -> None:
-    """It fills while jobs are under way, a worker dies meanwhile, another comes; then there is space again."""
+    """It fills while jobs are under way, a worker is taken for dead and comes back meanwhile; then there is space."""
     with small_disk(tmp_path / "disk", 6 * 2**20) as disk:
         flags = ("--state", str(disk.path / "state"), "--result-url", f"file://{tmp_path / 'results'}")
         counts = {"transformer": 2}
-        with fake_fleet(tmp_path / "fleet", 1.0, counts=counts, controller_flags=flags) as fleet:
-            controller = fleet.processes["controller"].pid
-            with fleet.client() as client:
-                ids = [client.submit(request(seed)).job_id for seed in range(4)]
-                wait_until(lambda: denoising(client, ids), 30, "two jobs are being denoised")
-                disk.fill()
-                ids += fill_journal(fleet, len(ids))
-                look_while_full(fleet, client, ids)
-                fleet.kill("transformer-1")
-                wait_until(lambda: len(client.get_fleet().workers) == 3, 30, "its death is seen")
-                fleet.spawn("transformer-1")
-                wait_until(lambda: "can't be written now" in fleet.log("transformer-1"), 30, "it can't register")
-                for name in ("encoder-0", "transformer-0", "decoder-0"):
-                    assert fleet.processes[name].poll() is None, fleet.log(name)
-                disk.free()
-                fleet.wait_ready("transformer-1")
-                assert finish(client, ids, tmp_path) <= 1, "only the dead worker's job was tried again"
-                assert fleet.processes["controller"].pid == controller
-                assert fleet.processes["controller"].poll() is None
-                assert len(list(client.list_jobs())) == len(ids), "what was refused isn't there"
+        with (
+            fake_fleet(tmp_path / "fleet", 1.0, counts=counts, controller_flags=flags) as fleet,
+            fleet.client() as client,
+        ):
+            pids = {name: process.pid for name, process in fleet.processes.items()}
+            ids = [client.submit(request(seed)).job_id for seed in range(4)]
+            wait_until(lambda: denoising(client, ids), 30, "two jobs are being denoised")
+            before = worker_named(fleet, client, "transformer-1")
+            assert before is not None
+            disk.fill()
+            ids += fill_journal(fleet, len(ids))
+            look_while_full(fleet, client, ids)
+            fleet.processes["transformer-1"].send_signal(signal.SIGSTOP)
+            wait_until(lambda: worker_named(fleet, client, "transformer-1") is None, 30, "it is declared dead")
+            fleet.processes["transformer-1"].send_signal(signal.SIGCONT)
+            wait_until(lambda: "can't be written now" in fleet.log("transformer-1"), 30, "it can't register")
+            disk.free()
+            assert finish(client, ids, tmp_path) <= 1, "only the stopped worker's job was tried again"
+            wait_until(lambda: worker_named(fleet, client, "transformer-1") is not None, 30, "it is back")
+            after = worker_named(fleet, client, "transformer-1")
+            assert after is not None
+            assert after.rank > before.rank, "a rank that was declared dead is never given again"
+            last = client.submit(request(77, transformer_rank=after.rank)).job_id
+            check(client, wait_over(client, [last], 30)[last], 77, tmp_path, transformer_rank=after.rank)
+            assert len(list(client.list_jobs())) == len(ids) + 1, "what was refused isn't there"
+            assert pids == {name: process.pid for name, process in fleet.processes.items() if process.poll() is None}
 
 
 def test_a_controller_that_starts_on_a_full_disk(tmp_path: Path) -> None:
