@@ -12,6 +12,7 @@ the jobs concerned is printed, and the folder of logs is kept.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import tempfile
 from pathlib import Path
@@ -46,7 +47,11 @@ def main() -> int:
         print(f"without faults of the network and of disks: {reason}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="triptych-chaos-", dir=arguments.folder or None))
     stages: Stages = RealStages(folder / "model") if arguments.stages == "real" else FakeStages(STAGE_S)
-    return _run_all(seeds, shape, stages, folder, reason, arguments.table)
+    try:
+        return _run_all(seeds, shape, stages, folder, reason, arguments.table)
+    except asyncio.CancelledError:
+        print(f"stopped; logs are in {folder}")
+        return 1
 
 
 def _run_all(seeds: list[int], shape: Shape, stages: Stages, folder: Path, reason: str, table: str) -> int:

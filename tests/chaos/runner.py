@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ async def run(plan: Plan, stages: Stages, folder: Path, reason: str) -> Report:
             await fleet.open()
             before = Sample.of(fleet.pid(CONTROLLER))
             clock.start()
-            jobs, found = await _work(plan, stages, fleet, injector, load)
+            jobs, found = await _work(plan, stages, injector, load, clock.elapsed_s)
             after, grown = await _quiet(fleet, before)
         finally:
             await fleet.close()
@@ -89,7 +89,7 @@ async def run(plan: Plan, stages: Stages, folder: Path, reason: str) -> Report:
 
 
 async def _work(
-    plan: Plan, stages: Stages, fleet: Fleet, injector: Injector, load: Load
+    plan: Plan, stages: Stages, injector: Injector, load: Load, elapsed_s: Callable[[], float]
 ) -> tuple[list[Job], list[str]]:
     """Jobs and faults until all are over; the controller's last list, and what went wrong with the run itself."""
     found = []
@@ -97,19 +97,21 @@ async def _work(
     async with load.open(plan.shape.clients):
         auditing = asyncio.create_task(load.audit())
         working = asyncio.create_task(load.run(submissions))
-        await injector.run(plan.faults, load._elapsed_s)
-        sending_s = max(0.0, plan.shape.seconds - load._elapsed_s())
-        done, _pending = await asyncio.wait([working], timeout=sending_s + SETTLE_TIMEOUT_S)
-        if not done:
+        try:
+            await injector.run(plan.faults, elapsed_s)
+            sending_s = max(0.0, plan.shape.seconds - elapsed_s())
+            await asyncio.wait([working], timeout=sending_s + SETTLE_TIMEOUT_S)
+        finally:
+            is_done = working.done()
+            for task in (working, auditing):
+                task.cancel()
+            results = await asyncio.gather(working, auditing, return_exceptions=True)
+        found += [f"a client's call failed: {result!r}" for result in results if isinstance(result, Exception)]
+        if not is_done:
             shown = ", ".join(sorted(load.unfinished)[:20])
             found.append(
                 f"{len(load.unfinished)} jobs weren't over {SETTLE_TIMEOUT_S:g} s after the last fault: {shown}"
             )
-        elif working.exception() is not None:
-            found.append(f"a client's call failed: {working.exception()!r}")
-        for task in (working, auditing):
-            task.cancel()
-        await asyncio.gather(working, auditing, return_exceptions=True)
         jobs = await load.list_all()
     return jobs, found
 
