@@ -26,14 +26,14 @@ MODEL = ModelDescription(
 def test_a_name_of_megabytes_is_refused_at_once() -> None:
     """To look for names like it takes a time that grows with its length, and the controller does nothing meanwhile."""
     request = GenerationRequest(prompt="a")
-    request.parameters.fields["scale_" * 2_000_000].number_value = 1
+    request.parameters.fields["scale_" * 5_000_000].number_value = 1
     request.media.add(name="x" * 10_000_000, data=b"x")
-    started_s = time.monotonic()
+    started_s = time.process_time()
     with pytest.raises(InvalidRequest):
         requests.parameter_values(request, MODEL)
     with pytest.raises(InvalidRequest):
         requests.validate(request, MODEL)
-    assert time.monotonic() - started_s < 2.0
+    assert time.process_time() - started_s < 2.0
 
 
 @pytest.mark.parametrize(
