@@ -52,6 +52,7 @@ class _Answer(NamedTuple):
 class RingServicer(RingServiceServicer):
     """Serves rings. `is_known` raises Fenced for a rank that is unknown in this epoch or was declared dead.
 
+    `is_member` says whether a rank may still claim something, so that nothing waits for one that never will.
     `host` serves the rings' memory over RDMA, in the order of `rings`; without one there is a `reason`.
     """
 
@@ -61,9 +62,10 @@ class RingServicer(RingServiceServicer):
         is_known: Callable[[int], None],
         host: RingHost | None = None,
         reason: str = "",
+        is_member: Callable[[int], bool] = lambda rank: True,
     ) -> None:
         self._rings = rings
-        self._is_known = is_known
+        self._is_known, self._is_member = is_known, is_member
         self._host, self._reason = host, reason
         self._answers: dict[tuple[RingName.ValueType, int], _Answer] = {}
         self._hand_backs: set[asyncio.Task[None]] = set()
@@ -74,7 +76,10 @@ class RingServicer(RingServiceServicer):
         ring = self._ring(request.ring)
         if request.dispatch.sender_rank != request.rank:
             raise errors.InvalidRequest("dispatch.sender_rank", request.dispatch.sender_rank, f"{request.rank}, `rank`")
-        return pb.PublishResponse(ticket=await ring.publish(request.dispatch, request.dispatch.receiver_rank))
+        target = request.dispatch.receiver_rank
+        if not self._is_member(target):
+            target = 0  # dead since before this epoch, or made up: anyone is better than nobody
+        return pb.PublishResponse(ticket=await ring.publish(request.dispatch, target))
 
     async def Claim(self, request: pb.ClaimRequest, context: Context) -> pb.ClaimResponse:
         """Lease the oldest dispatch for a rank, waiting for one; ends when the client goes away."""
