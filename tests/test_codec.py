@@ -369,6 +369,15 @@ def test_wrong_value(wrong):
         codec.decode(manifest, ROOM)
 
 
+def test_a_key_that_cannot_be_shown():
+    """A tensor can be a key, and torch can't print one of these."""
+    manifest = manifest_of(dtype="uint4", shape=[1], strides=[1], size_bytes=1)
+    manifest.values["x"].mapping.keys.add(tensor=0)
+    manifest.values["x"].mapping.values.add(integer=1)
+    (back,) = codec.decode(manifest, ROOM)["x"].items()
+    assert (back[0].dtype, back[1]) == (torch.uint4, 1)
+
+
 def sample_manifest() -> bytes:
     state = {
         "t": torch.randn(2, 3).T,

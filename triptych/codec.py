@@ -237,7 +237,7 @@ class _Decoder:
         try:
             return self._by_kind[kind](path, getattr(value, kind), depth)
         # Whatever these bytes make a constructor say, it is the bytes that are wrong.
-        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
             raise SourceCorrupt(f"{path}: no such {kind} ({type(error).__name__}: {error})") from error
 
     def _ref(self, path: str, index: int) -> tensor_pb2.TensorRef:
@@ -252,10 +252,9 @@ class _Decoder:
         if len(part.keys) != len(part.values):
             raise SourceCorrupt(f"{path}: {len(part.keys)} keys and {len(part.values)} values")
         keys = [self.decode(f"{path} key {index}", key, depth + 1) for index, key in enumerate(part.keys)]
-        return {
-            key: self.decode(f"{path}[{key!r:.40}]", item, depth + 1)
-            for key, item in zip(keys, part.values, strict=True)
-        }
+        # Values are named by their place: a key may be a tensor, and not every tensor can be shown.
+        values = [self.decode(f"{path} value {index}", item, depth + 1) for index, item in enumerate(part.values)]
+        return dict(zip(keys, values, strict=True))
 
     def _device_value(self, path: str, text: str, depth: int) -> object:
         import torch

@@ -15,6 +15,7 @@ from services.controller.fleet_service import FleetServicer
 from services.controller.generation_service import GenerationServicer
 from services.controller.journal import Journal
 from services.controller.ledger import Ledger
+from services.controller.ring_service import RingServicer
 from services.controller.rings import NAMES
 from services.controller.supervisor import Supervisor
 from triptych import results, telemetry
@@ -24,7 +25,7 @@ from triptych.rings.layout import Kind
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import DISPATCH_BYTES_MAX
 from triptych.v1 import fleet_service_pb2 as pb
-from triptych.v1 import generation_service_pb2
+from triptych.v1 import generation_service_pb2, ring_service_pb2
 from triptych.v1.dispatch_pb2 import RING_PHASE1, RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch
 from triptych.v1.job_pb2 import (
     JOB_STATE_DECODING,
@@ -58,6 +59,8 @@ class Bench:
         self.supervisor = Supervisor(self.controller, 1, result_url)
         self.fleet = FleetServicer(self.controller, self.supervisor, 1, "")
         self.generation = GenerationServicer(self.controller)
+        members = self.controller.fleet.members
+        self.ring = RingServicer(self.rings, self.controller.fleet.check, is_member=lambda rank: rank in members)
 
     async def member(self, role: int, name: str = "worker") -> int:
         """A registered worker's rank."""
@@ -127,16 +130,16 @@ async def test_a_completion_is_whole_or_absent(bench: Bench, after: int) -> None
     assert stored == bench.ledger.active["job-1"]
 
 
-async def test_a_worker_that_registers_while_it_is_being_buried_gets_a_rank_that_works(bench: Bench) -> None:
+@pytest.mark.parametrize("first", ["register", "bury"])
+async def test_a_rank_that_is_buried_while_it_registers_is_a_member_or_fenced(first: str, bench: Bench) -> None:
+    """Both would be a worker that reports happily and can never claim."""
     rank = await bench.member(ROLE_ENCODER)
-    for _ in range(20):
-        burying = asyncio.ensure_future(bench.supervisor.bury(rank, "silent"))
-        await asyncio.sleep(0)
-        new = await bench.member(ROLE_ENCODER)
-        await burying
-        if new in bench.controller.fleet.members:
-            assert await bench.rings[RING_REQUEST].claim(new) is None, "and not Fenced"
-        rank = await bench.member(ROLE_ENCODER)
+    registering, burying = bench.member(ROLE_ENCODER), bench.supervisor.bury(rank, "silent")
+    calls = (registering, burying) if first == "register" else (burying, registering)
+    answers = await asyncio.gather(*calls)
+    (new,) = [one for one in answers if one is not None]
+    for one in {rank, new} & bench.controller.fleet.members.keys():
+        assert await bench.rings[RING_REQUEST].claim(one) is None, "and not Fenced"
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
@@ -254,6 +257,19 @@ async def test_the_longest_dispatch_that_is_taken_can_be_published(bench: Bench)
     await bench.controller.dispatcher.publish_waiting()
     ready = [slot for slot in bench.rings[RING_PHASE1].slots() if slot.kind is Kind.READY]
     assert [slot.rank for slot in ready] == [0], "for anyone: no such rank lives"
+
+
+@pytest.mark.parametrize("target", [12345, 2**20 - 1])
+async def test_nothing_waits_for_a_rank_that_is_nobodys(target: int, bench: Bench) -> None:
+    """Such an entry would keep its slot, and its job, for ever: no death of that rank will be noticed."""
+    rank = await bench.member(ROLE_ENCODER)
+    other = await bench.member(ROLE_TRANSFORMER, "other")
+    dispatch = Dispatch(job_id="job-1", sender_rank=rank, receiver_rank=target)
+    publish = ring_service_pb2.PublishRequest(rank=rank, ring=RING_PHASE1, dispatch=dispatch)
+    await bench.ring.Publish(publish, NOBODY)
+    claimed = await bench.rings[RING_PHASE1].claim(other)
+    assert claimed is not None
+    assert claimed.dispatch.receiver_rank == 0
 
 
 ELSEWHERE = [
