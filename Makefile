@@ -16,8 +16,8 @@ MODEL_PACKAGES := spin gcc libc6-dev
 # A virtual machine with two soft-RoCE devices. Mooncake's own default of workers would spin on all its processors.
 IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --timeout-s 1200
 
-.PHONY: setup setup-rdma demo test test-model test-rdma test-chaos check proto proto-baseline bench bench-rdma
-.PHONY: bench-recovery soak clean
+.PHONY: setup setup-rdma demo test test-failures test-fuzz test-chaos test-model test-rdma check
+.PHONY: proto proto-baseline bench bench-rdma bench-recovery fuzz soak clean
 
 setup: $(VENV)/.done
 
@@ -30,7 +30,19 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest tests --ignore tests/rdma --ignore tests/model
+	$(BIN)/python -m pytest tests --ignore tests/rdma --ignore tests/model --ignore tests/failures --ignore tests/fuzz
+
+# The failure table of ARCHITECTURE.md, row by row, on real processes. As root it also fills disks.
+test-failures: setup
+	$(BIN)/python -m pytest tests/failures
+
+# A share for every change; `make fuzz` is the whole, and docs/fuzzing.md says what it found.
+test-fuzz: setup
+	$(BIN)/python -m pytest tests/fuzz
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz.drive --runs 300000
+	TRIPTYCH_FUZZ_CALLS=60000 $(BIN)/python -m pytest tests/fuzz/test_calls.py -s
 
 test-model: setup
 	.ci/install $(MODEL_PACKAGES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import Any
 
@@ -111,3 +112,73 @@ def test_a_connection_that_breaks_within_a_message_is_a_connection_that_breaks()
     other = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, "internal error (KeyError)")
     assert type(rpc.error_from(other)) is errors.TriptychError
     assert not is_transient(other)
+
+
+GARBAGE = b"\xff\xff\xff"
+METHODS = [
+    "/triptych.v1.WorkerService/GetWorker",
+    "/triptych.v1.WorkerService/FetchRoom",
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_bytes_that_are_no_message_are_the_callers_mistake(method: str) -> None:
+    """Not INTERNAL, which gRPC makes of them by itself. As the first message and as a later one."""
+    service = (pb_grpc.add_WorkerServiceServicer_to_server, Raising(RuntimeError()), "triptych.v1.WorkerService")
+    server = await rpc.start_server("127.0.0.1:0", [service])
+    try:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await channel.stream_stream(method)(iter([GARBAGE]), timeout=10).read()
+            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert isinstance(rpc.error_from(refused.value), errors.InvalidRequest)
+            if "Reflection" in method:
+                call = channel.stream_stream(method)(iter([b"", GARBAGE]), timeout=10)
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    _ = [answer async for answer in call]
+                assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    finally:
+        await server.stop(0)
+
+
+async def test_health_is_watched_as_before() -> None:
+    server = await rpc.start_server("127.0.0.1:0", [])
+    try:
+        async with rpc.open_channel(server.address) as channel:
+            call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10)
+            assert (await call.read()).status == health_pb2.HealthCheckResponse.SERVING
+            await server.set_serving(False)
+            assert (await call.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            call.cancel()
+    finally:
+        await server.stop(0)
+
+
+async def test_what_is_uninterrupted_ends_although_its_caller_has_gone() -> None:
+    steps = []
+
+    class Changing(pb_grpc.WorkerServiceServicer):
+        @rpc.uninterrupted
+        async def GetWorker(self, request: pb.GetWorkerRequest, context: Any) -> pb.GetWorkerResponse:
+            steps.append("begun")
+            await go_on.wait()
+            steps.append("ended")
+            return pb.GetWorkerResponse()
+
+    go_on = asyncio.Event()
+    service = (pb_grpc.add_WorkerServiceServicer_to_server, Changing(), "triptych.v1.WorkerService")
+    server = await rpc.start_server("127.0.0.1:0", [service])
+    try:
+        async with rpc.open_channel(server.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await pb_grpc.WorkerServiceStub(channel).GetWorker(pb.GetWorkerRequest(), timeout=0.3)
+        assert steps == ["begun"]
+        go_on.set()
+        async with asyncio.timeout(10):
+            while len(steps) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    finally:
+        await server.stop(0)

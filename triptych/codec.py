@@ -12,7 +12,6 @@ Two names of one tensor come back as two tensors or one: aliasing is not kept.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import importlib
@@ -238,7 +237,7 @@ class _Decoder:
         try:
             return self._by_kind[kind](path, getattr(value, kind), depth)
         # Whatever these bytes make a constructor say, it is the bytes that are wrong.
-        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
             raise SourceCorrupt(f"{path}: no such {kind} ({type(error).__name__}: {error})") from error
 
     def _ref(self, path: str, index: int) -> tensor_pb2.TensorRef:
@@ -253,10 +252,9 @@ class _Decoder:
         if len(part.keys) != len(part.values):
             raise SourceCorrupt(f"{path}: {len(part.keys)} keys and {len(part.values)} values")
         keys = [self.decode(f"{path} key {index}", key, depth + 1) for index, key in enumerate(part.keys)]
-        return {
-            key: self.decode(f"{path}[{key!r:.40}]", item, depth + 1)
-            for key, item in zip(keys, part.values, strict=True)
-        }
+        # Values are named by their place: a key may be a tensor, and not every tensor can be shown.
+        values = [self.decode(f"{path} value {index}", item, depth + 1) for index, item in enumerate(part.values)]
+        return dict(zip(keys, values, strict=True))
 
     def _device_value(self, path: str, text: str, depth: int) -> object:
         import torch
@@ -333,7 +331,7 @@ def _decode_big_integer(path: str, digits: str, depth: int) -> int:
 def _decode_dtype(path: str, name: str, depth: int) -> object:
     import torch
 
-    dtype = getattr(torch, name)
+    dtype = vars(torch).get(name)  # not getattr: some names would import a part of torch
     if not isinstance(dtype, torch.dtype):
         raise SourceCorrupt(f"{path}: no dtype {name!r}")
     return dtype
@@ -349,11 +347,12 @@ def _find_class(path: str, part: room_pb2.Dataclass | room_pb2.EnumMember, base:
     """The named class of an allowed package. Only attributes that are classes are followed."""
     if part.module.split(".")[0] not in CLASS_PACKAGES:
         raise SourceCorrupt(f"{path}: {part.module!r} is outside {' and '.join(CLASS_PACKAGES)}")
-    found: Any = None
-    with contextlib.suppress(ImportError):
-        found = importlib.import_module(part.module)
+    try:
+        found: Any = importlib.import_module(part.module)
         for name in part.name.split("."):
             found = getattr(found, name, None)
+    except Exception as error:  # what a foreign module raises when it's imported can't be known
+        raise SourceCorrupt(f"{path}: {part.module!r} can't be imported ({type(error).__name__})") from error
     if not (isinstance(found, type) and issubclass(found, base) and found.__module__ == part.module):
         raise SourceCorrupt(f"{path}: no class {part.module}.{part.name} that can cross")
     return found

@@ -58,8 +58,9 @@ class InvalidRequest(TriptychError, ValueError):
         """Rebuild one from the text that a server sent."""
         error = cls.__new__(cls)
         Exception.__init__(error, message)
-        error.field = message.partition(" is ")[0]
-        error.accepted = message.rpartition("; accepted: ")[2]
+        field, _, rest = message.partition(" is ")
+        error.field = field if rest else ""
+        error.accepted = rest.rpartition("; accepted: ")[2] if "; accepted: " in rest else ""  # it may have been cut
         return error
 
 
@@ -222,6 +223,16 @@ STATUS_BY_ERROR: dict[type[TriptychError], grpc.StatusCode] = {
     DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """The one table from error to gRPC status; a subclass takes its nearest listed ancestor's."""
+
+
+def public_text(error: BaseException) -> str:
+    """What logs, spans and job records may say of an error: no value of a caller's, and no text that isn't ours."""
+    if isinstance(error, InvalidRequest):
+        head = error.field.partition(".")[0].partition("[")[0]  # what follows may be the caller's own words
+        return f"InvalidRequest: {head} can't be used; accepted: {error.accepted}"
+    if isinstance(error, TriptychError | OSError) and not isinstance(error, UnicodeError):
+        return f"{type(error).__name__}: {error}"
+    return type(error).__name__
 
 
 def status_of(error: BaseException) -> grpc.StatusCode:

@@ -103,7 +103,10 @@ class Link:
         await self._registered.wait()
 
     async def run(self) -> None:
-        """Register, report, obey, for ever. Errors of configuration (another model, bad fields) are raised."""
+        """Register, report, obey, for ever. Errors of configuration (another model, bad fields) are raised at first.
+
+        A worker that was a member once stays: whatever is in its way now may be gone when it asks again.
+        """
         backoff_s = BACKOFF_FIRST_S
         while True:
             try:
@@ -112,11 +115,11 @@ class Link:
                 self._stream = asyncio.create_task(self._heartbeat())
                 await asyncio.wait([self._stream])
                 error = None if self._stream.cancelled() else self._stream.exception()
-                if isinstance(error, TriptychError):
-                    log.info("the stream broke: %s; registering again", error)  # which tells, if it is for good
-                elif error is not None:
+                if error is not None:
                     raise error
-            except (Unavailable, DeadlinePassed, Fenced, Full) as error:
+            except TriptychError as error:
+                if not self.rank and not isinstance(error, Unavailable | DeadlinePassed | Fenced | Full):
+                    raise
                 log.info("controller: %s; registering again", error)
             finally:
                 if self._registered.is_set():

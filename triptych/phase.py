@@ -33,11 +33,11 @@ from triptych.errors import (
     Unavailable,
 )
 from triptych.link import Link
-from triptych.rings.layout import PAYLOAD_BYTES_MAX
-from triptych.rings.ring import Ring
+from triptych.rings.ring import DISPATCH_BYTES_MAX, Ring
 from triptych.roles import NEXT, RING_OF, ring_name, role_name
-from triptych.running import PhaseReporter, Running
+from triptych.running import PhaseReporter, Running, seconds_of
 from triptych.stages import AnyStage, Step, request_inputs
+from triptych.stages.handoff import RESERVED_PREFIX
 from triptych.transport import room as rooms
 from triptych.transport.arena import Arena
 from triptych.transport.fetcher import Fetcher
@@ -58,8 +58,8 @@ RESULTS_FULL_PAUSE_S = 1.0
 """Pause before a result is stored again where the store was full: somebody has to make room first."""
 TENSORS_SHOWN_MAX = 8
 """Tensors named in a dispatch. The manifest has all; these are for people, and a slot is 4 KiB."""
-DISPATCH_BYTES_MAX = PAYLOAD_BYTES_MAX - 256
-"""Longest dispatch before the ranks, times and trace context that are filled in when it is published."""
+CLOCK_SKEW_MAX_S = 3600.0
+"""How far another host's clock may be ahead for its times to be worth showing."""
 
 Result = TypeVar("Result")
 
@@ -141,8 +141,8 @@ class Phases:
         """The job's trace and logs: how long it waited in the ring, and a span for all that happens to it here."""
         lease, d = running.claimed
         ring, parent = ring_name(lease.ring), telemetry.extract(d.traceparent)
-        if d.HasField("publish_time"):
-            published_s = d.publish_time.ToNanoseconds() / 1e9
+        published_s = seconds_of(d.publish_time)
+        if 0.0 < published_s < time.time() + CLOCK_SKEW_MAX_S:
             with telemetry.span(
                 "queue.wait", parent=parent, start_s=published_s, ring=ring, job_id=d.job_id, rank=lease.rank
             ):
@@ -162,6 +162,9 @@ class Phases:
             inputs = await self._in_thread(lambda: request_inputs(request, self._model))
         else:
             inputs = await self._fetch(running)
+            reporter.keep_private(
+                {name: value for name, value in inputs.items() if not name.startswith(RESERVED_PREFIX)}
+            )
         loop = asyncio.get_running_loop()
 
         def on_step(step: Step) -> None:
@@ -221,6 +224,8 @@ class Phases:
                     break
                 except ArenaFull:
                     size_bytes = encoded.manifest.ByteSize() + sum(b.nbytes for b in encoded.buffers)
+                    self.is_full = True
+                    self._link.notify()
                     await asyncio.sleep(RETRY_PAUSE_S)  # /dev/shm itself may be full, which no release here ends
                     await self.wait_for_space(size_bytes, running.should_stop)
                     if running.should_stop():

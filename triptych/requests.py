@@ -59,6 +59,8 @@ where all other calls wait, and so many take milliseconds."""
 
 WORK_INPUTS = ("num_frames", "height", "width", "num_inference_steps")
 """What multiplies the work of a job, together with `num_outputs`."""
+NAME_CHARS_MAX = 128
+"""Longest name that names are compared with: no input's is half as long, and the comparison takes time."""
 
 OUTPUT_FORMATS = ("mp4", "gif", "png", "npy")
 """Formats of results. The empty string takes the pipeline's default."""
@@ -365,7 +367,7 @@ def _settable(inputs: Inputs) -> list[str]:
 
 def _known(name: str, names: Iterable[str]) -> str:
     known = sorted(names)
-    close = difflib.get_close_matches(name, known, n=3)
+    close = difflib.get_close_matches(name[:NAME_CHARS_MAX], known, n=3)
     if close:
         return f"{' or '.join(close)} (close to it), of {len(known)} names that DescribeModel lists"
     return ", ".join(known) if known else "nothing; this pipeline takes none"

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ import fsspec
 from triptych.errors import InvalidRequest, SourceCorrupt
 from triptych.v1.job_pb2 import Artifact, Job
 
+NAME_CHARS_MAX = 128
+"""Longest name of a file; file systems end at 255 bytes, and `store` needs some for its temporary ones."""
+_NAME = re.compile(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]*")
+"""A visible file's name: no folder, no control character."""
 CHUNK_BYTES = 2**20
 """Piece of a file in one message, far below gRPC's limits."""
 
@@ -65,6 +70,34 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def check_artifact(artifact: Artifact, url: str, job_id: str) -> None:
+    """Raise InvalidRequest unless an artifact is where `store` puts a file of this job under `url`."""
+    name = artifact.name
+    if not _NAME.fullmatch(name) or len(name) > NAME_CHARS_MAX:
+        raise InvalidRequest("artifacts.name", name, f"a file's name of up to {NAME_CHARS_MAX} characters")
+    wanted = f"{url.rstrip('/')}/{job_id}/{name}"
+    if artifact.url != wanted:
+        raise InvalidRequest("artifacts.url", artifact.url, wanted)
+    if len(artifact.sha256) != hashlib.sha256().digest_size:
+        raise InvalidRequest("artifacts.sha256", f"{len(artifact.sha256)} bytes", "a SHA-256, 32 bytes")
+
+
+def check_place(artifact: Artifact, job_id: str) -> None:
+    """Raise InvalidRequest unless an artifact's file is the job's own, whatever `result_url` was when it was stored.
+
+    Folders are not followed out of: neither `..` nor a symbolic link leads to another file.
+    """
+    accepted = f"a file in the folder {job_id} of a result URL"
+    folder, _, name = artifact.url.rpartition("/")
+    if name != artifact.name or not _NAME.fullmatch(name) or folder.rpartition("/")[2] != job_id or "::" in folder:
+        raise InvalidRequest("artifacts.url", artifact.url, accepted)
+    fs, path = fsspec.core.url_to_fs(artifact.url)
+    if "file" in _protocols(fs):
+        parent = os.path.realpath(os.path.dirname(os.path.dirname(path)))
+        if os.path.realpath(path) != f"{parent}/{job_id}/{name}":
+            raise InvalidRequest("artifacts.url", artifact.url, accepted)
+
+
 def read(artifact: Artifact) -> Iterator[bytes]:
     """Yield a stored file in pieces. Raises SourceCorrupt when it is missing, or its digest isn't the stored one."""
     digest = hashlib.sha256()
@@ -89,6 +122,8 @@ def remove(url: str, job: Job) -> None:
         if folder.rpartition("/")[2] != job.job_id:
             continue  # not made by `store`: there may be other things in it
         fs, path = fsspec.core.url_to_fs(folder)
+        if "file" in _protocols(fs) and os.path.islink(path):
+            continue  # what it leads to is somebody else's
         with contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
 

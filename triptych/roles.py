@@ -28,7 +28,9 @@ SINK_OF: dict[Role.ValueType, Ring.ValueType] = {role: RING_OF[after] for role, 
 
 
 def role_name(role: Role.ValueType) -> str:
-    """A role in lower case, for people: `encoder`."""
+    """A role in lower case, for people: `encoder`. A number that is no role is shown as it is."""
+    if role not in Role.values():
+        return str(role)
     return Role.Name(role).removeprefix("ROLE_").lower()
 
 

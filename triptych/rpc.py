@@ -2,19 +2,23 @@
 
 Every server has health, reflection, keepalive, a port that is an error when taken, and one interceptor that asks who
 calls and whether it may, and turns a `TriptychError` into its status (the class travels in the trailing metadata, so
-that the other side raises the same class). Anything else that escapes a servicer is a bug: it is logged whole and
-leaves as INTERNAL with its type only, because its text might hold a prompt.
+that the other side raises the same class). Anything else that escapes a servicer is a bug: it is logged, and leaves as
+INTERNAL with its type only, because its text might hold a prompt. The interceptor also parses the requests, once it is
+known who calls: bytes that are no message are the caller's mistake, and gRPC itself would call them INTERNAL.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -216,64 +220,109 @@ class _EdgeInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
-        method = str(handler_call_details.method)
-        if handler is None or method.startswith(auth.OPEN_METHODS):
+        if handler is None:
             return handler
+        method = str(handler_call_details.method)
 
         def admit(context: Context) -> None:
-            metadata = context.invocation_metadata() or ()
-            identity.set_caller(self._security.authorize(method, context.auth_context(), metadata))
+            if not method.startswith(auth.OPEN_METHODS):
+                metadata = context.invocation_metadata() or ()
+                identity.set_caller(self._security.authorize(method, context.auth_context(), metadata))
 
+        parse, serialize = handler.request_deserializer or bytes, handler.response_serializer
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(handler.unary_unary, method, admit),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
+            guarded = _guard_unary(handler.unary_unary, parse, method, admit)
+            return grpc.unary_unary_rpc_method_handler(guarded, None, serialize)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method, admit),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
+            stream = _guard_stream(handler.unary_stream, parse, method, admit)
+            return grpc.unary_stream_rpc_method_handler(stream, None, serialize)
         assert handler.stream_stream, "no service here has calls of another shape"
-        return grpc.stream_stream_rpc_method_handler(
-            _guard_stream(handler.stream_stream, method, admit),
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+        stream = _guard_stream(handler.stream_stream, parse, method, admit)
+        return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
+
+
+Parse = Callable[[bytes], Any]
+Admit = Callable[[Context], None]
 
 
 def _guard_unary(
-    call: Callable[..., Awaitable[Any]], method: str, admit: Callable[[Context], None]
+    call: Callable[..., Awaitable[Any]], parse: Parse, method: str, admit: Admit
 ) -> Callable[..., Awaitable[Any]]:
-    async def guarded(request: Any, context: Context) -> Any:
+    async def guarded(data: bytes, context: Context) -> Any:
         try:
             admit(context)
-            return await call(request, context)
+            return await call(_parsed(parse, data), context)
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
-            return await _abort(context, error, method)
+            failure = error
+        # Not inside the handler: the abort would carry the error's text along, and traces record what it carries.
+        return await _abort(context, failure, method)
 
     return guarded
 
 
 def _guard_stream(
-    call: Callable[..., Any], method: str, admit: Callable[[Context], None]
+    call: Callable[..., Any], parse: Parse, method: str, admit: Admit
 ) -> Callable[..., AsyncIterator[Any]]:
-    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def guarded(data: Any, context: Context) -> AsyncIterator[Any]:
         try:
             admit(context)
-            async for response in call(request, context):
+            request = _parsed(parse, data) if isinstance(data, bytes) else _parsed_stream(parse, data)
+            responses = call(request, context)
+            if inspect.isawaitable(responses):  # gRPC's health service writes its answers by itself
+                await responses
+                return
+            async for response in responses:
                 yield response
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
-            await _abort(context, error, method)
+            failure = error
+        else:
+            return
+        await _abort(context, failure, method)  # see `_guard_unary`
 
     return guarded
 
 
+def _parsed(parse: Parse, data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError as error:
+        raise errors.InvalidRequest("request", f"{len(data)} bytes", "a message of the method's type") from error
+
+
+async def _parsed_stream(parse: Parse, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for data in stream:
+        yield _parsed(parse, data)
+
+
+def uninterrupted(call: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
+    """For a servicer's unary method that changes things in steps: it goes on to its end when its caller goes away.
+
+    gRPC cancels the method of a call that is over. A change that has begun must not stop between two of its steps.
+    """
+
+    @functools.wraps(call)
+    async def whole(*arguments: Any) -> Result:
+        task = asyncio.ensure_future(call(*arguments))
+        _unfinished.add(task)
+        task.add_done_callback(_finished)
+        return await asyncio.shield(task)
+
+    return whole
+
+
+_unfinished: set[asyncio.Future[Any]] = set()
+"""Calls that go on, some without a caller. The event loop itself keeps tasks by weak references only."""
+
+
+def _finished(task: asyncio.Future[Any]) -> None:
+    _unfinished.discard(task)
+    if not task.cancelled():
+        task.exception()  # told to the caller, where that is still there
+
+
 async def _abort(context: Context, error: Exception, method: str) -> None:
-    if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
-        raise error
+    if isinstance(error, grpc.aio.BaseError | asyncio.CancelledError):
+        raise error  # aborted already, or the call is over and there is nobody to tell
     status = errors.status_of(error)
     if isinstance(error, errors.TriptychError):
         metadata = [(ERROR_KEY, type(error).__name__)]
@@ -284,4 +333,7 @@ async def _abort(context: Context, error: Exception, method: str) -> None:
     else:
         log.error("%s raised %s", method, type(error).__name__, exc_info=error)
         message = f"internal error ({type(error).__name__}); the server's log has it"
-    await context.abort(status, message[:METADATA_CHARS_MAX])
+    try:
+        await context.abort(status, message[:METADATA_CHARS_MAX])
+    finally:  # the caller is told its own values; the trace isn't
+        telemetry.mark_failed(errors.public_text(error))

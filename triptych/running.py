@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 
-from triptych.errors import InvalidRequest, JobCancelled, LeaseLost, NotFound, RoomGone, SourceCorrupt, TransferFailed
+from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from triptych import privacy
+from triptych.errors import (
+    InvalidRequest,
+    JobCancelled,
+    LeaseLost,
+    NotFound,
+    RoomGone,
+    SourceCorrupt,
+    TransferFailed,
+    TriptychError,
+)
 from triptych.link import Link
 from triptych.rings.ring import Claimed
 from triptych.v1 import fleet_service_pb2 as pb
@@ -54,7 +66,12 @@ class Running:
     def is_expired(self) -> bool:
         """Whether the job's deadline is over."""
         d = self.dispatch
-        return d.HasField("deadline_time") and d.deadline_time.ToNanoseconds() <= time.time_ns()
+        return d.HasField("deadline_time") and seconds_of(d.deadline_time) <= time.time()
+
+
+def seconds_of(moment: Timestamp) -> float:
+    """A moment in Unix seconds. Unlike protobuf's own conversion this takes what is outside the calendar, too."""
+    return float(moment.seconds) + moment.nanos * 1e-9
 
 
 class PhaseReporter:
@@ -63,6 +80,8 @@ class PhaseReporter:
     def __init__(self, link: Link, role: Role.ValueType, running: Running) -> None:
         self._link, self._role, self._running = link, role, running
         self._request = GenerationRequest()
+        self._private: list[str] = []
+        """What the caller wrote, wherever it is known here. Libraries quote their input in errors."""
 
     async def start(self) -> GenerationRequest:
         """Begin. Raises LeaseLost when the dispatch is to be dropped."""
@@ -74,9 +93,16 @@ class PhaseReporter:
 
         try:
             self._request = (await self._link.call(make)).request
+            request = self._request
+            self._private += [request.prompt, request.negative_prompt]
+            self._private += privacy.texts_in(json_format.MessageToDict(request.parameters))
         except NotFound as error:
             raise LeaseLost(str(error)) from error
         return self._request
+
+    def keep_private(self, inputs: Mapping[str, object]) -> None:
+        """Keep a stage's texts out of logs and job records; only encoders see the prompts in the request itself."""
+        self._private += privacy.texts_in(inputs)
 
     async def complete(self, dispatch: Dispatch | None = None, artifacts: Sequence[Artifact] = ()) -> None:
         """The stage is done. Raises LeaseLost when its work came too late."""
@@ -99,9 +125,10 @@ class PhaseReporter:
     async def fail(self, error: Exception) -> None:
         """The stage failed. A job that is over by now, or another's, needs no report."""
         reason, message = _reason_of(error)
-        message = self._without_prompts(message)
+        message = privacy.redact(message, self._private)
         if reason == pb.FAILURE_REASON_STAGE_ERROR:
-            log.error("stage failed: %s", self._without_prompts("".join(traceback.format_exception(error))))
+            whole = "".join(traceback.format_exception(error))
+            log.error("stage failed: %s", privacy.redact(whole, self._private))
 
         def make() -> Awaitable[pb.FailPhaseResponse]:
             lease, job_id, generation = self._token()
@@ -115,14 +142,10 @@ class PhaseReporter:
             )
             return self._link.fleet.FailPhase(request)
 
-        with contextlib.suppress(LeaseLost):
+        try:
             await self._link.call(make)
-
-    def _without_prompts(self, text: str) -> str:
-        """Libraries quote their input in errors; logs and job records must not hold it."""
-        for private in (self._request.prompt, self._request.negative_prompt):
-            text = text.replace(private, "…") if private else text
-        return text
+        except TriptychError as refused:  # the job is another's, or the controller knows better: work goes on
+            log.info("failure not taken: %s", refused)
 
     def _token(self) -> tuple[Lease, str, int]:
         running = self._running

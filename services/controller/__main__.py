@@ -86,7 +86,13 @@ def _services(controller: Controller, supervisor: Supervisor, rings: Rings, epoc
         ),
         (
             ring_service_pb2_grpc.add_RingServiceServicer_to_server,
-            RingServicer(rings.by_name, lambda rank: controller.fleet.check(rank).role, rings.host, rings.reason),
+            RingServicer(
+                rings.by_name,
+                lambda rank: controller.fleet.check(rank).role,
+                rings.host,
+                rings.reason,
+                lambda rank: rank in controller.fleet.members,
+            ),
             "triptych.v1.RingService",
         ),
     ]

@@ -14,17 +14,15 @@ from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.controller import jobs
+from services.controller import completion, jobs
 from services.controller.admission import Admission
 from services.controller.dispatcher import Dispatcher
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
-from services.controller.to_the_end import to_the_end
 from triptych import telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import InvalidRequest, LeaseLost, NotFound, RingFull
 from triptych.identity import Identity
-from triptych.rings.layout import PAYLOAD_BYTES_MAX
 from triptych.rings.memory import MemoryRing
 from triptych.roles import role_name
 from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
@@ -55,6 +53,9 @@ from triptych.v1.ring_service_pb2 import Lease
 
 log = logging.getLogger(__name__)
 
+FAILURE_CHARS_MAX = 300
+"""Longest failure text: a sentence. Workers send no longer one."""
+
 
 class Controller:
     """The truth about jobs."""
@@ -83,9 +84,6 @@ class Controller:
 
         Raises InvalidRequest, AlreadyExists, BacklogFull, QuotaFull, JournalFull, Unavailable.
         """
-        return await to_the_end(self._create(request_id, request, client))
-
-    async def _create(self, request_id: str, request: GenerationRequest, client: Identity) -> Job:
         return self._queue(*await self.admission.accept(request_id, request, client))
 
     async def retry(self, job_id: str, client: Identity) -> Job:
@@ -93,9 +91,6 @@ class Controller:
         dead = await self.ledger.journal.get(job_id)
         if dead is None:
             raise NotFound(f"there is no job {job_id!r}")
-        return await to_the_end(self._retry(dead, client))
-
-    async def _retry(self, dead: JournalEntry, client: Identity) -> Job:
         return self._queue(*await self.admission.retry(dead, client))
 
     def _queue(self, entry: JournalEntry, was_there: bool) -> Job:
@@ -136,18 +131,15 @@ class Controller:
         self.dispatcher.work.set()
         return stored
 
-    async def complete_phase(self, request: CompletePhaseRequest) -> None:
-        """A stage is done. The first completion is taken; LeaseLost refuses any other."""
+    async def complete_phase(self, request: CompletePhaseRequest, result_url: str) -> None:
+        """A stage is done, its files below `result_url`. The first completion is taken; LeaseLost refuses others."""
         self.fleet.check(request.lease.rank, request.role)
         role = request.role
-        if role != ROLE_DECODER and not request.next.HasField("room"):
-            raise InvalidRequest("next.room", None, "the room that holds the stage's tensors")
-        if role == ROLE_DECODER and not request.artifacts:
-            raise InvalidRequest("artifacts", [], "one stored file or more")
-        if request.next.ByteSize() > PAYLOAD_BYTES_MAX:
-            raise InvalidRequest("next", f"{request.next.ByteSize()} bytes", f"at most {PAYLOAD_BYTES_MAX} bytes")
+        completion.check(request, result_url)
 
         def change(entry: JournalEntry) -> JournalEntry:
+            if entry.job.generation == request.generation and request.next.room.room_id in jobs.rooms(entry):
+                return entry  # this very completion was taken before, and only its answer was lost
             after = jobs.complete(entry, role, request.generation, request.lease)
             if role == ROLE_ENCODER:
                 after.phase1.CopyFrom(request.next)
@@ -158,27 +150,23 @@ class Controller:
                 after.job.artifacts.extend(request.artifacts)
             return after
 
-        if not self._is_completed(request):
-            await self._apply(request.job_id, change)
-
-    def _is_completed(self, request: CompletePhaseRequest) -> bool:
-        """Whether this very completion was taken before, and only its answer was lost."""
-        entry = self.ledger.active.get(request.job_id)
-        room_id = request.next.room.room_id
-        return entry is not None and entry.job.generation == request.generation and room_id in jobs.rooms(entry)
+        await self._apply(request.job_id, change)
 
     async def fail_phase(self, request: FailPhaseRequest) -> None:
         """A stage failed: end the job, or publish it again where that may help. Raises LeaseLost when superseded."""
         self.fleet.check(request.lease.rank, request.role)
         reason, cap = request.reason, self.config.attempts_max
-        attempt = self._attempt(request.role, request.lease.rank, request.message or FailureReason.Name(reason))
+        if reason not in FailureReason.values():
+            raise InvalidRequest("reason", reason, ", ".join(FailureReason.keys()))
+        message = request.message[:FAILURE_CHARS_MAX]
+        attempt = self._attempt(request.role, request.lease.rank, message or FailureReason.Name(reason))
         now = Timestamp()
         now.GetCurrentTime()
 
         def change(entry: JournalEntry) -> JournalEntry:
             jobs.check_lease(entry, request.role, request.generation, request.lease)
             if reason == FAILURE_REASON_INVALID_REQUEST:
-                return jobs.give_up(entry, JOB_STATE_FAILED, request.message)
+                return jobs.give_up(entry, JOB_STATE_FAILED, message)
             if reason == FAILURE_REASON_STOPPED and entry.job.HasField("deadline_time"):
                 return jobs.give_up(entry, JOB_STATE_EXPIRED, "the deadline passed")
             if reason in (FAILURE_REASON_SOURCE_GONE, FAILURE_REASON_SOURCE_CORRUPT):
@@ -188,7 +176,7 @@ class Controller:
                 )
             return jobs.retry(entry, attempt, cap)
 
-        log.warning("stage failed: %s", request.message, extra={"job_id": request.job_id, "rank": request.lease.rank})
+        log.warning("stage failed: %s", message, extra={"job_id": request.job_id, "rank": request.lease.rank})
         await self._apply(request.job_id, change)
 
     async def lease_lost(self, entry: JournalEntry, rank: int, reason: str, *, redelivered: bool) -> None:
@@ -231,11 +219,6 @@ class Controller:
         self.fleet.check(rank, ROLE_ENCODER)
         if self.rings[RING_REQUEST].stats().free_count == 0:
             raise RingFull("the request ring is full; send the job to the controller instead")
-        return await to_the_end(self._create_direct(rank, request_id, request, client))
-
-    async def _create_direct(
-        self, rank: int, request_id: str, request: GenerationRequest, client: Identity
-    ) -> tuple[Job, Lease | None, Dispatch | None]:
         entry, _was_there = await self.admission.accept(request_id, request, client)
         if entry.job.state != JOB_STATE_QUEUED or entry.job.generation:
             return self.ledger.describe(entry), None, None
@@ -272,9 +255,6 @@ class Controller:
 
     async def _apply(self, job_id: str, change: jobs.Change) -> JournalEntry:
         """Change a job and do what follows from it: publish, stop the worker, release the rooms."""
-        return await to_the_end(self._change(job_id, change))
-
-    async def _change(self, job_id: str, change: jobs.Change) -> JournalEntry:
         before, after = await self.ledger.apply(job_id, change)
         if after is before:
             return after

@@ -122,7 +122,7 @@ class Fleet:
         """
         member = self.get(rank)
         if role not in (ROLE_UNSPECIFIED, member.role):
-            raise NotAllowed(f"rank {rank} is {Role.Name(member.role)}; it may not do the work of {Role.Name(role)}")
+            raise NotAllowed(f"rank {rank} is of the role {role_name(member.role)}, not {role_name(role)}")
         check_role(member.role)
         return member
 

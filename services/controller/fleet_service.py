@@ -13,6 +13,7 @@ from services.controller.controller import Controller
 from services.controller.fleet import Member
 from services.controller.generation_service import check_media
 from services.controller.supervisor import Supervisor
+from triptych import rpc
 from triptych.errors import Fenced
 from triptych.identity import SCOPE_SUBMIT, Identity
 from triptych.v1 import fleet_service_pb2 as pb
@@ -31,6 +32,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         self._epoch = epoch
         self._rings_reason = rings_reason
 
+    @rpc.uninterrupted
     async def RegisterWorker(self, request: pb.RegisterWorkerRequest, context: Context) -> pb.RegisterWorkerResponse:
         return await self._supervisor.register(request)
 
@@ -69,17 +71,21 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         finally:
             member.orders.set()
 
+    @rpc.uninterrupted
     async def StartPhase(self, request: pb.StartPhaseRequest, context: Context) -> pb.StartPhaseResponse:
         return pb.StartPhaseResponse(request=await self._controller.start_phase(request))
 
+    @rpc.uninterrupted
     async def CompletePhase(self, request: pb.CompletePhaseRequest, context: Context) -> pb.CompletePhaseResponse:
-        await self._controller.complete_phase(request)
+        await self._controller.complete_phase(request, self._supervisor.result_url)
         return pb.CompletePhaseResponse()
 
+    @rpc.uninterrupted
     async def FailPhase(self, request: pb.FailPhaseRequest, context: Context) -> pb.FailPhaseResponse:
         await self._controller.fail_phase(request)
         return pb.FailPhaseResponse()
 
+    @rpc.uninterrupted
     async def StartDirectJob(self, request: pb.StartDirectJobRequest, context: Context) -> pb.StartDirectJobResponse:
         await check_media(self._controller, request.request)
         # The encoder has asked its caller who it is; nobody else may call this.
@@ -89,6 +95,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         )
         return pb.StartDirectJobResponse(job=job, lease=lease, dispatch=dispatch if lease else None)
 
+    @rpc.uninterrupted
     async def UnregisterWorker(
         self, request: pb.UnregisterWorkerRequest, context: Context
     ) -> pb.UnregisterWorkerResponse:

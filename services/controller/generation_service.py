@@ -12,7 +12,7 @@ import grpc
 
 from services.controller.controller import Controller
 from services.controller.visibility import owner_filter, visible_job
-from triptych import results
+from triptych import results, rpc
 from triptych.errors import InvalidRequest, NotFound, Unavailable, WatchesFull, WrongState
 from triptych.identity import caller
 from triptych.v1 import generation_service_pb2 as pb
@@ -34,6 +34,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         self._controller = controller
         self._watch_count = 0
 
+    @rpc.uninterrupted
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         await check_media(self._controller, request.request)
         job = await self._controller.create(request.request_id, request.request, caller())
@@ -52,7 +53,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         before = _sequence_of(request.page_token) if request.page_token else _NEWEST
         ledger = self._controller.ledger
         page = await ledger.journal.page(
-            list(request.states),
+            sorted(set(request.states)),
             before,
             size,
             client=owner_filter(caller()),
@@ -74,10 +75,12 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         finally:
             self._watch_count -= 1
 
+    @rpc.uninterrupted
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
         await self._visible(request.job_id)
         return pb.CancelJobResponse(job=await self._controller.cancel(request.job_id))
 
+    @rpc.uninterrupted
     async def RetryJob(self, request: pb.RetryJobRequest, context: Context) -> pb.RetryJobResponse:
         await self._visible(request.job_id)
         return pb.RetryJobResponse(job=await self._controller.retry(request.job_id, caller()))
@@ -91,6 +94,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         if request.artifact_index >= len(job.artifacts):
             raise NotFound(f"job {job.job_id} has {len(job.artifacts)} artifacts, not {request.artifact_index + 1}")
         artifact = job.artifacts[request.artifact_index]
+        await asyncio.to_thread(results.check_place, artifact, job.job_id)
         yield pb.DownloadResultResponse(artifact=artifact)
         chunks = results.read(artifact)
         while chunk := await asyncio.to_thread(next, chunks, b""):

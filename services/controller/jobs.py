@@ -205,7 +205,7 @@ def _check_current(entry: JournalEntry, role: Role.ValueType, generation: int) -
     if is_over(entry) or job.generation != generation or role_of(entry) != role:
         raise LeaseLost(
             f"job {job.job_id} is {JobState.Name(job.state)} in generation {job.generation}; "
-            f"this is {Role.Name(role)} of generation {generation}"
+            f"this is of role {role_name(role)}, generation {generation}"
         )
 
 

@@ -56,10 +56,12 @@ class Ledger:
 
     @asynccontextmanager
     async def _locked(self, job_id: str) -> AsyncIterator[None]:
-        async with self._locks[job_id]:
-            yield
-        if job_id not in self.active:
-            self._locks.pop(job_id, None)
+        try:
+            async with self._locks[job_id]:
+                yield
+        finally:  # also for ids that never were a job's: whoever makes them up must not fill the memory
+            if job_id not in self.active:
+                self._locks.pop(job_id, None)
 
     async def apply(
         self, job_id: str, change: Callable[[JournalEntry], JournalEntry]

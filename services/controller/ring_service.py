@@ -56,6 +56,7 @@ class RingServicer(RingServiceServicer):
 
     It raises Fenced for a rank that is unknown in this epoch or was declared dead, and what else the caller may not.
 
+    `is_member` says whether a rank may still claim something, so that nothing waits for one that never will.
     `host` serves the rings' memory over RDMA, in the order of `rings`; without one there is a `reason`.
     """
 
@@ -65,9 +66,10 @@ class RingServicer(RingServiceServicer):
         role_of: Callable[[int], Role.ValueType | None],
         host: RingHost | None = None,
         reason: str = "",
+        is_member: Callable[[int], bool] = lambda rank: True,
     ) -> None:
         self._rings = rings
-        self._role_of = role_of
+        self._role_of, self._is_member = role_of, is_member
         self._host, self._reason = host, reason
         self._answers: dict[tuple[RingName.ValueType, int], _Answer] = {}
         self._hand_backs: set[asyncio.Task[None]] = set()
@@ -77,7 +79,10 @@ class RingServicer(RingServiceServicer):
         ring = self._used(request.rank, request.ring, SINK_OF)
         if request.dispatch.sender_rank != request.rank:
             raise errors.InvalidRequest("dispatch.sender_rank", request.dispatch.sender_rank, f"{request.rank}, `rank`")
-        return pb.PublishResponse(ticket=await ring.publish(request.dispatch, request.dispatch.receiver_rank))
+        target = request.dispatch.receiver_rank
+        if not self._is_member(target):
+            target = 0  # dead since before this epoch, or made up: anyone is better than nobody
+        return pb.PublishResponse(ticket=await ring.publish(request.dispatch, target))
 
     async def Claim(self, request: pb.ClaimRequest, context: Context) -> pb.ClaimResponse:
         """Lease the oldest dispatch for a rank, waiting for one; ends when the client goes away."""

@@ -18,7 +18,7 @@ from triptych.errors import Fenced, Full, InvalidRequest, JournalFull, LeaseLost
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import TARGET_DEAD
 from triptych.rings.ring import Removed
-from triptych.roles import RING_OF, ring_name
+from triptych.roles import RING_OF, ring_name, role_name
 from triptych.telemetry import RingDepth
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Dispatch, Role
 from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest, RegisterWorkerResponse, RunningPhase
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 """How often deadlines and silence are looked at: a fraction of any sensible timeout, and next to no CPU."""
 MODEL_KEY = "model"
+NAME_CHARS_MAX = 256
+"""Longest instance id, address or host id: a UUID takes 36 characters, a host's name at most 253."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Supervisor:
         self._fleet = controller.fleet
         self._ledger = controller.ledger
         self._epoch = epoch
-        self._result_url = result_url
+        self.result_url = result_url
         self._removed: list[Removed] = []
         self._graves: list[_Grave] = []
         """What a full disk must not make us forget: each stays until the journal has taken what follows from it."""
@@ -90,13 +92,16 @@ class Supervisor:
         Raises JournalFull with half of it done; the worker's next try does the rest.
         """
         if request.role not in jobs.WAITING:
-            raise InvalidRequest("role", Role.Name(request.role), "ROLE_ENCODER, ROLE_TRANSFORMER or ROLE_DECODER")
+            raise InvalidRequest("role", role_name(request.role), "ROLE_ENCODER, ROLE_TRANSFORMER or ROLE_DECODER")
         check_role(request.role)
         if not request.instance_id or not request.address:
             raise InvalidRequest("instance_id, address", "", "both, not empty")
-        await self._fill_graves()  # or it might get back a rank that was declared dead
+        if max(len(request.instance_id), len(request.address), len(request.host_id)) > NAME_CHARS_MAX:
+            raise InvalidRequest("instance_id, address, host_id", "a long text", f"up to {NAME_CHARS_MAX} characters")
+        if not request.model.config_digest:
+            raise InvalidRequest("model.config_digest", "", "the digest of the model's configuration")
         await self._take_model(request.model)
-        rank = await self._ledger.journal.rank_of(request.instance_id)
+        rank = await self._rank_of(request.instance_id)
         self._fleet.register(rank, request, asyncio.get_running_loop().time())
         lease = await self._settle_running(rank, request.running)
         held = set(request.room_ids)
@@ -105,13 +110,21 @@ class Supervisor:
         self._controller.dispatcher.work.set()
         config = self._controller.config
         response = RegisterWorkerResponse(
-            rank=rank, epoch=self._epoch, release_room_ids=release, result_url=self._result_url
+            rank=rank, epoch=self._epoch, release_room_ids=release, result_url=self.result_url
         )
         if lease is not None:
             response.adopted_lease.CopyFrom(lease)
         response.heartbeat_interval.FromNanoseconds(int(config.heartbeat_interval_s * 1e9))
         response.worker_timeout.FromNanoseconds(int(config.worker_timeout_s * 1e9))
         return response
+
+    async def _rank_of(self, instance_id: str) -> int:
+        """The rank of a worker's process, never one that was declared dead."""
+        while True:
+            await self._fill_graves()
+            rank = await self._ledger.journal.rank_of(instance_id)
+            if all(grave.rank != rank for grave in self._graves):  # it may have died since
+                return rank
 
     async def _take_model(self, model: ModelDescription) -> None:
         """The first worker's model is the fleet's until no worker is left; one of another model is refused."""
@@ -137,7 +150,9 @@ class Supervisor:
         return adopted
 
     async def _adopt(self, rank: int, entry: JournalEntry, running: RunningPhase) -> Lease | None:
-        ring = self._controller.rings[RING_OF[running.dispatch.role]]
+        if running.dispatch.role != jobs.role_of(entry):
+            return None
+        ring = self._controller.rings[RING_OF[jobs.role_of(entry)]]
         if running.lease.rank == rank and ring.holds(running.lease):
             return running.lease
         if not (jobs.is_running(entry) and entry.lease == running.lease):

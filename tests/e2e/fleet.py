@@ -57,9 +57,9 @@ class Fleet:
             self.endpoint = self.addresses["controller"]
             names = [f"{role}-{n}" for role, count in self._counts.items() for n in range(count)]
             for name in names:  # together: most of a start is importing torch
-                self._spawn(name)
+                self.spawn(name)
             for name in names:
-                self._wait_ready(name)
+                self.wait_ready(name)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -78,8 +78,8 @@ class Fleet:
 
     def start(self, name: str) -> None:
         """Start a process and wait until it is READY."""
-        self._spawn(name)
-        self._wait_ready(name)
+        self.spawn(name)
+        self.wait_ready(name)
 
     def kill(self, name: str) -> None:
         """kill -9."""
@@ -94,7 +94,8 @@ class Fleet:
         """What a process has written to stderr."""
         return (self.folder / f"{name}.log").read_text()
 
-    def _spawn(self, name: str) -> None:
+    def spawn(self, name: str) -> None:
+        """Start a process, and don't wait for it."""
         role = name.partition("-")[0]
         command = [f"services.{role}"]
         if role == "controller":
@@ -113,7 +114,8 @@ class Fleet:
             command = [sys.executable, "-m", *module]
             return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=self._env)
 
-    def _wait_ready(self, name: str) -> None:
+    def wait_ready(self, name: str) -> None:
+        """Wait until a process that was spawned is READY."""
         process = self.processes[name]
         assert process.stdout is not None
         with selectors.DefaultSelector() as selector:

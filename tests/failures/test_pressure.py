@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
 import pytest
 
-from tests.e2e.fleet import Fleet
+from tests.e2e.fleet import Fleet, wait_until
 from tests.failures.loads import check, fake_fleet, request, wait_over
 from triptych import tokens
 from triptych.config import ClientAccess
@@ -20,6 +24,7 @@ from triptych.errors import BacklogFull, WatchesFull
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED
+from triptych.v1.worker_pb2 import WORKER_STATE_FULL
 from triptych_client import Client
 from triptych_client.retry import RetryPolicy
 
@@ -137,3 +142,58 @@ def test_a_backlog_is_bounded_in_number_and_memory_and_others_have_their_turn(
 def succeeded(client: Client) -> int:
     """How many jobs have succeeded, of all clients."""
     return sum(count.count for count in client.get_fleet().job_counts if count.state == JOB_STATE_SUCCEEDED)
+
+
+def test_a_full_backlog_is_waited_out(tmp_path: Path) -> None:
+    """Three times as many jobs as are kept: each client waits as it is told, and every job ends well."""
+    flags = ("--backlog-jobs-max", "4")
+    with fake_fleet(tmp_path / "fleet", 0.1, controller_flags=flags) as fleet, fleet.client() as client:
+        with ThreadPoolExecutor(12) as pool:
+            jobs = list(pool.map(lambda seed: client.submit(request(seed)), range(12)))
+        done = wait_over(client, [job.job_id for job in jobs], 60)
+        for seed, job in enumerate(jobs):
+            check(client, done[job.job_id], seed, tmp_path)
+            assert done[job.job_id].attempts == []
+
+
+@pytest.mark.parametrize("where", ["arena", "shared memory"])
+def test_no_space_for_rooms_is_waited_out(tmp_path: Path, where: str) -> None:
+    """The encoder has space for one room at a time: in its arena, or in a `/dev/shm` smaller than its arena."""
+    size, jobs_count = {"height": 64, "width": 64}, 6
+    sizes = {"encoder-0": ("--arena-bytes", str(2**16 if where == "arena" else 2**20))}
+    with (
+        SmallMemoryFleet(
+            tmp_path / "fleet",
+            "",
+            worker_flags=("--fake-stage-seconds", "0.3"),
+            flags_by_name=sizes,
+            in_small_memory={"encoder-0"} if where != "arena" else set(),
+        ) as fleet,
+        fleet.client() as client,
+    ):
+        ids = [client.submit(request(seed, **size)).job_id for seed in range(jobs_count)]
+        wait_until(
+            lambda: WORKER_STATE_FULL in [worker.state for worker in client.get_fleet().workers], 30, "it says so"
+        )
+        done = wait_over(client, ids, 60)
+        for seed, job_id in enumerate(ids):
+            check(client, done[job_id], seed, tmp_path, **size)
+            assert done[job_id].attempts == []
+
+
+class SmallMemoryFleet(Fleet):
+    """A fleet of which some workers have a `/dev/shm` of 96 KiB of their own."""
+
+    def __init__(self, *arguments: Any, in_small_memory: set[str], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._in_small_memory = in_small_memory
+        if in_small_memory and os.geteuid() != 0:
+            pytest.skip("a /dev/shm of a test's own takes root, to mount it")
+
+    def _launch(self, module: list[str], log: Path) -> subprocess.Popen[str]:
+        if log.stem not in self._in_small_memory:
+            return super()._launch(module, log)
+        script = 'mount -t tmpfs -o size=96k tmpfs /dev/shm && exec "$0" -m "$@"'
+        with log.open("a") as stderr:
+            command = ["unshare", "--mount", "sh", "-c", script, sys.executable, *module]
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=self._env)

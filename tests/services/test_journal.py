@@ -11,7 +11,7 @@ import pytest
 
 from services.controller import jobs
 from services.controller.journal import Journal
-from triptych.errors import InvalidRequest
+from triptych.errors import InvalidRequest, JournalFull
 from triptych.v1.job_pb2 import JOB_STATE_CANCELLED, JOB_STATE_QUEUED, GenerationRequest, Job
 from triptych.v1.journal_pb2 import JournalEntry
 
@@ -164,3 +164,19 @@ async def test_what_a_newer_version_wrote_into_an_entry_survives(tmp_path: Path)
         found = await journal.get("job-1")
     assert found is not None
     assert found.SerializeToString().endswith(unknown)
+
+
+async def test_what_does_not_fit_is_refused_alone_and_what_shares_its_commit_is_kept(tmp_path: Path) -> None:
+    """SQLite's own bound on pages stands for the disk: one statement of a batch fails, and ends the transaction."""
+    async with Journal(tmp_path) as journal:
+        await journal._call(lambda db: db.execute("PRAGMA max_page_count = 40").fetchone())
+        prompts = ["small", "x" * 400_000, "small"]
+        added = [journal.add(entry(n), GenerationRequest(prompt=prompt)) for n, prompt in enumerate(prompts)]
+        results = await asyncio.gather(*added, journal.counts(), return_exceptions=True)
+        assert [results[0], results[2]] == [None, None]
+        assert isinstance(results[1], JournalFull)
+        assert isinstance(results[3], dict)
+        await journal.save(entry(0, JOB_STATE_CANCELLED))
+    async with Journal(tmp_path) as journal:
+        assert [e.job.job_id for e in await journal.unfinished([])] == ["job-0", "job-2"]
+        assert await journal.counts() == {JOB_STATE_QUEUED: 1, JOB_STATE_CANCELLED: 1}

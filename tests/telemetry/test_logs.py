@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from triptych import telemetry
+from triptych.errors import InvalidRequest
 from triptych.telemetry.logs import JsonFormatter
 from triptych.v1.job_pb2 import GenerationRequest
 
@@ -72,10 +73,16 @@ def test_requests_are_never_formatted(lines: Lines) -> None:
     assert written[4]["request"] == "<GenerationRequest>"
 
 
-def test_an_exception_stays_on_one_line(lines: Lines) -> None:
+def test_an_exception_stays_on_one_line_without_what_libraries_say(lines: Lines) -> None:
     try:
-        raise RuntimeError("shapes differ")
-    except RuntimeError:
+        try:
+            raise ValueError(f"`prompt` can't be {PROMPT}")
+        except ValueError as error:
+            raise InvalidRequest(f"parameters.{PROMPT}", PROMPT, "a number") from error
+    except InvalidRequest:
         lines.log.exception("stage failed")
     (line,) = lines.all()
-    assert line["exception"].endswith("RuntimeError: shapes differ")
+    assert "ValueError\n" in line["exception"]
+    assert line["exception"].endswith("InvalidRequest: parameters can't be used; accepted: a number")
+    assert __file__ in line["exception"]
+    assert PROMPT not in json.dumps(line)

@@ -214,9 +214,12 @@ class Slot(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Slot:
-        """The slot in `data`; a payload shorter than its length says is a torn read, for the caller to notice."""
+        """The slot in `data`; a payload shorter than its length says is a torn read, for the caller to notice.
+
+        A target that can be no rank stands for anyone, as 0 does.
+        """
         length, ticket, target = _SLOT_HEADER.unpack_from(data)
-        return cls(ticket, target, data[SLOT_HEADER_BYTES : SLOT_HEADER_BYTES + length])
+        return cls(ticket, target if target <= RANK_MAX else 0, data[SLOT_HEADER_BYTES : SLOT_HEADER_BYTES + length])
 
 
 def word_at(data: bytes) -> int:

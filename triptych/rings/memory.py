@@ -24,6 +24,7 @@ from triptych.rings.ring import (
     RingStats,
     SlotState,
     check_rank,
+    dispatch_in,
     held_of,
     lease_of,
     payload_of,
@@ -230,7 +231,7 @@ class MemoryRing:
         claim = self._driver.execute(protocol.claim(self._geometry, rank, self._choose))
         if claim is None:
             return None
-        return Claimed(lease_of(claim.held, self.name), Dispatch.FromString(claim.payload))
+        return Claimed(lease_of(claim.held, self.name), dispatch_in(claim.payload))
 
     def _reap(self, rank: int) -> Reaped:
         return self._taken_out(self._driver.execute(recovery.reap(self._geometry, rank, self._attempts_max)))

@@ -6,7 +6,10 @@ holder dies. `(ticket, attempt)` in the lease names one delivery for ever.
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple, Protocol
+
+from google.protobuf.message import DecodeError
 
 from triptych import errors
 from triptych.rings import layout, protocol, recovery
@@ -15,6 +18,10 @@ from triptych.v1.dispatch_pb2 import Dispatch
 from triptych.v1.dispatch_pb2 import Ring as RingName
 from triptych.v1.ring_service_pb2 import Lease
 
+log = logging.getLogger(__name__)
+
+DISPATCH_BYTES_MAX = layout.PAYLOAD_BYTES_MAX - 256
+"""Longest dispatch before the ranks, times and trace context that are filled in when it is published."""
 WAIT_S_MAX = 60.0
 """Longest wait of one claim: short enough that a dead connection is noticed, long enough that idling costs nothing."""
 
@@ -86,11 +93,10 @@ class Reaped(NamedTuple):
         return cls(
             tuple(lease_of(held, name) for held in reaped.redelivered),
             tuple(
-                Removed(lease_of(held, name), Dispatch.FromString(payload), reason)
-                for held, payload, reason in reaped.removed
+                Removed(lease_of(held, name), dispatch_in(payload), reason) for held, payload, reason in reaped.removed
             ),
             reaped.abandoned_count,
-            tuple(Dispatch.FromString(payload) for payload in reaped.redelivered_payloads),
+            tuple(dispatch_in(payload) for payload in reaped.redelivered_payloads),
         )
 
 
@@ -121,9 +127,21 @@ class SlotState(NamedTuple):
     @classmethod
     def of(cls, view: recovery.SlotView) -> SlotState:
         """The protocol's view with its dispatch parsed."""
-        dispatch = None if view.payload is None else Dispatch.FromString(view.payload)
+        dispatch = None if view.payload is None else dispatch_in(view.payload)
         ticket, attempt, rank, kind = view.state
         return cls(view.slot, kind, ticket, attempt, rank, dispatch)
+
+
+def dispatch_in(payload: bytes) -> Dispatch:
+    """The dispatch that a slot holds. Bytes that are none are an empty one: no job's, so whoever claims it drops it.
+
+    Over far memory others write the slots; what they write must not end a claimer, or the controller.
+    """
+    try:
+        return Dispatch.FromString(payload)
+    except DecodeError:
+        log.error("a slot of %d bytes holds no dispatch", len(payload))
+        return Dispatch()
 
 
 def lease_of(held: protocol.Held, name: RingName.ValueType) -> Lease:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from triptych.errors import InvalidRequest
+from triptych.privacy import redact, texts_in
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
 
@@ -34,20 +35,18 @@ def is_refusal(error: Exception) -> bool:
 def as_invalid_request(error: Exception, values: Mapping[str, object]) -> InvalidRequest:
     """The refusal in our words: the input that the sentence names first, its value unless it is text, the sentence.
 
-    Prompts that the sentence quotes are cut out, because errors are logged.
+    Texts of the caller that the sentence quotes are cut out, because it goes into logs and the job's record.
     """
-    sentence = " ".join(str(error).split())
+    sentence = redact(" ".join(str(error).split()), texts_in(values))
     if isinstance(error, UnboundLocalError):
         return InvalidRequest("request", "a combination of inputs", f"one that diffusers covers ({sentence})")
-    for name, value in values.items():
-        if isinstance(value, str) and value and "prompt" in name:
-            sentence = sentence.replace(value, "…")
     positions = {name: sentence.find(name) for name in values if name in sentence}
+    said = str(error)
     texts = {name: value for name, value in values.items() if isinstance(value, str) and "prompt" not in name}
-    quoted = next((name for name, value in texts.items() if value and value in sentence), "request")
+    quoted = next((name for name, value in texts.items() if value and value in said), "request")
     field = min(positions, key=lambda name: (positions[name], -len(name)), default=quoted)
     value = values.get(field, "a combination of inputs")
-    is_public = field in texts or field == "request" or isinstance(value, (bool, int, float, type(None)))
+    is_public = field == "request" or isinstance(value, (bool, int, float, type(None)))
     shown = value if is_public else type(value).__name__
     return InvalidRequest(field, shown, f"what the pipeline takes; it says: {sentence}")
 

@@ -3,6 +3,7 @@
 Keys: `time`, `level`, `logger`, `service`, `message`, then what `log_context` has bound (`job_id`, `room_id`, `rank`),
 `trace_id` inside a span, what the call gave as `extra`, and `exception`. A request never gets into a line by
 accident: messages of protobuf are written as their type's name, and so is every `extra` that isn't a plain value.
+Exceptions are written with their frames and their `errors.public_text`: what a library says may quote its input.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import json
 import logging
 import sys
 import time
+import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
 
+from triptych.errors import public_text
 from triptych.telemetry.tracing import trace_id
 
 _bound: ContextVar[Mapping[str, object] | None] = ContextVar("triptych_log_context", default=None)
@@ -40,6 +44,13 @@ def setup_logging(service: str, *, stream: TextIO | None = None, level: str = "I
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.captureWarnings(True)
+    warnings.formatwarning = _place_of  # what libraries warn of may quote their input, too
+
+
+def _place_of(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{category.__name__} at {filename}:{lineno}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -65,8 +76,17 @@ class JsonFormatter(logging.Formatter):
             if key not in _STANDARD:
                 line.setdefault(key, value)
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _described(record.exc_info[1])
         return json.dumps(line, default=_type_name, ensure_ascii=False)
+
+
+def _described(error: BaseException | None) -> str:
+    """An exception's causes and itself, oldest first: where each was raised, and what may be said of it."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n".join("".join(traceback.format_tb(link.__traceback__)) + public_text(link) for link in reversed(chain))
 
 
 def _message(record: logging.LogRecord) -> str:

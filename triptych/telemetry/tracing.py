@@ -15,7 +15,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from triptych.errors import TriptychError
+from triptych.errors import public_text
 
 ATTRIBUTE_PREFIX = "triptych."
 """Namespace of our span attributes; `job_id` becomes `triptych.job_id`."""
@@ -77,8 +77,7 @@ def span(
     """Run a block as a span, the child of `parent` or else of the current span.
 
     `start_s` (Unix seconds) dates it back, as `queue.wait` needs. Attributes are put under `triptych.`; those that
-    are None are left out. An exception marks the span as failed and goes on: our own with its text, any other with
-    its type only, because its text might hold a prompt.
+    are None are left out. An exception marks the span as failed, with its `errors.public_text`, and goes on.
     """
     with trace.get_tracer("triptych", tracer_provider=_active).start_as_current_span(
         name,
@@ -92,9 +91,13 @@ def span(
         try:
             yield current
         except BaseException as error:
-            text = f"{type(error).__name__}: {error}" if isinstance(error, TriptychError) else type(error).__name__
-            current.set_status(trace.StatusCode.ERROR, text)
+            current.set_status(trace.StatusCode.ERROR, public_text(error))
             raise
+
+
+def mark_failed(text: str) -> None:
+    """Mark the current span as failed, in place of the status' details, which gRPC's instrumentation puts there."""
+    trace.get_current_span().set_status(trace.StatusCode.ERROR, text)
 
 
 def inject() -> str:
@@ -123,7 +126,7 @@ def client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
 
     # Requests never stream in a job's calls, so the stream interceptors would only slow the heartbeat down.
     wanted = (grpc.aio.UnaryUnaryClientInterceptor, grpc.aio.UnaryStreamClientInterceptor)
-    made = aio_client_interceptors(tracer_provider=_active, filter_=_client_filter)
+    made = aio_client_interceptors(tracer_provider=_active, filter_=_client_filter, response_hook=_forget_details)
     return [interceptor for interceptor in made if isinstance(interceptor, wanted)]
 
 
@@ -134,6 +137,12 @@ def server_interceptors() -> Sequence[grpc.aio.ServerInterceptor]:
     from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
     return [aio_server_interceptor(tracer_provider=_active, filter_=_server_filter)]
+
+
+def _forget_details(span: trace.Span, details: object) -> None:
+    """Called with a failed call's details once they are the span's (and with answers): they may quote the caller."""
+    if isinstance(details, str) and details:
+        span.set_status(trace.StatusCode.ERROR, "")
 
 
 def _client_filter(call: Any) -> bool:

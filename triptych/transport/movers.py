@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
@@ -76,10 +77,12 @@ class LocalMover:
         if path.parent != SHARED_MEMORY or not path.name.startswith(NAME_PREFIX):
             raise InvalidRequest("room.arena", ref.arena, f"{SHARED_MEMORY}/{NAME_PREFIX}…")
         try:
-            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        except OSError as error:
-            raise TransferFailed(f"{path}: {error.strerror}") from error
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+            raise TransferFailed(f"{path}: {error}") from error
         try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise TransferFailed(f"{path} is no file")
             position = 0
             while position < len(into):
                 count = os.preadv(file, [into[position:]], ref.offset_bytes + position)
@@ -142,6 +145,8 @@ class RpcMover:
         try:
             async with self._open_channel(ref.owner_address) as channel:
                 async for response in worker_service_pb2_grpc.WorkerServiceStub(channel).FetchRoom(request):
+                    if response is None:  # gRPC's way to say that the bytes are no message
+                        raise TransferFailed(f"{ref.owner_address} sends what is no chunk")
                     end = position + len(response.chunk)
                     if end > len(into):
                         raise TransferFailed(f"{ref.owner_address} sends more than the room's {len(into)} bytes")

@@ -15,7 +15,7 @@ from triptych.errors import Fenced, LeaseLost, RingRefused, RingUnreachable
 from triptych.rings import protocol
 from triptych.rings.layout import Geometry
 from triptych.rings.program import Program
-from triptych.rings.ring import Claimed, check_rank, held_of, lease_of, payload_of
+from triptych.rings.ring import Claimed, check_rank, dispatch_in, held_of, lease_of, payload_of
 from triptych.rings.verbs.connector import Connector
 from triptych.rings.waiting import Waiters
 from triptych.v1.dispatch_pb2 import Dispatch
@@ -75,7 +75,7 @@ class VerbsRing:
             return None
         lease = lease_of(claim.held, self.name)
         self._connector.hold(lease)
-        return Claimed(lease, Dispatch.FromString(claim.payload))
+        return Claimed(lease, dispatch_in(claim.payload))
 
     async def _end(self, lease: Lease, program: Callable[[Geometry, protocol.Held], Program[object]]) -> None:
         held = held_of(lease, self.name, self._geometry)

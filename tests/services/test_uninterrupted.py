@@ -1,4 +1,8 @@
-"""A caller that goes away leaves disk and memory of a job as one."""
+"""A caller that goes away leaves disk and memory of a job as one.
+
+gRPC cancels a servicer when its client goes away or its deadline passes. Between a commit and what follows from it that
+would leave a job accepted, say, and in no queue until the next restart.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from services.controller import jobs
-from services.controller.controller import Controller
 from services.controller.journal import Journal
-from tests.services.tools import CLIENT, make_controller
+from tests.services.conftest import Bench
+from triptych.config import ControllerConfig
+from triptych.v1.generation_service_pb2 import CancelJobRequest
 from triptych.v1.job_pb2 import JOB_STATE_CANCELLED, GenerationRequest
 from triptych.v1.journal_pb2 import JournalEntry
 
-REQUEST = GenerationRequest(prompt="a cat")
 WAIT_S = 10.0
 
 
@@ -50,34 +54,34 @@ class SlowJournal(Journal):
 
 
 @pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[SlowJournal]:
-    async with SlowJournal(tmp_path) as journal:
-        yield journal
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with SlowJournal(tmp_path / "state") as journal:
+        yield Bench(tmp_path, journal, ControllerConfig())
 
 
-@pytest.fixture
-def controller(journal: SlowJournal) -> Controller:
-    return make_controller(journal)
+def slow(bench: Bench) -> SlowJournal:
+    assert isinstance(bench.journal, SlowJournal)
+    bench.journal.go_on.clear()
+    bench.journal.written.clear()
+    return bench.journal
 
 
-async def test_an_accepted_job_is_queued(journal: SlowJournal, controller: Controller) -> None:
-    journal.go_on.clear()
-    await journal.cut_off(asyncio.create_task(controller.create("r-1", REQUEST, CLIENT)))
+async def test_an_accepted_job_is_queued(bench: Bench) -> None:
+    await slow(bench).cut_off(asyncio.create_task(bench.create(request_id="r-1")))
     async with asyncio.timeout(WAIT_S):
-        await controller.dispatcher.work.wait()
-    (entry,) = controller.ledger.active.values()
+        await bench.controller.dispatcher.work.wait()
+    (entry,) = bench.controller.ledger.active.values()
     assert entry.job.request_id == "r-1"
 
 
-async def test_a_change_that_is_on_disk_is_believed(journal: SlowJournal, controller: Controller) -> None:
-    job_id = (await controller.create("r-1", REQUEST, CLIENT)).job_id
-    journal.go_on.clear()
-    journal.written.clear()
-    await journal.cut_off(asyncio.create_task(controller.cancel(job_id)))
+async def test_a_change_that_is_on_disk_is_believed(bench: Bench) -> None:
+    job_id = (await bench.create()).job_id
+    cancel = bench.service.CancelJob(CancelJobRequest(job_id=job_id), None)
+    await slow(bench).cut_off(asyncio.ensure_future(cancel))
     async with asyncio.timeout(WAIT_S):
-        async for update in controller.ledger.watch(job_id):
+        async for update in bench.controller.ledger.watch(job_id):
             assert update.job.job_id == job_id
-    stored = await journal.get(job_id)
+    stored = await bench.journal.get(job_id)
     assert stored is not None
     assert stored.job.state == JOB_STATE_CANCELLED
     assert jobs.is_over(stored)

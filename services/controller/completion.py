@@ -1,0 +1,51 @@
+"""What a worker may say of a stage that it has done: pure checks, before the journal takes it up.
+
+The controller hands results out and removes them by what stands in a completion, and publishes the next dispatch
+from it; so neither may name anything but the job's own.
+"""
+
+from __future__ import annotations
+
+from triptych import results
+from triptych.errors import InvalidRequest
+from triptych.rings.ring import DISPATCH_BYTES_MAX
+from triptych.roles import NEXT, role_name
+from triptych.transport import room
+from triptych.v1.dispatch_pb2 import ROLE_DECODER
+from triptych.v1.fleet_service_pb2 import CompletePhaseRequest
+
+ARTIFACTS_MAX = 1024
+"""Most files of one job: far beyond a request's outputs and what a pipeline yields beside them."""
+
+
+def check(request: CompletePhaseRequest, result_url: str) -> None:
+    """Raise InvalidRequest for a completion that no honest worker sends."""
+    if request.role == ROLE_DECODER:
+        _check_artifacts(request, result_url)
+    elif request.role in NEXT:
+        _check_next(request)
+    else:
+        accepted = ", ".join(role_name(role) for role in (*NEXT, ROLE_DECODER))
+        raise InvalidRequest("role", role_name(request.role), accepted)
+
+
+def _check_artifacts(request: CompletePhaseRequest, result_url: str) -> None:
+    if not 1 <= len(request.artifacts) <= ARTIFACTS_MAX:
+        raise InvalidRequest("artifacts", f"{len(request.artifacts)} files", f"1 to {ARTIFACTS_MAX} stored files")
+    for artifact in request.artifacts:
+        results.check_artifact(artifact, result_url, request.job_id)
+
+
+def _check_next(request: CompletePhaseRequest) -> None:
+    dispatch = request.next
+    if not dispatch.HasField("room"):
+        raise InvalidRequest("next.room", None, "the room that holds the stage's tensors")
+    if dispatch.ByteSize() > DISPATCH_BYTES_MAX:
+        raise InvalidRequest("next", f"{dispatch.ByteSize()} bytes", f"at most {DISPATCH_BYTES_MAX} bytes")
+    if dispatch.job_id != request.job_id:
+        raise InvalidRequest("next.job_id", dispatch.job_id, f"{request.job_id}, the job that is completed")
+    room.check_ref(dispatch.room)
+    if dispatch.room.owner_rank != request.lease.rank:
+        raise InvalidRequest(
+            "next.room.owner_rank", dispatch.room.owner_rank, f"{request.lease.rank}, the worker's own"
+        )

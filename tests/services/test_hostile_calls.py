@@ -1,0 +1,338 @@
+"""What workers and clients may not do to a controller, whatever they send and whenever they go away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.controller.controller import FAILURE_CHARS_MAX, Controller
+from services.controller.fleet_service import FleetServicer
+from services.controller.generation_service import GenerationServicer
+from services.controller.journal import Journal
+from services.controller.ledger import Ledger
+from services.controller.ring_service import RingServicer
+from services.controller.rings import NAMES
+from services.controller.supervisor import Supervisor
+from triptych import results, telemetry
+from triptych.config import ControllerConfig
+from triptych.errors import Fenced, InvalidRequest, LeaseLost, NotAllowed, TriptychError
+from triptych.rings.layout import Kind
+from triptych.rings.memory import MemoryRing
+from triptych.rings.ring import DISPATCH_BYTES_MAX
+from triptych.v1 import fleet_service_pb2 as pb
+from triptych.v1 import generation_service_pb2, ring_service_pb2
+from triptych.v1.dispatch_pb2 import RING_PHASE1, RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch
+from triptych.v1.job_pb2 import (
+    JOB_STATE_DECODING,
+    JOB_STATE_ENCODING,
+    JOB_STATE_QUEUED,
+    JOB_STATE_SUCCEEDED,
+    Artifact,
+    GenerationRequest,
+    Job,
+    JobState,
+)
+from triptych.v1.journal_pb2 import JournalEntry
+from triptych.v1.model_pb2 import INPUT_KIND_TEXT, InputDescription, ModelDescription
+from triptych.v1.ring_service_pb2 import Lease
+
+MODEL = ModelDescription(
+    config_digest="digest", inputs=[InputDescription(name="prompt", kind=INPUT_KIND_TEXT, required=True)]
+)
+UNKNOWN_ENUM = 77
+NOBODY: Any = None
+"""For the context of a call, which these servicers don't look at."""
+
+
+class Bench:
+    """A controller without a server, in the order in which `__main__` puts it together."""
+
+    def __init__(self, journal: Journal, result_url: str) -> None:
+        self.rings = {name: MemoryRing(name, 1, attempts_max=4) for name in NAMES}
+        self.controller = Controller(ControllerConfig(), Ledger(journal), self.rings, MODEL, telemetry.Metrics())
+        self.ledger, self.journal = self.controller.ledger, journal
+        self.supervisor = Supervisor(self.controller, 1, result_url)
+        self.fleet = FleetServicer(self.controller, self.supervisor, 1, "")
+        self.generation = GenerationServicer(self.controller)
+        members = self.controller.fleet.members
+        self.ring = RingServicer(self.rings, self.controller.fleet.check, is_member=lambda rank: rank in members)
+
+    async def member(self, role: int, name: str = "worker") -> int:
+        """A registered worker's rank."""
+        return (await self.fleet.RegisterWorker(self.registration(role, name), NOBODY)).rank
+
+    @staticmethod
+    def registration(role: int, name: str = "worker", **fields: Any) -> pb.RegisterWorkerRequest:
+        """What a worker says of itself."""
+        said = {"model": MODEL, "address": "127.0.0.1:1", **fields}
+        return pb.RegisterWorkerRequest(instance_id=name, role=role, **said)  # type: ignore[arg-type]
+
+    async def running(self, state: JobState.ValueType, rank: int, job_id: str = "job-1") -> Lease:
+        """A job that a worker runs, and the lease under which it does."""
+        lease = Lease(ring=RING_REQUEST, slot=1, ticket=5, rank=rank)
+        entry = JournalEntry(job=Job(job_id=job_id, request_id=job_id, state=state), lease=lease)
+        await self.journal.add(entry, GenerationRequest(prompt="a"))
+        self.ledger.add(entry)
+        return lease
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with Journal(tmp_path / "state") as journal:
+        yield Bench(journal, results.check_url("result_url", str(tmp_path / "results")))
+
+
+async def cut_off(call: Awaitable[Any], after: int) -> None:
+    """Make a call whose caller goes away after so many turns of the event loop."""
+    task = asyncio.ensure_future(call)
+    for _ in range(after):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+# -- callers that go away ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", range(1, 6))
+async def test_a_worker_that_leaves_is_fenced_although_its_call_is_cut_off(bench: Bench, after: int) -> None:
+    rank = await bench.member(ROLE_ENCODER)
+    await cut_off(bench.fleet.UnregisterWorker(pb.UnregisterWorkerRequest(rank=rank), NOBODY), after)
+    await eventually(lambda: rank not in bench.controller.fleet.members)
+    with pytest.raises(Fenced):
+        await bench.rings[RING_REQUEST].claim(rank)
+
+
+@pytest.mark.parametrize("after", range(1, 6))
+async def test_a_job_that_is_on_disk_is_queued_although_its_call_was_cut_off(bench: Bench, after: int) -> None:
+    request = generation_service_pb2.CreateJobRequest(request_id="mine", request=GenerationRequest(prompt="a"))
+    await cut_off(bench.generation.CreateJob(request, NOBODY), after)
+    job = (await bench.generation.CreateJob(request, NOBODY)).job
+    assert list(bench.ledger.active) == [job.job_id]
+    await bench.member(ROLE_ENCODER)
+    await bench.controller.dispatcher.publish_waiting()
+    waiting = [slot.dispatch.job_id for slot in bench.rings[RING_REQUEST].slots() if slot.dispatch is not None]
+    assert waiting == [job.job_id]
+
+
+@pytest.mark.parametrize("after", range(1, 6))
+async def test_a_completion_is_whole_or_absent(bench: Bench, after: int) -> None:
+    rank = await bench.member(ROLE_ENCODER)
+    completion = completed(await bench.running(JOB_STATE_ENCODING, rank), ROLE_ENCODER)
+    await cut_off(bench.fleet.CompletePhase(completion, NOBODY), after)
+    await bench.fleet.CompletePhase(completion, NOBODY)
+    stored = await bench.journal.get("job-1")
+    assert stored == bench.ledger.active["job-1"]
+
+
+@pytest.mark.parametrize("first", ["register", "bury"])
+async def test_a_rank_that_is_buried_while_it_registers_is_a_member_or_fenced(first: str, bench: Bench) -> None:
+    """Both would be a worker that reports happily and can never claim."""
+    rank = await bench.member(ROLE_ENCODER)
+    registering, burying = bench.member(ROLE_ENCODER), bench.supervisor.bury(rank, "silent")
+    calls = (registering, burying) if first == "register" else (burying, registering)
+    answers = await asyncio.gather(*calls)
+    (new,) = [one for one in answers if one is not None]
+    for one in {rank, new} & bench.controller.fleet.members.keys():
+        assert await bench.rings[RING_REQUEST].claim(one) is None, "and not Fenced"
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+# -- values that nobody honest sends ----------------------------------------------------------------------------------
+
+
+async def test_unknown_numbers_of_enumerations_are_refused(bench: Bench) -> None:
+    rank = await bench.member(ROLE_ENCODER)
+    lease = await bench.running(JOB_STATE_ENCODING, rank)
+    token = {"lease": lease, "job_id": "job-1"}
+    with pytest.raises(InvalidRequest, match="role is '77'"):
+        await bench.fleet.RegisterWorker(bench.registration(UNKNOWN_ENUM, "other"), NOBODY)
+    with pytest.raises(NotAllowed, match="not 77"):
+        await bench.fleet.StartPhase(pb.StartPhaseRequest(role=UNKNOWN_ENUM, **token), NOBODY)  # type: ignore[arg-type]
+    with pytest.raises(NotAllowed, match="not 77"):
+        await bench.fleet.CompletePhase(pb.CompletePhaseRequest(role=UNKNOWN_ENUM, **token), NOBODY)  # type: ignore[arg-type]
+    failure = pb.FailPhaseRequest(role=ROLE_ENCODER, reason=UNKNOWN_ENUM, **token)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="reason is 77"):
+        await bench.fleet.FailPhase(failure, NOBODY)
+    running = pb.RunningPhase(dispatch=Dispatch(job_id="job-1", role=UNKNOWN_ENUM), lease=lease)  # type: ignore[arg-type]
+    answer = await bench.fleet.RegisterWorker(bench.registration(ROLE_ENCODER, running=running), NOBODY)
+    assert not answer.HasField("adopted_lease")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"address": "x" * 1000}, {"host_id": "x" * 1000}, {"model": ModelDescription()}], ids=str
+)
+async def test_registrations_that_no_worker_sends(fields: dict[str, Any], bench: Bench) -> None:
+    with pytest.raises(InvalidRequest):
+        await bench.fleet.RegisterWorker(bench.registration(ROLE_ENCODER, **fields), NOBODY)
+    assert not bench.controller.fleet.members
+
+
+async def test_a_failure_is_a_sentence(bench: Bench) -> None:
+    rank = await bench.member(ROLE_ENCODER)
+    lease = await bench.running(JOB_STATE_ENCODING, rank)
+    failure = pb.FailPhaseRequest(role=ROLE_ENCODER, lease=lease, job_id="job-1", message="x" * 1_000_000)
+    await bench.fleet.FailPhase(failure, NOBODY)
+    (attempt,) = (await bench.ledger.get("job-1")).attempts
+    assert len(attempt.reason) == FAILURE_CHARS_MAX
+
+
+async def test_ids_of_no_job_are_not_remembered(bench: Bench) -> None:
+    rank = await bench.member(ROLE_ENCODER)
+    for number in range(50):
+        start = pb.StartPhaseRequest(lease=Lease(rank=rank), job_id=f"made up {number}", role=ROLE_ENCODER)
+        with pytest.raises(LeaseLost):
+            await bench.fleet.StartPhase(start, NOBODY)
+    assert not bench.ledger._locks
+
+
+async def test_any_number_of_states_may_be_listed(bench: Bench) -> None:
+    request = generation_service_pb2.ListJobsRequest(states=[JOB_STATE_QUEUED] * 100_000)
+    assert not (await bench.generation.ListJobs(request, NOBODY)).jobs
+
+
+# -- completions ------------------------------------------------------------------------------------------------------
+
+
+def completed(lease: Lease, role: int, **fields: Any) -> pb.CompletePhaseRequest:
+    """A completion as an honest worker sends it, but for `fields` of its room."""
+    request = pb.CompletePhaseRequest(lease=lease, job_id="job-1", role=role)  # type: ignore[arg-type]
+    request.next.job_id = "job-1"
+    room = {"room_id": 9, "size_bytes": 4096, "xxh3_128": bytes(16), "owner_rank": lease.rank, **fields}
+    for name, value in room.items():
+        setattr(request.next.room, name, value)
+    return request
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size_bytes": 2**63},
+        {"size_bytes": 0},
+        {"offset_bytes": 2**63},
+        {"offset_bytes": 1},
+        {"xxh3_128": b"short"},
+        {"room_id": 0},
+        {"owner_rank": 12345},
+        {"arena": "x" * 4000},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+async def test_references_to_rooms_that_cannot_be(fields: dict[str, Any], bench: Bench) -> None:
+    rank = await bench.member(ROLE_ENCODER)
+    lease = await bench.running(JOB_STATE_ENCODING, rank)
+    with pytest.raises(InvalidRequest, match=r"^(next|room)"):
+        await bench.fleet.CompletePhase(completed(lease, ROLE_ENCODER, **fields), NOBODY)
+    assert bench.ledger.active["job-1"].job.state == JOB_STATE_ENCODING
+
+
+async def test_a_completion_cannot_dispatch_another_job(bench: Bench) -> None:
+    rank = await bench.member(ROLE_ENCODER)
+    request = completed(await bench.running(JOB_STATE_ENCODING, rank), ROLE_ENCODER)
+    request.next.job_id = "job-2"
+    with pytest.raises(InvalidRequest, match=r"next\.job_id"):
+        await bench.fleet.CompletePhase(request, NOBODY)
+
+
+async def test_the_longest_dispatch_that_is_taken_can_be_published(bench: Bench) -> None:
+    """One that can't would end the controller when it comes to publish it."""
+    rank = await bench.member(ROLE_ENCODER)
+    request = completed(await bench.running(JOB_STATE_ENCODING, rank), ROLE_ENCODER)
+    request.next.role, request.next.decoder_rank = ROLE_TRANSFORMER, 2**32 - 1
+    request.next.receiver_rank = 2**32 - 1
+    request.next.room.arena = "x" * (DISPATCH_BYTES_MAX - request.next.ByteSize() - 4)
+    assert request.next.ByteSize() == DISPATCH_BYTES_MAX
+    await bench.fleet.CompletePhase(request, NOBODY)
+    bench.controller.dispatcher.enqueue(bench.ledger.active["job-1"])
+    await bench.controller.dispatcher.publish_waiting()
+    ready = [slot for slot in bench.rings[RING_PHASE1].slots() if slot.kind is Kind.READY]
+    assert [slot.rank for slot in ready] == [0], "for anyone: no such rank lives"
+
+
+@pytest.mark.parametrize("target", [12345, 2**20 - 1])
+async def test_nothing_waits_for_a_rank_that_is_nobodys(target: int, bench: Bench) -> None:
+    """Such an entry would keep its slot, and its job, for ever: no death of that rank will be noticed."""
+    rank = await bench.member(ROLE_ENCODER)
+    other = await bench.member(ROLE_TRANSFORMER, "other")
+    dispatch = Dispatch(job_id="job-1", sender_rank=rank, receiver_rank=target)
+    publish = ring_service_pb2.PublishRequest(rank=rank, ring=RING_PHASE1, dispatch=dispatch)
+    await bench.ring.Publish(publish, NOBODY)
+    claimed = await bench.rings[RING_PHASE1].claim(other)
+    assert claimed is not None
+    assert claimed.dispatch.receiver_rank == 0
+
+
+ELSEWHERE = [
+    {"url": "file:///etc/passwd", "name": "passwd"},
+    {"url": "file:///etc/passwd", "name": "0.npy"},
+    {"url": "{results}/job-2/0.npy"},
+    {"url": "{results}/job-1/../job-2/0.npy"},
+    {"url": "{results}/job-1/../job-2/0.npy", "name": "../job-2/0.npy"},
+    {"url": "{results}/job-1/sub/0.npy", "name": "sub/0.npy"},
+    {"url": "{results}/job-1/.hidden", "name": ".hidden"},
+    {"url": "{results}/job-1/..", "name": ".."},
+    {"url": "{results}/job-1/", "name": ""},
+    {"url": "{results}/job-1/a\0b", "name": "a\0b"},
+    {"url": "simplecache::{results}/job-1/0.npy"},
+    {"url": "memory://x/job-1/0.npy"},
+    {"url": "http://127.0.0.1/job-1/0.npy"},
+    {"url": ""},
+    {"sha256": b"short"},
+]
+
+
+@pytest.mark.parametrize("fields", ELSEWHERE, ids=str)
+async def test_a_decoder_cannot_name_other_files_than_its_jobs(fields: dict[str, Any], bench: Bench) -> None:
+    rank = await bench.member(ROLE_DECODER)
+    lease = await bench.running(JOB_STATE_DECODING, rank)
+    url = bench.supervisor.result_url
+    artifact = results.store(url, "job-1", "0.npy", "", b"data")
+    for name, value in fields.items():
+        setattr(artifact, name, value.format(results=url) if isinstance(value, str) else value)
+    request = pb.CompletePhaseRequest(lease=lease, job_id="job-1", role=ROLE_DECODER, artifacts=[artifact])
+    with pytest.raises(InvalidRequest, match="artifacts"):
+        await bench.fleet.CompletePhase(request, NOBODY)
+    assert bench.ledger.active["job-1"].job.state == JOB_STATE_DECODING
+
+
+async def test_what_stands_in_a_journal_is_not_believed_either(bench: Bench, tmp_path: Path) -> None:
+    """A journal may be older than the checks, and a link may be put where a file was."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    link = tmp_path / "results" / "job-2" / "0.npy"
+    link.parent.mkdir()
+    link.symlink_to(secret)
+    (tmp_path / "results" / "job-3").symlink_to(tmp_path)
+    for job_id, url in {
+        "job-1": secret.as_uri(),
+        "job-2": link.as_uri(),
+        "job-3": (tmp_path / "results" / "job-3" / "secret").as_uri(),
+    }.items():
+        artifact = Artifact(name=url.rpartition("/")[2], url=url, sha256=bytes(32))
+        entry = JournalEntry(job=Job(job_id=job_id, request_id=job_id, state=JOB_STATE_SUCCEEDED, artifacts=[artifact]))
+        await bench.journal.add(entry, GenerationRequest())
+        request = generation_service_pb2.DownloadResultRequest(job_id=job_id)
+        with pytest.raises(InvalidRequest, match=r"artifacts\.url"):
+            _ = [piece async for piece in bench.generation.DownloadResult(request, NOBODY)]
+        results.remove(bench.supervisor.result_url, entry.job)
+    assert secret.read_bytes() == b"secret"
+
+
+async def test_job_ids_are_never_paths(bench: Bench, tmp_path: Path) -> None:
+    for job_id in ("../../etc", "/etc", "..", "job-1/../x", "\0"):
+        request = generation_service_pb2.DownloadResultRequest(job_id=job_id)
+        with pytest.raises(TriptychError):
+            _ = [piece async for piece in bench.generation.DownloadResult(request, NOBODY)]
+        with pytest.raises(TriptychError):
+            await bench.generation.CancelJob(generation_service_pb2.CancelJobRequest(job_id=job_id), NOBODY)
+    assert sorted(os.listdir(tmp_path)) == ["results", "state"]

@@ -1,0 +1,48 @@
+"""Takes what callers wrote out of what libraries say: errors quote their input, whole, cut short or escaped.
+
+A text is private where it is a request's: prompts, and the texts among its parameters. Pieces of it are found by
+runs of `RUN_CHARS` letters, so that neither a cut nor an escaped quote hides one; what was covered becomes `…`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+RUN_CHARS = 8
+"""Shortest piece of a private text that is taken out: about a word."""
+WORD_CHARS_MIN = 4
+"""Texts from here to `RUN_CHARS` are taken out where they stand whole. Shorter ones say nothing and are everywhere."""
+PRIVATE_CHARS_MAX = 1 << 20
+"""Characters of private texts that are looked for, in all: sixteen prompts of the longest kind."""
+
+
+def texts_in(value: Any) -> list[str]:
+    """Every text inside plain values, at any depth; keys of mappings are names, not texts."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for item in value.values() for text in texts_in(item)]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in texts_in(item)]
+    return []
+
+
+def redact(text: str, private: Iterable[str]) -> str:
+    """`text` without any piece of the private texts."""
+    runs: set[str] = set()
+    left = PRIVATE_CHARS_MAX
+    for one in private:
+        one = one.strip()[: max(left, 0)]
+        left -= len(one)
+        if len(one) >= RUN_CHARS:
+            runs.update(one[start : start + RUN_CHARS] for start in range(len(one) - RUN_CHARS + 1))
+        elif len(one) >= WORD_CHARS_MIN:
+            text = re.sub(rf"(?<!\w){re.escape(one)}(?!\w)", "…", text)
+    covered = bytearray(len(text))
+    for start in range(len(text) - RUN_CHARS + 1):
+        if text[start : start + RUN_CHARS] in runs:
+            covered[start : start + RUN_CHARS] = bytes([1]) * RUN_CHARS
+    marked = "".join("\0" if hidden else char for char, hidden in zip(text.replace("\0", "�"), covered, strict=True))
+    return re.sub("\0+", "…", marked)
