@@ -41,7 +41,7 @@ test-fuzz: setup
 	$(BIN)/python -m pytest tests/fuzz
 
 fuzz: setup
-	$(BIN)/python -m tests.fuzz.drive --runs 200000
+	$(BIN)/python -m tests.fuzz.drive --runs 300000
 	TRIPTYCH_FUZZ_CALLS=60000 $(BIN)/python -m pytest tests/fuzz/test_calls.py -s
 
 test-model: setup

@@ -369,6 +369,22 @@ def test_wrong_value(wrong):
         codec.decode(manifest, ROOM)
 
 
+def test_the_name_of_a_dtype_imports_nothing():
+    script = (
+        "import sys, torch; from triptych import codec; from triptych.errors import SourceCorrupt\n"
+        "from triptych.v1 import room_pb2\n"
+        "before = set(sys.modules)\n"
+        "for value in (room_pb2.Value(dtype='_inductor'), room_pb2.Value(tensor=0)):\n"
+        "    manifest = room_pb2.Manifest(values={'x': value})\n"
+        "    manifest.tensors.add(dtype='_inductor', size_bytes=4, shape=[1], strides=[1])\n"
+        "    try: codec.decode(manifest, memoryview(bytearray(64)))\n"
+        "    except SourceCorrupt: continue\n"
+        "sys.exit('torch._inductor' in set(sys.modules) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": ":".join(sys.path)}, timeout=120)
+    assert done.returncode == 0
+
+
 def test_a_key_that_cannot_be_shown():
     """A tensor can be a key, and torch can't print one of these."""
     manifest = manifest_of(dtype="uint4", shape=[1], strides=[1], size_bytes=1)

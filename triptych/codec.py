@@ -331,7 +331,7 @@ def _decode_big_integer(path: str, digits: str, depth: int) -> int:
 def _decode_dtype(path: str, name: str, depth: int) -> object:
     import torch
 
-    dtype = getattr(torch, name)
+    dtype = vars(torch).get(name)  # not getattr: some names would import a part of torch
     if not isinstance(dtype, torch.dtype):
         raise SourceCorrupt(f"{path}: no dtype {name!r}")
     return dtype

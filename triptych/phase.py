@@ -37,7 +37,7 @@ from triptych.rings.ring import DISPATCH_BYTES_MAX, Ring
 from triptych.roles import NEXT, RING_OF, ring_name, role_name
 from triptych.running import PhaseReporter, Running, seconds_of
 from triptych.stages import AnyStage, Step, request_inputs
-from triptych.stages.handoff import RESERVED_PREFIX
+from triptych.stages.inputs import RESERVED_PREFIX
 from triptych.transport import room as rooms
 from triptych.transport.arena import Arena
 from triptych.transport.fetcher import Fetcher

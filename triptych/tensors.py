@@ -77,7 +77,7 @@ def decode_tensor(ref: tensor_pb2.TensorRef, room: memoryview, device: str) -> t
     """
     import torch
 
-    dtype = getattr(torch, ref.dtype, None)
+    dtype = vars(torch).get(ref.dtype)  # not getattr: some names would import a part of torch
     if not isinstance(dtype, torch.dtype) or ref.dtype.startswith("q"):  # quantized types are more than their bytes
         raise SourceCorrupt(f"tensor {ref.name!r}: no dtype {ref.dtype!r}")
     shape, strides = check_extent(ref, dtype.itemsize, len(room))

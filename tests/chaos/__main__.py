@@ -63,8 +63,8 @@ def _run_all(seeds: list[int], shape: Shape, stages: Stages, folder: Path, reaso
         print(f"{lines[-1]}\n  controller: {found.controller}", flush=True)
         if found.impairment == "tbf":
             print("  delay and loss by a token bucket (tbf): this kernel has no netem", flush=True)
-        for skipped, count in found.skipped.items():
-            print(f"  left out, {count} times: {skipped}", flush=True)
+        for why, kinds in found.skipped.items():
+            print(f"  left out, because {why}: {report.faults_text(kinds)}", flush=True)
         if found.is_right:
             runner.remove(run_folder)
         else:

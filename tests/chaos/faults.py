@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Injector:
     def __init__(self, fleet: Fleet, network: Network | None, disks: Disks | None, reason: str) -> None:
         self._fleet, self._network, self._disks, self._reason = fleet, network, disks, reason
         self.counts: Counter[Kind] = Counter()
-        self.skipped: Counter[str] = Counter()
+        self.skipped: dict[str, Counter[Kind]] = defaultdict(Counter)
         """Faults left out, by reason."""
         self.log: list[str] = []
 
@@ -41,7 +41,7 @@ class Injector:
         started_s = elapsed_s()
         reason = await self._how(fault.kind)(fault)
         if reason:
-            self.skipped[f"{fault.kind}: {reason}"] += 1
+            self.skipped[reason][fault.kind] += 1
         else:
             self.counts[fault.kind] += 1
         self.log.append(f"{started_s:7.2f} … {elapsed_s():7.2f} s  {fault}{f'  left out: {reason}' if reason else ''}")

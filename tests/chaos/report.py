@@ -42,7 +42,7 @@ class Report:
     seed: int
     account: Account
     faults: Counter[Kind]
-    skipped: Counter[str]
+    skipped: Mapping[str, Counter[Kind]]
     history: list[Violation]
     leaks: list[str]
     """Also processes that ended by themselves, or didn't end."""

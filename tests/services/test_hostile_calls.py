@@ -60,7 +60,9 @@ class Bench:
         self.fleet = FleetServicer(self.controller, self.supervisor, 1, "")
         self.generation = GenerationServicer(self.controller)
         members = self.controller.fleet.members
-        self.ring = RingServicer(self.rings, self.controller.fleet.check, is_member=lambda rank: rank in members)
+        self.ring = RingServicer(
+            self.rings, lambda rank: self.controller.fleet.check(rank).role, is_member=lambda rank: rank in members
+        )
 
     async def member(self, role: int, name: str = "worker") -> int:
         """A registered worker's rank."""
