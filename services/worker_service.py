@@ -9,6 +9,7 @@ import grpc
 
 from triptych import rpc
 from triptych.errors import Unavailable
+from triptych.identity import SCOPE_ADMIN, caller
 from triptych.transport.arena import Arena
 from triptych.transport.movers import read_room
 from triptych.v1 import worker_service_pb2 as pb
@@ -43,7 +44,11 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
         return pb.DrainResponse()
 
     async def GetWorker(self, request: pb.GetWorkerRequest, context: Context) -> pb.GetWorkerResponse:
-        return pb.GetWorkerResponse(worker=self._loaded().snapshot())
+        worker = self._loaded().snapshot()
+        if not caller().may(SCOPE_ADMIN):  # whose job it runs is known to the controller only
+            for name in ("job_id", "step", "step_count"):
+                worker.ClearField(name)
+        return pb.GetWorkerResponse(worker=worker)
 
     def _loaded(self) -> Worker:
         if self.worker is None:

@@ -6,6 +6,7 @@ either of them may. Where neither certificates nor tokens are configured, everyb
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from triptych.identity import (
     Identity,
 )
 from triptych.tokens import Tokens
+
+log = logging.getLogger(__name__)
 
 TOKEN_KEY = "authorization"
 """Metadata of a call that carries a token, as `Bearer …` (RFC 6750)."""
@@ -154,18 +157,23 @@ class OwnToken:
 
     def __init__(self, token: str = "", path: Path | None = None) -> None:
         """Raises InvalidRequest for a file that can't be read or holds no token."""
-        self._path, self._token = path, token.strip()
+        self._path, self._is_stale = path, False
         if path is not None:
             self._stamp = FileStamp(path)
             self._token = _read_token(path)
-        if not self._token or not self._token.isascii() or not self._token.isprintable():
-            raise InvalidRequest("token", "something else", "a token, as `triptych tokens add` prints it")
+        else:
+            self._token = _checked("token", token)
 
     @property
     def metadata(self) -> Sequence[tuple[str, str]]:
         """What goes with every call. A file that can't be read leaves the token as it was."""
-        if self._path is not None and self._stamp.has_changed() and self._path.exists():
-            self._token = _read_token(self._path)
+        if self._path is not None and (self._stamp.has_changed() or self._is_stale):
+            try:
+                self._token, self._is_stale = _read_token(self._path), False
+            except InvalidRequest as error:
+                if not self._is_stale:
+                    log.error("our token stays as it was: %s", error)
+                self._is_stale = True
         return ((TOKEN_KEY, f"Bearer {self._token}"),)
 
 
@@ -181,9 +189,17 @@ def open_security(tls: str, tokens: str, token_file: str = "", token: str = "") 
 
 def _read_token(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        text = path.read_text()
     except (OSError, ValueError) as error:
         raise InvalidRequest("token_file", str(path), f"a file that holds a token ({error})") from error
+    return _checked(f"token_file {path}", text)
+
+
+def _checked(field: str, text: str) -> str:
+    token = text.strip()
+    if not token or not token.isascii() or not token.isprintable():
+        raise InvalidRequest(field, "something else", "a token, as `triptych tokens add` prints it")
+    return token
 
 
 def _token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 CA_FILE, CERTIFICATE_FILE, KEY_FILE = "ca.crt", "tls.crt", "tls.key"
 
+SPIFFE_PREFIX = "spiffe://triptych/"
+"""Begins the SPIFFE ids of our roles."""
 _SPIFFE_KEY, _NAME_KEY = "peer_spiffe_id", "x509_common_name"
 """Properties of gRPC's authentication context. It has a SPIFFE id only where the certificate has exactly one."""
 
@@ -110,10 +112,11 @@ class Certificates:
 def role_and_name(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, str]:
     """The role that a caller's verified certificate names, and its common name; both empty without a certificate.
 
-    The role is the last part of the certificate's SPIFFE id, for example of `spiffe://triptych/encoder`.
+    The role is what follows `spiffe://triptych/` in the certificate's SPIFFE id, for example `encoder`. Other trust
+    domains of the same authority have no role here.
     """
     spiffe_id, name = (b"".join(auth_context.get(key, ())).decode(errors="replace") for key in (_SPIFFE_KEY, _NAME_KEY))
-    return spiffe_id.rpartition("/")[2], name
+    return spiffe_id.removeprefix(SPIFFE_PREFIX) if spiffe_id.startswith(SPIFFE_PREFIX) else "", name
 
 
 def _read(folder: Path, *, needs_own: bool = False) -> _Files:

@@ -7,14 +7,15 @@ asks for the present channel at each call.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 
-RETIRE_S = 60.0
-"""How long a replaced channel lives on for the calls it carries: longer than any call that answers once may wait.
-Streams that go on for ever (heartbeats, watches) are cut then, and begin anew, as after any broken connection."""
+RETIRED_MAX = 4
+"""Replaced channels that are kept for the calls that they carry. Streams may go on for days (heartbeats, watches), and
+to cut one looks to its reader like a cancellation; so only the fifth renewal cuts what is left of the first."""
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -32,7 +33,8 @@ class RenewingChannel(grpc.aio.Channel):
         self._make, self._version, self._metadata = make, version, metadata
         self._made = version()
         self._channel = make()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retired: deque[grpc.aio.Channel] = deque()
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> RenewingChannel:
         return self
@@ -42,10 +44,9 @@ class RenewingChannel(grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         """Close the channel and all that it has replaced."""
-        for task in self._retiring:
-            task.cancel()
-        await self._channel.close(grace)
-        await asyncio.gather(*self._retiring, return_exceptions=True)
+        for channel in (self._channel, *self._retired):
+            await channel.close(grace)
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """See `grpc.aio.Channel`."""
@@ -93,15 +94,10 @@ class RenewingChannel(grpc.aio.Channel):
         version = self._version()
         if version != self._made:
             self._made = version
-            retired, self._channel = self._channel, self._make()
-            task = asyncio.get_running_loop().create_task(_retire(retired))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._retired.append(self._channel)
+            self._channel = self._make()
+            if len(self._retired) > RETIRED_MAX:
+                task = asyncio.get_running_loop().create_task(self._retired.popleft().close(None))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
         return self._channel
-
-
-async def _retire(channel: grpc.aio.Channel) -> None:
-    try:
-        await asyncio.sleep(RETIRE_S)
-    finally:
-        await channel.close(None)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import grpc
 
 from triptych import rpc
-from triptych.errors import DeadlinePassed, Fenced, Full, JournalFull, TriptychError, Unavailable
+from triptych.errors import DeadlinePassed, Fenced, Full, JournalFull, TriptychError, Unauthenticated, Unavailable
 from triptych.v1.dispatch_pb2 import Ring
 from triptych.v1.fleet_service_pb2 import (
     HeartbeatRequest,
@@ -59,6 +59,11 @@ class Member(Protocol):
 
     def obey(self, orders: HeartbeatResponse) -> None:
         """Orders came."""
+
+
+PASSING = (Unavailable, DeadlinePassed, Unauthenticated)
+"""What a worker that was a member once waits out. A token or certificate that is changed on both sides isn't changed
+at the same moment, and a stage's work isn't thrown away for that."""
 
 
 class Link:
@@ -144,7 +149,7 @@ class Link:
                 if stream is not None:
                     stream.cancel()  # makes `run` register again
                 self._registered.clear()
-            except (Unavailable, DeadlinePassed, TimeoutError) as error:
+            except (*PASSING, TimeoutError) as error:
                 log.info("controller did not answer (%s); trying again", error)
             except JournalFull as error:
                 if not waits_for_journal:

@@ -30,9 +30,8 @@ from triptych.errors import (
     RingFull,
     TransferFailed,
     TriptychError,
-    Unavailable,
 )
-from triptych.link import Link
+from triptych.link import PASSING, Link
 from triptych.rings.ring import DISPATCH_BYTES_MAX, Ring
 from triptych.roles import NEXT, RING_OF, ring_name, role_name
 from triptych.running import PhaseReporter, Running, seconds_of
@@ -130,7 +129,7 @@ class Phases:
                 return await end(running.claimed.lease)
             except (LeaseLost, Fenced):
                 return None
-            except (Unavailable, DeadlinePassed) as error:
+            except PASSING as error:
                 log.info("ack: %s; trying again", error)
                 await asyncio.sleep(RETRY_PAUSE_S)
                 await self._link.wait_registered()
@@ -297,7 +296,7 @@ class Phases:
                 try:
                     await self._sink.publish(dispatch, dispatch.receiver_rank)
                     return
-                except (RingFull, Unavailable, Fenced, DeadlinePassed) as error:
+                except (*PASSING, RingFull, Fenced) as error:
                     log.info("publish: %s; trying again", error)
                     await asyncio.sleep(RETRY_PAUSE_S)
                     await self._link.wait_registered()

@@ -56,6 +56,8 @@ def open_security(config: ProcessConfig, token_file: str = "") -> auth.Security:
     host = config.address.rpartition(":")[0]
     if security.is_open and host not in LOOPBACK_HOSTS:
         log.warning("anybody who reaches %s may call: set tls, tokens or both (SECURITY.md)", config.address)
+    elif security.certificates is None and host not in LOOPBACK_HOSTS:
+        log.warning("tokens come to %s in the clear, unless a mesh encrypts them (SECURITY.md)", config.address)
     return security
 
 

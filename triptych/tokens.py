@@ -12,6 +12,8 @@ passwords. The file holds no secret, but who can write it can let anybody in.
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
@@ -20,7 +22,7 @@ import os
 import re
 import secrets
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ class Tokens:
         """Read the file. Raises InvalidRequest."""
         self._path, self._stamp = path, FileStamp(path)
         self._entries = _read(path)
+        self._is_stale = False
 
     def identify(self, token: str) -> Identity | None:
         """Whose token this is; None where it is nobody's. Takes the same time whichever digest is right, or none."""
@@ -60,40 +63,59 @@ class Tokens:
         return found
 
     def _refresh(self) -> None:
-        if not self._stamp.has_changed():
+        if not (self._stamp.has_changed() or self._is_stale):
             return
         try:
-            self._entries = _read(self._path)
+            self._entries, self._is_stale = _read(self._path), False
             log.info("tokens were read anew: %d", len(self._entries))
         except InvalidRequest as error:
-            log.error("tokens stay as they were: %s", error)
+            if not self._is_stale:
+                log.error("tokens stay as they were: %s", error)
+            self._is_stale = True  # read again with the next call: a token that was taken away must not live on
 
 
 def add(path: Path, name: str, scopes: Sequence[str], jobs_max: int = 0) -> str:
     """Make a token, write its digest to the file (made where it isn't there) and return it. Raises InvalidRequest."""
-    entries = _read_raw(path) if path.exists() else {}
-    if name in entries:
-        raise InvalidRequest("name", name, "a name that has no token yet; `triptych tokens remove` takes one away")
     token = PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(TOKEN_BYTES)).decode().rstrip("=")
     entry: dict[str, Any] = {"sha256": _digest(token).hex(), "scopes": list(scopes)}
     if jobs_max:
         entry["jobs_max"] = jobs_max
     _entry(name, entry)
-    _write(path, {**entries, name: entry})
+    with _changing(path):
+        entries = _read_raw(path) if path.exists() else {}
+        if name in entries:
+            raise InvalidRequest("name", name, "a name that has no token yet; `triptych tokens remove` takes one away")
+        _write(path, {**entries, name: entry})
     return token
 
 
 def remove(path: Path, name: str) -> None:
     """Take a client's token away; servers refuse it with its next call. Raises InvalidRequest."""
-    entries = _read_raw(path)
-    if name not in entries:
-        raise InvalidRequest("name", name, "one of " + ", ".join(sorted(entries)))
-    _write(path, {key: entry for key, entry in entries.items() if key != name})
+    with _changing(path):
+        entries = _read_raw(path)
+        if name not in entries:
+            raise InvalidRequest("name", name, "one of " + ", ".join(sorted(entries)))
+        _write(path, {key: entry for key, entry in entries.items() if key != name})
 
 
 def read(path: Path) -> list[Identity]:
     """The clients of a file. Raises InvalidRequest."""
     return [identity for _digest, identity in _read(path).values()]
+
+
+@contextlib.contextmanager
+def _changing(path: Path) -> Iterator[None]:
+    """One change of the file at a time: two would lose one of them. Locks its folder, since the file is replaced."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise InvalidRequest("tokens", str(path), f"a file in a folder that can be opened ({error})") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _digest(token: str) -> bytes:
@@ -137,7 +159,6 @@ def _write(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
         lines += [f"{key} = {json.dumps(value)}" for key, value in entry.items()]
         lines.append("")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, "\n".join(lines).encode(), 0o600)
     except OSError as error:
         raise InvalidRequest("tokens", os.fspath(path), f"a file that can be written ({error})") from error

@@ -11,8 +11,8 @@ import os
 import time
 
 from triptych import ids
-from triptych.errors import DeadlinePassed, Fenced, LeaseLost, Unavailable
-from triptych.link import Link
+from triptych.errors import DeadlinePassed, Fenced, LeaseLost
+from triptych.link import PASSING, Link
 from triptych.phase import RETRY_PAUSE_S, SPACE_WAIT_S, Equipment, Phases
 from triptych.rings.access import RingAccess
 from triptych.rings.ring import Claimed
@@ -215,6 +215,6 @@ class Worker:
     async def _claim(self) -> Claimed | None:
         try:
             return await self._source.claim(self.link.rank, CLAIM_WAIT_S)
-        except (Unavailable, Fenced, DeadlinePassed, LeaseLost):
+        except (*PASSING, Fenced, LeaseLost):
             await asyncio.sleep(RETRY_PAUSE_S)
             return None

@@ -4,7 +4,7 @@
     DIR/<role>/        ca.crt, tls.crt, tls.key     what a process of that role gets as `--tls`
 
 The files have the names of Kubernetes' TLS secrets. A certificate says its role by a SPIFFE id,
-`spiffe://triptych/<role>`.
+`spiffe://triptych/<role>`. Those of servers are valid for the hosts that are named, and for this machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from triptych.certificates import CA_FILE, CERTIFICATE_FILE, KEY_FILE
+from triptych.certificates import CA_FILE, CERTIFICATE_FILE, KEY_FILE, SPIFFE_PREFIX
 from triptych.errors import InvalidRequest
 from triptych.files import replace_file
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 ROLES = ("controller", "encoder", "transformer", "decoder", "client", "admin")
 """Whom certificates are made for. A client may submit and read, an admin may everything."""
+CALLERS = ("client", "admin")
+"""Those of `ROLES` that serve nothing."""
 AUTHORITY = "ca"
 DAYS_DEFAULT = 365
 """How long a role's certificate is valid: a year, as most authorities give."""
@@ -89,8 +91,12 @@ def _issue(
     assert isinstance(authority_key, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role)])
-    spiffe_id = x509.UniformResourceIdentifier(f"spiffe://triptych/{role}")
-    usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+    spiffe_id = x509.UniformResourceIdentifier(SPIFFE_PREFIX + role)
+    # Who only calls must not be able to pass for a server.
+    serves = role not in CALLERS
+    uses = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if serves else [])]
+    usages = x509.ExtendedKeyUsage(uses)
+    names = names if serves else []
     builder = _builder(subject, authority.subject, key.public_key(), days)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage(signs_certificates=False), critical=True)

@@ -88,7 +88,7 @@ def _services(controller: Controller, supervisor: Supervisor, rings: Rings, epoc
             ring_service_pb2_grpc.add_RingServiceServicer_to_server,
             RingServicer(
                 rings.by_name,
-                lambda rank: controller.fleet.check(rank).role,
+                controller.fleet.check,
                 rings.host,
                 rings.reason,
                 lambda rank: rank in controller.fleet.members,

@@ -11,19 +11,19 @@ from triptych.errors import InvalidRequest
 from triptych.rings.ring import DISPATCH_BYTES_MAX
 from triptych.roles import NEXT, role_name
 from triptych.transport import room
-from triptych.v1.dispatch_pb2 import ROLE_DECODER
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, Dispatch
 from triptych.v1.fleet_service_pb2 import CompletePhaseRequest
 
 ARTIFACTS_MAX = 1024
 """Most files of one job: far beyond a request's outputs and what a pipeline yields beside them."""
 
 
-def check(request: CompletePhaseRequest, result_url: str) -> None:
-    """Raise InvalidRequest for a completion that no honest worker sends."""
+def check(request: CompletePhaseRequest, result_url: str, address: str) -> None:
+    """Raise InvalidRequest for a completion that no honest worker with this registered `address` sends."""
     if request.role == ROLE_DECODER:
         _check_artifacts(request, result_url)
     elif request.role in NEXT:
-        _check_next(request)
+        _check_next(request, address)
     else:
         accepted = ", ".join(role_name(role) for role in (*NEXT, ROLE_DECODER))
         raise InvalidRequest("role", role_name(request.role), accepted)
@@ -36,7 +36,7 @@ def _check_artifacts(request: CompletePhaseRequest, result_url: str) -> None:
         results.check_artifact(artifact, result_url, request.job_id)
 
 
-def _check_next(request: CompletePhaseRequest) -> None:
+def _check_next(request: CompletePhaseRequest, address: str) -> None:
     dispatch = request.next
     if not dispatch.HasField("room"):
         raise InvalidRequest("next.room", None, "the room that holds the stage's tensors")
@@ -45,7 +45,15 @@ def _check_next(request: CompletePhaseRequest) -> None:
     if dispatch.job_id != request.job_id:
         raise InvalidRequest("next.job_id", dispatch.job_id, f"{request.job_id}, the job that is completed")
     room.check_ref(dispatch.room)
-    if dispatch.room.owner_rank != request.lease.rank:
-        raise InvalidRequest(
-            "next.room.owner_rank", dispatch.room.owner_rank, f"{request.lease.rank}, the worker's own"
-        )
+    check_owner(dispatch, request.lease.rank, address)
+
+
+def check_owner(dispatch: Dispatch, rank: int, address: str) -> None:
+    """Raise InvalidRequest unless a dispatch's room is its sender's, and to be fetched where the sender serves.
+
+    Whoever fetches it shows its own token there.
+    """
+    if dispatch.room.owner_rank != rank:
+        raise InvalidRequest("room.owner_rank", dispatch.room.owner_rank, f"{rank}, the worker's own")
+    if dispatch.room.owner_address != address:
+        raise InvalidRequest("room.owner_address", dispatch.room.owner_address, f"{address}, as it was registered")

@@ -133,9 +133,9 @@ class Controller:
 
     async def complete_phase(self, request: CompletePhaseRequest, result_url: str) -> None:
         """A stage is done, its files below `result_url`. The first completion is taken; LeaseLost refuses others."""
-        self.fleet.check(request.lease.rank, request.role)
+        member = self.fleet.check(request.lease.rank, request.role)
         role = request.role
-        completion.check(request, result_url)
+        completion.check(request, result_url, member.address)
 
         def change(entry: JournalEntry) -> JournalEntry:
             if entry.job.generation == request.generation and request.next.room.room_id in jobs.rooms(entry):

@@ -48,6 +48,11 @@ class Member:
         """Its role; unspecified while it is only expected."""
         return self.registration.role if self.registration else ROLE_UNSPECIFIED
 
+    @property
+    def address(self) -> str:
+        """`host:port` of its services; empty while it is only expected."""
+        return self.registration.address if self.registration else ""
+
     def saw(self, report: HeartbeatRequest, now_s: float) -> None:
         """Take note of a heartbeat."""
         self.seen_s, self.report = now_s, report

@@ -13,9 +13,10 @@ from services.controller.controller import Controller
 from services.controller.fleet import Member
 from services.controller.generation_service import check_media
 from services.controller.supervisor import Supervisor
+from services.controller.visibility import owner_filter, visible_worker
 from triptych import rpc
 from triptych.errors import Fenced
-from triptych.identity import SCOPE_SUBMIT, Identity
+from triptych.identity import SCOPE_SUBMIT, Identity, caller
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import fleet_service_pb2_grpc as pb_grpc
 from triptych.v1.job_pb2 import JobState
@@ -106,7 +107,9 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
 
     async def GetFleet(self, request: pb.GetFleetRequest, context: Context) -> pb.GetFleetResponse:
         response = pb.GetFleetResponse(epoch=self._epoch)
-        response.workers.extend(member.describe() for member in self._controller.fleet.registered())
+        ledger, who = self._controller.ledger, caller()
+        for member in self._controller.fleet.registered():
+            response.workers.append(visible_worker(ledger, member.describe(), who))
         for ring, memory in self._controller.rings.items():
             stats = memory.stats()
             response.rings.add(
@@ -118,7 +121,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
                 driver=memory.driver_name,
                 driver_reason=self._rings_reason,
             )
-        counts = await self._controller.ledger.journal.counts()
+        counts = await ledger.journal.counts(owner_filter(who))
         for state, count in sorted(counts.items()):
             response.job_counts.add(state=JobState.ValueType(state), count=count)
         return response

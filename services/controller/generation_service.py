@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,6 +25,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
 """Jobs in one page: bounds a response to about a megabyte."""
+WATCH_SHARES = 2
+"""One client may hold this part of all watches: half, so that nobody alone can shut the others out."""
 _NEWEST = 2**62
 
 
@@ -32,7 +35,8 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._watch_count = 0
+        self._watches: Counter[str] = Counter()
+        """Open ones, by client."""
 
     @rpc.uninterrupted
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
@@ -64,16 +68,19 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         return pb.ListJobsResponse(jobs=found, next_page_token=token)
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
-        watches_max = self._controller.config.watches_max
-        if self._watch_count >= watches_max:
+        watches_max, client = self._controller.config.watches_max, caller().name
+        share = max(1, watches_max // WATCH_SHARES) if client else watches_max
+        if self._watches.total() >= watches_max:
             raise WatchesFull(f"{watches_max} watches are open, the most that are kept; try again later")
-        self._watch_count += 1
+        if self._watches[client] >= share:
+            raise WatchesFull(f"client {client!r} has {share} watches open, the most of one client; try again later")
+        self._watches[client] += 1
         try:
             await self._visible(request.job_id)
             async for response in self._controller.ledger.watch(request.job_id):
                 yield response
         finally:
-            self._watch_count -= 1
+            self._watches -= Counter({client: 1})  # which also forgets those who have none
 
     @rpc.uninterrupted
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:

@@ -196,10 +196,11 @@ class Journal:
         sql = f"DELETE FROM jobs WHERE job_id IN ({_marks(job_ids)})"
         await self._call(lambda db: db.execute(sql, tuple(job_ids)) and None)
 
-    async def counts(self) -> dict[int, int]:
-        """Number of jobs by state."""
-        sql = "SELECT state, COUNT(*) FROM jobs GROUP BY state"
-        return dict(await self._call(lambda db: db.execute(sql).fetchall()))
+    async def counts(self, client: str | None = None) -> dict[int, int]:
+        """Number of jobs by state; of all clients where none is given."""
+        condition, values = ("", ()) if client is None else ("WHERE client = ?", (client,))
+        sql = f"SELECT state, COUNT(*) FROM jobs {condition} GROUP BY state"
+        return dict(await self._call(lambda db: db.execute(sql, values).fetchall()))
 
     # -- the thread -------------------------------------------------------------------------------------------
 

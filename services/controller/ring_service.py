@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 
 import grpc
 
+from services.controller import completion
+from services.controller.fleet import Member
 from triptych import errors
 from triptych.rings.layout import LAYOUT_VERSION, Kind
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import WAIT_S_MAX, Claimed, SlotState
 from triptych.rings.verbs.connector import address_message, peer_of
 from triptych.rings.verbs.host import RingHost
-from triptych.roles import RING_OF, SINK_OF, ring_name
+from triptych.roles import RING_OF, SINK_OF, ring_name, role_name
 from triptych.v1 import ring_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import Ring as RingName
 from triptych.v1.dispatch_pb2 import Role
@@ -52,7 +54,7 @@ class _Answer(NamedTuple):
 
 
 class RingServicer(RingServiceServicer):
-    """Serves rings. `role_of` gives a rank's role, or None where ranks have none and may use every ring.
+    """Serves rings. `member_of` gives the worker with a rank, or None where ranks are nobody's and may do all.
 
     It raises Fenced for a rank that is unknown in this epoch or was declared dead, and what else the caller may not.
 
@@ -63,13 +65,13 @@ class RingServicer(RingServiceServicer):
     def __init__(
         self,
         rings: Mapping[RingName.ValueType, MemoryRing],
-        role_of: Callable[[int], Role.ValueType | None],
+        member_of: Callable[[int], Member | None],
         host: RingHost | None = None,
         reason: str = "",
         is_member: Callable[[int], bool] = lambda rank: True,
     ) -> None:
         self._rings = rings
-        self._role_of, self._is_member = role_of, is_member
+        self._member_of, self._is_member = member_of, is_member
         self._host, self._reason = host, reason
         self._answers: dict[tuple[RingName.ValueType, int], _Answer] = {}
         self._hand_backs: set[asyncio.Task[None]] = set()
@@ -79,6 +81,9 @@ class RingServicer(RingServiceServicer):
         ring = self._used(request.rank, request.ring, SINK_OF)
         if request.dispatch.sender_rank != request.rank:
             raise errors.InvalidRequest("dispatch.sender_rank", request.dispatch.sender_rank, f"{request.rank}, `rank`")
+        member = self._member_of(request.rank)
+        if member is not None and request.dispatch.HasField("room"):
+            completion.check_owner(request.dispatch, request.rank, member.address)
         target = request.dispatch.receiver_rank
         if not self._is_member(target):
             target = 0  # dead since before this epoch, or made up: anyone is better than nobody
@@ -136,7 +141,7 @@ class RingServicer(RingServiceServicer):
 
     def _cut_off(self, request: pb.ConnectRequest | pb.DisconnectRequest) -> RingHost:
         """End a rank's connection. Nothing is awaited here: no other call comes between fence and undoing."""
-        self._role_of(request.rank)
+        self._member_of(request.rank)
         if self._host is None:
             raise errors.NoCard(f"the controller serves its rings by RingService only: {self._reason}")
         for ring in self._rings.values():
@@ -156,10 +161,11 @@ class RingServicer(RingServiceServicer):
         self, rank: int, name: RingName.ValueType, ring_of: Mapping[Role.ValueType, RingName.ValueType]
     ) -> MemoryRing:
         """A ring, for a rank whose role has this use of it. Raises NotAllowed for another role's."""
-        role = self._role_of(rank)
+        member = self._member_of(rank)
         ring = self._ring(name)
-        if role is not None and ring_of.get(role) != name:
-            raise errors.NotAllowed(f"rank {rank} is {Role.Name(role)}; it has no such business with {ring_name(name)}")
+        if member is not None and ring_of.get(member.role) != name:
+            role = role_name(member.role)
+            raise errors.NotAllowed(f"rank {rank} is of the role {role}, which has no such use of {ring_name(name)}")
         return ring
 
     def _ring(self, name: RingName.ValueType) -> MemoryRing:

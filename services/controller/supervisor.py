@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from services.controller import jobs
 from services.controller.controller import Controller
 from services.controller.fleet import check_role
-from triptych.errors import Fenced, Full, InvalidRequest, JournalFull, LeaseLost, RingFull, WrongState
+from triptych.errors import Fenced, Full, InvalidRequest, JournalFull, LeaseLost, NotAllowed, RingFull, WrongState
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import TARGET_DEAD
 from triptych.rings.ring import Removed
 from triptych.roles import RING_OF, ring_name, role_name
 from triptych.telemetry import RingDepth
-from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Dispatch, Role
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER, ROLE_UNSPECIFIED, Dispatch, Role
 from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest, RegisterWorkerResponse, RunningPhase
 from triptych.v1.job_pb2 import JOB_STATE_FAILED
 from triptych.v1.journal_pb2 import JournalEntry
@@ -102,6 +102,9 @@ class Supervisor:
             raise InvalidRequest("model.config_digest", "", "the digest of the model's configuration")
         await self._take_model(request.model)
         rank = await self._rank_of(request.instance_id)
+        known = self._fleet.members.get(rank)
+        if known is not None and known.role not in (ROLE_UNSPECIFIED, request.role):
+            raise NotAllowed(f"instance_id names a worker of the role {role_name(known.role)}")
         self._fleet.register(rank, request, asyncio.get_running_loop().time())
         lease = await self._settle_running(rank, request.running)
         held = set(request.room_ids)

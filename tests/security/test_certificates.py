@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from triptych import auth, identity, rpc
-from triptych.certificates import Certificates
+from triptych.certificates import Certificates, role_and_name
 from triptych.errors import InvalidRequest, NotAllowed, Unauthenticated, Unavailable
 from triptych.v1 import worker_service_pb2 as pb
 from triptych.v1 import worker_service_pb2_grpc as pb_grpc
@@ -174,3 +174,28 @@ async def test_a_second_port_needs_both(folder: Path) -> None:
         with pytest.raises(InvalidRequest, match="client_address"):
             async with serving(security, "127.0.0.1:0"):
                 pass
+
+
+@pytest.mark.parametrize("role", authority.CALLERS)
+async def test_who_only_calls_cannot_pass_for_a_server(folder: Path, role: str) -> None:
+    async with serving(auth.open_security(str(folder / role), "")) as server:
+        with pytest.raises(Unavailable):
+            await name_of(server.address, folder / "encoder")
+
+
+@pytest.mark.parametrize(
+    ("spiffe_id", "role"),
+    [
+        (b"spiffe://triptych/encoder", "encoder"),
+        (b"spiffe://triptych/", ""),
+        (b"spiffe://cluster.local/ns/x/sa/admin", ""),
+        (b"spiffe://triptych.example/admin", ""),
+        (b"spiffe://triptych/ns/admin", "ns/admin"),
+    ],
+)
+def test_roles_are_of_our_trust_domain(spiffe_id: bytes, role: str) -> None:
+    """What is no role of the table may nothing, whatever it ends in."""
+    found = role_and_name({"peer_spiffe_id": [spiffe_id], "x509_common_name": [b"somebody"]})
+    assert found == (role, "somebody")
+    assert role in ("encoder", "", "ns/admin")
+    assert "ns/admin" not in auth.SCOPES_BY_ROLE

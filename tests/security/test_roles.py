@@ -146,6 +146,24 @@ def test_a_certificate_registers_workers_of_its_role_only(guarded: Guarded) -> N
             assert refusal(caught.value) == NOT_ALLOWED
 
 
+def test_an_instance_keeps_its_role(guarded: Guarded) -> None:
+    """Whoever learns of another's instance id doesn't get its rank for a role of its own."""
+    with guarded.fleet.client() as client:
+        description = client.describe_model()
+    with channel_to(guarded, "controller", guarded.certs / "encoder") as channel:
+        stub = FleetServiceStub(channel)
+        first = fleet_pb.RegisterWorkerRequest(
+            instance_id="shared", role=ROLE_ENCODER, address="127.0.0.1:1", model=description
+        )
+        rank = stub.RegisterWorker(first, timeout=10).rank
+        with channel_to(guarded, "controller", guarded.certs / "decoder") as other:
+            first.role = ROLE_DECODER
+            with pytest.raises(grpc.RpcError) as caught:
+                FleetServiceStub(other).RegisterWorker(first, timeout=10)
+            assert refusal(caught.value) == NOT_ALLOWED
+        stub.UnregisterWorker(fleet_pb.UnregisterWorkerRequest(rank=rank), timeout=10)
+
+
 def test_heartbeats_and_goodbyes_of_another_role_are_refused(guarded: Guarded) -> None:
     rank = rank_of(guarded, ROLE_DECODER)
     with channel_to(guarded, "controller", guarded.certs / "encoder") as channel:
@@ -226,6 +244,20 @@ def test_clients_see_their_own_jobs_only(guarded: Guarded) -> None:
         assert job.job_id not in {listed.job_id for listed in bob.list_jobs()}
         assert {"alice", "bob"} <= {listed.client for listed in root.list_jobs()}
         assert over(alice, job.job_id).state == JOB_STATE_SUCCEEDED
+
+
+def test_the_fleet_is_shown_without_others_jobs(guarded: Guarded) -> None:
+    with client_of(guarded, "alice") as alice, client_of(guarded, "bob") as bob:
+        job_id = alice.create_job("a cat").job_id
+        wait_until(lambda: job_id in shown_jobs(alice), 10, "a worker says that it runs the job")
+        assert job_id not in shown_jobs(bob)
+        own = sum(count.count for count in bob.get_fleet().job_counts)
+        assert own == len(list(bob.list_jobs()))
+        assert over(alice, job_id).state == JOB_STATE_SUCCEEDED
+
+
+def shown_jobs(client: Client) -> set[str]:
+    return {worker.job_id for worker in client.get_fleet().workers}
 
 
 def test_the_direct_path_is_the_clients_too(guarded: Guarded) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from triptych import tokens
+from triptych.auth import OwnToken
 from triptych.errors import InvalidRequest
 from triptych.identity import Identity
 
@@ -79,3 +81,27 @@ def test_names_are_unique_and_known(tmp_path: Path) -> None:
         tokens.add(path, "alice", ["read"])
     with pytest.raises(InvalidRequest, match="one of alice"):
         tokens.remove(path, "bob")
+
+
+def test_a_workers_own_token_outlives_its_file(tmp_path: Path) -> None:
+    """A file that is away, empty or unreadable for a moment is no fault of the job in hand."""
+    path = tmp_path / "token"
+    path.write_text("triptych_first\n")
+    own = OwnToken(path=path)
+    path.unlink()
+    assert own.metadata == (("authorization", "Bearer triptych_first"),)
+    for text in ("", "two\nlines", "ü"):
+        path.write_text(text)
+        assert own.metadata == (("authorization", "Bearer triptych_first"),)
+    path.write_text("triptych_second")
+    assert own.metadata == (("authorization", "Bearer triptych_second"),)
+    for bad in ("", "ü", "a\nb"):
+        with pytest.raises(InvalidRequest, match="token"):
+            OwnToken(bad)
+
+
+def test_changes_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: tokens.add(path, f"client-{n}", ["read"]), range(24)))
+    assert {identity.name for identity in tokens.read(path)} == {f"client-{n}" for n in range(24)}

@@ -60,9 +60,7 @@ class Bench:
         self.fleet = FleetServicer(self.controller, self.supervisor, 1, "")
         self.generation = GenerationServicer(self.controller)
         members = self.controller.fleet.members
-        self.ring = RingServicer(
-            self.rings, lambda rank: self.controller.fleet.check(rank).role, is_member=lambda rank: rank in members
-        )
+        self.ring = RingServicer(self.rings, self.controller.fleet.check, is_member=lambda rank: rank in members)
 
     async def member(self, role: int, name: str = "worker") -> int:
         """A registered worker's rank."""
@@ -210,7 +208,8 @@ def completed(lease: Lease, role: int, **fields: Any) -> pb.CompletePhaseRequest
     """A completion as an honest worker sends it, but for `fields` of its room."""
     request = pb.CompletePhaseRequest(lease=lease, job_id="job-1", role=role)  # type: ignore[arg-type]
     request.next.job_id = "job-1"
-    room = {"room_id": 9, "size_bytes": 4096, "xxh3_128": bytes(16), "owner_rank": lease.rank, **fields}
+    room = {"room_id": 9, "size_bytes": 4096, "xxh3_128": bytes(16), "owner_rank": lease.rank}
+    room.update({"owner_address": "127.0.0.1:1", **fields})
     for name, value in room.items():
         setattr(request.next.room, name, value)
     return request
@@ -226,6 +225,7 @@ def completed(lease: Lease, role: int, **fields: Any) -> pb.CompletePhaseRequest
         {"xxh3_128": b"short"},
         {"room_id": 0},
         {"owner_rank": 12345},
+        {"owner_address": "10.0.0.66:1"},
         {"arena": "x" * 4000},
     ],
     ids=lambda fields: next(iter(fields)),

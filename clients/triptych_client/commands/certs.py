@@ -6,8 +6,8 @@ import argparse
 import socket
 from pathlib import Path
 
-HOSTS_DEFAULT = ("localhost", "127.0.0.1", "::1")
-"""This machine; its own name is added."""
+HOSTS_ALWAYS = ("localhost", "127.0.0.1", "::1")
+"""What a fleet of one machine calls itself."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -16,8 +16,8 @@ def run(args: argparse.Namespace) -> None:
 
     folder = Path(args.folder)
     if args.action == "init":
-        authority.init(folder, args.host or [*HOSTS_DEFAULT, socket.gethostname()], args.days)
+        authority.init(folder, [*(args.host or [socket.gethostname()]), *HOSTS_ALWAYS], args.days)
         print(f"{folder}: keep {folder / authority.AUTHORITY} secret; give each process the folder of its role as tls")
     else:
-        authority.renew(folder, args.host, args.days)
+        authority.renew(folder, [*args.host, *HOSTS_ALWAYS] if args.host else (), args.days)
         print(f"{folder}: renewed; processes take the files up with their next connections")
