@@ -76,8 +76,8 @@ async def test_the_environment_is_added_to(supervisor: Supervisor) -> None:
     code = (
         "import os; print('READY', os.environ['GREETING'] + ':1' if 'PATH' in os.environ else '', flush=True); input()"
     )
-    supervisor.start(script("child", code, GREETING="a=b c"))
-    assert await supervisor.ready("child", READY_S) == "a=b c:1"
+    supervisor.start(script("child", code, GREETING="a=b,c"))
+    assert await supervisor.ready("child", READY_S) == "a=b,c:1"
 
 
 async def test_waits_between_starts_grow(supervisor: Supervisor, notices: list[str]) -> None:
