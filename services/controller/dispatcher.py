@@ -84,9 +84,13 @@ class Dispatcher:
         return REQUESTS_PER_ENCODER * len(self._fleet.alive(role)) - ring.stats().ready_count
 
     def _is_deep(self, role: Role.ValueType) -> bool:
-        """Whether the role's workers have enough to do. A role without workers counts as one that will come."""
+        """Whether the role's workers have enough to do. A role without workers counts as one that will come.
+
+        Entries for one rank only don't count, or they would keep the others idle, until they are half the ring.
+        """
         enough = AHEAD_PER_WORKER * max(1, len(self._fleet.alive(role)))
-        return self._rings[RING_OF[role]].stats().ready_count >= enough
+        stats = self._rings[RING_OF[role]].stats()
+        return stats.open_count >= enough or stats.ready_count >= stats.slot_count // 2
 
     async def _publish(self, ring: MemoryRing, entry: JournalEntry) -> None:
         dispatch = jobs.dispatch_of(entry)

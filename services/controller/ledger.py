@@ -80,9 +80,10 @@ class Ledger:
             after.job.update_time.GetCurrentTime()
             if jobs.is_over(after):
                 after.job.end_time.CopyFrom(after.job.update_time)
-                _show(self.progress.pop(job_id, Progress()), after.job)
+                _show(self.progress.get(job_id, Progress()), after.job)
             await self.journal.save(after)
             if jobs.is_over(after):
+                self.progress.pop(job_id, None)
                 del self.active[job_id]
                 self._counts -= Counter({before.job.client: 1})
             else:

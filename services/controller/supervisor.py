@@ -144,10 +144,24 @@ class Supervisor:
         entry = self._ledger.active.get(running.dispatch.job_id)
         if entry is not None and entry.job.generation == running.dispatch.generation:
             adopted = await self._adopt(rank, entry, running)
+        if adopted is None:
+            await self._let_go(rank, running)
         for other in list(self._ledger.active.values()):
             if jobs.is_running(other) and other.lease.rank == rank and other.lease != adopted:
                 await self._lost(other, rank, "the worker came back without the job", redelivered=False)
         return adopted
+
+    async def _let_go(self, rank: int, running: RunningPhase) -> None:
+        """A worker drops what it says it runs: do what it now leaves undone after a phase that was completed."""
+        ring = self._controller.rings.get(running.lease.ring)
+        if ring is not None and running.lease.rank == rank:
+            with contextlib.suppress(LeaseLost, Fenced):
+                await ring.ack(running.lease)
+        entry = self._ledger.active.get(running.dispatch.job_id)
+        if entry is None or entry.job.generation != running.dispatch.generation or jobs.is_running(entry):
+            return
+        if jobs.dispatch_of(entry).room.owner_rank == rank:
+            self._controller.dispatcher.enqueue(entry)  # where it had published it, the second to start is refused
 
     async def _adopt(self, rank: int, entry: JournalEntry, running: RunningPhase) -> Lease | None:
         if running.dispatch.role != jobs.role_of(entry):
@@ -242,7 +256,7 @@ class Supervisor:
             (name, slot.slot, slot.ticket)
             for name, ring in self._controller.rings.items()
             for slot in ring.slots()
-            if slot.kind == Kind.READY or (slot.kind == Kind.LEASED and slot.rank != rank)
+            if slot.kind in (Kind.READY, Kind.LEASED) and slot.rank != rank  # what is READY for it goes with it
         }
 
     async def _lost(self, entry: JournalEntry, rank: int, reason: str, *, redelivered: bool) -> None:

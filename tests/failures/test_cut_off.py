@@ -76,11 +76,11 @@ def test_a_long_cut_is_a_death_and_the_worker_is_told_later(tmp_path: Path) -> N
 @pytest.mark.parametrize("with_controller", [False, True], ids=["alone", "with the controller"])
 def test_jobs_for_a_rank_that_died_go_to_anyone(tmp_path: Path, with_controller: bool) -> None:
     """Also where the controller dies with it, so that nobody who knew of the rank is left."""
-    with fake_fleet(tmp_path / "fleet", 1.0, counts={"transformer": 2}) as fleet, fleet.client() as client:
+    with fake_fleet(tmp_path / "fleet", 0.6, counts={"transformer": 2}) as fleet, fleet.client() as client:
         first = client.submit(request(0)).job_id
         rank = wait_state(client, first, JOB_STATE_DENOISING).transformer_rank
         name = name_of(fleet, client, rank)
-        ids = [first, *(client.submit(request(seed, transformer_rank=rank)).job_id for seed in range(1, 8))]
+        ids = [first, *(client.submit(request(seed, transformer_rank=rank)).job_id for seed in range(1, 6))]
         wait_until(lambda: client.get_job(ids[-1]).state == JOB_STATE_QUEUED, 30, "some aren't even encoded")
         if with_controller:
             fleet.kill("controller")

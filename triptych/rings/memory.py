@@ -215,7 +215,8 @@ class MemoryRing:
 
     def stats(self) -> RingStats:
         """How full the ring is, and what happened since the start."""
-        kinds = [state.kind for state in self._driver.execute(recovery.states(self._geometry))]
+        states = list(self._driver.execute(recovery.states(self._geometry)))
+        kinds = [state.kind for state in states]
         return RingStats(
             slot_count=len(kinds),
             ready_count=kinds.count(Kind.READY),
@@ -224,6 +225,7 @@ class MemoryRing:
             redelivered_count=self._driver.execute(recovery.redelivered_count(self._geometry)),
             removed_count=self._removed_count,
             free_count=kinds.count(Kind.FREE),
+            open_count=sum(state.kind is Kind.READY and not state.rank for state in states),
         )
 
     async def _take(self, rank: int) -> Claimed | None:

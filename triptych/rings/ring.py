@@ -112,6 +112,8 @@ class RingStats(NamedTuple):
     removed_count: int
     free_count: int
     """Slots that a publication could take."""
+    open_count: int
+    """Slots of `ready_count` that anybody may claim, not one rank only."""
 
 
 class SlotState(NamedTuple):
