@@ -15,7 +15,7 @@ from services.controller.generation_service import GenerationServicer
 from services.controller.journal import Journal
 from services.controller.ledger import Ledger
 from services.controller.supervisor import Supervisor
-from triptych import telemetry
+from triptych import results, telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import LeaseLost
 from triptych.identity import ANYONE, Identity, set_caller
@@ -38,7 +38,8 @@ class Bench:
         rings = {name: MemoryRing(name, 1, attempts_max=config.attempts_max) for name in RING_OF.values()}
         self.config, self.rings, self.journal, self.model = config, rings, journal, model
         self.controller = Controller(config, Ledger(journal), rings, model, telemetry.Metrics())
-        self.supervisor = Supervisor(self.controller, 1, str(folder / "results"))
+        url = results.check_url("result_url", str(folder / "results"))
+        self.supervisor = Supervisor(self.controller, 1, url)
         self.service = GenerationServicer(self.controller)
 
     async def create(self, client: Identity = ANYONE, request_id: str = "", **fields: Any) -> Job:

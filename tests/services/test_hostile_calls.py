@@ -10,19 +10,15 @@ from typing import Any
 
 import pytest
 
-from services.controller.controller import FAILURE_CHARS_MAX, Controller
+from services.controller.controller import FAILURE_CHARS_MAX
 from services.controller.fleet_service import FleetServicer
-from services.controller.generation_service import GenerationServicer
 from services.controller.journal import Journal
-from services.controller.ledger import Ledger
 from services.controller.ring_service import RingServicer
-from services.controller.rings import NAMES
-from services.controller.supervisor import Supervisor
-from triptych import results, telemetry
+from tests.services import conftest
+from triptych import results
 from triptych.config import ControllerConfig
 from triptych.errors import Fenced, InvalidRequest, LeaseLost, NotAllowed, TriptychError
 from triptych.rings.layout import Kind
-from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import DISPATCH_BYTES_MAX
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import generation_service_pb2, ring_service_pb2
@@ -38,27 +34,22 @@ from triptych.v1.job_pb2 import (
     JobState,
 )
 from triptych.v1.journal_pb2 import JournalEntry
-from triptych.v1.model_pb2 import INPUT_KIND_TEXT, InputDescription, ModelDescription
+from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.ring_service_pb2 import Lease
 
-MODEL = ModelDescription(
-    config_digest="digest", inputs=[InputDescription(name="prompt", kind=INPUT_KIND_TEXT, required=True)]
-)
 UNKNOWN_ENUM = 77
 NOBODY: Any = None
 """For the context of a call, which these servicers don't look at."""
 
 
-class Bench:
-    """A controller without a server, in the order in which `__main__` puts it together."""
+class Bench(conftest.Bench):
+    """With the services for workers."""
 
-    def __init__(self, journal: Journal, result_url: str) -> None:
-        self.rings = {name: MemoryRing(name, 1, attempts_max=4) for name in NAMES}
-        self.controller = Controller(ControllerConfig(), Ledger(journal), self.rings, MODEL, telemetry.Metrics())
-        self.ledger, self.journal = self.controller.ledger, journal
-        self.supervisor = Supervisor(self.controller, 1, result_url)
+    def __init__(self, folder: Path, journal: Journal) -> None:
+        super().__init__(folder, journal, ControllerConfig())
+        self.ledger = self.controller.ledger
         self.fleet = FleetServicer(self.controller, self.supervisor, 1, "")
-        self.generation = GenerationServicer(self.controller)
+        self.generation = self.service
         members = self.controller.fleet.members
         self.ring = RingServicer(self.rings, self.controller.fleet.check, is_member=lambda rank: rank in members)
 
@@ -66,10 +57,9 @@ class Bench:
         """A registered worker's rank."""
         return (await self.fleet.RegisterWorker(self.registration(role, name), NOBODY)).rank
 
-    @staticmethod
-    def registration(role: int, name: str = "worker", **fields: Any) -> pb.RegisterWorkerRequest:
+    def registration(self, role: int, name: str = "worker", **fields: Any) -> pb.RegisterWorkerRequest:
         """What a worker says of itself."""
-        said = {"model": MODEL, "address": "127.0.0.1:1", **fields}
+        said = {"model": self.model, "address": "127.0.0.1:1", **fields}
         return pb.RegisterWorkerRequest(instance_id=name, role=role, **said)  # type: ignore[arg-type]
 
     async def running(self, state: JobState.ValueType, rank: int, job_id: str = "job-1") -> Lease:
@@ -84,7 +74,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     async with Journal(tmp_path / "state") as journal:
-        yield Bench(journal, results.check_url("result_url", str(tmp_path / "results")))
+        yield Bench(tmp_path, journal)
 
 
 async def cut_off(call: Awaitable[Any], after: int) -> None:
