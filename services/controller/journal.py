@@ -33,6 +33,8 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.full_s = float("-inf")
+        """When it was last too full for a write, on the event loop's clock."""
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -205,9 +207,14 @@ class Journal:
     # -- the thread -------------------------------------------------------------------------------------------
 
     async def _call(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls.put(_Call(work, future, asyncio.get_running_loop()))
-        result: Result = await future
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._calls.put(_Call(work, future, loop))
+        try:
+            result: Result = await future
+        except JournalFull:
+            self.full_s = loop.time()
+            raise
         return result
 
     def _run(self) -> None:

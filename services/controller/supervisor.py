@@ -302,7 +302,8 @@ class Supervisor:
             progress = self._ledger.progress.get(entry.job.job_id)
             if not jobs.is_running(entry) or progress is None:
                 continue
-            if now_s - progress.seen_s > config.stall_timeout_s:
+            # While the disk was full, workers that are done could not say so.
+            if now_s - max(progress.seen_s, self._ledger.journal.full_s) > config.stall_timeout_s:
                 await self.bury(entry.lease.rank, f"no progress for {config.stall_timeout_s:g} s")
         for ring in self._controller.rings.values():
             if ring.is_shared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from services.controller.dispatcher import AHEAD_PER_WORKER
@@ -101,3 +102,24 @@ async def test_jobs_for_one_rank_do_not_keep_the_others_idle(open_bench: OpenBen
         await bench.create()
         await time_passes(bench)
         assert await bench.rings[RING_REQUEST].claim(encoder) is not None
+
+
+async def test_a_full_disk_is_no_stall(open_bench: OpenBench) -> None:
+    """A worker that is done waits until the journal takes it; that is no reason to declare it dead."""
+    async with open_bench(stall_timeout_s=0.05) as bench:
+        rank = await bench.encoder()
+        await bench.create()
+        await bench.controller.dispatcher.publish_waiting()
+        claimed = await bench.rings[RING_REQUEST].claim(rank)
+        assert claimed is not None
+        start = fleet_pb.StartPhaseRequest(
+            lease=claimed.lease, job_id=claimed.dispatch.job_id, generation=0, role=ROLE_ENCODER
+        )
+        await bench.controller.start_phase(start)
+        await asyncio.sleep(0.1)
+        bench.journal.full_s = asyncio.get_running_loop().time()
+        await bench.supervisor.tick()
+        assert rank in bench.controller.fleet.members
+        bench.journal.full_s = float("-inf")
+        await bench.supervisor.tick()
+        assert rank not in bench.controller.fleet.members
