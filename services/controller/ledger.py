@@ -91,6 +91,13 @@ class Ledger:
         self._wake(job_id)
         return before, after
 
+    async def settled(self, job_id: str) -> JournalEntry | None:
+        """An active job when all changes of it that are under way by now are done; None when it is over or unknown."""
+        if job_id not in self.active:
+            return None
+        async with self._locked(job_id):
+            return self.active.get(job_id)
+
     def add(self, entry: JournalEntry) -> None:
         """Take up an entry that the journal has."""
         self.active[entry.job.job_id] = entry

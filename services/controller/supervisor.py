@@ -144,7 +144,7 @@ class Supervisor:
     async def _settle_running(self, rank: int, running: RunningPhase) -> Lease | None:
         """The lease under which a worker may go on with the job that it says it runs, if it may."""
         adopted: Lease | None = None
-        entry = self._ledger.active.get(running.dispatch.job_id)
+        entry = await self._ledger.settled(running.dispatch.job_id)
         if entry is not None and entry.job.generation == running.dispatch.generation:
             adopted = await self._adopt(rank, entry, running)
         if adopted is None:
@@ -243,15 +243,28 @@ class Supervisor:
 
     async def _fill(self, grave: _Grave) -> None:
         """Jobs first: they should know of the attempt before another worker begins the next."""
-        rank, reason = grave.rank, grave.reason
-        for entry in list(self._ledger.active.values()):
-            if jobs.is_running(entry) and entry.lease.rank == rank:
-                if _token(entry.lease) in grave.handed_back:
-                    continue  # it drained: the next to claim it supersedes the lease, and nothing went wrong
-                await self._lost(entry, rank, reason, redelivered=entry.job.job_id in grave.redelivered)
-            elif not jobs.is_running(entry) and jobs.dispatch_of(entry).room.owner_rank == rank:
-                await self._controller.source_lost(entry, rank, reason)
-        await self._ledger.journal.forget_worker(rank)
+        for job_id in list(self._ledger.active):
+            while await self._bereave(job_id, grave):
+                pass  # the job may have moved on meanwhile: look again
+        await self._ledger.journal.forget_worker(grave.rank)
+
+    async def _bereave(self, job_id: str, grave: _Grave) -> bool:
+        """Send a job back that the dead rank ran, or whose next room it held; whether there was something to do.
+
+        What the rank itself had asked for before it was fenced, and what is just being written, comes first.
+        """
+        entry = await self._ledger.settled(job_id)
+        if entry is None:
+            return False
+        if jobs.is_running(entry) and entry.lease.rank == grave.rank:
+            if _token(entry.lease) in grave.handed_back:
+                return False  # it drained: the next to claim it supersedes the lease, and nothing went wrong
+            await self._lost(entry, grave.rank, grave.reason, redelivered=job_id in grave.redelivered)
+            return True
+        if not jobs.is_running(entry) and jobs.dispatch_of(entry).room.owner_rank == grave.rank:
+            await self._controller.source_lost(entry, grave.rank, grave.reason)
+            return True
+        return False
 
     def _handed_back(self, rank: int) -> set[tuple[int, int, int]]:
         """Dispatches that aren't this rank's, as ring, slot and ticket: where it had one, a nack gave it to others."""

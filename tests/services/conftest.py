@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER
 from triptych.v1.job_pb2 import GenerationRequest, Job
+from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.model_pb2 import INPUT_KIND_INTEGER, INPUT_KIND_TEXT, ModelDescription
 
 
@@ -96,6 +98,47 @@ class Bench:
         return await self.controller.ledger.get(job.job_id)
 
 
+WAIT_S = 10.0
+
+
+class SlowJournal(Journal):
+    """Its answers come late: what was written is on disk before anybody hears of it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.written, self.go_on = asyncio.Event(), asyncio.Event()
+        self.go_on.set()
+
+    async def add(self, entry: JournalEntry, request: GenerationRequest) -> JournalEntry | None:
+        existing = await super().add(entry, request)
+        await self._late()
+        return existing
+
+    async def save(self, entry: JournalEntry) -> None:
+        await super().save(entry)
+        await self._late()
+
+    async def _late(self) -> None:
+        self.written.set()
+        await self.go_on.wait()
+
+    async def cut_off(self, call: asyncio.Task[object]) -> None:
+        """Cancel a call between its commit and what follows, as gRPC does when a client goes away."""
+        await asyncio.wait_for(self.written.wait(), WAIT_S)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        self.go_on.set()
+
+
+def slow_down(bench: Bench) -> SlowJournal:
+    """From now on what is written is answered late."""
+    assert isinstance(bench.journal, SlowJournal)
+    bench.journal.go_on.clear()
+    bench.journal.written.clear()
+    return bench.journal
+
+
 OpenBench = Callable[..., Any]
 
 
@@ -109,3 +152,10 @@ def open_bench(tmp_path: Path) -> OpenBench:
             yield Bench(tmp_path, journal, replace(ControllerConfig(), **settings))
 
     return opened
+
+
+@pytest.fixture
+async def slow_bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    """A controller whose journal may be slowed down."""
+    async with SlowJournal(tmp_path / "state") as journal:
+        yield Bench(tmp_path, journal, ControllerConfig())

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from services.controller.dispatcher import AHEAD_PER_WORKER
-from tests.services.conftest import Bench, OpenBench
+from tests.services.conftest import WAIT_S, Bench, OpenBench, slow_down
 from triptych import ids
+from triptych.errors import LeaseLost
 from triptych.rings.ring import Claimed
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1.dispatch_pb2 import (
@@ -35,13 +38,19 @@ async def encode(bench: Bench, job: Job, rank: int, target: int = 0) -> tuple[Cl
     assert claimed is not None
     common: dict[str, Any] = {"job_id": job.job_id, "generation": claimed.dispatch.generation}
     await bench.controller.start_phase(fleet_pb.StartPhaseRequest(lease=claimed.lease, role=ROLE_ENCODER, **common))
+    return claimed, await complete(bench, claimed, rank, target)
+
+
+async def complete(bench: Bench, claimed: Claimed, rank: int, target: int = 0) -> Dispatch:
+    """An encoder's completion of what it claimed; what it would publish next."""
+    common: dict[str, Any] = {"job_id": claimed.dispatch.job_id, "generation": claimed.dispatch.generation}
     room = RoomRef(room_id=ids.room_id(rank, 1), size_bytes=4096, xxh3_128=bytes(16), owner_rank=rank)
     room.owner_address = "127.0.0.1:1"
     after = Dispatch(role=ROLE_TRANSFORMER, room=room, sender_rank=rank, receiver_rank=target, **common)
     await bench.controller.complete_phase(
         fleet_pb.CompletePhaseRequest(lease=claimed.lease, role=ROLE_ENCODER, next=after, **common), ""
     )
-    return claimed, after
+    return after
 
 
 async def time_passes(bench: Bench) -> None:
@@ -123,3 +132,71 @@ async def test_a_full_disk_is_no_stall(open_bench: OpenBench) -> None:
         bench.journal.full_s = float("-inf")
         await bench.supervisor.tick()
         assert rank not in bench.controller.fleet.members
+
+
+@pytest.mark.parametrize("phase", ["start", "completion"])
+async def test_what_is_being_written_when_its_worker_is_buried(slow_bench: Bench, phase: str) -> None:
+    """The controller was stopped, say, and wakes to a worker's call and to its long silence at once."""
+    bench = slow_bench
+    first = (await register(bench, "e1", ROLE_ENCODER)).rank
+    job = await bench.create()
+    await bench.controller.dispatcher.publish_waiting()
+    claimed = await bench.rings[RING_REQUEST].claim(first)
+    assert claimed is not None
+    start = fleet_pb.StartPhaseRequest(lease=claimed.lease, job_id=job.job_id, role=ROLE_ENCODER)
+    if phase == "completion":
+        await bench.controller.start_phase(start)
+    journal = slow_down(bench)
+    if phase == "start":
+        call: asyncio.Task[object] = asyncio.create_task(bench.controller.start_phase(start))
+    else:
+        call = asyncio.create_task(complete(bench, claimed, first))
+    await asyncio.wait_for(journal.written.wait(), WAIT_S)
+    burial = asyncio.create_task(bench.supervisor.bury(first, "it was silent"))
+    await asyncio.sleep(0)
+    journal.go_on.set()
+    await asyncio.gather(call, burial)
+    second = (await register(bench, "e2", ROLE_ENCODER)).rank
+    await time_passes(bench)
+    assert await begin(bench, second) == job.job_id, "the room died with its worker, so it is encoded again"
+
+
+async def begin(bench: Bench, rank: int) -> str:
+    """What an encoder claims and may start; what is of the past it drops. Empty when there is nothing."""
+    while (found := await bench.rings[RING_REQUEST].claim(rank)) is not None:
+        start = fleet_pb.StartPhaseRequest(
+            lease=found.lease, job_id=found.dispatch.job_id, role=ROLE_ENCODER, generation=found.dispatch.generation
+        )
+        try:
+            await bench.controller.start_phase(start)
+        except LeaseLost:
+            await bench.rings[RING_REQUEST].ack(found.lease)
+            await time_passes(bench)
+            continue
+        return found.dispatch.job_id
+    return ""
+
+
+async def test_what_is_being_written_when_its_worker_comes_back_without_it(slow_bench: Bench) -> None:
+    bench = slow_bench
+    encoder = (await register(bench, "e", ROLE_ENCODER)).rank
+    transformer = (await register(bench, "t", ROLE_TRANSFORMER)).rank
+    job = await bench.create()
+    await bench.controller.dispatcher.publish_waiting()
+    claimed = await bench.rings[RING_REQUEST].claim(encoder)
+    assert claimed is not None
+    await bench.controller.start_phase(
+        fleet_pb.StartPhaseRequest(lease=claimed.lease, job_id=job.job_id, role=ROLE_ENCODER)
+    )
+    journal = slow_down(bench)
+    call = asyncio.create_task(complete(bench, claimed, encoder))
+    await asyncio.wait_for(journal.written.wait(), WAIT_S)
+    running = fleet_pb.RunningPhase(dispatch=claimed.dispatch, lease=claimed.lease)
+    back = asyncio.create_task(register(bench, "e", ROLE_ENCODER, running=running, room_ids=[ids.room_id(encoder, 1)]))
+    await asyncio.sleep(0)
+    journal.go_on.set()
+    await asyncio.gather(call, back)
+    await time_passes(bench)
+    found = await bench.rings[RING_PHASE1].claim(transformer)
+    assert found is not None
+    assert found.dispatch.job_id == job.job_id
