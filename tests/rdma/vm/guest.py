@@ -31,6 +31,8 @@ CPU_MODEL = "Nehalem"
 """A processor with all that today's Python wheels require (x86-64-v2) and nothing that is slow in emulation, above all
 AVX and the one instruction that copies any number of bytes. Programs that find these use them.
 """
+OF_THE_HOST = (b"OPENBLAS_CORETYPE", b"OPENBLAS_L2_SIZE", b"MKL_ENABLE_INSTRUCTIONS", b"ONEDNN_MAX_CPU_ISA")
+"""Variables that name the caller's processor. With another one's instructions the guest's programs die of them."""
 KERNEL_OPTIONS = (
     *("console=ttyS0", "quiet", "panic=-1"),  # a guest whose kernel panics ends
     *("mitigations=off", "nokaslr", "cryptomgr.notests"),  # what takes time and protects nothing here
@@ -101,7 +103,8 @@ def write_orders(orders: Path, command: str, mark: str, guest: Guest) -> None:
         shutil.copy(script, orders)
     (orders / "command").write_text(command)
     (orders / "folder").write_text(os.getcwd())
-    (orders / "environment").write_bytes(b"".join(b"%s=%s\0" % variable for variable in os.environb.items()))
+    passed = (variable for variable in os.environb.items() if variable[0] not in OF_THE_HOST)
+    (orders / "environment").write_bytes(b"".join(b"%s=%s\0" % variable for variable in passed))
     (orders / "writable").write_text(str(guest.writable or ""))
     (orders / "mark").write_text(mark)
 
