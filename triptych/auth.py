@@ -6,7 +6,6 @@ either of them may. Where neither certificates nor tokens are configured, everyb
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import grpc
 from triptych.certificates import Certificates, role_and_name
 from triptych.channel import RenewingChannel
 from triptych.errors import InvalidRequest, NotAllowed, Unauthenticated
-from triptych.files import FileStamp
+from triptych.files import LiveFiles
 from triptych.identity import (
     ANYONE,
     SCOPE_ADMIN,
@@ -29,8 +28,6 @@ from triptych.identity import (
     Identity,
 )
 from triptych.tokens import Tokens
-
-log = logging.getLogger(__name__)
 
 TOKEN_KEY = "authorization"
 """Metadata of a call that carries a token, as `Bearer …` (RFC 6750)."""
@@ -45,7 +42,8 @@ SCOPES_BY_ROLE: Mapping[str, tuple[str, ...]] = {
 }
 """What a certificate's role may. The controller calls nobody: its certificate is there to be recognised by."""
 
-REFLECTION = "grpc.reflection."
+REFLECTION = "/grpc.reflection."
+"""Begins the methods that take a proof, and no scope."""
 OPEN_METHODS = "/grpc.health.v1.Health/"
 """What needs no proof: load balancers and kubelets have none, and it says only whether the service is up."""
 
@@ -121,8 +119,8 @@ class Security:
         if self.is_open:
             return ANYONE
         identity = self._identify(auth_context, metadata)
-        needed = () if REFLECTION in method else SCOPES_BY_METHOD.get(method, ())
-        if REFLECTION not in method and not identity.may(*needed):
+        needed = SCOPES_BY_METHOD.get(method, ())
+        if not (method.startswith(REFLECTION) or identity.may(*needed)):
             wanted = " or ".join((*needed, SCOPE_ADMIN))
             raise NotAllowed(f"{identity.name!r} may not call {method}: it takes the scope {wanted}")
         return identity
@@ -133,8 +131,8 @@ class Security:
         role, name = role_and_name(auth_context)
         by_certificate = SCOPES_BY_ROLE.get(role)
         token = _token_of(metadata)
-        by_token = self.tokens.identify(token) if self.tokens is not None and token else None
-        if token and by_token is None:
+        by_token = self.tokens.identify(token) if self.tokens is not None and token is not None else None
+        if token is not None and by_token is None:
             raise Unauthenticated("the token is not one that is known here")
         if by_token is None and by_certificate is None:
             wanted = " or ".join(
@@ -157,24 +155,16 @@ class OwnToken:
 
     def __init__(self, token: str = "", path: Path | None = None) -> None:
         """Raises InvalidRequest for a file that can't be read or holds no token."""
-        self._path, self._is_stale = path, False
-        if path is not None:
-            self._stamp = FileStamp(path)
-            self._token = _read_token(path)
-        else:
-            self._token = _checked("token", token)
+
+        def read(_before: str | None) -> str:
+            return _read_token(path) if path is not None else _checked("token", token)
+
+        self._token = LiveFiles("our token", [path] if path is not None else [], read)
 
     @property
     def metadata(self) -> Sequence[tuple[str, str]]:
         """What goes with every call. A file that can't be read leaves the token as it was."""
-        if self._path is not None and (self._stamp.has_changed() or self._is_stale):
-            try:
-                self._token, self._is_stale = _read_token(self._path), False
-            except InvalidRequest as error:
-                if not self._is_stale:
-                    log.error("our token stays as it was: %s", error)
-                self._is_stale = True
-        return ((TOKEN_KEY, f"Bearer {self._token}"),)
+        return ((TOKEN_KEY, f"Bearer {self._token.get()}"),)
 
 
 def open_security(tls: str, tokens: str, token_file: str = "", token: str = "") -> Security:
@@ -202,11 +192,11 @@ def _checked(field: str, text: str) -> str:
     return token
 
 
-def _token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The caller's token; empty where there is none. Raises Unauthenticated for another scheme, or two tokens."""
+def _token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """The caller's token; None where it shows none. Raises Unauthenticated for another scheme, or two tokens."""
     values = [value for key, value in metadata if key == TOKEN_KEY]
     if not values:
-        return ""
+        return None
     if len(values) > 1 or not isinstance(values[0], str) or not values[0].lower().startswith(_SCHEME):
         raise Unauthenticated(f"the metadata {TOKEN_KEY!r} has to be one value, 'Bearer …'")
-    return values[0][len(_SCHEME) :].strip() or " "
+    return values[0][len(_SCHEME) :].strip()

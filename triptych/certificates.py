@@ -12,9 +12,7 @@ Files are replaced one after another: a set that doesn't fit together is not use
 
 from __future__ import annotations
 
-import logging
 import ssl
-import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +20,7 @@ from typing import NamedTuple
 import grpc
 
 from triptych.errors import InvalidRequest
-from triptych.files import FileStamp
-
-log = logging.getLogger(__name__)
+from triptych.files import LiveFiles
 
 CA_FILE, CERTIFICATE_FILE, KEY_FILE = "ca.crt", "tls.crt", "tls.key"
 
@@ -48,35 +44,26 @@ class Certificates:
     def __init__(self, folder: Path) -> None:
         """Read the folder. Raises InvalidRequest."""
         self._folder = folder
-        self._stamp = FileStamp(*(folder / name for name in (CA_FILE, CERTIFICATE_FILE, KEY_FILE)))
-        self._files = _read(folder)
-        self._is_stale = False
-        self._lock = threading.Lock()
-        self.version = 0
+        paths = [folder / name for name in (CA_FILE, CERTIFICATE_FILE, KEY_FILE)]
+        self._files = LiveFiles("certificates", paths, self._read)
+
+    def _read(self, before: _Files | None) -> _Files:
+        return _read(self._folder, needs_own=before is not None and bool(before.certificate))
 
     @property
     def has_own(self) -> bool:
         """Whether there is a certificate of our own, and not just an authority."""
-        return bool(self._files.certificate)
+        return bool(self._files.get().certificate)
+
+    @property
+    def version(self) -> int:
+        """Counts up with each change that was taken up."""
+        return self._files.version
 
     def refresh(self) -> int:
         """Look at the files and take up a change; the version in use. A set that is no good is logged and left."""
-        with self._lock:
-            if not (self._stamp.has_changed() or self._is_stale):
-                return self.version
-            try:
-                files, self._is_stale = _read(self._folder, needs_own=self.has_own), False
-            except InvalidRequest as error:
-                if not self._is_stale:
-                    log.error("certificates stay as they were: %s", error)
-                self._is_stale = True  # looked at again with the next connection
-                return self.version
-            if files == self._files:
-                return self.version
-            self._files = files
-            self.version += 1
-            log.info("certificates were renewed")
-            return self.version
+        self._files.get()
+        return self.version
 
     def server_credentials(self, *, require_client: bool) -> grpc.ServerCredentials:
         """For a port that shows our certificate and, if asked to, wants one of our authority from the caller.
@@ -100,11 +87,11 @@ class Certificates:
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For a channel to a server of our authority, as of now."""
-        files = self._files
+        files = self._files.get()
         return grpc.ssl_channel_credentials(files.authority, files.key or None, files.certificate or None)
 
     def _configuration(self, require_client: bool) -> grpc.ServerCertificateConfiguration:
-        files = self._files
+        files = self._files.get()
         roots = files.authority if require_client else None
         return grpc.ssl_server_certificate_configuration([(files.key, files.certificate)], roots)
 

@@ -202,6 +202,8 @@ class DeadlinePassed(TriptychError, TimeoutError):
     """A bound in time was reached."""
 
 
+FAILURE_CHARS_MAX = 300
+"""Longest text of a failure that workers send and job records keep: a sentence."""
 SHOWN_CHARS_MAX = 120
 """Longest piece of a caller's value repeated in an error: enough to recognise it, too little to leak or flood."""
 

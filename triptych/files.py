@@ -2,26 +2,63 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
+
+from triptych.errors import InvalidRequest
+
+log = logging.getLogger(__name__)
+
+Content = TypeVar("Content")
 
 
-class FileStamp:
-    """Notices when one of some files is replaced or rewritten."""
+class LiveFiles(Generic[Content]):
+    """What some files say, read anew when one of them is replaced or rewritten. Threads: any.
 
-    def __init__(self, *paths: Path) -> None:
-        self._paths = paths
+    `read` gets what was read last (None at first) and raises InvalidRequest for what can't be used. Then the content
+    before stays, one line is logged, and the files are read again the next time.
+    """
+
+    def __init__(self, about: str, paths: Sequence[Path], read: Callable[[Content | None], Content]) -> None:
+        """Read the files. Raises InvalidRequest."""
+        self._about, self._paths, self._read = about, paths, read
+        self._lock = threading.Lock()
         self._seen = self._look()
+        self._is_stale = False
+        self._content = read(None)
+        self.version = 0
+        """Counts up with each change of content that was taken up."""
 
-    def has_changed(self) -> bool:
-        """Whether a file is another than when this was last asked. Costs a `stat` for each."""
-        now = self._look()
-        changed, self._seen = now != self._seen, now
-        return changed
+    def get(self) -> Content:
+        """The content as of now. Costs a `stat` for each file."""
+        with self._lock:
+            now = self._look()
+            if now != self._seen or self._is_stale:
+                self._seen = now
+                self._take_up()
+            return self._content
 
-    def _look(self) -> tuple[tuple[int, int, int], ...]:
-        return tuple(_stamp(path) for path in self._paths)
+    def _take_up(self) -> None:
+        try:
+            content = self._read(self._content)
+        except InvalidRequest as error:
+            if not self._is_stale:
+                log.error("%s: what was read before stays: %s", self._about, error)
+            self._is_stale = True
+            return
+        self._is_stale = False
+        if content != self._content:
+            self._content = content
+            self.version += 1
+            log.info("%s: read anew", self._about)
+
+    def _look(self) -> list[tuple[int, int, int]]:
+        return [_stamp(path) for path in self._paths]
 
 
 def replace_file(path: Path, data: bytes, mode: int) -> None:

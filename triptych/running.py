@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from triptych import privacy
 from triptych.errors import (
+    FAILURE_CHARS_MAX,
     InvalidRequest,
     JobCancelled,
     LeaseLost,
@@ -30,9 +31,6 @@ from triptych.v1.job_pb2 import Artifact, GenerationRequest
 from triptych.v1.ring_service_pb2 import Lease
 
 log = logging.getLogger(__name__)
-
-FAILURE_CHARS_MAX = 300
-"""Longest failure text: a sentence."""
 
 
 @dataclass

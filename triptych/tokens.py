@@ -17,7 +17,6 @@ import fcntl
 import hashlib
 import hmac
 import json
-import logging
 import os
 import re
 import secrets
@@ -27,10 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import InvalidRequest
-from triptych.files import FileStamp, replace_file
+from triptych.files import LiveFiles, replace_file
 from triptych.identity import SCOPES, Identity
-
-log = logging.getLogger(__name__)
 
 PREFIX = "triptych_"
 """Begins every token, so that scanners for leaked secrets, and people, know one when they see it."""
@@ -48,30 +45,16 @@ class Tokens:
 
     def __init__(self, path: Path) -> None:
         """Read the file. Raises InvalidRequest."""
-        self._path, self._stamp = path, FileStamp(path)
-        self._entries = _read(path)
-        self._is_stale = False
+        self._entries = LiveFiles("tokens", [path], lambda _before: _read(path))
 
     def identify(self, token: str) -> Identity | None:
         """Whose token this is; None where it is nobody's. Takes the same time whichever digest is right, or none."""
-        self._refresh()
         digest = _digest(token[:TOKEN_CHARS_MAX])
         found = None
-        for expected, identity in self._entries.values():
+        for expected, identity in self._entries.get().values():
             if hmac.compare_digest(expected, digest):
                 found = identity
         return found
-
-    def _refresh(self) -> None:
-        if not (self._stamp.has_changed() or self._is_stale):
-            return
-        try:
-            self._entries, self._is_stale = _read(self._path), False
-            log.info("tokens were read anew: %d", len(self._entries))
-        except InvalidRequest as error:
-            if not self._is_stale:
-                log.error("tokens stay as they were: %s", error)
-            self._is_stale = True  # read again with the next call: a token that was taken away must not live on
 
 
 def add(path: Path, name: str, scopes: Sequence[str], jobs_max: int = 0) -> str:

@@ -91,7 +91,7 @@ def _services(controller: Controller, supervisor: Supervisor, rings: Rings, epoc
                 controller.fleet.check,
                 rings.host,
                 rings.reason,
-                lambda rank: rank in controller.fleet.members,
+                controller.fleet.target_of,
             ),
             "triptych.v1.RingService",
         ),

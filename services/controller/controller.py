@@ -21,7 +21,7 @@ from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
 from triptych import telemetry
 from triptych.config import ControllerConfig
-from triptych.errors import InvalidRequest, LeaseLost, NotFound, RingFull
+from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, LeaseLost, NotFound, RingFull
 from triptych.identity import Identity
 from triptych.rings.memory import MemoryRing
 from triptych.roles import role_name
@@ -52,9 +52,6 @@ from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.ring_service_pb2 import Lease
 
 log = logging.getLogger(__name__)
-
-FAILURE_CHARS_MAX = 300
-"""Longest failure text: a sentence. Workers send no longer one."""
 
 
 class Controller:

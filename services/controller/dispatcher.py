@@ -96,9 +96,7 @@ class Dispatcher:
         dispatch = jobs.dispatch_of(entry)
         dispatch.publish_time.GetCurrentTime()
         dispatch.sender_rank = 0
-        # A target that died: anyone is better than nobody.
-        target = dispatch.receiver_rank if dispatch.receiver_rank in self._fleet.members else 0
-        await ring.publish(dispatch, target)
+        await ring.publish(dispatch, self._fleet.target_of(dispatch.receiver_rank))
 
     def lease_to(self, rank: int, entry: JournalEntry) -> Lease | None:
         """Lease an accepted job to an encoder without a publication; None where that can't be, and the job queues.

@@ -131,6 +131,10 @@ class Fleet:
         check_role(member.role)
         return member
 
+    def target_of(self, rank: int) -> int:
+        """The only rank that may claim what is meant for `rank`: 0, anyone, for one that is dead or was never given."""
+        return rank if rank in self.members else 0
+
     def registered(self) -> list[Member]:
         """Members that have registered in this epoch."""
         return [member for member in self.members.values() if member.registration is not None]

@@ -58,7 +58,7 @@ class RingServicer(RingServiceServicer):
 
     It raises Fenced for a rank that is unknown in this epoch or was declared dead, and what else the caller may not.
 
-    `is_member` says whether a rank may still claim something, so that nothing waits for one that never will.
+    `target_of` is `Fleet.target_of`, so that nothing waits for a rank that never claims.
     `host` serves the rings' memory over RDMA, in the order of `rings`; without one there is a `reason`.
     """
 
@@ -68,30 +68,28 @@ class RingServicer(RingServiceServicer):
         member_of: Callable[[int], Member | None],
         host: RingHost | None = None,
         reason: str = "",
-        is_member: Callable[[int], bool] = lambda rank: True,
+        target_of: Callable[[int], int] = lambda rank: rank,
     ) -> None:
         self._rings = rings
-        self._member_of, self._is_member = member_of, is_member
+        self._member_of, self._target_of = member_of, target_of
         self._host, self._reason = host, reason
         self._answers: dict[tuple[RingName.ValueType, int], _Answer] = {}
         self._hand_backs: set[asyncio.Task[None]] = set()
 
     async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:
         """Put a dispatch into a ring."""
-        ring = self._used(request.rank, request.ring, SINK_OF)
+        member = self._member_of(request.rank)
+        ring = self._used(member, request.ring, SINK_OF)
         if request.dispatch.sender_rank != request.rank:
             raise errors.InvalidRequest("dispatch.sender_rank", request.dispatch.sender_rank, f"{request.rank}, `rank`")
-        member = self._member_of(request.rank)
         if member is not None and request.dispatch.HasField("room"):
             completion.check_owner(request.dispatch, request.rank, member.address)
-        target = request.dispatch.receiver_rank
-        if not self._is_member(target):
-            target = 0  # dead since before this epoch, or made up: anyone is better than nobody
+        target = self._target_of(request.dispatch.receiver_rank)
         return pb.PublishResponse(ticket=await ring.publish(request.dispatch, target))
 
     async def Claim(self, request: pb.ClaimRequest, context: Context) -> pb.ClaimResponse:
         """Lease the oldest dispatch for a rank, waiting for one; ends when the client goes away."""
-        ring = self._used(request.rank, request.ring, RING_OF)
+        ring = self._used(self._member_of(request.rank), request.ring, RING_OF)
         if len(request.claim_id) > CLAIM_ID_CHARS_MAX:
             raise errors.InvalidRequest("claim_id", request.claim_id, f"at most {CLAIM_ID_CHARS_MAX} characters")
         claimed = self._sent_before(request, ring)
@@ -107,12 +105,12 @@ class RingServicer(RingServiceServicer):
 
     async def Ack(self, request: pb.AckRequest, context: Context) -> pb.AckResponse:
         """End a lease."""
-        await self._used(request.lease.rank, request.lease.ring, RING_OF).ack(request.lease)
+        await self._used(self._member_of(request.lease.rank), request.lease.ring, RING_OF).ack(request.lease)
         return pb.AckResponse()
 
     async def Nack(self, request: pb.NackRequest, context: Context) -> pb.NackResponse:
         """Hand a lease back."""
-        await self._used(request.lease.rank, request.lease.ring, RING_OF).nack(request.lease)
+        await self._used(self._member_of(request.lease.rank), request.lease.ring, RING_OF).nack(request.lease)
         return pb.NackResponse()
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
@@ -158,14 +156,15 @@ class RingServicer(RingServiceServicer):
         return pb.ListSlotsResponse(slots=[_slot_message(slot) for slot in ring.slots()], epoch=ring.epoch)
 
     def _used(
-        self, rank: int, name: RingName.ValueType, ring_of: Mapping[Role.ValueType, RingName.ValueType]
+        self, member: Member | None, name: RingName.ValueType, ring_of: Mapping[Role.ValueType, RingName.ValueType]
     ) -> MemoryRing:
-        """A ring, for a rank whose role has this use of it. Raises NotAllowed for another role's."""
-        member = self._member_of(rank)
+        """A ring, for a worker whose role has this use of it. Raises NotAllowed for another role's."""
         ring = self._ring(name)
         if member is not None and ring_of.get(member.role) != name:
             role = role_name(member.role)
-            raise errors.NotAllowed(f"rank {rank} is of the role {role}, which has no such use of {ring_name(name)}")
+            raise errors.NotAllowed(
+                f"rank {member.rank} is of the role {role}, which has no such use of {ring_name(name)}"
+            )
         return ring
 
     def _ring(self, name: RingName.ValueType) -> MemoryRing:

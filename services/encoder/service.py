@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from typing import Any
 
@@ -25,7 +24,7 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
 
     def __init__(self, controller_address: str) -> None:
         self._controller_address = controller_address
-        self._starting: asyncio.Task[pb.GenerateResponse] | None = None
+        self._is_starting = False
         self.worker: Worker | None = None
 
     @property
@@ -33,16 +32,18 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         """For `rpc.start_server`."""
         return (pb_grpc.add_EncoderServiceServicer_to_server, self, "triptych.v1.EncoderService")
 
+    @rpc.uninterrupted  # or a client that goes away takes with it the lease of a job that the controller has accepted
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         worker = self.worker
         if worker is None:
             raise Unavailable("the encoder is still loading its model")
-        if self._starting is not None or not worker.is_free:
+        if self._is_starting or not worker.is_free:
             raise Full("this encoder is busy; ask another, or send the job to the controller")
-        self._starting = asyncio.create_task(self._start(worker, request, caller()))
-        self._starting.add_done_callback(self._started)
-        # A client that goes away must not take with it the lease of a job that the controller has accepted.
-        return await asyncio.shield(self._starting)
+        self._is_starting = True
+        try:
+            return await self._start(worker, request, caller())
+        finally:
+            self._is_starting = False
 
     async def _start(self, worker: Worker, request: pb.GenerateRequest, client: Identity) -> pb.GenerateResponse:
         request_id = request.request_id or str(uuid.uuid4())  # so that a repeated call makes no second job
@@ -61,8 +62,3 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         if response.HasField("lease"):
             worker.take_direct(Claimed(response.lease, response.dispatch))
         return pb.GenerateResponse(job=response.job, controller_address=self._controller_address)
-
-    def _started(self, task: asyncio.Task[pb.GenerateResponse]) -> None:
-        self._starting = None
-        if not task.cancelled():
-            task.exception()  # raised to the client, where that is still there

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import random
 from typing import Any
 
@@ -13,37 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.nasty import Nasty, mutate
-from triptych.v1 import (
-    dispatch_pb2,
-    encoder_service_pb2,
-    fleet_service_pb2,
-    generation_service_pb2,
-    job_pb2,
-    journal_pb2,
-    model_pb2,
-    ring_service_pb2,
-    room_pb2,
-    tensor_pb2,
-    worker_pb2,
-    worker_service_pb2,
-)
+from triptych import v1
+from triptych.v1 import room_pb2
 
 FILES = [
-    module.DESCRIPTOR
-    for module in (
-        dispatch_pb2,
-        encoder_service_pb2,
-        fleet_service_pb2,
-        generation_service_pb2,
-        job_pb2,
-        journal_pb2,
-        model_pb2,
-        ring_service_pb2,
-        room_pb2,
-        tensor_pb2,
-        worker_pb2,
-        worker_service_pb2,
-    )
+    importlib.import_module(f"{v1.__name__}.{module.name}").DESCRIPTOR
+    for module in pkgutil.iter_modules(v1.__path__)
+    if module.name.endswith("_pb2")
 ]
 DEPTH_LIMIT = 100
 """Nested messages that protobuf parses; one more is a DecodeError and no overflow of the stack."""

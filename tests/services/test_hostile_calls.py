@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from services.controller.controller import FAILURE_CHARS_MAX
 from services.controller.fleet_service import FleetServicer
 from services.controller.journal import Journal
 from services.controller.ring_service import RingServicer
 from tests.services import conftest
 from triptych import results
 from triptych.config import ControllerConfig
-from triptych.errors import Fenced, InvalidRequest, LeaseLost, NotAllowed, TriptychError
+from triptych.errors import FAILURE_CHARS_MAX, Fenced, InvalidRequest, LeaseLost, NotAllowed, TriptychError
 from triptych.rings.layout import Kind
 from triptych.rings.ring import DISPATCH_BYTES_MAX
 from triptych.v1 import fleet_service_pb2 as pb
@@ -50,8 +49,8 @@ class Bench(conftest.Bench):
         self.ledger = self.controller.ledger
         self.fleet = FleetServicer(self.controller, self.supervisor, 1, "")
         self.generation = self.service
-        members = self.controller.fleet.members
-        self.ring = RingServicer(self.rings, self.controller.fleet.check, is_member=lambda rank: rank in members)
+        fleet = self.controller.fleet
+        self.ring = RingServicer(self.rings, fleet.check, target_of=fleet.target_of)
 
     async def member(self, role: int, name: str = "worker") -> int:
         """A registered worker's rank."""
