@@ -40,7 +40,7 @@ class Fleet:
     ) -> None:
         self.folder, self.model, self.access = folder, model, access
         self._flags_by_name, self._ready_timeout_s = flags_by_name or {}, ready_timeout_s
-        self._worker_flags, self._controller_flags = worker_flags, controller_flags
+        self._worker_flags, self.controller_flags = worker_flags, controller_flags
         self._env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})}
         self._env.pop("MC_FORCE_TCP", None)  # set for good by a test that has started Mooncake in this process
         self._counts = {**dict.fromkeys(ROLES, 1), **(counts or {})}
@@ -101,7 +101,7 @@ class Fleet:
         if role == "controller":
             command += ["--state", str(self.folder / "state"), "--address", self.endpoint or "127.0.0.1:0"]
             command += ["--worker-timeout-s", str(WORKER_TIMEOUT_S), "--heartbeat-interval-s", "0.3"]
-            command += self._controller_flags
+            command += self.controller_flags
         else:
             command += ["--model", self.model, "--controller", self.endpoint, "--threads", "1"]
             command += ["--arena-bytes", str(64 * 2**20), *self._worker_flags]

@@ -12,10 +12,8 @@ from tests.clients.test_cli import triptych
 from tests.e2e import reference
 from tests.e2e.conftest import result
 from tests.e2e.fleet import Fleet, wait_until
-from tests.e2e.test_survival import FIELDS, being_denoised, plain
+from tests.e2e.test_survival import FIELDS, LONG, being_denoised, plain
 from triptych.errors import NotFound
-
-LONG = {**FIELDS, "num_inference_steps": 60}
 
 
 def test_a_backup_in_the_place_of_a_lost_state_folder(tmp_path: Path, model_folder: Callable[[str], str]) -> None:
@@ -32,12 +30,12 @@ def test_a_backup_in_the_place_of_a_lost_state_folder(tmp_path: Path, model_fold
             fleet.kill(name)
     shutil.rmtree(state)
     copy.rename(state)
-    flags = ("--keep-jobs", "1")
-    with Fleet(tmp_path / "fleet", model, controller_flags=flags) as fleet, fleet.client() as client:
+    with Fleet(tmp_path / "fleet", model) as fleet, fleet.client() as client:
         assert np.array_equal(result(client, finished, tmp_path), before)
         assert np.array_equal(result(client, running, tmp_path), reference.fused(model, **plain(LONG)))
         assert late not in [job.job_id for job in client.list_jobs()]
         fleet.kill("controller")
+        fleet.controller_flags = ("--keep-jobs", "1")  # not before: the job may have ended while it was copied
         fleet.start("controller")  # it looks for what there is too much of when it starts
 
         def is_gone() -> bool:
