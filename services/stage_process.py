@@ -17,6 +17,7 @@ import grpc
 from services.worker_service import WorkerServicer
 from triptych import process, rpc, telemetry
 from triptych.config import WorkerConfig, load
+from triptych.decoding.pool import Decoders
 from triptych.errors import InvalidRequest, MissingExtra, WrongState
 from triptych.link import CALL_TIMEOUT_S, Link
 from triptych.phase import Equipment
@@ -81,7 +82,8 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
         stack.callback(fetcher.close)
         channel = await stack.enter_async_context(open_channel(config.controller))
         session, address = engine.session if engine else "", f"{host}:{server.port}"
-        equipment = Equipment(config, stage, model, arena, fetcher, session, mooncake, address, seen.metrics)
+        decoders = stack.enter_context(Decoders())
+        equipment = Equipment(config, stage, model, arena, fetcher, session, mooncake, address, seen.metrics, decoders)
         worker = Worker(equipment)
         seen.metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
         seen.metrics.watch_device_memory(lambda: stage.device_memory_bytes)

@@ -10,13 +10,13 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from triptych import media
+from triptych.decoding import decode
+from triptych.decoding.headers import File
 from triptych.errors import InvalidRequest
-from triptych.v1 import job_pb2, model_pb2
+from triptych.v1 import model_pb2
 
 FRAMES, HEIGHT, WIDTH = 5, 34, 50
 
@@ -36,6 +36,12 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
 
 def as_pil(video: np.ndarray) -> list[Image.Image]:
     return [Image.fromarray(frame) for frame in as_bytes(video)]
+
+
+def frames_of(data: bytes) -> list[Image.Image]:
+    """A video's frames, as a request that brought it would have them."""
+    (frames,) = decode.decode_all([File("x", True, data)])
+    return frames
 
 
 def npy(artifact: media.EncodedArtifact) -> np.ndarray:
@@ -82,7 +88,7 @@ def test_the_outputs_name_tells_a_video_from_a_batch_of_images(layout):
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image.data))), as_bytes(frame))
     videos = media.encode_outputs({"videos": IMAGES[layout]}, "", 16)
     assert [(video.name, video.media_type) for video in videos] == [("0.mp4", "video/mp4")]
-    assert len(media.decode_video("x", videos[0].data)) == FRAMES
+    assert len(frames_of(videos[0].data)) == FRAMES
 
 
 def test_layers_of_images_are_images():
@@ -103,7 +109,7 @@ def test_mp4_shows_the_frames(height, width):
     video = np.zeros((3, height, width, 3), np.float32)
     video[:, :, :, 0], video[1, :, :, 1] = 0.9, 0.6
     (artifact,) = media.encode_outputs({"videos": video[None]}, "mp4", 24)
-    frames = np.stack([np.asarray(frame) for frame in media.decode_video("x", artifact.data)])
+    frames = np.stack([np.asarray(frame) for frame in frames_of(artifact.data)])
     assert frames.shape == (3, height + height % 2, width + width % 2, 3)
     assert np.abs(frames[:, :height, :width].astype(int) - as_bytes(video)).max() <= 6
     with av.open(io.BytesIO(artifact.data)) as container:
@@ -180,93 +186,6 @@ def test_formats_are_checked():
         media.encode_outputs({"videos": A[None]}, "avi", 16)
     with pytest.raises(InvalidRequest, match="output_format"):
         media.encode_outputs({"images": torch.zeros(1, 16, 4, 4)}, "png", 16)
-
-
-def encoded_image(image_format: str, image: Image.Image | None = None) -> bytes:
-    file = io.BytesIO()
-    (image or as_pil(A)[0]).save(file, image_format, lossless=True)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_image_formats(image_format):
-    image = media.decode_image("image", encoded_image(image_format))
-    assert (image.mode, image.size) == ("RGB", (WIDTH, HEIGHT))
-    np.testing.assert_allclose(np.asarray(image)[2, 2].astype(int), as_bytes(A)[0, 2, 2], atol=8)
-
-
-def test_image_is_turned_upright():
-    image, exif = Image.new("RGB", (4, 2)), Image.Exif()
-    exif[0x0112] = 6
-    file = io.BytesIO()
-    image.save(file, "JPEG", exif=exif)
-    assert media.decode_image("image", file.getvalue()).size == (2, 4)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"text", encoded_image("PNG")[:-60], encoded_image("JPEG")[:200], encoded_image("BMP"), b"GIF89a"],
-    ids=["empty", "text", "cut png", "cut jpeg", "bmp", "cut gif"],
-)
-def test_broken_images_are_named(data):
-    with pytest.raises(InvalidRequest, match=r"^media.image is .*accepted.*PNG"):
-        media.decode_image("image", data)
-
-
-def test_huge_image_is_refused_before_it_is_decoded():
-    side = int(media.IMAGE_PIXELS_MAX**0.5) + 1
-    with pytest.raises(InvalidRequest, match="pixels"):
-        media.decode_image("image", encoded_image("PNG", Image.new("1", (side, side))))
-
-
-VIDEO_FILES = {suffix: media.encode_outputs({"videos": A[None]}, suffix, 10)[0].data for suffix in ("mp4", "gif")}
-
-
-@pytest.mark.parametrize("suffix", VIDEO_FILES)
-def test_video_formats(suffix):
-    frames = media.decode_video("video", VIDEO_FILES[suffix])
-    assert [frame.size for frame in frames] == [(WIDTH, HEIGHT)] * FRAMES
-    np.testing.assert_allclose(np.asarray(frames[2])[2, 2].astype(int), as_bytes(A)[2, 2, 2], atol=6)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"#EXTM3U\nfile:///etc/passwd", VIDEO_FILES["mp4"][:300], VIDEO_FILES["mp4"][:-600], encoded_image("PNG")],
-    ids=["empty", "playlist", "cut", "without index", "png"],
-)
-def test_broken_videos_are_named(data):
-    with pytest.raises(InvalidRequest, match=r"^media.video is .*MP4 or GIF"):
-        media.decode_video("video", data)
-
-
-def test_check_names_the_first_broken_file():
-    description = model_pb2.ModelDescription()
-    description.inputs.add(name="image", kind=model_pb2.INPUT_KIND_IMAGE)
-    description.inputs.add(name="video", kind=model_pb2.INPUT_KIND_VIDEO)
-    request = job_pb2.GenerationRequest()
-    for name, data in (("image", encoded_image("PNG")), ("video", VIDEO_FILES["mp4"]), ("unknown", b"?")):
-        request.media.add(name=name, data=data)
-    media.check(request, description)
-    request.media.add(name="video", data=VIDEO_FILES["mp4"][:-600])
-    request.media.add(name="image", data=b"broken")
-    with pytest.raises(InvalidRequest, match=r"^media.video is .*MP4 or GIF"):
-        media.check(request, description)
-
-
-FILES = [encoded_image("PNG"), encoded_image("JPEG"), encoded_image("WEBP"), *VIDEO_FILES.values()]
-
-
-@given(st.sampled_from(FILES), st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=6))
-@settings(max_examples=150, deadline=None)
-def test_mutated_files_decode_or_are_refused(file, mutations):
-    data = bytearray(file)
-    for position, byte in mutations:
-        data[position % len(data)] = byte
-    for decode in (media.decode_image, media.decode_video):
-        try:
-            decode("x", bytes(data))
-        except InvalidRequest:
-            continue
 
 
 def test_frames_per_second():

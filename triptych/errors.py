@@ -21,6 +21,7 @@
     │   ├── BacklogFull     the controller keeps no more waiting jobs
     │   ├── QuotaFull       the client has as many unfinished jobs as it may
     │   ├── WatchesFull     the controller keeps no more open watches
+    │   ├── ChecksFull      the controller checks the media of no more requests at once
     │   └── JournalFull     the controller's disk takes no change now
     ├── SourceCorrupt       the checksum of a room was wrong twice                              DATA_LOSS
     ├── Unavailable         the other side isn't there, or not ready; retry with back-off       UNAVAILABLE
@@ -165,6 +166,13 @@ class WatchesFull(Full):
 
     retry_after_s = 2.0
     """A place is free when somebody's job ends."""
+
+
+class ChecksFull(Full):
+    """The controller's bound on requests whose media are being checked is reached."""
+
+    retry_after_s = 2.0
+    """Most checks take less than a second, the dearest 20."""
 
 
 class JournalFull(Full):

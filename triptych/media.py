@@ -1,4 +1,4 @@
-"""Pictures and videos: those that come with a request, decoded; those that a pipeline yields, encoded.
+"""Pictures, videos and sound that a pipeline yields, as files.
 
 Equal input gives equal bytes: no time stamps are written, and the video encoder's number of threads is fixed.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 import wave
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -18,18 +17,12 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
-from PIL import Image, ImageOps
+from PIL import Image
 
 from triptych.clips import Clip, clips, to_array
 from triptych.errors import InvalidRequest
-from triptych.v1 import job_pb2, model_pb2
+from triptych.v1 import model_pb2
 
-IMAGE_PIXELS_MAX = 64 * 2**20
-"""Largest picture of a request: 8192 × 8192, the largest side that a request may ask for, squared."""
-VIDEO_PIXELS_MAX = 512 * 2**20
-"""Most pixels of a video of a request, all frames together: 580 frames of 720p, 1.5 GiB once decoded."""
-VIDEO_FRAMES_MAX = 4096
-"""Most frames of a video of a request: as many as a request may ask for."""
 FRAMES_PER_SECOND_DEFAULT = 16.0
 """Wan's rate, for models that don't say theirs."""
 H264_CRF = "12"
@@ -38,9 +31,6 @@ H264_THREADS = 2
 """Fixed, because x264's output depends on it; two use the smallest machine whole."""
 GIF_TICK_S = 0.01
 """GIF counts time in hundredths; a frame lasts at least two, since players take less for a mistake and go slow."""
-_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, Image.DecompressionBombError)
-"""What PIL's parsers raise on broken files."""
 _AUDIO_NAMES = ("audio", "audios")
 _RATE_NAMES = ("frame_rate", "fps")
 
@@ -52,68 +42,6 @@ class EncodedArtifact:
     name: str
     media_type: str
     data: bytes
-
-
-def decode_image(name: str, data: bytes) -> Image.Image:
-    """A request's picture as RGB, turned upright as its EXIF data says. Raises InvalidRequest."""
-    accepted = "the bytes of a whole picture: " + ", ".join(_IMAGE_FORMATS)
-    try:
-        with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
-            if image.width * image.height > IMAGE_PIXELS_MAX:
-                size = f"{image.width} × {image.height}"
-                raise InvalidRequest(f"media.{name}", size, f"at most {IMAGE_PIXELS_MAX} pixels")
-            image.load()
-            upright: Image.Image = ImageOps.exif_transpose(image)
-            return upright.convert("RGB")
-    except InvalidRequest:
-        raise
-    except _IMAGE_ERRORS as error:
-        raise InvalidRequest(f"media.{name}", _shown(data), accepted) from error
-
-
-def decode_video(name: str, data: bytes) -> list[Image.Image]:
-    """A request's video as RGB frames. Raises InvalidRequest."""
-    return [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in _video_frames(name, data)]
-
-
-def check(request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription) -> None:
-    """Raises InvalidRequest for the first picture or video that can't be decoded whole. Keeps none of them in memory.
-
-    Files under names that the model doesn't take are passed over: `requests.validate` refuses those.
-    """
-    kinds = {described.name: described.kind for described in description.inputs}
-    for file in request.media:
-        if kinds.get(file.name) == model_pb2.INPUT_KIND_IMAGE:
-            decode_image(file.name, file.data)
-        elif kinds.get(file.name) == model_pb2.INPUT_KIND_VIDEO:
-            for _frame in _video_frames(file.name, file.data):
-                pass
-
-
-def _video_frames(name: str, data: bytes) -> Iterator[av.VideoFrame]:
-    accepted = "the bytes of a whole video: MP4 or GIF"
-    # The container is named, never probed: other formats of FFmpeg are lists of files and addresses to open.
-    container_format = "mp4" if data[4:8] == b"ftyp" else "gif" if data[:4] == b"GIF8" else ""
-    if not container_format:
-        raise InvalidRequest(f"media.{name}", _shown(data), accepted)
-    count = pixels = 0
-    try:
-        with av.open(io.BytesIO(data), "r", format=container_format) as container:
-            stream = container.streams.video[0]
-            for frame in container.decode(stream):
-                pixels += frame.width * frame.height
-                if pixels > VIDEO_PIXELS_MAX or count == VIDEO_FRAMES_MAX:
-                    limits = f"at most {VIDEO_FRAMES_MAX} frames and {VIDEO_PIXELS_MAX} pixels in all"
-                    raise InvalidRequest(f"media.{name}", f"more than {count} frames", limits)
-                count += 1
-                yield frame
-            promised = stream.frames
-    except InvalidRequest:
-        raise
-    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise InvalidRequest(f"media.{name}", _shown(data), accepted) from error
-    if count < max(promised, 1):
-        raise InvalidRequest(f"media.{name}", f"{count} readable of {promised} frames", accepted)
 
 
 def frames_per_second(description: model_pb2.ModelDescription) -> float:
@@ -264,7 +192,3 @@ def _as_rgb(clip: Clip) -> npt.NDArray[np.uint8]:
 def _pil_frames(clip: Clip) -> list[Image.Image]:
     frames = clip.bytes_FHWC()
     return [Image.fromarray(np.ascontiguousarray(frame[..., 0] if frame.shape[-1] == 1 else frame)) for frame in frames]
-
-
-def _shown(data: bytes) -> str:
-    return f"{len(data)} bytes that begin with {data[:8].hex(' ')}"

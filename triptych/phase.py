@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from triptych import codec, ids, media, results, telemetry
 from triptych.config import WorkerConfig
+from triptych.decoding.pool import Decoders
 from triptych.errors import (
     ArenaFull,
     DeadlinePassed,
@@ -79,6 +80,8 @@ class Equipment:
     address: str
     """`host:port` of this worker's services."""
     metrics: telemetry.Metrics
+    decoders: Decoders
+    """Where the media of requests are decoded."""
 
 
 class Phases:
@@ -158,7 +161,8 @@ class Phases:
     async def _work(self, running: Running, request: GenerationRequest, reporter: PhaseReporter) -> None:
         inputs: Mapping[str, object]
         if self._stage.role == ROLE_ENCODER:
-            inputs = await self._in_thread(lambda: request_inputs(request, self._model))
+            decode = self._equipment.decoders.decode
+            inputs = await self._in_thread(lambda: request_inputs(request, self._model, decode))
         else:
             inputs = await self._fetch(running)
             reporter.keep_private(

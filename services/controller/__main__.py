@@ -46,6 +46,7 @@ async def main() -> None:
             process.announce(server.address, server.client_address)
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([stopping, ticking], return_when=asyncio.FIRST_COMPLETED)
+            controller.media.close()  # or a check would hold the stop up
             await server.stop()
             stopping.cancel()
             ticking.cancel()

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, is_past
+from services.controller.media_checks import MediaChecks
 from triptych import ids, requests, telemetry
 from triptych.config import ControllerConfig
-from triptych.errors import AlreadyExists, BacklogFull, InvalidRequest, NotFound, QuotaFull, Unavailable, WrongState
+from triptych.errors import (
+    AlreadyExists,
+    BacklogFull,
+    ChecksFull,
+    InvalidRequest,
+    NotFound,
+    QuotaFull,
+    Unavailable,
+    WrongState,
+)
 from triptych.identity import Identity
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_TRANSFORMER
 from triptych.v1.job_pb2 import JOB_STATE_QUEUED, PRIORITY_NORMAL, GenerationRequest, Job
@@ -25,6 +36,8 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID_CHARS_MAX = 128
 """Longest request id; a UUID takes 36."""
+REPEATED_CALLS_MAX = 8
+"""Calls at once with one request id: the first, and those of a caller that waits half a minute and asks again."""
 SEED_LIMIT = 2**32
 """Drawn seeds are below this, so that they are easy to repeat by hand."""
 _RANKS = (("transformer_rank", ROLE_TRANSFORMER), ("decoder_rank", ROLE_DECODER))
@@ -34,36 +47,80 @@ class Admission:
     """Accepts jobs into the ledger. What it returns is on disk; whether it was there before is said beside it."""
 
     def __init__(
-        self, config: ControllerConfig, ledger: Ledger, fleet: Fleet, get_model: Callable[[], ModelDescription | None]
+        self,
+        config: ControllerConfig,
+        ledger: Ledger,
+        fleet: Fleet,
+        get_model: Callable[[], ModelDescription | None],
+        media: MediaChecks,
     ) -> None:
         self._config, self._ledger, self._fleet, self._get_model = config, ledger, fleet, get_model
+        self._media = media
+        self._under_way: dict[tuple[str, str], asyncio.Lock] = {}
+        """By client and request id: calls with the same wait for the first one's end, and find its job."""
+        self._calls: Counter[tuple[str, str]] = Counter()
         self._accepting: Counter[str] = Counter()
-        """Jobs that are being written, by client: they count before the ledger has them."""
+        """Jobs that are being checked or written, by client: they count before the ledger has them."""
 
     async def accept(self, request_id: str, request: GenerationRequest, client: Identity) -> tuple[JournalEntry, bool]:
         """Accept a client's request. Its `request_id` names one job among its own.
 
-        Raises InvalidRequest, AlreadyExists, BacklogFull, QuotaFull, JournalFull, Unavailable.
+        What costs least is asked first, and files come last: a request that is refused for anything else costs no
+        decoding, and nobody has more files decoded at once than it may have jobs. Raises InvalidRequest, AlreadyExists,
+        BacklogFull, QuotaFull, ChecksFull, JournalFull, Unavailable.
         """
         if len(request_id) > REQUEST_ID_CHARS_MAX:
             raise InvalidRequest("request_id", request_id, f"up to {REQUEST_ID_CHARS_MAX} characters")
-        existing = await self._ledger.journal.find(client.name, request_id) if request_id else None
-        if existing is None:  # else a retry: whatever has changed since, the job is accepted
-            model = self._model()
-            requests.validate(request, model, self._config.work_max)
-            for name, role in _RANKS:
-                rank, alive = getattr(request, name), [member.rank for member in self._fleet.alive(role)]
-                if rank and rank not in alive:
-                    raise InvalidRequest(name, rank, f"0 for anyone, or a rank that is alive: {alive}")
-            stored = GenerationRequest()
-            stored.CopyFrom(request)
-            if not request.HasField("seed"):
-                stored.seed = secrets.randbelow(SEED_LIMIT)
-            entry, existing = await self._add(Job(client=client.name, request_id=request_id), stored, client.jobs_max)
-            if existing is None:
-                return entry, False
+        async with self._alone(client.name, request_id):
+            existing = await self._ledger.journal.find(client.name, request_id) if request_id else None
+            if existing is None:  # else a retry: whatever has changed since, the job is accepted
+                with self._place(client.name, client.jobs_max):
+                    entry, existing = await self._accept_new(request_id, request, client.name)
+                if existing is None:
+                    return entry, False
         await self._check_same(existing, request)
         return existing, True
+
+    async def _accept_new(
+        self, request_id: str, request: GenerationRequest, client: str
+    ) -> tuple[JournalEntry, JournalEntry | None]:
+        """Check a request that has a place, and write it down; see `_add`."""
+        model = self._model()
+        requests.validate(request, model, self._config.work_max)
+        self._check_ranks(request)
+        await self._media.check(request, model, client)
+        if (present := self._model()) is not model:
+            requests.validate(request, present, self._config.work_max)
+        self._check_ranks(request)
+        stored = GenerationRequest()
+        stored.CopyFrom(request)
+        if not request.HasField("seed"):
+            stored.seed = secrets.randbelow(SEED_LIMIT)
+        return await self._add(Job(client=client, request_id=request_id), stored)
+
+    def _check_ranks(self, request: GenerationRequest) -> None:
+        for name, role in _RANKS:
+            rank, alive = getattr(request, name), [member.rank for member in self._fleet.alive(role)]
+            if rank and rank not in alive:
+                raise InvalidRequest(name, rank, f"0 for anyone, or a rank that is alive: {alive}")
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, client: str, request_id: str) -> AsyncIterator[None]:
+        """Have one call at a time of a client with a request id: a repeated one joins the one that is under way."""
+        if not request_id:
+            yield
+            return
+        key = (client, request_id)
+        if self._calls[key] >= REPEATED_CALLS_MAX:
+            raise ChecksFull(f"{REPEATED_CALLS_MAX} calls with this request_id are under way; try again later")
+        self._calls[key] += 1
+        try:
+            async with self._under_way.setdefault(key, asyncio.Lock()):
+                yield
+        finally:
+            self._calls -= Counter({key: 1})
+            if not self._calls[key]:
+                del self._under_way[key]
 
     async def retry(self, dead: JournalEntry, client: Identity) -> tuple[JournalEntry, bool]:
         """Accept a dead letter's request once more, for the client that it belongs to; the same job each time.
@@ -81,7 +138,8 @@ class Admission:
             self._drop_past(request)
             requests.validate(request, self._model(), self._config.work_max)
             jobs_max = client.jobs_max if job.client == client.name else 0
-            entry, existing = await self._add(Job(client=job.client, retry_of=job.job_id), request, jobs_max)
+            with self._place(job.client, jobs_max):
+                entry, existing = await self._add(Job(client=job.client, retry_of=job.job_id), request)
             if existing is None:
                 return entry, False
         return existing, True
@@ -102,29 +160,27 @@ class Admission:
             raise Unavailable("no encoder has described the model yet; try again when one has started")
         return model
 
-    async def _add(
-        self, job: Job, request: GenerationRequest, jobs_max: int
-    ) -> tuple[JournalEntry, JournalEntry | None]:
-        """Write a job down. The second of what is returned is the job that was there before, if one was."""
-        with self._place(job.client, jobs_max):
-            job.job_id, job.state, job.seed = ids.new_job_id(), JOB_STATE_QUEUED, request.seed
-            job.request_id = job.request_id or job.job_id
-            job.priority = request.priority or PRIORITY_NORMAL
-            job.trace_id = telemetry.trace_id()
-            job.create_time.GetCurrentTime()
-            job.update_time.CopyFrom(job.create_time)
-            if request.HasField("deadline_time"):
-                job.deadline_time.CopyFrom(request.deadline_time)
-            entry = JournalEntry(job=job, traceparent=telemetry.inject())
-            existing = await self._ledger.journal.add(entry, request)
-            if existing is None:
-                self._ledger.add(entry)
-                log.info("accepted", extra={"job_id": job.job_id})
-            return entry, existing
+    async def _add(self, job: Job, request: GenerationRequest) -> tuple[JournalEntry, JournalEntry | None]:
+        """Write a job down, in a place that the caller keeps. The second of what is returned is the job that was there
+        before, if one was."""
+        job.job_id, job.state, job.seed = ids.new_job_id(), JOB_STATE_QUEUED, request.seed
+        job.request_id = job.request_id or job.job_id
+        job.priority = request.priority or PRIORITY_NORMAL
+        job.trace_id = telemetry.trace_id()
+        job.create_time.GetCurrentTime()
+        job.update_time.CopyFrom(job.create_time)
+        if request.HasField("deadline_time"):
+            job.deadline_time.CopyFrom(request.deadline_time)
+        entry = JournalEntry(job=job, traceparent=telemetry.inject())
+        existing = await self._ledger.journal.add(entry, request)
+        if existing is None:
+            self._ledger.add(entry)
+            log.info("accepted", extra={"job_id": job.job_id})
+        return entry, existing
 
     @contextlib.contextmanager
     def _place(self, client: str, jobs_max: int) -> Iterator[None]:
-        """Keep a place for a job while it is written, so that calls at the same time don't share one."""
+        """Keep a place for a job while it is checked and written, so that calls at the same time don't share one."""
         unfinished = len(self._ledger.active) + self._accepting.total()
         if unfinished >= self._config.backlog_jobs_max:
             raise BacklogFull(f"{unfinished} unfinished jobs, the most that are kept; try again later")

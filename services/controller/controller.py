@@ -19,6 +19,7 @@ from services.controller.admission import Admission
 from services.controller.dispatcher import Dispatcher
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
+from services.controller.media_checks import MediaChecks
 from triptych import telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, LeaseLost, NotFound, RingFull
@@ -72,14 +73,16 @@ class Controller:
         self.model = model
         self._metrics = metrics
         self.dispatcher = Dispatcher(rings, ledger, self.fleet)
-        self.admission = Admission(config, ledger, self.fleet, lambda: self.model)
+        self.media = MediaChecks()
+        """Close it when the controller ends."""
+        self.admission = Admission(config, ledger, self.fleet, lambda: self.model, self.media)
 
     # -- clients ----------------------------------------------------------------------------------------------
 
     async def create(self, request_id: str, request: GenerationRequest, client: Identity) -> Job:
         """Accept a job: when this returns it is on disk. A client's `request_id` gives the same job each time.
 
-        Raises InvalidRequest, AlreadyExists, BacklogFull, QuotaFull, JournalFull, Unavailable.
+        Raises as `Admission.accept`.
         """
         return self._queue(*await self.admission.accept(request_id, request, client))
 

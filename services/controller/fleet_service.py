@@ -11,7 +11,6 @@ import grpc
 
 from services.controller.controller import Controller
 from services.controller.fleet import Member
-from services.controller.generation_service import check_media
 from services.controller.supervisor import Supervisor
 from services.controller.visibility import owner_filter, visible_worker
 from triptych import rpc
@@ -88,7 +87,6 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
 
     @rpc.uninterrupted
     async def StartDirectJob(self, request: pb.StartDirectJobRequest, context: Context) -> pb.StartDirectJobResponse:
-        await check_media(self._controller, request.request)
         # The encoder has asked its caller who it is; nobody else may call this.
         client = Identity(request.client, frozenset((SCOPE_SUBMIT,)), request.jobs_max)
         job, lease, dispatch = await self._controller.start_direct(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
+import functools
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import grpc
 
 from services.controller.controller import Controller
+from services.controller.threads import FairThreads
 from services.controller.visibility import owner_filter, visible_job
 from triptych import results, rpc
 from triptych.errors import InvalidRequest, NotFound, Unavailable, WatchesFull, WrongState
 from triptych.identity import caller
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1 import generation_service_pb2_grpc as pb_grpc
-from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, GenerationRequest, Job, JobState
+from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job, JobState
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -27,6 +28,8 @@ PAGE_SIZE_MAX = 1000
 """Jobs in one page: bounds a response to about a megabyte."""
 WATCH_SHARES = 2
 """One client may hold this part of all watches: half, so that nobody alone can shut the others out."""
+READERS = 16
+"""Pieces of results read at once: a store may be far away, and threads that wait cost nothing. One client has half."""
 _NEWEST = 2**62
 
 
@@ -37,10 +40,10 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         self._controller = controller
         self._watches: Counter[str] = Counter()
         """Open ones, by client."""
+        self._readers = FairThreads("results", READERS, READERS // WATCH_SHARES)
 
     @rpc.uninterrupted
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
-        await check_media(self._controller, request.request)
         job = await self._controller.create(request.request_id, request.request, caller())
         return pb.CreateJobResponse(job=job)
 
@@ -101,10 +104,11 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         if request.artifact_index >= len(job.artifacts):
             raise NotFound(f"job {job.job_id} has {len(job.artifacts)} artifacts, not {request.artifact_index + 1}")
         artifact = job.artifacts[request.artifact_index]
-        await asyncio.to_thread(results.check_place, artifact, job.job_id)
+        client = caller().name
+        await self._readers.run(client, functools.partial(results.check_place, artifact, job.job_id))
         yield pb.DownloadResultResponse(artifact=artifact)
-        chunks = results.read(artifact)
-        while chunk := await asyncio.to_thread(next, chunks, b""):
+        next_chunk = functools.partial(next, results.read(artifact), b"")
+        while chunk := await self._readers.run(client, next_chunk):
             yield pb.DownloadResultResponse(chunk=chunk)
 
     async def DescribeModel(self, request: pb.DescribeModelRequest, context: Context) -> pb.DescribeModelResponse:
@@ -114,14 +118,6 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
 
     async def _visible(self, job_id: str) -> Job:
         return await visible_job(self._controller.ledger, job_id, caller())
-
-
-async def check_media(controller: Controller, request: GenerationRequest) -> None:
-    """Refuse broken pictures and videos before a job is queued. Decoding takes time, so it has a thread."""
-    if request.media and controller.model is not None:
-        from triptych import media  # a controller without such requests never loads the decoders
-
-        await asyncio.to_thread(media.check, request, controller.model)
 
 
 def _token_of(sequence: int) -> str:

@@ -7,11 +7,13 @@ a file that nobody knows of.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 
 from services.controller import jobs
 from services.controller.journal import Journal
+from services.controller.threads import FairThreads
 from triptych import results
 from triptych.errors import Full
 from triptych.v1.journal_pb2 import JournalEntry
@@ -30,6 +32,7 @@ class Pruner:
 
     def __init__(self, journal: Journal, result_url: str, *, keep_days: float, keep_jobs: int) -> None:
         self._journal, self._result_url = journal, result_url
+        self._thread = FairThreads("pruning", 1, 1)
         self._keep_s, self._keep_jobs = keep_days * SECONDS_A_DAY, keep_jobs
 
     async def run(self) -> None:
@@ -59,7 +62,7 @@ class Pruner:
             if not doomed:
                 break  # jobs end nearly in the order in which they came: later pages have none either
             for entry in doomed:
-                await asyncio.to_thread(results.remove, self._result_url, entry.job)
+                await self._thread.run("", functools.partial(results.remove, self._result_url, entry.job))
             await self._journal.delete([entry.job.job_id for entry in doomed])
             removed += len(doomed)
         return removed

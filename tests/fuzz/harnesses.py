@@ -22,7 +22,9 @@ from google.protobuf.message import DecodeError, Message
 from services.controller.generation_service import _sequence_of
 from tests.fuzz import samples
 from tests.fuzz.nasty import Known, Nasty, mutate
-from triptych import codec, media, requests, telemetry
+from triptych import codec, requests, telemetry
+from triptych.decoding import decode
+from triptych.decoding.headers import File
 from triptych.errors import InvalidRequest, LeaseLost, RingFull, RingMismatch, SourceCorrupt, TransferFailed
 from triptych.rings import attach, layout, protocol
 from triptych.rings.layout import Geometry, Kind, Slot, StateWord
@@ -222,7 +224,14 @@ def page_token(data: bytes) -> None:
 def picture(data: bytes) -> None:
     """A picture of a request. Pillow's parsers are other people's; what they raise must still be a refusal."""
     with contextlib.suppress(InvalidRequest):
-        media.decode_image("image", data)
+        decode.image(File("image", False, data))
+
+
+def video(data: bytes) -> None:
+    """A video of a request: what its headers say, in FFmpeg's hands after that."""
+    with contextlib.suppress(InvalidRequest):
+        for _frame in decode.video_frames(File("video", True, data)):
+            continue
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------
@@ -278,6 +287,7 @@ HARNESSES: dict[str, Harness] = {
     "request": Harness(request, samples.requests, bent(job_pb2.GenerationRequest)),
     "page_token": Harness(page_token, lambda: [b"MTIz", b"LTE=", b"OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5"]),
     "picture": Harness(picture, samples.pictures),
+    "video": Harness(video, samples.videos),
 }
 """By name. Those of rings and rooms read what workers write, the others what clients send."""
 

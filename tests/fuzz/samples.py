@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tests.fuzz.nasty import Nasty
-from triptych import codec
+from triptych import codec, media
 from triptych.rings import attach, protocol
 from triptych.rings.layout import Geometry
 from triptych.rings.memory import MemoryDriver
@@ -198,6 +198,12 @@ def pictures() -> list[bytes]:
         Image.effect_noise((8, 8), 50).convert("RGB").save(file, name)
         found.append(file.getvalue())
     return found
+
+
+def videos() -> list[bytes]:
+    """A small video in each format that is taken."""
+    noise = np.random.default_rng(0).random((1, 3, 16, 16, 3), np.float32)
+    return [media.encode_outputs({"videos": noise}, name, 16)[0].data for name in ("mp4", "gif")]
 
 
 def _filled(cls: Any, count: int) -> list[bytes]:

@@ -12,7 +12,8 @@ import pytest
 from tests.security.conftest import Guarded
 from tests.security.test_roles import client_of
 from tests.security.test_strangers import channel_to
-from triptych import media
+from triptych.decoding import decode
+from triptych.decoding.headers import File
 from triptych.errors import InvalidRequest
 from triptych.rpc import MESSAGE_BYTES_MAX
 
@@ -32,7 +33,7 @@ def png(width: int, height: int) -> bytes:
 def test_a_picture_that_unpacks_to_gigabytes_is_refused_by_its_header(width: int, height: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InvalidRequest, match=r"media\.image is"):
-        media.decode_image("image", png(width, height))
+        decode.image(File("image", False, png(width, height)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024, "KiB"
 
 

@@ -149,7 +149,9 @@ def open_bench(tmp_path: Path) -> OpenBench:
     @asynccontextmanager
     async def opened(**settings: Any) -> Any:
         async with Journal(tmp_path / "state") as journal:
-            yield Bench(tmp_path, journal, replace(ControllerConfig(), **settings))
+            bench = Bench(tmp_path, journal, replace(ControllerConfig(), **settings))
+            yield bench
+            bench.controller.media.close()
 
     return opened
 
@@ -158,4 +160,6 @@ def open_bench(tmp_path: Path) -> OpenBench:
 async def slow_bench(tmp_path: Path) -> AsyncIterator[Bench]:
     """A controller whose journal may be slowed down."""
     async with SlowJournal(tmp_path / "state") as journal:
-        yield Bench(tmp_path, journal, ControllerConfig())
+        bench = Bench(tmp_path, journal, ControllerConfig())
+        yield bench
+        bench.controller.media.close()

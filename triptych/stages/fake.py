@@ -35,12 +35,14 @@ Words = npt.NDArray[np.uint32]
 FAKE_MODEL = model_pb2.ModelDescription(
     model="fake",
     pipeline_class="FakeStage",
-    config_digest=hashlib.sha256(b"triptych fake stage 1").hexdigest(),
+    config_digest=hashlib.sha256(b"triptych fake stage 2").hexdigest(),
     inputs=[
         model_pb2.InputDescription(name="prompt", kind=model_pb2.INPUT_KIND_TEXT, required=True),
         model_pb2.InputDescription(name="height", kind=model_pb2.INPUT_KIND_INTEGER, default_json="64"),
         model_pb2.InputDescription(name="width", kind=model_pb2.INPUT_KIND_INTEGER, default_json="64"),
         model_pb2.InputDescription(name="num_inference_steps", kind=model_pb2.INPUT_KIND_INTEGER, default_json="8"),
+        model_pb2.InputDescription(name="image", kind=model_pb2.INPUT_KIND_IMAGE, default_json="null"),
+        model_pb2.InputDescription(name="video", kind=model_pb2.INPUT_KIND_VIDEO, default_json="null"),
         model_pb2.InputDescription(
             name="refuse",
             kind=model_pb2.INPUT_KIND_BOOLEAN,
@@ -98,7 +100,7 @@ def encode(values: Mapping[str, Any]) -> dict[str, object]:
         raise InvalidRequest("refuse", True, "false, for a job that is to succeed")
     shape = (values["height"], values["width"], CHANNELS)
     return {
-        "prompt_embeds": _words(f"prompt {values['prompt']}", (EMBEDDING_WORDS,)),
+        "prompt_embeds": _words(f"prompt {values['prompt']}{_media_text(values)}", (EMBEDDING_WORDS,)),
         "latents": _words(f"seed {values[SETTINGS]['seed']}", shape),
         "num_inference_steps": values["num_inference_steps"],
     }
@@ -123,6 +125,21 @@ def expected_outputs(request: job_pb2.GenerationRequest) -> dict[str, object]:
     for role in ROLES:
         values = FakeStage(role, 0.0).run(values, lambda _step: None, lambda: False)
     return values
+
+
+def _media_text(values: Mapping[str, Any]) -> str:
+    """What stands for the pixels of a request's pictures and videos; nothing where there are none."""
+    digest, is_empty = hashlib.sha256(), True
+    for name in ("image", "video"):
+        found = values.get(name, [])
+        for picture in _flat(found):
+            digest.update(f"{name} {picture.size} {picture.mode} ".encode() + picture.tobytes())
+            is_empty = False
+    return "" if is_empty else f" with {digest.hexdigest()}"
+
+
+def _flat(value: Any) -> list[Any]:
+    return [one for item in value for one in _flat(item)] if isinstance(value, list) else [value]
 
 
 def _words(text: str, shape: tuple[int, ...]) -> Words:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from triptych.decoding.headers import File
+from triptych.decoding.pool import files_of
 from triptych.requests import OUTPUT_COUNT_INPUT, field_values, parameter_values, validate
 from triptych.v1 import job_pb2, model_pb2
 
+if TYPE_CHECKING:
+    from triptych.decoding.decode import Decoded
+
+Decode = Callable[[Sequence[File]], "Sequence[Decoded]"]
+"""Makes pictures, or lists of frames, of files; raises InvalidRequest."""
 RESERVED_PREFIX = "triptych."
 """Names of what crosses between roles and is no value of a pipeline; see `handoff`, which needs torch."""
 SETTINGS = RESERVED_PREFIX + "settings"
@@ -16,11 +24,14 @@ _DERIVED = ("frames_per_second", "guidance_scale")
 """Recommended values that are no inputs of their own: the first is the file's, the second usually the guider's."""
 
 
-def request_inputs(request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription) -> dict[str, object]:
+def request_inputs(
+    request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription, decode: Decode | None = None
+) -> dict[str, object]:
     """The encoder's inputs: values by input name, and the job's settings under `handoff.SETTINGS`.
 
     Fields that aren't set take the default that the model's folder recommends, or else are left to the pipeline. A
-    seed is drawn where none is given. Raises `InvalidRequest` as `validate` does, and for media that can't be decoded.
+    seed is drawn where none is given. Media are decoded by `decode`, in this process where it isn't given. Raises
+    `InvalidRequest` as `validate` does, and for media that can't be decoded.
     """
     validate(request, description)
     kinds = {described.name: described for described in description.inputs}
@@ -41,7 +52,7 @@ def request_inputs(request: job_pb2.GenerationRequest, description: model_pb2.Mo
     if request.num_outputs > 1:
         name = next(name for name in kinds if OUTPUT_COUNT_INPUT.fullmatch(name))
         plain[name] = request.num_outputs
-    plain.update(_media(request, kinds))
+    plain.update(_media(request, description, decode))
     settings = {
         "seed": request.seed if request.HasField("seed") else secrets.randbits(63),
         "preview_every_steps": request.preview_every_steps,
@@ -59,15 +70,18 @@ def first_guider(description: model_pb2.ModelDescription) -> str:
     return "guider"
 
 
-def _media(request: job_pb2.GenerationRequest, kinds: dict[str, model_pb2.InputDescription]) -> dict[str, object]:
+def _media(
+    request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription, decode: Decode | None
+) -> dict[str, object]:
     """Decoded images and videos by input name; several of one name form a list."""
     if not request.media:
         return {}
-    from triptych.media import decode_image, decode_video
+    if decode is None:
+        from triptych.decoding.decode import decode_all
 
+        decode = decode_all
+    files = files_of(request, description)
     decoded: dict[str, list[Any]] = {}
-    for media in request.media:
-        is_video = kinds[media.name].kind == model_pb2.INPUT_KIND_VIDEO
-        value = decode_video(media.name, media.data) if is_video else decode_image(media.name, media.data)
-        decoded.setdefault(media.name, []).append(value)
+    for file, value in zip(files, decode(files), strict=True):
+        decoded.setdefault(file.name, []).append(value)
     return {name: items[0] if len(items) == 1 else items for name, items in decoded.items()}

@@ -1,0 +1,134 @@
+"""The process in which files of strangers are decoded: `python -P -m triptych.decoding.child PARENT_PID CPU_S BYTES`.
+
+The kernel bounds it: memory for its whole life, CPU time anew for each request. It writes no files, ends with its
+parent, and by itself after a while without work. Standard input brings, for each request, a line of JSON (whether
+pixels are wanted; each file's name, kind and length) and the files' bytes. Standard output takes, where pixels are
+wanted, for each picture or frame a line (`file`, `width`, `height`) and its RGB; last a line that has `refused`: the
+sentence, or nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from triptych.decoding import bounds, headers
+from triptych.decoding.decode import image, rgb, too_much_memory, video_frames
+from triptych.decoding.headers import Budget, File
+from triptych.errors import InvalidRequest
+
+IDLE_S = 60.0
+"""After so long without a request the process ends, and gives its memory back."""
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+
+
+def main() -> None:
+    """Serve requests until standard input ends or nothing comes for `IDLE_S`."""
+    parent_pid, cpu_s, memory_bytes = (int(argument) for argument in sys.argv[1:])
+    _guard(parent_pid, memory_bytes)
+    with open(0, "rb", buffering=0) as source, open(1, "wb") as sink:  # a request in a buffer would look like none
+        _serve(source, sink, cpu_s, memory_bytes)
+
+
+def _serve(source: BinaryIO, sink: BinaryIO, cpu_s: int, memory_bytes: int) -> None:
+    while select.select([source], [], [], IDLE_S)[0]:
+        files, wants_pixels = _read_request(source)
+        if not files:
+            return
+        _bound_cpu(cpu_s)
+        refused, file = "", files[0]
+        try:
+            headers.check(files)
+            budget = Budget()
+            for number, file in enumerate(files):
+                for pixels in _decoded(file, budget, wants_pixels):
+                    _send(sink, number, pixels)
+        except InvalidRequest as error:
+            refused = str(error)
+        except MemoryError:
+            refused = str(too_much_memory(file, memory_bytes))
+        _line(sink, refused=refused)
+
+
+def _guard(parent_pid: int, memory_bytes: int) -> None:
+    """Set what holds for the whole life. Elsewhere than on Linux the parent's end is noticed by standard input's."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent_pid:
+            sys.exit(1)  # the parent died before the guard was set
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent
+    Image.preinit()
+    statm = Path("/proc/self/statm")
+    taken = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 2**28
+    limit = taken + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _bound_cpu(cpu_s: int) -> None:
+    """Let this request take so much CPU time from now on; the kernel ends the process with SIGXCPU past it."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + cpu_s, hard))
+
+
+def _read_request(source: BinaryIO) -> tuple[list[File], bool]:
+    """The files, and whether their pixels are wanted; no files at the end of the input."""
+    line = source.readline(bounds.LINE_BYTES_MAX)
+    if not line.endswith(b"\n"):
+        return [], False
+    asked: dict[str, Any] = json.loads(line)
+    return [File(name, is_video, _read(source, size)) for name, is_video, size in asked["files"]], asked["pixels"]
+
+
+def _read(source: BinaryIO, size_bytes: int) -> bytes:
+    data = bytearray(size_bytes)
+    rest = memoryview(data)
+    while rest:
+        count = source.readinto(rest)  # type: ignore[attr-defined]
+        if not count:
+            sys.exit(1)  # the parent has gone
+        rest = rest[count:]
+    return bytes(data)
+
+
+def _decoded(file: File, budget: Budget, wants_pixels: bool) -> Iterator[Image.Image]:
+    """Pictures to send. Where none are wanted, a video's frames are decoded and not converted."""
+    if not file.is_video:
+        made = image(file, budget)
+        if wants_pixels:
+            yield made
+        return
+    for frame in video_frames(file, budget):
+        if wants_pixels:
+            yield rgb(frame)
+
+
+def _send(sink: BinaryIO, number: int, pixels: Image.Image) -> None:
+    """A picture's RGB, in strips, because the whole would be one more copy of it."""
+    width, height = pixels.size
+    _line(sink, file=number, width=width, height=height)
+    rows = max(1, 2**20 // width)
+    for top in range(0, height, rows):
+        sink.write(pixels.crop((0, top, width, min(top + rows, height))).tobytes())
+
+
+def _line(sink: BinaryIO, **values: object) -> None:
+    sink.write(json.dumps(values).encode() + b"\n")
+    sink.flush()
+
+
+if __name__ == "__main__":
+    main()
