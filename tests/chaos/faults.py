@@ -5,26 +5,47 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from tests.chaos.disks import Disks
 from tests.chaos.fleet import Fleet
+from tests.chaos.load import POLICY, Load
 from tests.chaos.network import Network
 from tests.chaos.plan import Fault, Kind
+from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED
+from triptych_client import AsyncClient
+from triptych_client.jobs import is_over
 
 FLIPPED_BYTES = 128
 FLIP_PAUSE_S = 0.02
 FLIPPED_SPAN_BYTES = 2**20
 """Rooms lie at the start of an arena (first fit), so that is where a flipped byte hits one."""
+LOOKS_MAX = 200
+LOOK_PAUSE_S = 0.05
+"""Ten seconds in all: a decoder that has no job by then gets none soon, and who is dead is known to be."""
 
 
 class Injector:
-    """Injects faults. `network` and `disks` are None where this machine can't have them; what needs them is skipped."""
+    """Injects faults.
 
-    def __init__(self, fleet: Fleet, network: Network | None, disks: Disks | None, reason: str) -> None:
-        self._fleet, self._network, self._disks, self._reason = fleet, network, disks, reason
+    `other_model` are flags of workers that serve another model. `network` and `disks` are None where this machine can't
+    have them; what needs them is skipped.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        load: Load,
+        other_model: Sequence[str],
+        network: Network | None,
+        disks: Disks | None,
+        reason: str,
+    ) -> None:
+        self._fleet, self._load, self._other_model = fleet, load, other_model
+        self._network, self._disks, self._reason = network, disks, reason
         self.counts: Counter[Kind] = Counter()
         self.skipped: dict[str, Counter[Kind]] = defaultdict(Counter)
         """Faults left out, by reason."""
@@ -55,13 +76,73 @@ class Injector:
             return self._partition
         if kind in (Kind.DELAY, Kind.LOSS):
             return self._impair
-        return self._corrupt if kind is Kind.CORRUPT else self._fill
+        return {
+            Kind.CORRUPT: self._corrupt,
+            Kind.LEAVE: self._leave,
+            Kind.SICK: self._sicken,
+            Kind.LATE_DECODER: self._delay_decoder,
+            Kind.MODEL_SWAP: self._swap,
+        }.get(kind, self._fill)
 
     async def _kill(self, fault: Fault) -> str:
         await self._fleet.kill(fault.target)
         await self._fleet.start(fault.target)
         await self._fleet.wait_ready(fault.target)
         return ""
+
+    async def _leave(self, fault: Fault) -> str:
+        await self._fleet.leave(fault.target)
+        await self._fleet.start(fault.target)
+        await self._fleet.wait_ready(fault.target)
+        return ""
+
+    async def _sicken(self, fault: Fault) -> str:
+        self._fleet.limit_files(fault.target, 0)
+        await asyncio.sleep(fault.duration_s)
+        self._fleet.limit_files(fault.target, resource.RLIM_INFINITY)
+        await self._fleet.wait_ready(fault.target)  # it may have ended meanwhile, and been started again
+        return ""
+
+    async def _delay_decoder(self, fault: Fault) -> str:
+        """Stopped with a job in hand, for so long that another decoder has done it when it wakes."""
+        pid = self._fleet.pid(fault.target)
+        async with AsyncClient(self._fleet.endpoint, POLICY) as client:
+            for _look in range(LOOKS_MAX):
+                if any(worker.process_id == pid and worker.job_id for worker in (await client.get_fleet()).workers):
+                    break
+                await asyncio.sleep(LOOK_PAUSE_S)
+            else:
+                return "the decoder had no job"
+        return await self._pause(fault)
+
+    async def _swap(self, fault: Fault) -> str:
+        """No client sends anything meanwhile: what is accepted then is the other model's."""
+        async with self._load.closed():
+            before = await self._load.list_all()
+            await self._replace_workers(self._other_model)
+            await asyncio.sleep(fault.duration_s)
+            after = {job.job_id: job for job in await self._load.list_all()}
+            await self._replace_workers(())
+        waiting = [job for job in before if not is_over(job)]
+        touched = [job.job_id for job in waiting if after[job.job_id].state == JOB_STATE_SUCCEEDED]
+        self._fleet.complaints += [f"{job_id} was done by another model's workers" for job_id in touched]
+        return "" if waiting else "no job waited"
+
+    async def _replace_workers(self, flags: Sequence[str]) -> None:
+        """Kill all workers, wait until they are known to be dead, and start as many with these flags besides."""
+        names = self._fleet.shape.workers
+        for name in names:
+            await self._fleet.kill(name)
+        async with AsyncClient(self._fleet.endpoint, POLICY) as client:
+            for _look in range(LOOKS_MAX):
+                if not (await client.get_fleet()).workers:
+                    break
+                await asyncio.sleep(LOOK_PAUSE_S)
+        self._fleet.extra_flags = flags
+        for name in names:
+            await self._fleet.start(name)
+        for name in names:
+            await self._fleet.wait_ready(name)
 
     async def _pause(self, fault: Fault) -> str:
         self._fleet.pause(fault.target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,9 +22,10 @@ from triptych_client import guarded_exec
 READY_TIMEOUT_S = 120.0
 """A start of a process on a machine that does much else, and for a worker the end of its partition."""
 STOP_TIMEOUT_S = 60.0
-ATTEMPTS_MAX = 40
-"""Attempts of a job. The default of 4 is for jobs that kill workers; here the same few jobs meet fault upon fault, and
-one that FAILED for that would be lost. Forty is what no plan of 45 faults reaches."""
+RELEASE_TIMEOUT_S = 1.0
+"""A worker that leaves waits no longer for its rooms to be read: some leave with rooms that are still needed."""
+EXIT_SICK = 1
+"""With what a worker ends that finds itself broken."""
 GUARD = (sys.executable, "-I", "-S", guarded_exec.__file__, str(os.getpid()), "--")
 """Put before a command: it can't outlive the run, not even one that is killed."""
 LAST_LINES = 15
@@ -40,6 +42,8 @@ class Member:
     is_wanted: bool = False
     """Whether its end would be nobody's wish."""
     is_paused: bool = False
+    may_end: bool = False
+    """Whether it may find itself broken, and end."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     watch: asyncio.Task[None] | None = None
 
@@ -64,6 +68,8 @@ class Fleet:
         self.members[CONTROLLER].address = f"{HUB_ADDRESS if network else '127.0.0.1'}:{_free_port()}"
         self.pids: set[int] = set()
         """Of every process that ever was."""
+        self.extra_flags: Sequence[str] = ()
+        """Of workers that are started from now on."""
         self.complaints: list[str] = []
         """Processes that ended by themselves, didn't become ready, or didn't stop."""
 
@@ -102,7 +108,7 @@ class Fleet:
                 stderr=log,
             )
         self.pids.add(member.process.pid)
-        member.is_wanted, member.is_paused = True, False
+        member.is_wanted, member.is_paused, member.may_end = True, False, False
         member.ready.clear()
         member.watch = asyncio.create_task(self._watch(member, member.process))
 
@@ -119,6 +125,21 @@ class Fleet:
         process = self.members[name].process
         assert process is not None
         await process.wait()
+
+    async def leave(self, name: str) -> None:
+        """SIGTERM; return when it has ended, which it must do by itself and in good order."""
+        self._end(name, signal.SIGTERM)
+        await self._wait_ended(name)
+        process = self.members[name].process
+        if process is not None and process.returncode not in (0, None):
+            self.complaints.append(f"{name} left with exit code {process.returncode}\n{self.last_lines(name)}")
+
+    def limit_files(self, name: str, size_bytes: int) -> None:
+        """Bound the files that a process may write, from now on; -1 for no bound. One that has ended needs none."""
+        self.members[name].may_end = True
+        with contextlib.suppress(ProcessLookupError):
+            hard_bytes = resource.prlimit(self.pid(name), resource.RLIMIT_FSIZE)[1]
+            resource.prlimit(self.pid(name), resource.RLIMIT_FSIZE, (size_bytes, hard_bytes))
 
     def pause(self, name: str) -> None:
         """SIGSTOP."""
@@ -156,12 +177,11 @@ class Fleet:
         if role == CONTROLLER:
             flags = ["--state", str(self.folder / "state"), "--result-url", f"file://{self.folder / 'results'}"]
             flags += ["--worker-timeout-s", str(self._worker_timeout_s), "--heartbeat-interval-s", str(HEARTBEAT_S)]
-            flags += ["--attempts-max", str(ATTEMPTS_MAX), *self._controller_flags]
-            return [*command, "--address", self.endpoint, *flags]
+            return [*command, "--address", self.endpoint, *flags, *self._controller_flags]
         mover = "rpc" if int(number) % 2 else "local"
         address = self.network.address(name) if self.network else "127.0.0.1:0"
         flags = ["--controller", self.endpoint, "--address", address, "--mover", mover, "--threads", "1"]
-        flags += self._worker_flags(role)
+        flags += ["--release-timeout-s", str(RELEASE_TIMEOUT_S), *self._worker_flags(role), *self.extra_flags]
         return [*(self.network.prefix(name) if self.network else []), *command, *flags]
 
     async def _watch(self, member: Member, process: asyncio.subprocess.Process) -> None:
@@ -173,10 +193,14 @@ class Fleet:
                 member.ready.set()
         code = await process.wait()
         if member.is_wanted and member.process is process:
-            self.complaints.append(f"{member.name} ended by itself, exit code {code}\n{self.last_lines(member.name)}")
+            if not (member.may_end and code == EXIT_SICK):
+                self._complain(member, code)
             await asyncio.sleep(1.0)  # as a supervisor would, so that the run goes on
             if member.is_wanted and member.process is process:
                 await self.start(member.name)
+
+    def _complain(self, member: Member, code: int) -> None:
+        self.complaints.append(f"{member.name} ended by itself, exit code {code}\n{self.last_lines(member.name)}")
 
     def _end(self, name: str, number: signal.Signals) -> None:
         member = self.members[name]

@@ -45,6 +45,10 @@ class Load:
         """Job by request id."""
         self.unfinished: set[str] = set()
         """Request ids of jobs that are on their way."""
+        self._open = asyncio.Event()
+        """Whether jobs are sent; set but for the time of `closed`."""
+        self._open.set()
+        self._creating: set[asyncio.Task[str]] = set()
         self.not_accepted: dict[str, str] = {}
         """Why, by request id: a deadline that was over before the controller was there."""
 
@@ -64,6 +68,24 @@ class Load:
                 self.unfinished.add(submission.request_id)
                 group.create_task(self._one(submission))
 
+    @asynccontextmanager
+    async def closed(self) -> AsyncIterator[None]:
+        """Let what is being sent be accepted, and have nothing sent for the length of the block."""
+        self._open.clear()
+        try:
+            if self._creating:
+                await asyncio.wait(self._creating, timeout=POLICY.total_s_max)
+            yield
+        finally:
+            self._open.set()
+
+    async def download_again(self, submissions: Sequence[Submission]) -> None:
+        """Fetch every result once more: nothing that came late may have touched it."""
+        by_request = {submission.request_id: submission for submission in submissions}
+        for job in await self.list_all():
+            if job.state == JOB_STATE_SUCCEEDED:
+                await self._download(by_request[job.request_id], job.job_id)
+
     async def audit(self) -> None:
         """List all jobs again and again, until cancelled."""
         while True:
@@ -82,7 +104,11 @@ class Load:
         return listed
 
     async def _one(self, submission: Submission) -> None:
-        job_id = await self._create(submission)
+        await self._open.wait()
+        creating = asyncio.create_task(self._create(submission))
+        self._creating.add(creating)
+        creating.add_done_callback(self._creating.discard)
+        job_id = await creating
         if job_id:
             cancelling = asyncio.create_task(self._cancel(submission, job_id))
             follow = self._watch if submission.is_watched else self._poll

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 CONTROLLER = "controller"
+ALL_WORKERS = "all workers"
 DISKS = ("results", "state")
 
 
@@ -36,6 +37,14 @@ class Kind(StrEnum):
     """Bytes all over a live arena are flipped, again and again for a while, since rooms live for a moment."""
     FILL_RESULTS = "fill-results"
     FILL_STATE = "fill-state"
+    LEAVE = "leave"
+    """SIGTERM: a worker drains and ends, with rooms that others still need; it is started again."""
+    SICK = "sick"
+    """A worker can write no file any more (a resource limit of 0 bytes), so whatever it makes, it fails."""
+    LATE_DECODER = "late-decoder"
+    """SIGSTOP of a decoder that has a job, until well after another has done it; then it wakes and goes on."""
+    MODEL_SWAP = "model-swap"
+    """All workers are killed, and workers of another model come, while jobs wait; then those of the first come back."""
 
 
 WEIGHTS: Mapping[Kind, int] = {
@@ -51,6 +60,10 @@ WEIGHTS: Mapping[Kind, int] = {
     Kind.CORRUPT: 5,
     Kind.FILL_RESULTS: 2,
     Kind.FILL_STATE: 2,
+    Kind.LEAVE: 4,
+    Kind.SICK: 3,
+    Kind.LATE_DECODER: 3,
+    Kind.MODEL_SWAP: 1,
 }
 """How many of each in a full plan; a shorter one keeps the shares, as far as whole numbers allow."""
 WORKER_TIMEOUT_S = 2.0
@@ -68,7 +81,13 @@ _DURATIONS_S: Mapping[Kind, tuple[float, float]] = {
     Kind.CORRUPT: (0.5, 1.5),
     Kind.FILL_RESULTS: (1.0, 3.0),
     Kind.FILL_STATE: (1.0, 3.0),
+    Kind.LEAVE: (0.0, 0.0),
+    Kind.SICK: (2.0, 5.0),
+    Kind.LATE_DECODER: (1.5 * WORKER_TIMEOUT_S, 2.5 * WORKER_TIMEOUT_S),
+    Kind.MODEL_SWAP: (1.0, 2.0),
 }
+SWAP_S = 12.0
+"""What a swap takes beside its duration: the dead are noticed, two fleets start."""
 RECOVERY_S = 3.0
 """Nothing else is done to a target for so long after a fault: faults that overlap are on different targets."""
 FIRST_FAULT_S = 2.0
@@ -84,8 +103,8 @@ class Shape:
     transformers: int = 3
     decoders: int = 2
     jobs: int = 540
-    faults: int = 45
-    seconds: float = 100.0
+    faults: int = 56
+    seconds: float = 120.0
     """Over which jobs and faults are spread."""
     clients: int = 4
 
@@ -182,17 +201,22 @@ def kinds(count: int) -> list[Kind]:
 def _faults(rng: random.Random, shape: Shape) -> list[Fault]:
     order = kinds(shape.faults)
     rng.shuffle(order)
-    pause_s = max(0.0, shape.seconds - FIRST_FAULT_S) / max(1, shape.faults)
+    swaps_s = order.count(Kind.MODEL_SWAP) * (SWAP_S + RECOVERY_S)
+    pause_s = max(0.0, shape.seconds - FIRST_FAULT_S - swaps_s) / max(1, shape.faults)
     free_at_s: dict[str, float] = {}
+    shift_s = FIRST_FAULT_S
     found = []
     for number, kind in enumerate(order):
-        at_s = FIRST_FAULT_S + (number + rng.random()) * pause_s
+        at_s = shift_s + (number + rng.random()) * pause_s
         duration_s = rng.uniform(*_DURATIONS_S[kind])
         candidates = _targets(kind, shape)
-        free = [name for name in candidates if free_at_s.get(_busy(name), 0.0) <= at_s]
-        target = rng.choice(free) if free else min(candidates, key=lambda name: free_at_s[_busy(name)])
-        at_s = max(at_s, free_at_s.get(_busy(target), 0.0))
-        free_at_s[_busy(target)] = at_s + duration_s + RECOVERY_S
+        free = [name for name in candidates if _free_at_s(free_at_s, kind, name, shape) <= at_s]
+        target = rng.choice(free) if free else min(candidates, key=lambda n: _free_at_s(free_at_s, kind, n, shape))
+        at_s = max(at_s, _free_at_s(free_at_s, kind, target, shape))
+        lasts_s = duration_s + (SWAP_S if kind is Kind.MODEL_SWAP else 0.0) + RECOVERY_S
+        if kind is Kind.MODEL_SWAP:
+            shift_s += lasts_s  # nothing else can happen meanwhile, and not everything should happen right after it
+        free_at_s.update(dict.fromkeys(_busy(kind, target, shape), at_s + lasts_s))
         found.append(Fault(round(at_s, 3), kind, target, round(duration_s, 3)))
     return sorted(found, key=lambda fault: fault.at_s)
 
@@ -202,14 +226,31 @@ def _targets(kind: Kind, shape: Shape) -> list[str]:
         return [CONTROLLER]
     if kind in (Kind.FILL_RESULTS, Kind.FILL_STATE):
         return [kind.removeprefix("fill-")]
+    if kind is Kind.MODEL_SWAP:
+        return [ALL_WORKERS]
+    if kind is Kind.LATE_DECODER:
+        return [name for name in shape.workers if name.startswith("decoder")]
     if kind is Kind.CORRUPT:
         return [name for name in shape.workers if not name.startswith("decoder")]  # decoders make no rooms
     return shape.workers
 
 
-def _busy(target: str) -> str:
-    """What a fault keeps busy. A controller doesn't start on a full disk, so that is the controller's fault, too."""
-    return CONTROLLER if target == "state" else target
+def _free_at_s(free_at_s: Mapping[str, float], kind: Kind, target: str, shape: Shape) -> float:
+    """When all that a fault keeps busy is free."""
+    return max(free_at_s.get(name, 0.0) for name in _busy(kind, target, shape))
+
+
+def _busy(kind: Kind, target: str, shape: Shape) -> list[str]:
+    """What a fault keeps busy.
+
+    A controller doesn't start on a full disk, so that is the controller's fault, too. A swap needs everybody. Workers
+    are sick one at a time: an error that two workers meet is the job's.
+    """
+    if kind is Kind.MODEL_SWAP:
+        return [*shape.workers, CONTROLLER, *DISKS]
+    if kind is Kind.SICK:
+        return [target, "sickness"]
+    return [CONTROLLER, target] if target == "state" else [target]
 
 
 def _submissions(rng: random.Random, shape: Shape) -> list[Submission]:

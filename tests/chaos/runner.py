@@ -52,8 +52,8 @@ async def run(plan: Plan, stages: Stages, folder: Path, reason: str) -> Report:
     left: list[str] = []
     async with _surroundings(plan, folder, reason, left) as around:
         fleet = Fleet(folder, plan.shape, stages.worker_flags, around.network)
-        injector = Injector(fleet, around.network, around.disks, reason)
         load = Load(fleet, stages, folder, clock.elapsed_s)
+        injector = Injector(fleet, load, stages.other_model_flags, around.network, around.disks, reason)
         try:
             await fleet.open()
             before = Sample.of(fleet.pid(CONTROLLER))
@@ -112,6 +112,7 @@ async def _work(
             found.append(
                 f"{len(load.unfinished)} jobs weren't over {SETTLE_TIMEOUT_S:g} s after the last fault: {shown}"
             )
+        await load.download_again(submissions)
         jobs = await load.list_all()
     return jobs, found
 

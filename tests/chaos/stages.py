@@ -26,6 +26,10 @@ class Stages(Protocol):
     def worker_flags(self, role: str) -> tuple[str, ...]:
         """Flags of a role's workers."""
 
+    @property
+    def other_model_flags(self) -> tuple[str, ...]:
+        """Flags, after those of the role, with which workers serve another model."""
+
     def adapt(self, submission: Submission) -> Submission:
         """The submission without what these stages can't do."""
 
@@ -46,6 +50,11 @@ class FakeStages:
         """See `Stages`. The flag is of the transformer's time, of which the other roles take a share."""
         seconds = self._seconds_by_role[role] / (1.0 if role == "transformer" else SIDE_SHARE)
         return ("--fake-stage-seconds", f"{seconds:g}", "--arena-bytes", str(ARENA_BYTES))
+
+    @property
+    def other_model_flags(self) -> tuple[str, ...]:
+        """See `Stages`."""
+        return ("--fake-model", "another")
 
     def adapt(self, submission: Submission) -> Submission:
         """As it is."""
@@ -82,7 +91,8 @@ class RealStages:
         from triptych_client.fleet import RolePlan
         from triptych_client.fused import FusedModel
 
-        model = wan_t2v(folder)
+        model = wan_t2v(folder / "one")
+        self._other = wan_t2v(folder / "other", seed=1)
         self._flags = ("--model", model, "--arena-bytes", str(4 * ARENA_BYTES))
         roles = {role: RolePlan() for role in ("encoder", "transformer", "decoder")}
         self._model = FusedModel.load(model, "", roles, 1)
@@ -90,6 +100,11 @@ class RealStages:
     def worker_flags(self, role: str) -> tuple[str, ...]:
         """See `Stages`."""
         return self._flags
+
+    @property
+    def other_model_flags(self) -> tuple[str, ...]:
+        """See `Stages`."""
+        return ("--model", self._other)
 
     def adapt(self, submission: Submission) -> Submission:
         """No model refuses a value that the controller accepts, so nothing asks for that."""

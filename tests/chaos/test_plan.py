@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.chaos.plan import CONTROLLER, RECOVERY_S, Kind, Shape, kinds, make_plan
+from tests.chaos.plan import ALL_WORKERS, CONTROLLER, RECOVERY_S, Kind, Shape, kinds, make_plan
 
 
 @pytest.mark.parametrize("seed", [1, 2, 77])
@@ -44,9 +44,10 @@ def test_every_plan_has_every_kind_of_fault_and_of_job(seed: int) -> None:
 def test_faults_of_one_target_leave_it_time_between(seed: int) -> None:
     free_at_s: dict[str, float] = {}
     for fault in make_plan(seed, Shape()).faults:
-        target = CONTROLLER if fault.target == "state" else fault.target
-        assert fault.at_s >= free_at_s.get(target, 0.0) - 0.01
-        free_at_s[target] = fault.at_s + fault.duration_s + RECOVERY_S
+        targets = [*Shape().workers, CONTROLLER] if fault.target == ALL_WORKERS else [fault.target]
+        for target in [CONTROLLER if name == "state" else name for name in targets]:
+            assert fault.at_s >= free_at_s.get(target, 0.0) - 0.01
+            free_at_s[target] = fault.at_s + fault.duration_s + RECOVERY_S
 
 
 def test_a_short_plan_has_each_kind_once_before_any_twice() -> None:
