@@ -97,9 +97,12 @@ class Injector:
         return ""
 
     async def _sicken(self, fault: Fault) -> str:
-        self._fleet.limit_files(fault.target, 0)
+        """One that can write no file any more fails what it has made; one that can open none fails at once."""
+        kind = random.Random(fault.at_s).choice((resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE))
+        pid, before = self._fleet.pid(fault.target), self._fleet.limit(fault.target, kind, 0)
         await asyncio.sleep(fault.duration_s)
-        self._fleet.limit_files(fault.target, resource.RLIM_INFINITY)
+        if self._fleet.pid(fault.target) == pid:
+            self._fleet.limit(fault.target, kind, before)
         await self._fleet.wait_ready(fault.target)  # it may have ended meanwhile, and been started again
         return ""
 

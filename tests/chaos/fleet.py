@@ -134,12 +134,15 @@ class Fleet:
         if process is not None and process.returncode not in (0, None):
             self.complaints.append(f"{name} left with exit code {process.returncode}\n{self.last_lines(name)}")
 
-    def limit_files(self, name: str, size_bytes: int) -> None:
-        """Bound the files that a process may write, from now on; -1 for no bound. One that has ended needs none."""
+    def limit(self, name: str, kind: int, soft: int) -> int:
+        """Set a soft resource limit of a process; what it was. One that has ended in the meantime needs none."""
         self.members[name].may_end = True
-        with contextlib.suppress(ProcessLookupError):
-            hard_bytes = resource.prlimit(self.pid(name), resource.RLIMIT_FSIZE)[1]
-            resource.prlimit(self.pid(name), resource.RLIMIT_FSIZE, (size_bytes, hard_bytes))
+        try:
+            before, hard = resource.prlimit(self.pid(name), kind)
+            resource.prlimit(self.pid(name), kind, (soft, hard))
+        except ProcessLookupError:
+            return soft
+        return before
 
     def pause(self, name: str) -> None:
         """SIGSTOP."""

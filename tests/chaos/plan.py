@@ -40,7 +40,7 @@ class Kind(StrEnum):
     LEAVE = "leave"
     """SIGTERM: a worker drains and ends, with rooms that others still need; it is started again."""
     SICK = "sick"
-    """A worker can write no file any more (a resource limit of 0 bytes), so whatever it makes, it fails."""
+    """A worker can write, or open, no file any more (a resource limit of 0), so it fails everything."""
     LATE_DECODER = "late-decoder"
     """SIGSTOP of a decoder that has a job, until well after another has done it; then it wakes and goes on."""
     MODEL_SWAP = "model-swap"
@@ -82,7 +82,7 @@ _DURATIONS_S: Mapping[Kind, tuple[float, float]] = {
     Kind.FILL_RESULTS: (1.0, 3.0),
     Kind.FILL_STATE: (1.0, 3.0),
     Kind.LEAVE: (0.0, 0.0),
-    Kind.SICK: (2.0, 5.0),
+    Kind.SICK: (3.0, 8.0),
     Kind.LATE_DECODER: (1.5 * WORKER_TIMEOUT_S, 2.5 * WORKER_TIMEOUT_S),
     Kind.MODEL_SWAP: (1.0, 2.0),
 }
