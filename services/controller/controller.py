@@ -20,6 +20,7 @@ from services.controller.dispatcher import Dispatcher
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
 from services.controller.media_checks import MediaChecks
+from services.controller.routing import elsewhere
 from triptych import telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, LeaseLost, NotFound, RingFull
@@ -29,9 +30,12 @@ from triptych.roles import role_name
 from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
 from triptych.v1.fleet_service_pb2 import (
     FAILURE_REASON_INVALID_REQUEST,
+    FAILURE_REASON_OUT_OF_MEMORY,
     FAILURE_REASON_SOURCE_CORRUPT,
     FAILURE_REASON_SOURCE_GONE,
+    FAILURE_REASON_STAGE_ERROR,
     FAILURE_REASON_STOPPED,
+    FAILURE_REASON_WORKER_BROKEN,
     CompletePhaseRequest,
     FailPhaseRequest,
     FailureReason,
@@ -39,11 +43,18 @@ from triptych.v1.fleet_service_pb2 import (
     StartPhaseRequest,
 )
 from triptych.v1.job_pb2 import (
+    ATTEMPT_KIND_GIVEN_UP,
+    ATTEMPT_KIND_OUT_OF_MEMORY,
+    ATTEMPT_KIND_ROOM_LOST,
+    ATTEMPT_KIND_STAGE_ERROR,
+    ATTEMPT_KIND_UNSPECIFIED,
+    ATTEMPT_KIND_WORKER_SICK,
     JOB_STATE_CANCELLED,
     JOB_STATE_EXPIRED,
     JOB_STATE_FAILED,
     JOB_STATE_QUEUED,
     Attempt,
+    AttemptKind,
     GenerationRequest,
     Job,
     JobState,
@@ -53,6 +64,23 @@ from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.ring_service_pb2 import Lease
 
 log = logging.getLogger(__name__)
+
+KIND_OF: Mapping[FailureReason.ValueType, AttemptKind.ValueType] = {
+    FAILURE_REASON_STAGE_ERROR: ATTEMPT_KIND_STAGE_ERROR,
+    FAILURE_REASON_OUT_OF_MEMORY: ATTEMPT_KIND_OUT_OF_MEMORY,
+    FAILURE_REASON_WORKER_BROKEN: ATTEMPT_KIND_WORKER_SICK,
+    FAILURE_REASON_SOURCE_GONE: ATTEMPT_KIND_ROOM_LOST,
+    FAILURE_REASON_SOURCE_CORRUPT: ATTEMPT_KIND_ROOM_LOST,
+    FAILURE_REASON_STOPPED: ATTEMPT_KIND_GIVEN_UP,
+}
+"""What a worker's report makes of the attempt; INVALID_REQUEST ends the job instead."""
+
+
+def attempt_of(role: Role.ValueType, rank: int, reason: str, kind: AttemptKind.ValueType) -> Attempt:
+    """An attempt that ends now."""
+    attempt = Attempt(role=role, rank=rank, reason=reason, kind=kind)
+    attempt.end_time.GetCurrentTime()
+    return attempt
 
 
 class Controller:
@@ -115,7 +143,7 @@ class Controller:
     async def start_phase(self, request: StartPhaseRequest) -> GenerationRequest:
         """A worker begins a dispatch that it has claimed. Raises LeaseLost when it must drop it."""
         self.fleet.check(request.lease.rank, request.role)
-        await self._apply(
+        entry = await self._apply(
             request.job_id, lambda entry: jobs.start(entry, request.role, request.generation, request.lease)
         )
         previous = self.ledger.progress.get(request.job_id, Progress())
@@ -124,12 +152,19 @@ class Controller:
         stored = await self.ledger.journal.get_request(request.job_id)
         if stored is None:
             raise NotFound(f"there is no job {request.job_id!r}")
-        if request.role != ROLE_ENCODER:  # only encoders need them
-            for private in ("prompt", "negative_prompt", "media"):
-                stored.ClearField(private)
-        stored.ClearField("deadline_time")  # the dispatch has it; a request is refused for one that has passed
         self.dispatcher.work.set()
-        return stored
+        return self._share(entry, request.role, stored)
+
+    def _share(self, entry: JournalEntry, role: Role.ValueType, request: GenerationRequest) -> GenerationRequest:
+        """What a role needs of a request: encoders what the pipeline takes, decoders how to deliver, others nothing."""
+        if role == ROLE_ENCODER:
+            request.ClearField("deadline_time")  # the dispatch has it; a request is refused for one that has passed
+            request.transformer_rank = request.transformer_rank or elsewhere(entry, ROLE_TRANSFORMER, self.fleet)
+            request.decoder_rank = request.decoder_rank or elsewhere(entry, ROLE_DECODER, self.fleet)
+            return request
+        if role == ROLE_DECODER:
+            return GenerationRequest(output_format=request.output_format, frames_per_second=request.frames_per_second)
+        return GenerationRequest()
 
     async def complete_phase(self, request: CompletePhaseRequest, result_url: str) -> None:
         """A stage is done, its files below `result_url`. The first completion is taken; LeaseLost refuses others."""
@@ -159,7 +194,8 @@ class Controller:
         if reason not in FailureReason.values():
             raise InvalidRequest("reason", reason, ", ".join(FailureReason.keys()))
         message = request.message[:FAILURE_CHARS_MAX]
-        attempt = self._attempt(request.role, request.lease.rank, message or FailureReason.Name(reason))
+        kind = KIND_OF.get(reason, ATTEMPT_KIND_UNSPECIFIED)
+        attempt = attempt_of(request.role, request.lease.rank, message or FailureReason.Name(reason), kind)
         now = Timestamp()
         now.GetCurrentTime()
 
@@ -179,15 +215,14 @@ class Controller:
         log.warning("stage failed: %s", message, extra={"job_id": request.job_id, "rank": request.lease.rank})
         await self._apply(request.job_id, change)
 
-    async def lease_lost(self, entry: JournalEntry, rank: int, reason: str, *, redelivered: bool) -> None:
+    async def lease_lost(self, entry: JournalEntry, attempt: Attempt, *, redelivered: bool) -> None:
         """The worker of a running job is gone. `redelivered`: the ring has put its dispatch up again."""
-        attempt, cap = self._attempt(jobs.role_of(entry), rank, reason), self.config.attempts_max
-        change = jobs.lose_lease if redelivered else jobs.retry
+        change, cap = jobs.lose_lease if redelivered else jobs.retry, self.config.attempts_max
         await self._apply_if_same(entry, lambda e: change(e, attempt, cap))
 
-    async def source_lost(self, entry: JournalEntry, rank: int, reason: str) -> None:
+    async def source_lost(self, entry: JournalEntry, attempt: Attempt) -> None:
         """The room that a job reads next is gone: back to the last stage whose own room is still there."""
-        attempt, cap = self._attempt(jobs.role_of(entry), rank, reason), self.config.attempts_max
+        cap = self.config.attempts_max
         lost = jobs.dispatch_of(entry).room.room_id
         await self._apply_if_same(
             entry,
@@ -228,8 +263,10 @@ class Controller:
     def report(self, report: HeartbeatRequest) -> None:
         """A heartbeat. Raises Fenced when the rank isn't (or is no longer) a member, NotAllowed as `Fleet.check`."""
         member = self.fleet.check(report.rank)
-        now_s = asyncio.get_running_loop().time()
+        now_s, took_work = asyncio.get_running_loop().time(), member.takes_work
         member.saw(report, now_s)
+        if took_work and not member.takes_work:
+            self.dispatcher.withdraw(report.rank)
         for ring in report.changed_rings:
             if ring in self.rings:
                 self.rings[ring].hint()
@@ -281,11 +318,6 @@ class Controller:
 
     def _is_readable(self, dispatch: Dispatch) -> bool:
         return dispatch.HasField("room") and dispatch.room.owner_rank in self.fleet.members
-
-    def _attempt(self, role: Role.ValueType, rank: int, reason: str) -> Attempt:
-        attempt = Attempt(role=role, rank=rank, reason=reason)
-        attempt.end_time.GetCurrentTime()
-        return attempt
 
     async def expire(self) -> None:
         """End the jobs whose deadline has passed."""

@@ -13,11 +13,12 @@ from services.controller import jobs
 from services.controller.fair_queue import FairQueue
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger
+from services.controller.routing import elsewhere
 from triptych.errors import Fenced, RingFull
 from triptych.rings.layout import Kind
 from triptych.rings.memory import MemoryRing
 from triptych.roles import RING_OF
-from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Ring, Role
+from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.ring_service_pb2 import Lease
 
@@ -93,10 +94,30 @@ class Dispatcher:
         return stats.open_count >= enough or stats.ready_count >= stats.slot_count // 2
 
     async def _publish(self, ring: MemoryRing, entry: JournalEntry) -> None:
-        dispatch = jobs.dispatch_of(entry)
+        dispatch, role = jobs.dispatch_of(entry), jobs.role_of(entry)
         dispatch.publish_time.GetCurrentTime()
         dispatch.sender_rank = 0
-        await ring.publish(dispatch, self._fleet.target_of(dispatch.receiver_rank))
+        if role == ROLE_TRANSFORMER and not dispatch.decoder_rank:
+            dispatch.decoder_rank = elsewhere(entry, ROLE_DECODER, self._fleet)
+        target = self._fleet.target_of(dispatch.receiver_rank) or elsewhere(entry, role, self._fleet)
+        await ring.publish(dispatch, target)
+
+    def withdraw_stale(self) -> None:
+        """Take out of the rings what nobody may start any more: it would look like work that waits."""
+        for ring in self._rings.values():
+            ring.withdraw(self._is_stale)
+
+    def _is_stale(self, dispatch: Dispatch) -> bool:
+        entry = self._ledger.active.get(dispatch.job_id)
+        return entry is None or (entry.job.generation, jobs.role_of(entry)) != (dispatch.generation, dispatch.role)
+
+    def withdraw(self, rank: int) -> None:
+        """A worker claims nothing any more: what waits for it alone goes to others."""
+        for ring in self._rings.values():
+            for removed in ring.withdraw(lambda dispatch: dispatch.receiver_rank == rank):
+                entry = self._ledger.active.get(removed.dispatch.job_id)
+                if entry is not None and entry.job.generation == removed.dispatch.generation:
+                    self.enqueue(entry)
 
     def lease_to(self, rank: int, entry: JournalEntry) -> Lease | None:
         """Lease an accepted job to an encoder without a publication; None where that can't be, and the job queues.

@@ -17,7 +17,7 @@ from triptych.identity import caller
 from triptych.roles import RING_OF, role_name
 from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Ring, Role
 from triptych.v1.fleet_service_pb2 import HeartbeatRequest, HeartbeatResponse, RegisterWorkerRequest
-from triptych.v1.worker_pb2 import WORKER_STATE_IDLE, Worker
+from triptych.v1.worker_pb2 import WORKER_STATE_DRAINING, WORKER_STATE_IDLE, WORKER_STATE_QUARANTINED, Worker
 
 
 def check_role(role: Role.ValueType) -> None:
@@ -52,6 +52,11 @@ class Member:
     def address(self) -> str:
         """`host:port` of its services; empty while it is only expected."""
         return self.registration.address if self.registration else ""
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether it claims, or will when it has space: it is neither leaving nor in quarantine."""
+        return self.report.state not in (WORKER_STATE_DRAINING, WORKER_STATE_QUARANTINED)
 
     def saw(self, report: HeartbeatRequest, now_s: float) -> None:
         """Take note of a heartbeat."""
@@ -132,8 +137,9 @@ class Fleet:
         return member
 
     def target_of(self, rank: int) -> int:
-        """The only rank that may claim what is meant for `rank`: 0, anyone, for one that is dead or was never given."""
-        return rank if rank in self.members else 0
+        """The only rank that may claim what is meant for `rank`: 0, anyone, for one that is dead or claims nothing."""
+        member = self.members.get(rank)
+        return rank if member is not None and member.takes_work else 0
 
     def registered(self) -> list[Member]:
         """Members that have registered in this epoch."""

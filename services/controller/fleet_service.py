@@ -18,7 +18,7 @@ from triptych.errors import Fenced
 from triptych.identity import SCOPE_SUBMIT, Identity, caller
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import fleet_service_pb2_grpc as pb_grpc
-from triptych.v1.job_pb2 import JobState
+from triptych.v1.job_pb2 import ATTEMPT_KIND_GIVEN_UP, JobState
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -100,7 +100,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
     ) -> pb.UnregisterWorkerResponse:
         if request.rank in self._controller.fleet.members:
             self._controller.fleet.check(request.rank)
-        await self._supervisor.bury(request.rank, f"rank {request.rank} left")
+        await self._supervisor.bury(request.rank, f"rank {request.rank} left", ATTEMPT_KIND_GIVEN_UP)
         return pb.UnregisterWorkerResponse()
 
     async def GetFleet(self, request: pb.GetFleetRequest, context: Context) -> pb.GetFleetResponse:

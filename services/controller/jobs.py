@@ -15,7 +15,8 @@
 Rules for editors: a function here takes an entry and returns a new one or raises; it never changes its
 argument, reads a clock or does I/O. A terminal state is never left. A dispatch counts only in the generation
 that it was published in, so whatever sends a job back raises the generation and with it refuses every dispatch,
-completion and failure that is still under way.
+completion and failure that is still under way. `COUNTED` says which attempts count against `attempts_max`: what failed
+while the job ran, and nothing that happened around it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ from triptych.v1.dispatch_pb2 import (
     Role,
 )
 from triptych.v1.job_pb2 import (
+    ATTEMPT_KIND_OUT_OF_MEMORY,
+    ATTEMPT_KIND_STAGE_ERROR,
+    ATTEMPT_KIND_UNSPECIFIED,
+    ATTEMPT_KIND_WORKER_DIED,
+    ATTEMPT_KIND_WORKER_SICK,
     JOB_STATE_CANCELLED,
     JOB_STATE_DECODING,
     JOB_STATE_DENOISED,
@@ -43,6 +49,8 @@ from triptych.v1.job_pb2 import (
     JOB_STATE_QUEUED,
     JOB_STATE_SUCCEEDED,
     Attempt,
+    AttemptKind,
+    Job,
     JobState,
 )
 from triptych.v1.journal_pb2 import JournalEntry
@@ -61,6 +69,20 @@ RUNNING: dict[Role.ValueType, JobState.ValueType] = {
 ROLE_OF: dict[JobState.ValueType, Role.ValueType] = {
     state: role for table in (WAITING, RUNNING) for role, state in table.items()
 }
+COUNTED = frozenset(
+    {
+        ATTEMPT_KIND_UNSPECIFIED,
+        ATTEMPT_KIND_STAGE_ERROR,
+        ATTEMPT_KIND_WORKER_DIED,
+        ATTEMPT_KIND_OUT_OF_MEMORY,
+    }
+)
+"""Ends of attempts that count against `attempts_max`."""
+UNCOUNTED_MAX = 100
+"""Attempts of one job that may end for reasons around it. A fleet that loses a room, or leaves, a hundred times while
+one job is under way is not going to finish it; and the record of so many takes some 30 KiB."""
+OUT_OF_MEMORY_MAX = 2
+"""A job that is too large for two workers is too large."""
 Change = Callable[[JournalEntry], JournalEntry]
 OVER = frozenset({JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED, JOB_STATE_EXPIRED})
 
@@ -135,7 +157,7 @@ def complete(entry: JournalEntry, role: Role.ValueType, generation: int, lease: 
 
 
 def retry(entry: JournalEntry, attempt: Attempt, attempts_max: int) -> JournalEntry:
-    """The running stage failed: wait for the same role again, or FAIL past the cap."""
+    """The running stage failed: wait for the same role again, or FAIL past the cap (see `COUNTED`)."""
     return _send_back(entry, attempt, attempts_max, role_of(entry))
 
 
@@ -181,16 +203,61 @@ def give_up(entry: JournalEntry, state: JobState.ValueType, error: str, *, dead_
     return after
 
 
+def counted(job: Job) -> int:
+    """How many attempts count against `attempts_max`."""
+    return sum(attempt.kind in COUNTED for attempt in job.attempts)
+
+
+def failures(job: Job, role: Role.ValueType) -> dict[int, int]:
+    """How often each rank has failed the job in a role, whether that counts or not."""
+    found: dict[int, int] = {}
+    for attempt in job.attempts:
+        if attempt.role == role:
+            found[attempt.rank] = found.get(attempt.rank, 0) + 1
+    return found
+
+
+def absolve(entry: JournalEntry, rank: int, *, is_sick: bool) -> JournalEntry:
+    """A worker turned out to be broken, so what it failed doesn't count; or (not `is_sick`) it is well after all."""
+    source, target = ATTEMPT_KIND_STAGE_ERROR, ATTEMPT_KIND_WORKER_SICK
+    if not is_sick:
+        source, target = target, source
+    after = _copy(entry)
+    for attempt in after.job.attempts:
+        if attempt.rank == rank and (
+            attempt.kind == source or (is_sick and attempt.kind == ATTEMPT_KIND_OUT_OF_MEMORY)
+        ):
+            attempt.kind = target
+    return after if after != entry else entry
+
+
+def _verdict(job: Job, attempts_max: int) -> str:
+    """Why a job is not tried again, or nothing."""
+    count, last = counted(job), job.attempts[-1]
+    if last.kind == ATTEMPT_KIND_OUT_OF_MEMORY and _count(job, last.kind) >= OUT_OF_MEMORY_MAX:
+        return last.reason
+    if count >= attempts_max:
+        reason = next(a.reason for a in reversed(job.attempts) if a.kind in COUNTED)
+        return f"gave up after {count} attempts; the last: {reason}"
+    if len(job.attempts) - count >= UNCOUNTED_MAX:
+        return f"gave up after {UNCOUNTED_MAX} interruptions; the last: {last.reason}"
+    return ""
+
+
+def _count(job: Job, kind: AttemptKind.ValueType) -> int:
+    return sum(attempt.kind == kind for attempt in job.attempts)
+
+
 def _send_back(entry: JournalEntry, attempt: Attempt, attempts_max: int, role: Role.ValueType) -> JournalEntry:
     after = _copy(entry)
     after.ClearField("lease")
     after.job.attempts.append(attempt)
     after.job.generation += 1
     after.job.step = 0
-    if len(after.job.attempts) >= attempts_max:
+    if verdict := _verdict(after.job, attempts_max):
         after.job.state = JOB_STATE_FAILED
         after.job.dead_letter = True
-        after.job.error = f"gave up after {len(after.job.attempts)} attempts; the last: {attempt.reason}"
+        after.job.error = verdict
         return after
     after.job.state = WAITING[role]
     if role == ROLE_ENCODER:

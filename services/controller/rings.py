@@ -10,6 +10,7 @@ from typing import NamedTuple
 from triptych.config import ControllerConfig
 from triptych.errors import NoCard, RingMismatch, RingRefused, RingUnreachable
 from triptych.rings.access import try_card
+from triptych.rings.layout import ATTEMPT_MAX
 from triptych.rings.memory import MemoryRing, ignore
 from triptych.rings.ring import Removed
 from triptych.rings.verbs.host import RingHost
@@ -52,7 +53,7 @@ def open_rings(
         return MemoryRing(
             name,
             epoch,
-            attempts_max=config.attempts_max,
+            attempts_max=ATTEMPT_MAX,  # the journal counts, and tells what failed from what was only handed back
             on_dead_letter=on_dead_letter,
             on_ready=lambda: on_ready(name),
             on_fence=host.disconnect if host is not None else ignore,

@@ -12,17 +12,23 @@ import logging
 from dataclasses import dataclass
 
 from services.controller import jobs
-from services.controller.controller import Controller
+from services.controller.controller import Controller, attempt_of
 from services.controller.fleet import check_role
 from triptych.errors import Fenced, Full, InvalidRequest, JournalFull, LeaseLost, NotAllowed, RingFull, WrongState
 from triptych.rings.layout import Kind
-from triptych.rings.recovery import TARGET_DEAD
+from triptych.rings.recovery import PAST_CAP
 from triptych.rings.ring import Removed
 from triptych.roles import RING_OF, ring_name, role_name
 from triptych.telemetry import RingDepth
-from triptych.v1.dispatch_pb2 import ROLE_ENCODER, ROLE_UNSPECIFIED, Dispatch, Role
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER, ROLE_UNSPECIFIED, Role
 from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest, RegisterWorkerResponse, RunningPhase
-from triptych.v1.job_pb2 import JOB_STATE_FAILED
+from triptych.v1.job_pb2 import (
+    ATTEMPT_KIND_GIVEN_UP,
+    ATTEMPT_KIND_ROOM_LOST,
+    ATTEMPT_KIND_WORKER_DIED,
+    Attempt,
+    AttemptKind,
+)
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.ring_service_pb2 import Lease
@@ -42,6 +48,8 @@ class _Grave:
 
     rank: int
     reason: str
+    kind: AttemptKind.ValueType
+    """What its end is to the job that it ran."""
     handed_back: frozenset[tuple[int, int, int]]
     """Dispatches that it had given up itself."""
     redelivered: frozenset[str]
@@ -151,7 +159,8 @@ class Supervisor:
             await self._let_go(rank, running)
         for other in list(self._ledger.active.values()):
             if jobs.is_running(other) and other.lease.rank == rank and other.lease != adopted:
-                await self._lost(other, rank, "the worker came back without the job", redelivered=False)
+                reason = "the worker came back without the job"
+                await self._lost(other, rank, reason, ATTEMPT_KIND_GIVEN_UP, redelivered=False)
         return adopted
 
     async def _let_go(self, rank: int, running: RunningPhase) -> None:
@@ -198,7 +207,8 @@ class Supervisor:
             if source.owner_rank != rank:
                 continue
             if source.room_id not in held:
-                await self._controller.source_lost(entry, rank, "its owner came back without the tensors")
+                reason = "its owner came back without the tensors"
+                await self._controller.source_lost(entry, _room_lost(entry, rank, reason))
             elif entry.job.job_id in self._unpublished:
                 self._controller.dispatcher.enqueue(entry)
             self._unpublished.discard(entry.job.job_id)
@@ -206,18 +216,19 @@ class Supervisor:
 
     # -- workers go -------------------------------------------------------------------------------------------
 
-    async def bury(self, rank: int, reason: str) -> None:
+    async def bury(self, rank: int, reason: str, kind: AttemptKind.ValueType = ATTEMPT_KIND_WORKER_DIED) -> None:
         """A rank is dead: fence it, reap its leases, send back the jobs whose next room it held.
 
-        What the journal can't take now is left for the next tick.
+        `kind` is what its end is to the job that it ran: nothing that counts, where it left in good order. What the
+        journal can't take now is left for the next tick.
         """
-        self._fence(rank, reason)
+        self._fence(rank, reason, kind)
         try:
             await self._fill_graves()
         except JournalFull as error:
             log.error("rank %d is fenced; its jobs wait: %s", rank, error)
 
-    def _fence(self, rank: int, reason: str) -> None:
+    def _fence(self, rank: int, reason: str, kind: AttemptKind.ValueType) -> None:
         """What takes no disk: from here on the rank can change nothing, and others get its dispatches."""
         if self._fleet.remove(rank) is None:
             return
@@ -231,7 +242,7 @@ class Supervisor:
             redelivered.update(dispatch.job_id for dispatch in reaped.redelivered_dispatches)
             for removed in reaped.removed:
                 self.removed(removed)
-        self._graves.append(_Grave(rank, reason, frozenset(handed_back), frozenset(redelivered)))
+        self._graves.append(_Grave(rank, reason, kind, frozenset(handed_back), frozenset(redelivered)))
 
     async def _fill_graves(self) -> None:
         """Write down what follows from each death. Raises JournalFull with the rest left for the next tick."""
@@ -259,10 +270,11 @@ class Supervisor:
         if jobs.is_running(entry) and entry.lease.rank == grave.rank:
             if _token(entry.lease) in grave.handed_back:
                 return False  # it drained: the next to claim it supersedes the lease, and nothing went wrong
-            await self._lost(entry, grave.rank, grave.reason, redelivered=job_id in grave.redelivered)
+            redelivered = job_id in grave.redelivered
+            await self._lost(entry, grave.rank, grave.reason, grave.kind, redelivered=redelivered)
             return True
         if not jobs.is_running(entry) and jobs.dispatch_of(entry).room.owner_rank == grave.rank:
-            await self._controller.source_lost(entry, grave.rank, grave.reason)
+            await self._controller.source_lost(entry, _room_lost(entry, grave.rank, grave.reason))
             return True
         return False
 
@@ -275,12 +287,14 @@ class Supervisor:
             if slot.kind in (Kind.READY, Kind.LEASED) and slot.rank != rank  # what is READY for it goes with it
         }
 
-    async def _lost(self, entry: JournalEntry, rank: int, reason: str, *, redelivered: bool) -> None:
-        source = jobs.dispatch_of(entry)
+    async def _lost(
+        self, entry: JournalEntry, rank: int, reason: str, kind: AttemptKind.ValueType, *, redelivered: bool
+    ) -> None:
+        source, attempt = jobs.dispatch_of(entry), attempt_of(jobs.role_of(entry), rank, reason, kind)
         if source.HasField("room") and source.room.owner_rank not in self._fleet.members:
-            await self._controller.source_lost(entry, rank, reason)
+            await self._controller.source_lost(entry, attempt)
         else:
-            await self._controller.lease_lost(entry, rank, reason, redelivered=redelivered)
+            await self._controller.lease_lost(entry, attempt, redelivered=redelivered)
 
     def removed(self, removed: Removed) -> None:
         """A ring took an entry out for good; the next tick settles what becomes of its job."""
@@ -290,18 +304,20 @@ class Supervisor:
     async def _settle_removed(self) -> None:
         while self._removed:
             removed = self._removed[-1]
-            await self._settle_one(removed.dispatch, removed.reason)
+            await self._settle_one(removed)
             self._removed.remove(removed)  # only now: the journal may have refused it
 
-    async def _settle_one(self, dispatch: Dispatch, reason: str) -> None:
-        entry = self._ledger.active.get(dispatch.job_id)
-        if entry is None or entry.job.generation != dispatch.generation:
+    async def _settle_one(self, removed: Removed) -> None:
+        """Whatever took it out of the ring: the journal counts attempts, and what waits is published anew."""
+        entry = self._ledger.active.get(removed.dispatch.job_id)
+        if entry is None or entry.job.generation != removed.dispatch.generation:
             return
-        if reason == TARGET_DEAD:
-            self._controller.dispatcher.enqueue(entry)
-        else:
-            error = "it was delivered too often"
-            await self._controller.give_up(dispatch.job_id, JOB_STATE_FAILED, error, dead_letter=True)
+        if jobs.is_running(entry):  # handed back as often as a ring can count, and nobody has claimed it since
+            if removed.reason == PAST_CAP and _token(entry.lease) == _token(removed.lease):
+                attempt = attempt_of(jobs.role_of(entry), entry.lease.rank, "handed back", ATTEMPT_KIND_GIVEN_UP)
+                await self._controller.lease_lost(entry, attempt, redelivered=False)
+            return
+        self._controller.dispatcher.enqueue(entry)
 
     # -- time -------------------------------------------------------------------------------------------------
 
@@ -325,6 +341,7 @@ class Supervisor:
         self.depths = [RingDepth(name, s.ready_count, s.leased_count) for name, s in stats.items()]
         await self._fill_graves()
         await self._settle_removed()
+        self._controller.dispatcher.withdraw_stale()
         await self._controller.expire()
 
     async def run(self) -> None:
@@ -347,6 +364,10 @@ class Supervisor:
             await self._controller.dispatcher.work.wait()
             self._controller.dispatcher.work.clear()
             await self._controller.dispatcher.publish_waiting()
+
+
+def _room_lost(entry: JournalEntry, rank: int, reason: str) -> Attempt:
+    return attempt_of(jobs.role_of(entry), rank, reason, ATTEMPT_KIND_ROOM_LOST)
 
 
 def _token(lease: Lease) -> tuple[int, int, int]:

@@ -194,6 +194,34 @@ async def test_an_attempt_that_cannot_grow_goes_to_the_controller() -> None:
     assert ring.stats()[1:3] == (0, 1)
 
 
+async def test_withdrawing_takes_what_waits_and_is_unwanted() -> None:
+    ring = MemoryRing(RING, 1, attempts_max=3)
+    for name in ("held", "unwanted", "wanted"):
+        await ring.publish(job(name), 0)
+    held = await some(ring, 4)
+    removed = ring.withdraw(lambda dispatch: dispatch.job_id != "wanted")
+    assert [(one.dispatch.job_id, one.reason) for one in removed] == [("unwanted", recovery.WITHDRAWN)]
+    assert ring.holds(held.lease)
+    assert (await some(ring, 5)).dispatch.job_id == "wanted"
+    assert ring.stats().removed_count == 1
+
+
+async def test_an_entry_that_is_claimed_while_it_is_withdrawn_stays_the_claimers() -> None:
+    geometry = Geometry()
+    driver = MemoryDriver(memoryview(bytearray(geometry.ring_bytes)))
+    ring = MemoryRing(RING, 1, attempts_max=3, driver=driver)
+    await ring.publish(job("contended"), 0)
+    program = recovery.withdraw(geometry, lambda _payload: True)
+    chain = next(program)
+    for _ in range(2):  # its look at the words, and at the content
+        chain = program.send(tuple(driver.perform(operation) for operation in chain))
+    claimed = await some(ring, 4)
+    with pytest.raises(StopIteration) as ended:
+        program.send(tuple(driver.perform(operation) for operation in chain))
+    assert ended.value.value == ()
+    assert ring.holds(claimed.lease)
+
+
 async def test_slots_show_what_is_in_them() -> None:
     ring = MemoryRing(RING, 1, attempts_max=3, geometry=Geometry(slot_count=3))
     await ring.publish(job("held"), 0)

@@ -20,6 +20,7 @@ from triptych import results, telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import LeaseLost
 from triptych.identity import ANYONE, Identity, set_caller
+from triptych.rings.layout import ATTEMPT_MAX
 from triptych.rings.memory import MemoryRing
 from triptych.roles import RING_OF
 from triptych.v1 import fleet_service_pb2 as fleet_pb
@@ -37,7 +38,7 @@ class Bench:
         model = ModelDescription(model="toy", config_digest="toy")
         model.inputs.add(name="prompt", kind=INPUT_KIND_TEXT, required=True)
         model.inputs.add(name="num_inference_steps", kind=INPUT_KIND_INTEGER, default_json="4")
-        rings = {name: MemoryRing(name, 1, attempts_max=config.attempts_max) for name in RING_OF.values()}
+        rings = {name: MemoryRing(name, 1, attempts_max=ATTEMPT_MAX) for name in RING_OF.values()}
         self.config, self.rings, self.journal, self.model = config, rings, journal, model
         self.controller = Controller(config, Ledger(journal), rings, model, telemetry.Metrics())
         url = results.check_url("result_url", str(folder / "results"))

@@ -90,14 +90,16 @@ async def test_what_cannot_be_met_any_more_is_left_out(open_bench: OpenBench) ->
         assert (await bench.controller.ledger.get(again.job_id)).state == JOB_STATE_QUEUED
 
 
-async def test_what_the_ring_gave_up_is_a_dead_letter(open_bench: OpenBench) -> None:
+async def test_what_the_ring_gave_up_is_published_anew(open_bench: OpenBench) -> None:
+    """The journal counts attempts, and it has none."""
     async with open_bench() as bench:
-        await bench.encoder()
+        rank = await bench.encoder()
         job = await bench.create()
         dispatch = Dispatch(job_id=job.job_id, generation=0, role=ROLE_ENCODER)
+        bench.controller.dispatcher.discard(job.job_id)
         bench.supervisor.removed(Removed(Lease(), dispatch, PAST_CAP))
         await bench.supervisor.tick()
-        assert await bench.list(dead_letters_only=True) == [job.job_id]
+        assert await bench.claimed(rank) == [job.job_id]
 
 
 async def test_a_retry_is_its_clients_job_whoever_asks_for_it(open_bench: OpenBench) -> None:

@@ -186,6 +186,13 @@ class MemoryRing:
         self.fence(rank)
         return self._reap(rank)
 
+    def withdraw(self, is_unwanted: Callable[[Dispatch], bool]) -> list[Removed]:
+        """Take out the entries that wait and `is_unwanted`: what becomes of their jobs is for the caller to say."""
+        program = recovery.withdraw(self._geometry, lambda payload: is_unwanted(dispatch_in(payload)))
+        removals = self._driver.execute(program)
+        self._removed_count += len(removals)
+        return [Removed(lease_of(r.held, self.name), dispatch_in(r.payload), r.reason) for r in removals]
+
     def fence(self, rank: int) -> None:
         """Cut a rank off for good: when this returns it can change nothing any more."""
         check_rank("rank", rank, least=1)

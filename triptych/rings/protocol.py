@@ -77,7 +77,7 @@ TABLE: dict[str, Line] = {
     "abandon":   Line(Kind.WRITING, Kind.FREE,    0, "the controller for a publisher that is cut off: 0"),
     "redeliver": Line(Kind.LEASED,  Kind.READY,   1, "the controller for a holder that is cut off: the target"),
     "bury":      Line(Kind.LEASED,  Kind.FREE,    0, "the controller past the attempts cap, or where parked: 0"),
-    "refuse":    Line(Kind.READY,   Kind.FREE,    0, "the controller for a dead target: 0"),
+    "refuse":    Line(Kind.READY,   Kind.FREE,    0, "the controller, which keeps the content (rank 0)"),
 }  # fmt: skip
 
 

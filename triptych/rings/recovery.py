@@ -33,6 +33,8 @@ PAST_CAP = "attempts"
 """Reason of a removal: delivered as often as is allowed, and never acked. The dead letter."""
 TARGET_DEAD = "target"
 """Reason of a removal: addressed to a rank that is dead."""
+WITHDRAWN = "withdrawn"
+"""Reason of a removal: the controller wanted it back."""
 
 
 def reap(geometry: Geometry, dead: int, attempts_max: int) -> Program[Reaped]:
@@ -62,6 +64,32 @@ def abandon(geometry: Geometry, rank: int, kept: Collection[Held]) -> Program[Re
         return state.rank == rank and state.kind in (Kind.WRITING, Kind.LEASED) and state not in stay
 
     return (yield from _undo(geometry, is_half_done, 0, layout.ATTEMPT_MAX))
+
+
+def withdraw(geometry: Geometry, is_unwanted: Callable[[bytes], bool]) -> Program[tuple[Removal, ...]]:
+    """Take out the entries that wait and whose payload `is_unwanted`, and return them. For the controller.
+
+    An entry that somebody claims meanwhile stays that claimer's. As with `reap`, failing half-way ends the ring.
+    """
+    found = yield from states(geometry)
+    ready = [(slot, state) for slot, state in enumerate(found) if state.kind is Kind.READY]
+    if not ready:
+        return ()
+    data = yield tuple(Read(geometry.slot_offset(slot), geometry.slot_bytes) for slot, _ in ready)
+    payloads = [Slot.unpack(one).payload for one in data]
+    chosen = [(slot, state, payload) for (slot, state), payload in zip(ready, payloads, strict=True)]
+    chosen = [(slot, state, payload) for slot, state, payload in chosen if is_unwanted(payload)]
+    if not chosen:
+        return ()
+    seen = yield tuple(
+        CompareSwap(geometry.state_offset(slot), state.pack(), advance("refuse", state).pack())
+        for slot, state, _ in chosen
+    )
+    return tuple(
+        Removal(Held(slot, state.ticket, state.attempt, state.rank), payload, WITHDRAWN)
+        for (slot, state, payload), before in zip(chosen, seen, strict=True)
+        if before == state.pack()
+    )
 
 
 def _undo(

@@ -73,7 +73,7 @@ class Removed(NamedTuple):
     lease: Lease
     dispatch: Dispatch
     reason: str
-    """`recovery.PAST_CAP` (the dead letter) or `recovery.TARGET_DEAD`."""
+    """`recovery.PAST_CAP`, `recovery.TARGET_DEAD` or `recovery.WITHDRAWN`."""
 
 
 class Reaped(NamedTuple):

@@ -43,6 +43,10 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     """The room's checksum was wrong twice: go back a stage."""
     FAILURE_REASON_STOPPED: _FailureReason.ValueType  # 5
     """The job was cancelled or its deadline passed: the worker has stopped."""
+    FAILURE_REASON_OUT_OF_MEMORY: _FailureReason.ValueType  # 6
+    """There was not enough memory: try once more, elsewhere where that can be."""
+    FAILURE_REASON_WORKER_BROKEN: _FailureReason.ValueType  # 7
+    """The error has spoiled the worker's process, which ends: try again elsewhere."""
 
 class FailureReason(_FailureReason, metaclass=_FailureReasonEnumTypeWrapper):
     """Why a stage failed; decides what happens next."""
@@ -59,6 +63,10 @@ FAILURE_REASON_SOURCE_CORRUPT: FailureReason.ValueType  # 4
 """The room's checksum was wrong twice: go back a stage."""
 FAILURE_REASON_STOPPED: FailureReason.ValueType  # 5
 """The job was cancelled or its deadline passed: the worker has stopped."""
+FAILURE_REASON_OUT_OF_MEMORY: FailureReason.ValueType  # 6
+"""There was not enough memory: try once more, elsewhere where that can be."""
+FAILURE_REASON_WORKER_BROKEN: FailureReason.ValueType  # 7
+"""The error has spoiled the worker's process, which ends: try again elsewhere."""
 Global___FailureReason: _TypeAlias = FailureReason  # noqa: Y015
 
 @_typing.final
@@ -662,16 +670,22 @@ class UnregisterWorkerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RANK_FIELD_NUMBER: _builtins.int
+    BROKEN_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """The rank to give up."""
+    broken: _builtins.str
+    """Why the worker can't go on, in one sentence: it found itself broken. Empty
+    where it was told to leave.
+    """
     def __init__(
         self,
         *,
         rank: _builtins.int = ...,
+        broken: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rank", b"rank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken", b"broken", "rank", b"rank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

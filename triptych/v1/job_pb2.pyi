@@ -109,6 +109,56 @@ JOB_STATE_EXPIRED: JobState.ValueType  # 10
 """Over because its deadline passed."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
+class _AttemptKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttemptKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTEMPT_KIND_UNSPECIFIED: _AttemptKind.ValueType  # 0
+    """Not said, in records of older controllers. Counts."""
+    ATTEMPT_KIND_STAGE_ERROR: _AttemptKind.ValueType  # 1
+    """The stage raised an error. Counts."""
+    ATTEMPT_KIND_WORKER_DIED: _AttemptKind.ValueType  # 2
+    """The worker died, hung or fell silent while it ran the job. Counts."""
+    ATTEMPT_KIND_OUT_OF_MEMORY: _AttemptKind.ValueType  # 3
+    """The worker had not enough memory. Counts; after the second the job ends."""
+    ATTEMPT_KIND_ROOM_LOST: _AttemptKind.ValueType  # 4
+    """The room to read was gone or damaged. Doesn't count."""
+    ATTEMPT_KIND_GIVEN_UP: _AttemptKind.ValueType  # 5
+    """The worker gave the job up: it was told to leave, or came back from a
+    broken connection without it. Doesn't count.
+    """
+    ATTEMPT_KIND_WORKER_SICK: _AttemptKind.ValueType  # 6
+    """The worker turned out to be broken: it failed one job after another. Doesn't
+    count.
+    """
+
+class AttemptKind(_AttemptKind, metaclass=_AttemptKindEnumTypeWrapper):
+    """How an attempt ended. What failed while the job ran counts; what happened
+    around it doesn't.
+    """
+
+ATTEMPT_KIND_UNSPECIFIED: AttemptKind.ValueType  # 0
+"""Not said, in records of older controllers. Counts."""
+ATTEMPT_KIND_STAGE_ERROR: AttemptKind.ValueType  # 1
+"""The stage raised an error. Counts."""
+ATTEMPT_KIND_WORKER_DIED: AttemptKind.ValueType  # 2
+"""The worker died, hung or fell silent while it ran the job. Counts."""
+ATTEMPT_KIND_OUT_OF_MEMORY: AttemptKind.ValueType  # 3
+"""The worker had not enough memory. Counts; after the second the job ends."""
+ATTEMPT_KIND_ROOM_LOST: AttemptKind.ValueType  # 4
+"""The room to read was gone or damaged. Doesn't count."""
+ATTEMPT_KIND_GIVEN_UP: AttemptKind.ValueType  # 5
+"""The worker gave the job up: it was told to leave, or came back from a
+broken connection without it. Doesn't count.
+"""
+ATTEMPT_KIND_WORKER_SICK: AttemptKind.ValueType  # 6
+"""The worker turned out to be broken: it failed one job after another. Doesn't
+count.
+"""
+Global___AttemptKind: _TypeAlias = AttemptKind  # noqa: Y015
+
 @_typing.final
 class GenerationRequest(_message.Message):
     """What a client asks for. A field that isn't set takes the loaded pipeline's
@@ -396,12 +446,17 @@ class Attempt(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     role: _dispatch_pb2.Role.ValueType
     """The role that tried."""
     rank: _builtins.int
     """Its rank. 0 where no worker was involved."""
     reason: _builtins.str
     """Why it ended."""
+    kind: Global___AttemptKind.ValueType
+    """What ended it; decides whether it counts against the controller's
+    `attempts_max`.
+    """
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -413,10 +468,11 @@ class Attempt(_message.Message):
         rank: _builtins.int = ...,
         reason: _builtins.str = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        kind: Global___AttemptKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "rank", b"rank", "reason", b"reason", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "kind", b"kind", "rank", b"rank", "reason", b"reason", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

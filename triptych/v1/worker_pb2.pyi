@@ -37,6 +37,8 @@ class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerSta
     """Not claiming, because its arena is full."""
     WORKER_STATE_DRAINING: _WorkerState.ValueType  # 4
     """Finishing what it has, taking nothing new."""
+    WORKER_STATE_QUARANTINED: _WorkerState.ValueType  # 5
+    """Claiming nothing, because it failed one job after another; it checks itself."""
 
 class WorkerState(_WorkerState, metaclass=_WorkerStateEnumTypeWrapper):
     """What a worker is doing."""
@@ -51,6 +53,8 @@ WORKER_STATE_FULL: WorkerState.ValueType  # 3
 """Not claiming, because its arena is full."""
 WORKER_STATE_DRAINING: WorkerState.ValueType  # 4
 """Finishing what it has, taking nothing new."""
+WORKER_STATE_QUARANTINED: WorkerState.ValueType  # 5
+"""Claiming nothing, because it failed one job after another; it checks itself."""
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
 
 @_typing.final
