@@ -1,7 +1,8 @@
 """Who may call what: the one table, and how a caller proves who it is.
 
-A caller is known by its certificate (on ports with mutual TLS), by its bearer token, or by both: then it may what
-either of them may. Where neither certificates nor tokens are configured, everybody may everything.
+A caller is known by its bearer token, or, where it shows none, by its certificate (on ports with mutual TLS). One of
+the two says both who it is and what it may: the name of one with the rights of the other would be a third client.
+Where neither certificates nor tokens are configured, everybody may everything.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from triptych.errors import InvalidRequest, NotAllowed, Unauthenticated
 from triptych.files import LiveFiles
 from triptych.identity import (
     ANYONE,
+    BY_CERTIFICATE,
+    NAME,
+    NAME_ACCEPTED,
     SCOPE_ADMIN,
     SCOPE_DECODER,
     SCOPE_ENCODER,
     SCOPE_READ,
     SCOPE_SUBMIT,
     SCOPE_TRANSFORMER,
+    SERVICE,
     Identity,
+    client_name,
 )
 from triptych.tokens import Tokens
 
@@ -41,6 +47,8 @@ SCOPES_BY_ROLE: Mapping[str, tuple[str, ...]] = {
     "controller": (),
 }
 """What a certificate's role may. The controller calls nobody: its certificate is there to be recognised by."""
+NAMED_ROLES = ("client", "admin")
+"""Roles that jobs may belong to: their certificates must say whose they are."""
 
 REFLECTION = "/grpc.reflection."
 """Begins the methods that take a proof, and no scope."""
@@ -128,22 +136,20 @@ class Security:
     def _identify(
         self, auth_context: Mapping[str, Iterable[bytes]], metadata: Iterable[tuple[str, str | bytes]]
     ) -> Identity:
-        role, name = role_and_name(auth_context)
-        by_certificate = SCOPES_BY_ROLE.get(role)
         token = _token_of(metadata)
-        by_token = self.tokens.identify(token) if self.tokens is not None and token is not None else None
-        if token is not None and by_token is None:
-            raise Unauthenticated("the token is not one that is known here")
-        if by_token is None and by_certificate is None:
+        if token is not None:
+            by_token = self.tokens.identify(token) if self.tokens is not None else None
+            if by_token is None:
+                raise Unauthenticated("the token is not one that is known here")
+            return by_token
+        role, name = role_and_name(auth_context)
+        if role not in SCOPES_BY_ROLE:
             wanted = " or ".join(
                 (["a certificate with a role"] if self.certificates is not None else [])
                 + ([f"a token, in the metadata {TOKEN_KEY!r} as 'Bearer …'"] if self.tokens is not None else [])
             )
             raise Unauthenticated(f"the caller has to prove who it is, by {wanted}")
-        scopes = frozenset(by_certificate or ()) | (by_token.scopes if by_token is not None else frozenset())
-        if by_token is not None:
-            return Identity(by_token.name, scopes, by_token.jobs_max)
-        return Identity(name or role, scopes)
+        return _by_certificate(role, name)
 
 
 OPEN = Security()
@@ -165,6 +171,19 @@ class OwnToken:
     def metadata(self) -> Sequence[tuple[str, str]]:
         """What goes with every call. A file that can't be read leaves the token as it was."""
         return ((TOKEN_KEY, f"Bearer {self._token.get()}"),)
+
+
+def _by_certificate(role: str, name: str) -> Identity:
+    """Whom a certificate of one of our roles speaks for. Raises Unauthenticated for a client that it doesn't name."""
+    scopes = frozenset(SCOPES_BY_ROLE[role])
+    if role not in NAMED_ROLES:
+        return Identity(client_name(SERVICE, role), scopes)
+    if not NAME.fullmatch(name):
+        raise Unauthenticated(
+            f"the certificate of role {role!r} doesn't say whose it is: its subject needs one common name (CN), "
+            f"{NAME_ACCEPTED}"
+        )
+    return Identity(client_name(BY_CERTIFICATE, name), scopes)
 
 
 def open_security(tls: str, tokens: str, token_file: str = "", token: str = "") -> Security:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +27,10 @@ CA_FILE, CERTIFICATE_FILE, KEY_FILE = "ca.crt", "tls.crt", "tls.key"
 
 SPIFFE_PREFIX = "spiffe://triptych/"
 """Begins the SPIFFE ids of our roles."""
-_SPIFFE_KEY, _NAME_KEY = "peer_spiffe_id", "x509_common_name"
-"""Properties of gRPC's authentication context. It has a SPIFFE id only where the certificate has exactly one."""
+_PEM_KEY = "x509_pem_cert"
+"""Property of gRPC's authentication context: the caller's certificate, after it was verified."""
+CALLERS_REMEMBERED = 4096
+"""Certificates that need not be parsed with every call, 1 to 2 KiB each."""
 
 
 class _Files(NamedTuple):
@@ -97,12 +100,30 @@ class Certificates:
 
 
 def role_and_name(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, str]:
-    """The role that a caller's verified certificate names, and its common name; both empty without a certificate.
+    """The role that a caller's verified certificate names, and its common name; empty where there isn't just one.
 
     The role is what follows `spiffe://triptych/` in the certificate's SPIFFE id, for example `encoder`. Other trust
-    domains of the same authority have no role here.
+    domains of the same authority have no role here. The name is the subject's common name and nothing else.
+
+    Both are read from the certificate itself: of gRPC's own properties the common name is the first of several, and
+    ends at a NUL, so that a certificate for `alice\\0x` would be alice's.
     """
-    spiffe_id, name = (b"".join(auth_context.get(key, ())).decode(errors="replace") for key in (_SPIFFE_KEY, _NAME_KEY))
+    (pem,) = list(auth_context.get(_PEM_KEY, ())) or (b"",)
+    return _role_and_name(pem) if pem else ("", "")
+
+
+@lru_cache(maxsize=CALLERS_REMEMBERED)
+def _role_and_name(pem: bytes) -> tuple[str, str]:
+    from cryptography import x509  # here, because a fleet without certificates doesn't need it
+
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        names = [str(name.value) for name in certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = alternative.get_values_for_type(x509.UniformResourceIdentifier)
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        return "", ""
+    spiffe_id, name = uris[0] if len(uris) == 1 else "", names[0] if len(names) == 1 else ""
     return spiffe_id.removeprefix(SPIFFE_PREFIX) if spiffe_id.startswith(SPIFFE_PREFIX) else "", name
 
 

@@ -1,6 +1,6 @@
 """Bearer tokens of clients: a file of their digests, taken up anew when it changes.
 
-    [alice]                         the name under which jobs are counted and shown
+    [alice]                         jobs are counted and shown as those of `token:alice`
     sha256 = "5e884898da28…"        of the token
     scopes = ["submit", "read"]     see triptych.identity
     jobs_max = 100                  unfinished jobs at once; absent or 0 for no limit
@@ -18,7 +18,6 @@ import hashlib
 import hmac
 import json
 import os
-import re
 import secrets
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,16 +26,13 @@ from typing import Any
 
 from triptych.errors import InvalidRequest
 from triptych.files import LiveFiles, replace_file
-from triptych.identity import SCOPES, Identity
+from triptych.identity import BY_TOKEN, NAME, NAME_ACCEPTED, SCOPES, Identity, client_name
 
 PREFIX = "triptych_"
 """Begins every token, so that scanners for leaked secrets, and people, know one when they see it."""
 TOKEN_BYTES = 32
 TOKEN_CHARS_MAX = 256
 """Longest token that is looked at."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-"""Names of clients: what TOML, logs and metrics take without quotes."""
-
 Entries = Mapping[str, tuple[bytes, Identity]]
 
 
@@ -106,7 +102,12 @@ def _digest(token: str) -> bytes:
 
 
 def _read(path: Path) -> Entries:
-    return {name: _entry(name, entry) for name, entry in _read_raw(path).items()}
+    entries = {name: _entry(name, entry) for name, entry in _read_raw(path).items()}
+    owners: dict[bytes, str] = {}
+    for name, (digest, _identity) in entries.items():
+        if (other := owners.setdefault(digest, name)) != name:
+            raise InvalidRequest(f"tokens: {name}.sha256", "something else", f"a token of its own, and not {other}'s")
+    return entries
 
 
 def _read_raw(path: Path) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _read_raw(path: Path) -> dict[str, Any]:
 
 def _entry(name: str, entry: Any) -> tuple[bytes, Identity]:
     if not NAME.fullmatch(name):
-        raise InvalidRequest("name", name, "1 to 64 letters, digits and . _ @ -, a letter or digit first")
+        raise InvalidRequest("name", name, NAME_ACCEPTED)
     if not isinstance(entry, dict) or not entry.keys() <= {"sha256", "scopes", "jobs_max"}:
         raise InvalidRequest(f"tokens: {name}", "something else", "a table of sha256, scopes and jobs_max")
     scopes, jobs_max = entry.get("scopes"), entry.get("jobs_max", 0)
@@ -132,7 +133,7 @@ def _entry(name: str, entry: Any) -> tuple[bytes, Identity]:
         digest = b""
     if len(digest) != hashlib.sha256().digest_size:
         raise InvalidRequest(f"tokens: {name}.sha256", "something else", "64 hexadecimal digits")
-    return digest, Identity(name, frozenset(scopes), jobs_max)
+    return digest, Identity(client_name(BY_TOKEN, name), frozenset(scopes), jobs_max)
 
 
 def _write(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:

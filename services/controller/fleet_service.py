@@ -12,7 +12,7 @@ import grpc
 from services.controller.controller import Controller
 from services.controller.fleet import Member
 from services.controller.supervisor import Supervisor
-from services.controller.visibility import owner_filter, visible_worker
+from services.controller.visibility import check_client, owner_filter, visible_worker
 from triptych import rpc
 from triptych.errors import Fenced
 from triptych.identity import SCOPE_SUBMIT, Identity, caller
@@ -88,6 +88,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
     @rpc.uninterrupted
     async def StartDirectJob(self, request: pb.StartDirectJobRequest, context: Context) -> pb.StartDirectJobResponse:
         # The encoder has asked its caller who it is; nobody else may call this.
+        check_client(request.client, caller())
         client = Identity(request.client, frozenset((SCOPE_SUBMIT,)), request.jobs_max)
         job, lease, dispatch = await self._controller.start_direct(
             request.rank, request.request_id, request.request, client

@@ -1,12 +1,23 @@
-"""Whose jobs a caller sees and touches: its own, and an administrator everybody's. The one place that says so."""
+"""Whose jobs a caller sees and touches: its own, and an administrator everybody's. The one place that says so.
+
+Journals from before names had kinds hold jobs of `alice`, those of open fleets jobs of nobody. Whether a certificate
+or a token was alice then, nobody knows now, so they are nobody's: administrators see, download, cancel and retry them.
+"""
 
 from __future__ import annotations
 
 from services.controller.ledger import Ledger
-from triptych.errors import NotFound
-from triptych.identity import SCOPE_ADMIN, Identity
+from triptych.errors import InvalidRequest, NotFound
+from triptych.identity import ANYONE, CLIENT_NAME, SCOPE_ADMIN, Identity
 from triptych.v1.job_pb2 import Job
 from triptych.v1.worker_pb2 import Worker
+
+
+def check_client(name: str, encoder: Identity) -> None:
+    """Whom an encoder names as the client of a direct job. Raises InvalidRequest for what no caller is called here."""
+    is_nobody = not name and encoder is ANYONE
+    if not is_nobody and not CLIENT_NAME.fullmatch(name):
+        raise InvalidRequest("client", name, "a client's name with its kind, cert:NAME or token:NAME")
 
 
 def owner_filter(caller: Identity) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.security.papers import issue
 from triptych import auth, identity, rpc
 from triptych.certificates import Certificates, role_and_name
 from triptych.errors import InvalidRequest, NotAllowed, Unauthenticated, Unavailable
@@ -89,8 +90,8 @@ def test_a_set_that_does_not_fit_is_refused(folder: Path, damage: str) -> None:
 
 async def test_the_role_decides(folder: Path) -> None:
     async with serving(auth.open_security(str(folder / "controller"), "")) as server:
-        assert await name_of(server.address, folder / "encoder") == "encoder"
-        assert await name_of(server.address, folder / "client") == "client"
+        assert await name_of(server.address, folder / "encoder") == "service:encoder"
+        assert await name_of(server.address, folder / "client") == "cert:client"
         with pytest.raises(NotAllowed, match="GetWorker"):
             await name_of(server.address, folder / "controller")
 
@@ -130,12 +131,12 @@ async def test_renewed_files_are_taken_up_without_a_restart(folder: Path, tmp_pa
         serving(auth.open_security(str(folder / "controller"), "")) as server,
         rpc.open_channel(server.address, security) as channel,
     ):
-        assert await name_at(channel) == "client"
+        assert await name_at(channel) == "cert:client"
         authority.renew(folder)
-        assert await name_at(channel) == "client"
+        assert await name_at(channel) == "cert:client"
         shutil.rmtree(folder)
         authority.init(folder, HOSTS)
-        assert await name_at(channel) == "client"
+        assert await name_at(channel) == "cert:client"
         assert security.certificates is not None
         assert security.certificates.version == 2
         with pytest.raises(Unavailable):
@@ -162,8 +163,8 @@ async def test_the_port_for_tokens(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "client" / "ca.crt", tmp_path / "anybody")
     security = auth.open_security(str(folder / "controller"), str(tmp_path / "tokens.toml"))
     async with serving(security, "127.0.0.1:0") as server:
-        assert await name_of(server.client_address, tmp_path / "anybody", token) == "alice"
-        assert await name_of(server.address, folder / "encoder", token) == "alice", "both together"
+        assert await name_of(server.client_address, tmp_path / "anybody", token) == "token:alice"
+        assert await name_of(server.address, folder / "encoder", token) == "token:alice", "the token says who calls"
         for wrong in ("", token[:-1]):
             with pytest.raises(Unauthenticated):
                 await name_of(server.client_address, tmp_path / "anybody", wrong)
@@ -186,16 +187,16 @@ async def test_who_only_calls_cannot_pass_for_a_server(folder: Path, role: str) 
 @pytest.mark.parametrize(
     ("spiffe_id", "role"),
     [
-        (b"spiffe://triptych/encoder", "encoder"),
-        (b"spiffe://triptych/", ""),
-        (b"spiffe://cluster.local/ns/x/sa/admin", ""),
-        (b"spiffe://triptych.example/admin", ""),
-        (b"spiffe://triptych/ns/admin", "ns/admin"),
+        ("spiffe://triptych/encoder", "encoder"),
+        ("spiffe://triptych/", ""),
+        ("spiffe://cluster.local/ns/x/sa/admin", ""),
+        ("spiffe://triptych.example/admin", ""),
+        ("spiffe://triptych/ns/admin", "ns/admin"),
     ],
 )
-def test_roles_are_of_our_trust_domain(spiffe_id: bytes, role: str) -> None:
+def test_roles_are_of_our_trust_domain(folder: Path, tmp_path: Path, spiffe_id: str, role: str) -> None:
     """What is no role of the table may nothing, whatever it ends in."""
-    found = role_and_name({"peer_spiffe_id": [spiffe_id], "x509_common_name": [b"somebody"]})
-    assert found == (role, "somebody")
+    paper = issue(folder, tmp_path / "paper", ["somebody"], [spiffe_id])
+    assert role_and_name({"x509_pem_cert": [(paper / "tls.crt").read_bytes()]}) == (role, "somebody")
     assert role in ("encoder", "", "ns/admin")
     assert "ns/admin" not in auth.SCOPES_BY_ROLE

@@ -49,7 +49,7 @@ def test_a_job_with_tokens_only(meshed: tuple[Fleet, Path], tmp_path: Path) -> N
     fleet, _folder = meshed
     with fleet.client() as client:
         made = client.generate("a cat", tmp_path / "out.npy")
-        assert made.job.client == "alice"
+        assert made.job.client == "token:alice"
 
 
 def test_a_stranger_gets_nothing(meshed: tuple[Fleet, Path]) -> None:

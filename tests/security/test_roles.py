@@ -104,7 +104,7 @@ def test_a_job_over_mutual_tls_gives_the_right_bits(guarded: Guarded, tmp_path: 
         assert movers_used(client) == {"rpc"}
     request = GenerationRequest(prompt="a cat", seed=3, height=16, width=24)
     assert np.array_equal(np.load(made.paths[0]), expected_outputs(request)["images"][0])  # type: ignore[index]
-    assert made.job.client == "client"
+    assert made.job.client == "cert:client"
 
 
 def movers_used(client: Client) -> set[str]:
@@ -236,13 +236,13 @@ def client_of(guarded: Guarded, name: str) -> Client:
 def test_clients_see_their_own_jobs_only(guarded: Guarded) -> None:
     with client_of(guarded, "alice") as alice, client_of(guarded, "bob") as bob, client_of(guarded, "root") as root:
         job = alice.create_job("a cat", request_id="same")
-        assert job.client == "alice"
+        assert job.client == "token:alice"
         assert bob.create_job("a dog", request_id="same").job_id != job.job_id, "request ids are a client's own"
         for call in (bob.get_job, bob.cancel_job, lambda j: list(bob.watch_job(j))):
             with pytest.raises(NotFound):
                 call(job.job_id)
         assert job.job_id not in {listed.job_id for listed in bob.list_jobs()}
-        assert {"alice", "bob"} <= {listed.client for listed in root.list_jobs()}
+        assert {"token:alice", "token:bob"} <= {listed.client for listed in root.list_jobs()}
         assert over(alice, job.job_id).state == JOB_STATE_SUCCEEDED
 
 
@@ -266,7 +266,7 @@ def test_the_direct_path_is_the_clients_too(guarded: Guarded) -> None:
     request = GenerateRequest(request=GenerationRequest(prompt="a cat"))
     with channel_to(guarded, "encoder-0") as channel:
         job = EncoderServiceStub(channel).Generate(request, timeout=30, metadata=metadata).job
-    assert job.client == "alice"
+    assert job.client == "token:alice"
     with client_of(guarded, "alice") as alice, client_of(guarded, "bob") as bob:
         assert over(alice, job.job_id).state == JOB_STATE_SUCCEEDED
         with pytest.raises(NotFound):

@@ -22,7 +22,7 @@ def test_only_the_digest_is_at_rest(tmp_path: Path) -> None:
     assert len(token) > 40
     assert token not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert tokens.Tokens(path).identify(token) == Identity("alice", frozenset({"submit", "read"}), 3)
+    assert tokens.Tokens(path).identify(token) == Identity("token:alice", frozenset({"submit", "read"}), 3)
 
 
 @pytest.mark.parametrize("wrong", ["", "x", "triptych_", " ", "\0", "ü", "x" * 10_000])
@@ -39,7 +39,7 @@ def test_a_change_counts_with_the_next_call(tmp_path: Path) -> None:
     alice = tokens.add(path, "alice", ["read"])
     found = tokens.Tokens(path)
     bob = tokens.add(path, "bob", ["admin"])
-    assert found.identify(bob) == Identity("bob", frozenset({"admin"}))
+    assert found.identify(bob) == Identity("token:bob", frozenset({"admin"}))
     tokens.remove(path, "alice")
     assert found.identify(alice) is None
     assert found.identify(bob) is not None
@@ -64,6 +64,7 @@ def test_a_broken_file_leaves_the_tokens_as_they_were(tmp_path: Path) -> None:
         (f'[alice]\nsha256 = "{"0" * 64}"\nscopes = ["root"]', "scopes"),
         (f'[alice]\nsha256 = "{"0" * 64}"\nscopes = ["read"]\njobs_max = -1', "jobs_max"),
         (f'[alice]\nsha256 = "{"0" * 64}"\nscopes = ["read"]\nscope = 1', "alice"),
+        (f'[a]\nsha256 = "{"0" * 64}"\nscopes = ["read"]\n[b]\nsha256 = "{"0" * 64}"\nscopes = ["read"]', "b.*not a's"),
         (f'["../x"]\nsha256 = "{"0" * 64}"\nscopes = ["read"]', "name"),
     ],
 )
@@ -104,4 +105,4 @@ def test_changes_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: tokens.add(path, f"client-{n}", ["read"]), range(24)))
-    assert {identity.name for identity in tokens.read(path)} == {f"client-{n}" for n in range(24)}
+    assert {identity.name for identity in tokens.read(path)} == {f"token:client-{n}" for n in range(24)}

@@ -599,8 +599,9 @@ class StartDirectJobRequest(_message.Message):
     request_id: _builtins.str
     """The client's identity for the job."""
     client: _builtins.str
-    """Name of the client that asked the encoder, as the encoder found out. Empty
-    where clients aren't asked who they are.
+    """Name of the client that asked the encoder, with its kind, as the encoder
+    found out: `cert:alice`, `token:alice`. Empty where clients aren't asked who
+    they are.
     """
     jobs_max: _builtins.int
     """Unfinished jobs that the client may have at once. 0 means any number."""

@@ -369,8 +369,9 @@ class Job(_message.Message):
     priority: Global___Priority.ValueType
     """Which jobs it waits behind."""
     client: _builtins.str
-    """Name of the client that it belongs to. Empty where callers are not asked who
-    they are.
+    """Name of the client that it belongs to, with its kind: `cert:alice` by a
+    certificate's common name, `token:alice` by a token's. Empty where callers are
+    not asked who they are.
     """
     dead_letter: _builtins.bool
     """Whether it FAILED because it was tried as often as the controller allows.

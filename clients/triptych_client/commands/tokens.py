@@ -18,4 +18,5 @@ def run(args: argparse.Namespace) -> None:
     else:
         for identity in tokens.read(path):
             limit = f"{identity.jobs_max} jobs" if identity.jobs_max else "no limit"
-            print(f"{identity.name}  {', '.join(sorted(identity.scopes))}  {limit}")
+            name = identity.name.partition(":")[2]  # as the file has it, and as `remove` takes it
+            print(f"{name}  {', '.join(sorted(identity.scopes))}  {limit}")
