@@ -142,6 +142,13 @@ def client_access(environ: Mapping[str, str] = os.environ) -> ClientAccess:
     return ClientAccess(*(environ.get(f"TRIPTYCH_{name}", "") for name in ("TLS", "TOKEN_FILE", "TOKEN")))
 
 
+def module_path(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """PYTHONPATH for a process of ours, where it is set: without its empty entries, which mean the current folder."""
+    if "PYTHONPATH" not in environ:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, environ["PYTHONPATH"].split(os.pathsep)))}
+
+
 def metrics_host(environ: Mapping[str, str] = os.environ) -> str:
     """The address that the Prometheus page is served on."""
     return environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "127.0.0.1"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from triptych.config import module_path
 from triptych.errors import InvalidRequest, MissingExtra, Unavailable
 from triptych_client.launcher import Notice, RestartPolicy, Supervisor
 from triptych_client.processes import ProcessSpec
@@ -241,13 +242,15 @@ def _sweep_arenas() -> None:
 
 
 def _environment() -> dict[str, str]:
-    # Idle OpenMP threads that spin take the cores from the other processes. And how a client proves who it is, in the
-    # same shell, is no business of the fleet's.
-    return {"OMP_WAIT_POLICY": "PASSIVE", "TRIPTYCH_TLS": "", "TRIPTYCH_TOKEN_FILE": "", "TRIPTYCH_TOKEN": ""}
+    # Idle OpenMP threads that spin take the cores from the other processes. How a client proves who it is, in the same
+    # shell, is no business of the fleet's. And what lies in the folder where somebody types `triptych up` is no code of
+    # ours, be it called types.py: neither here (see `_python`) nor in what these processes start.
+    proofs = {"TRIPTYCH_TLS": "", "TRIPTYCH_TOKEN_FILE": "", "TRIPTYCH_TOKEN": ""}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **proofs, "PYTHONSAFEPATH": "1", **module_path()}
 
 
 def _python(service: str, **settings: object) -> Sequence[str]:
-    return (sys.executable, "-m", f"services.{service}", *_flags(**settings))
+    return (sys.executable, "-P", "-m", f"services.{service}", *_flags(**settings))
 
 
 def _flags(**settings: object) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""`python -m services.controller`: the process that owns queues and jobs."""
+"""`python -P -m services.controller`: the process that owns queues and jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m services.encoder`: an encoder process."""
+"""`python -P -m services.encoder`: an encoder process."""
 
 from services.encoder.service import EncoderServicer
 from services.stage_process import run_stage_process

@@ -1,4 +1,4 @@
-"""`python -m services.transformer`: a transformer process."""
+"""`python -P -m services.transformer`: a transformer process."""
 
 from services.stage_process import run_stage_process
 from triptych.v1.dispatch_pb2 import ROLE_TRANSFORMER

@@ -83,3 +83,18 @@ def test_up_gives_each_process_its_roles_certificate(tmp_path: Path) -> None:
         assert ("--client-address" in argv) is (spec.name == "controller")
     with pytest.raises(InvalidRequest, match="tls"):
         FleetPlan(model=tmp, state=tmp_path, tokens="t.toml")
+
+
+def test_no_process_of_a_fleet_finds_modules_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor what it starts: `-P` for itself, PYTHONSAFEPATH for others, and no empty entry in PYTHONPATH."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(("", str(ROOT), "", str(ROOT / "clients"), "")))
+    plan = FleetPlan(model=str(tmp_path), state=tmp_path)
+    for spec in (plan.controller(), *plan.workers("127.0.0.1:1")):
+        assert spec.argv[:3] == (sys.executable, "-P", "-m")
+        program = "import os, sys; assert not {'', os.getcwd()} & set(sys.path), sys.path"
+        env = {**os.environ, **spec.env}
+        for flags in (spec.argv[1:2], ()):
+            subprocess.run((sys.executable, *flags, "-c", program), cwd=tmp_path, env=env, check=True, timeout=60)
