@@ -24,6 +24,7 @@ from triptych.phase import Equipment
 from triptych.rings.access import RingAccess, try_card
 from triptych.roles import NEXT, RING_OF, role_name
 from triptych.stages import AnyStage
+from triptych.transport import shared_memory
 from triptych.transport.arena import Arena, sweep
 from triptych.transport.fetcher import open_fetcher
 from triptych.transport.mooncake_engine import MooncakeEngine, open_engine
@@ -65,6 +66,8 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
         security = process.open_security(config, config.token_file)
         open_channel = functools.partial(rpc.open_channel, security=security)
         arena = stack.enter_context(Arena.create(config.arena_bytes))
+        if shortage := shared_memory.shortage(shared_memory.promised_bytes()):
+            log.warning(shortage)
         servicers: list[RoleServicer] = [WorkerServicer(arena)]
         if make_servicer is not None:
             servicers.append(make_servicer(config.controller))

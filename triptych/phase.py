@@ -39,7 +39,7 @@ from triptych.running import PhaseReporter, Running, seconds_of
 from triptych.stages import AnyStage, Step, request_inputs
 from triptych.stages.inputs import RESERVED_PREFIX
 from triptych.transport import room as rooms
-from triptych.transport.arena import Arena
+from triptych.transport.arena import Arena, Placement
 from triptych.transport.fetcher import Fetcher
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, Dispatch
 from triptych.v1.job_pb2 import Artifact, GenerationRequest
@@ -95,8 +95,8 @@ class Phases:
         self._room_counter = 0
         self.room_bytes_expected = 0
         """The largest room so far: what the next job may need."""
-        self.is_full = False
-        """Whether work waits for space in the arena."""
+        self.waiting_for = ""
+        """What work waits for: space for rooms, in a sentence; empty where it doesn't wait."""
         self.fetch_count_by_mover: dict[str, int] = {}
 
     async def run(self, running: Running, is_draining: Callable[[], bool]) -> None:
@@ -119,11 +119,23 @@ class Phases:
     async def wait_for_space(self, size_bytes: int, give_up: Callable[[], bool]) -> None:
         """Wait until the arena has room. This is the back-pressure: nothing is claimed meanwhile."""
         while self._arena.largest_gap_bytes < size_bytes and not give_up():
-            self.is_full = True
+            self._wait_for(f"space for a room of {size_bytes} bytes, before it claims more: the arena is full")
+            await self._wait_for_gap(size_bytes)
+        self._wait_for("")
+
+    async def _wait_for_gap(self, size_bytes: int) -> None:
+        with contextlib.suppress(DeadlinePassed):
+            await self._arena.wait_for_space(size_bytes, SPACE_WAIT_S)
+
+    def _wait_for(self, what: str) -> None:
+        """Say what work waits for, in `status`, and in the log when it begins and ends."""
+        if what and not self.waiting_for:
+            log.warning("waits for %s", what)
+        elif self.waiting_for and not what:
+            log.info("waits no longer")
+        if what != self.waiting_for:
+            self.waiting_for = what
             self._link.notify()
-            with contextlib.suppress(DeadlinePassed):
-                await self._arena.wait_for_space(size_bytes, SPACE_WAIT_S)
-        self.is_full = False
 
     async def _end(self, running: Running, end: Callable[[Lease], Awaitable[None]]) -> None:
         """Ack or nack, until the ring has taken it or the lease is no longer ours."""
@@ -219,26 +231,33 @@ class Phases:
             encoded = await self._in_thread(lambda: codec.encode(outputs, job_id))
             self._room_counter += 1
             room_id = running.room_id = ids.room_id(self._link.rank, self._room_counter)
-            while True:
-                try:
-                    placement = await self._in_thread(
-                        lambda: self._arena.put(room_id, encoded.manifest, encoded.buffers)
-                    )
-                    break
-                except ArenaFull:
-                    size_bytes = encoded.manifest.ByteSize() + sum(b.nbytes for b in encoded.buffers)
-                    self.is_full = True
-                    self._link.notify()
-                    await asyncio.sleep(RETRY_PAUSE_S)  # /dev/shm itself may be full, which no release here ends
-                    await self.wait_for_space(size_bytes, running.should_stop)
-                    if running.should_stop():
-                        raise JobCancelled("the job was cancelled while its tensors waited for space") from None
+            placement = await self._put(running, room_id, encoded)
             self.room_bytes_expected = max(self.room_bytes_expected, placement.size_bytes)
             span.set_attribute("triptych.room_id", f"{room_id:#x}")
             span.set_attribute("triptych.size_bytes", placement.size_bytes)
         address, session = self._equipment.address, self._equipment.mooncake_session
         ref = self._arena.ref(placement, owner_rank=self._link.rank, owner_address=address, mooncake=session)
         return self._dispatch(running, request, ref, encoded.manifest)
+
+    async def _put(self, running: Running, room_id: int, encoded: codec.Encoded) -> Placement:
+        """Put a room into the arena as soon as there is space; it may be others who have it."""
+        source = running.dispatch.room
+        beside_bytes = source.size_bytes if source.host_id == self._arena.host_id else 0
+        size_bytes = encoded.manifest.ByteSize() + sum(b.nbytes for b in encoded.buffers)
+        try:
+            while True:
+                try:
+                    return await self._in_thread(
+                        lambda: self._arena.put(room_id, encoded.manifest, encoded.buffers, beside_bytes)
+                    )
+                except ArenaFull as error:
+                    self._wait_for(f"space for the room of job {running.dispatch.job_id}, {size_bytes} bytes: {error}")
+                    await asyncio.sleep(RETRY_PAUSE_S)  # /dev/shm itself may be full, which no release here ends
+                    await self._wait_for_gap(size_bytes)
+                    if running.should_stop():
+                        raise JobCancelled("the job was cancelled while its tensors waited for space") from None
+        finally:
+            self._wait_for("")
 
     def _dispatch(self, running: Running, request: GenerationRequest, ref: RoomRef, manifest: Manifest) -> Dispatch:
         before, is_encoder = running.dispatch, self._stage.role == ROLE_ENCODER

@@ -87,6 +87,7 @@ class Worker:
             device_memory_bytes=self._stage.device_memory_bytes,
             fetch_count_by_mover=self._phases.fetch_count_by_mover,
             rings=self._access.choice,
+            waiting_for=self._phases.waiting_for,
         )
         if (running := self._running) is not None:
             report.progress.job_id = running.dispatch.job_id
@@ -139,6 +140,7 @@ class Worker:
             fetch_count_by_mover=self._phases.fetch_count_by_mover,
             rings=self._access.choice,
             mooncake=self._equipment.mooncake,
+            waiting_for=self._phases.waiting_for,
         )
         if (running := self._running) is not None:
             worker.job_id = running.dispatch.job_id
@@ -148,7 +150,7 @@ class Worker:
     def _state(self) -> worker_pb2.WorkerState.ValueType:
         if self.draining.is_set():
             return worker_pb2.WORKER_STATE_DRAINING
-        if self._phases.is_full:
+        if self._phases.waiting_for:
             return worker_pb2.WORKER_STATE_FULL
         return worker_pb2.WORKER_STATE_BUSY if self._running else worker_pb2.WORKER_STATE_IDLE
 
@@ -190,7 +192,7 @@ class Worker:
     def is_free(self) -> bool:
         """Whether a direct job would start at once."""
         is_idle = self._running is None and self._direct.empty()
-        return is_idle and not self._phases.is_full and not self.draining.is_set()
+        return is_idle and not self._phases.waiting_for and not self.draining.is_set()
 
     def take_direct(self, claimed: Claimed) -> None:
         """Work on this next; its lease is ours already."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from triptych.config import module_path
+from triptych.config import WorkerConfig, module_path
 from triptych.errors import InvalidRequest, MissingExtra, Unavailable
+from triptych.transport import shared_memory
 from triptych_client.launcher import Notice, RestartPolicy, Supervisor
 from triptych_client.processes import ProcessSpec
 
@@ -89,6 +90,10 @@ class FleetPlan:
     def worker_count(self) -> int:
         """Workers of all roles."""
         return sum(plan.count for plan in self.roles.values())
+
+    def shared_memory_shortage(self) -> str:
+        """A sentence where `/dev/shm` is smaller than the workers' arenas together; or else nothing."""
+        return shared_memory.shortage(self.worker_count * (self.arena_bytes or WorkerConfig.arena_bytes))
 
     @property
     def log_folder(self) -> Path:

@@ -33,7 +33,13 @@ def fleet_view(endpoint: str, fleet: GetFleetResponse) -> tuple[RenderableType, 
     """Headline, rings, workers, and which ways queues and tensors go."""
     counts = ", ".join(f"{count.count} {state_name(count.state)}" for count in fleet.job_counts if count.count)
     headline = Text(f"{endpoint} · epoch {fleet.epoch} · jobs: {counts or 'none'}", style="bold")
-    return headline, _rings_table(fleet), _workers_table(fleet.workers), _ways_table(fleet)
+    return (
+        headline,
+        _rings_table(fleet),
+        _workers_table(fleet.workers),
+        *_waits_tables(fleet.workers),
+        _ways_table(fleet),
+    )
 
 
 def jobs_table(jobs: Iterable[Job], title: str) -> Table:
@@ -152,6 +158,15 @@ def _workers_table(workers: Iterable[Worker]) -> Table:
             f"{worker.address} ({worker.process_id})",
         )
     return table
+
+
+def _waits_tables(workers: Iterable[Worker]) -> list[Table]:
+    """What workers wait for, and why; no table where none does."""
+    table = _table("waits", "rank", "for")
+    for worker in sorted(workers, key=lambda w: w.rank):
+        if worker.waiting_for:
+            table.add_row(str(worker.rank), Text(worker.waiting_for))
+    return [table] if table.row_count else []
 
 
 def _ways_table(fleet: GetFleetResponse) -> Table:

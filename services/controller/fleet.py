@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from triptych.errors import Fenced, NotAllowed
+from triptych.errors import FAILURE_CHARS_MAX, Fenced, NotAllowed
 from triptych.identity import caller
 from triptych.roles import RING_OF, role_name
 from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Ring, Role
@@ -98,6 +98,7 @@ class Member:
             fetch_count_by_mover=self.report.fetch_count_by_mover,
             rings=self.report.rings,
             mooncake=r.mooncake,
+            waiting_for=self.report.waiting_for[:FAILURE_CHARS_MAX],
         )
 
 

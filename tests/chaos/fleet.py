@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tests.chaos.network import HUB_ADDRESS, Network
 from tests.chaos.plan import CONTROLLER, WORKER_TIMEOUT_S, Shape
-from triptych.transport.arena import NAME_PREFIX
 from triptych.transport.host import SHARED_MEMORY
+from triptych.transport.shared_memory import NAME_PREFIX
 from triptych_client import guarded_exec
 
 READY_TIMEOUT_S = 120.0

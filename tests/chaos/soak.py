@@ -34,8 +34,8 @@ from tests.chaos.load import Load
 from tests.chaos.plan import Shape, Submission, make_plan
 from tests.chaos.report import success_counts
 from tests.chaos.stages import FakeStages
-from triptych.transport.arena import NAME_PREFIX
 from triptych.transport.host import SHARED_MEMORY
+from triptych.transport.shared_memory import NAME_PREFIX
 from triptych.v1.job_pb2 import (
     JOB_STATE_DECODING,
     JOB_STATE_DENOISED,

@@ -13,7 +13,8 @@ import pytest
 from tests.e2e import reference
 from tests.e2e.conftest import SMALL, result
 from tests.e2e.fleet import Fleet, wait_until
-from triptych.transport.arena import NAME_PREFIX, sweep
+from triptych.transport.arena import sweep
+from triptych.transport.shared_memory import NAME_PREFIX
 from triptych.v1.job_pb2 import JOB_STATE_DENOISING
 from triptych_client import Client
 

@@ -56,6 +56,10 @@ class FirstFitAllocator:
             f"no gap of {needed} bytes in the arena; the largest has {self.largest_gap_bytes} of {self.capacity_bytes}"
         )
 
+    def size_bytes(self, offset_bytes: int) -> int:
+        """What `allocate` handed out at this offset, alignment included."""
+        return self._sizes[offset_bytes]
+
     def free(self, offset_bytes: int) -> None:
         """Give back what `allocate` returned at this offset; merges with free neighbours."""
         size_bytes = self._sizes.pop(offset_bytes)

@@ -6,7 +6,8 @@ namespaces and reused ids; the process id in the name is for people. `sweep` del
 
 Pages are taken from the file system (`posix_fallocate`) before they are written, because a write to a mapped
 page that `/dev/shm` has no space for kills the process with SIGBUS, while the call returns an error. For the
-same reason the bytes are written by `pwrite`, which also lets other Python threads run meanwhile.
+same reason the bytes are written by `pwrite`, which also lets other Python threads run meanwhile. Where the arenas of
+a host are promised more than `/dev/shm` has, each keeps to its share and gives back the pages that it doesn't use.
 
 Threads: every method may be called from any thread. `put` and `release` block for as long as a copy takes.
 """
@@ -30,13 +31,12 @@ import xxhash
 
 from triptych.errors import ArenaFull, DeadlinePassed, InvalidRequest, RoomGone, WrongState
 from triptych.memory import address_of
-from triptych.transport import room
+from triptych.transport import room, shared_memory
 from triptych.transport.allocator import FirstFitAllocator
 from triptych.transport.host import SHARED_MEMORY, host_id
+from triptych.transport.shared_memory import NAME_PREFIX
 from triptych.v1 import room_pb2
 
-NAME_PREFIX = "triptych-arena-"
-"""Every arena's file is named so, and `local` opens no other file."""
 ARENA_BYTES_MAX = 2**40
 """Largest arena, a tebibyte: beyond any host known. What `/dev/shm` can't hold is refused when it is needed."""
 CAPABILITY_BYTES = 16
@@ -69,6 +69,10 @@ class Arena:
         self._lock = threading.Lock()
         self._allocator = FirstFitAllocator(self.size_bytes)
         self._reserved_bytes = 0
+        """Pages up to here are ours already. Stays 0 once pages are given back: then each room takes its own."""
+        self._gives_back = False
+        self._is_pinned = False
+        self._share_bytes = self.size_bytes
         self._rooms: dict[int, Placement] = {}
         self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
@@ -116,9 +120,15 @@ class Arena:
 
     @property
     def largest_gap_bytes(self) -> int:
-        """The largest room that `put` would take now."""
+        """The largest room that `put` would take now, as far as it is for this arena to say."""
         with self._lock:
+            return self._largest_bytes()
+
+    def _largest_bytes(self) -> int:
+        used = self._allocator.used_bytes
+        if self._is_pinned or not used:  # one room may be larger than the share: somebody has to go on
             return self._allocator.largest_gap_bytes
+        return min(self._allocator.largest_gap_bytes, max(0, self._share_bytes - used))
 
     def reserve(self) -> None:
         """Take every page now, as a card does that pins the arena. Raises WrongState where they can't be had."""
@@ -128,6 +138,7 @@ class Arena:
             except OSError as error:
                 raise WrongState(f"{self.path.parent} has no {self.size_bytes} bytes (arena_bytes) to pin") from error
             self._reserved_bytes = self.size_bytes
+            self._is_pinned, self._gives_back = True, False
 
     def unreserve(self) -> None:
         """Give every page back, as long as there are no rooms."""
@@ -135,19 +146,24 @@ class Arena:
             assert not self._rooms
             self._mapping.madvise(mmap.MADV_REMOVE)
             self._reserved_bytes = 0
+            self._is_pinned = False
 
     def rooms(self) -> list[int]:
         """Ids of the rooms held."""
         with self._lock:
             return list(self._rooms)
 
-    def put(self, room_id: int, manifest: room_pb2.Manifest, buffers: Sequence[memoryview]) -> Placement:
+    def put(
+        self, room_id: int, manifest: room_pb2.Manifest, buffers: Sequence[memoryview], beside_bytes: int = 0
+    ) -> Placement:
         """Copy a room in and checksum it. The checksum is of the sources, so it also proves the copy.
 
-        Fills the offsets of the manifest's tensors in place. Raises ArenaFull when it doesn't fit now, InvalidRequest
-        when it never could or when the id is taken.
+        `beside_bytes` are those of rooms that stay in the same `/dev/shm` as long as this one: the one that it was made
+        from. Fills the offsets of the manifest's tensors in place. Raises ArenaFull when it doesn't fit now,
+        InvalidRequest when it never could or when the id is taken.
         """
         layout = room.lay_out(room_id, manifest, buffers)
+        self._check_fits(layout.size_bytes, beside_bytes)
         offset = self._allocate(layout.size_bytes)
         try:
             digest = xxhash.xxh3_128()
@@ -224,8 +240,7 @@ class Arena:
 
         Raises DeadlinePassed after `timeout_s`, InvalidRequest when it could never fit.
         """
-        if size_bytes > self._allocator.capacity_bytes:
-            raise InvalidRequest("room size in bytes", size_bytes, f"at most {self._allocator.capacity_bytes}")
+        self._check_fits(size_bytes, 0)
         event = asyncio.Event()
         waiter = (asyncio.get_running_loop(), event)
         with self._lock:
@@ -247,31 +262,68 @@ class Arena:
             raise RoomGone(f"room {room_id:#x} was released, or never was in this arena")
         return self._rooms[room_id]
 
+    def _check_fits(self, size_bytes: int, beside_bytes: int) -> None:
+        """Raises InvalidRequest for what can never fit: what `/dev/shm` holds is no more than its size."""
+        total = shared_memory.space(self.path.parent).total_bytes
+        if total and size_bytes + beside_bytes > total:
+            beside = f" beside the {beside_bytes} of the room that it comes from" if beside_bytes else ""
+            place = f"what {self.path.parent} has in all{beside}"
+            accepted = f"at most {max(0, total - beside_bytes)}, {place}; {shared_memory.REMEDY}, or ask for less"
+            raise InvalidRequest("room size in bytes", size_bytes, accepted)
+        if size_bytes > self._allocator.capacity_bytes:
+            accepted = f"at most {self._allocator.capacity_bytes}, the size of the arena (arena_bytes)"
+            raise InvalidRequest("room size in bytes", size_bytes, accepted)
+
     def _allocate(self, size_bytes: int) -> int:
         with self._lock:
             if self._file < 0:
                 raise WrongState("the arena is closed")
+            self._look_at_share()
+            largest = self._largest_bytes()
+            if largest < size_bytes <= self._allocator.largest_gap_bytes:
+                raise ArenaFull(
+                    f"the arena's share of {self.path.parent} has {largest} of {self._share_bytes} bytes left"
+                )
             offset = self._allocator.allocate(size_bytes)
-            missing = offset + size_bytes - self._reserved_bytes
-            if missing > 0:
+            if offset + size_bytes > self._reserved_bytes:
                 try:
-                    os.posix_fallocate(self._file, self._reserved_bytes, missing)
+                    os.posix_fallocate(self._file, offset, size_bytes)
                 except OSError as error:
                     self._allocator.free(offset)
                     if error.errno != errno.ENOSPC:
                         raise
-                    raise ArenaFull(f"{self.path.parent} has no {missing} bytes left") from error
-                self._reserved_bytes += missing
+                    left = shared_memory.space(self.path.parent).free_bytes
+                    raise ArenaFull(f"{self.path.parent} has {left} bytes left") from error
+                if not self._gives_back:
+                    self._reserved_bytes = offset + size_bytes
             return offset
 
     def _free(self, offset_bytes: int) -> None:
         with self._lock:
+            size_bytes = self._allocator.size_bytes(offset_bytes)
             self._allocator.free(offset_bytes)
+            if self._file >= 0:
+                self._look_at_share()
+                if self._gives_back:
+                    self._give_pages_back(offset_bytes, size_bytes)
             waiters = list(self._waiters)
         for loop, event in waiters:
             # A loop that was closed meanwhile has nobody who waits.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(event.set)
+
+    def _look_at_share(self) -> None:
+        """Others come and go."""
+        self._share_bytes = shared_memory.share_bytes(self.size_bytes, self.path.parent)
+        self._gives_back |= self._share_bytes < self.size_bytes and not self._is_pinned
+
+    def _give_pages_back(self, offset_bytes: int, size_bytes: int) -> None:
+        """Of a range that is free again; those at its ends may be a neighbour's, too."""
+        start = -(-offset_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (offset_bytes + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        self._reserved_bytes = 0
+        if end > start:
+            self._mapping.madvise(mmap.MADV_REMOVE, start, end - start)
 
 
 def sweep() -> list[Path]:

@@ -264,6 +264,7 @@ class HeartbeatRequest(_message.Message):
     FETCH_COUNT_BY_MOVER_FIELD_NUMBER: _builtins.int
     RINGS_FIELD_NUMBER: _builtins.int
     CHANGED_RINGS_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the sender."""
     state: _worker_pb2.WorkerState.ValueType
@@ -274,6 +275,8 @@ class HeartbeatRequest(_message.Message):
     """Rooms held."""
     device_memory_bytes: _builtins.int
     """Device memory in use, 0 on CPU."""
+    waiting_for: _builtins.str
+    """What the worker waits for, in a sentence: space for a room."""
     @_builtins.property
     def progress(self) -> Global___StepProgress:
         """Progress of the running job, where there is one."""
@@ -304,10 +307,11 @@ class HeartbeatRequest(_message.Message):
         fetch_count_by_mover: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         rings: _worker_pb2.DriverChoice | None = ...,
         changed_rings: _abc.Iterable[_dispatch_pb2.Ring.ValueType] | None = ...,
+        waiting_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "rings", b"rings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "changed_rings", b"changed_rings", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "progress", b"progress", "rank", b"rank", "rings", b"rings", "room_count", b"room_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "changed_rings", b"changed_rings", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "progress", b"progress", "rank", b"rank", "rings", b"rings", "room_count", b"room_count", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

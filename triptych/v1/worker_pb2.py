@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from triptych.v1 import dispatch_pb2 as triptych_dot_v1_dot_dispatch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/worker.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atriptych/v1/dispatch.proto\"\xdd\x05\n\x06Worker\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x1f\n\x04role\x18\x02 \x01(\x0e\x32\x11.triptych.v1.Role\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.triptych.v1.WorkerState\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07host_id\x18\x05 \x01(\t\x12\x12\n\nprocess_id\x18\x06 \x01(\r\x12\r\n\x05model\x18\x07 \x01(\t\x12\x0e\n\x06job_id\x18\x08 \x01(\t\x12\x0c\n\x04step\x18\t \x01(\r\x12\x12\n\nstep_count\x18\n \x01(\r\x12\x18\n\x10\x61rena_size_bytes\x18\x0b \x01(\x04\x12\x18\n\x10\x61rena_used_bytes\x18\x0c \x01(\x04\x12\x12\n\nroom_count\x18\r \x01(\r\x12\x17\n\x0fparameter_bytes\x18\x0e \x01(\x04\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x0f \x01(\x04\x12\x32\n\x0eheartbeat_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12@\n\x0f\x63omponent_bytes\x18\x11 \x03(\x0b\x32\'.triptych.v1.Worker.ComponentBytesEntry\x12H\n\x14\x66\x65tch_count_by_mover\x18\x12 \x03(\x0b\x32*.triptych.v1.Worker.FetchCountByMoverEntry\x12(\n\x05rings\x18\x13 \x01(\x0b\x32\x19.triptych.v1.DriverChoice\x12+\n\x08mooncake\x18\x14 \x01(\x0b\x32\x19.triptych.v1.DriverChoice\x1a\x35\n\x13\x43omponentBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x38\n\x16\x46\x65tchCountByMoverEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\",\n\x0c\x44riverChoice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xa9\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11WORKER_STATE_IDLE\x10\x01\x12\x15\n\x11WORKER_STATE_BUSY\x10\x02\x12\x15\n\x11WORKER_STATE_FULL\x10\x03\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x04\x12\x1c\n\x18WORKER_STATE_QUARANTINED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/worker.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atriptych/v1/dispatch.proto\"\xf2\x05\n\x06Worker\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x1f\n\x04role\x18\x02 \x01(\x0e\x32\x11.triptych.v1.Role\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.triptych.v1.WorkerState\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07host_id\x18\x05 \x01(\t\x12\x12\n\nprocess_id\x18\x06 \x01(\r\x12\r\n\x05model\x18\x07 \x01(\t\x12\x0e\n\x06job_id\x18\x08 \x01(\t\x12\x0c\n\x04step\x18\t \x01(\r\x12\x12\n\nstep_count\x18\n \x01(\r\x12\x18\n\x10\x61rena_size_bytes\x18\x0b \x01(\x04\x12\x18\n\x10\x61rena_used_bytes\x18\x0c \x01(\x04\x12\x12\n\nroom_count\x18\r \x01(\r\x12\x17\n\x0fparameter_bytes\x18\x0e \x01(\x04\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x0f \x01(\x04\x12\x32\n\x0eheartbeat_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12@\n\x0f\x63omponent_bytes\x18\x11 \x03(\x0b\x32\'.triptych.v1.Worker.ComponentBytesEntry\x12H\n\x14\x66\x65tch_count_by_mover\x18\x12 \x03(\x0b\x32*.triptych.v1.Worker.FetchCountByMoverEntry\x12(\n\x05rings\x18\x13 \x01(\x0b\x32\x19.triptych.v1.DriverChoice\x12+\n\x08mooncake\x18\x14 \x01(\x0b\x32\x19.triptych.v1.DriverChoice\x12\x13\n\x0bwaiting_for\x18\x15 \x01(\t\x1a\x35\n\x13\x43omponentBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x38\n\x16\x46\x65tchCountByMoverEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\",\n\x0c\x44riverChoice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xa9\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11WORKER_STATE_IDLE\x10\x01\x12\x15\n\x11WORKER_STATE_BUSY\x10\x02\x12\x15\n\x11WORKER_STATE_FULL\x10\x03\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x04\x12\x1c\n\x18WORKER_STATE_QUARANTINED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,14 +37,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKER_COMPONENTBYTESENTRY']._serialized_options = b'8\001'
   _globals['_WORKER_FETCHCOUNTBYMOVERENTRY']._loaded_options = None
   _globals['_WORKER_FETCHCOUNTBYMOVERENTRY']._serialized_options = b'8\001'
-  _globals['_WORKERSTATE']._serialized_start=885
-  _globals['_WORKERSTATE']._serialized_end=1054
+  _globals['_WORKERSTATE']._serialized_start=906
+  _globals['_WORKERSTATE']._serialized_end=1075
   _globals['_WORKER']._serialized_start=103
-  _globals['_WORKER']._serialized_end=836
-  _globals['_WORKER_COMPONENTBYTESENTRY']._serialized_start=725
-  _globals['_WORKER_COMPONENTBYTESENTRY']._serialized_end=778
-  _globals['_WORKER_FETCHCOUNTBYMOVERENTRY']._serialized_start=780
-  _globals['_WORKER_FETCHCOUNTBYMOVERENTRY']._serialized_end=836
-  _globals['_DRIVERCHOICE']._serialized_start=838
-  _globals['_DRIVERCHOICE']._serialized_end=882
+  _globals['_WORKER']._serialized_end=857
+  _globals['_WORKER_COMPONENTBYTESENTRY']._serialized_start=746
+  _globals['_WORKER_COMPONENTBYTESENTRY']._serialized_end=799
+  _globals['_WORKER_FETCHCOUNTBYMOVERENTRY']._serialized_start=801
+  _globals['_WORKER_FETCHCOUNTBYMOVERENTRY']._serialized_end=857
+  _globals['_DRIVERCHOICE']._serialized_start=859
+  _globals['_DRIVERCHOICE']._serialized_end=903
 # @@protoc_insertion_point(module_scope)

@@ -123,6 +123,7 @@ class Worker(_message.Message):
     FETCH_COUNT_BY_MOVER_FIELD_NUMBER: _builtins.int
     RINGS_FIELD_NUMBER: _builtins.int
     MOONCAKE_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Its rank."""
     role: _dispatch_pb2.Role.ValueType
@@ -153,6 +154,8 @@ class Worker(_message.Message):
     """Bytes of parameters loaded."""
     device_memory_bytes: _builtins.int
     """Device memory in use, 0 on CPU."""
+    waiting_for: _builtins.str
+    """What it waits for, in a sentence: space for a room. Empty where it doesn't."""
     @_builtins.property
     def heartbeat_time(self) -> _timestamp_pb2.Timestamp:
         """Last sign of life."""
@@ -196,10 +199,11 @@ class Worker(_message.Message):
         fetch_count_by_mover: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         rings: Global___DriverChoice | None = ...,
         mooncake: Global___DriverChoice | None = ...,
+        waiting_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_time", b"heartbeat_time", "mooncake", b"mooncake", "rings", b"rings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "arena_used_bytes", b"arena_used_bytes", "component_bytes", b"component_bytes", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "heartbeat_time", b"heartbeat_time", "host_id", b"host_id", "job_id", b"job_id", "model", b"model", "mooncake", b"mooncake", "parameter_bytes", b"parameter_bytes", "process_id", b"process_id", "rank", b"rank", "rings", b"rings", "role", b"role", "room_count", b"room_count", "state", b"state", "step", b"step", "step_count", b"step_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "arena_used_bytes", b"arena_used_bytes", "component_bytes", b"component_bytes", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "heartbeat_time", b"heartbeat_time", "host_id", b"host_id", "job_id", b"job_id", "model", b"model", "mooncake", b"mooncake", "parameter_bytes", b"parameter_bytes", "process_id", b"process_id", "rank", b"rank", "rings", b"rings", "role", b"role", "room_count", b"room_count", "state", b"state", "step", b"step", "step_count", b"step_count", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import re
 import resource
 import shutil
@@ -18,13 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from triptych import rdma_devices
+from triptych.config import WorkerConfig
 from triptych.errors import MissingExtra, NoCard, TriptychError
+from triptych.transport import host, shared_memory
 from triptych_client.commands.output import print_json
+from triptych_client.fleet import ROLES
 from triptych_client.render import bytes_text
 
-SHARED_MEMORY = "/dev/shm"
-SHARED_MEMORY_BYTES_MIN = 2**30
-"""What one worker's arena takes at most by default; container runtimes often give 64 MB."""
+SHARED_MEMORY = str(host.SHARED_MEMORY)
 CAP_IPC_LOCK = 14
 """Number of the capability, in capabilities(7)."""
 LOCK_ADVICE = "for RDMA: ulimit -l unlimited (LimitMEMLOCK=infinity in systemd)"
@@ -119,13 +119,15 @@ def _is_above_limits() -> bool:
 
 def _shared_memory() -> Finding:
     try:
-        statistics = os.statvfs(SHARED_MEMORY)
+        total, free = shared_memory.space()
     except OSError as error:
         return Finding("shared memory", BAD, f"{SHARED_MEMORY}: {error.strerror}", f"mount a tmpfs on {SHARED_MEMORY}")
-    free = statistics.f_bavail * statistics.f_frsize
-    text = f"{bytes_text(free)} free in {SHARED_MEMORY}"
-    if free < SHARED_MEMORY_BYTES_MIN:
-        return Finding("shared memory", BAD, text, "enlarge it, or give workers a smaller --arena-bytes")
+    text = f"{bytes_text(free)} free in {SHARED_MEMORY}, of {bytes_text(total) if total else 'no limit'}"
+    if shared_memory.shortage(len(ROLES) * WorkerConfig.arena_bytes):  # container runtimes often give 64 MB
+        advice = f"fewer than three arenas of the default size; {shared_memory.REMEDY}"
+        return Finding("shared memory", BAD, text, advice)
+    if free < WorkerConfig.arena_bytes:
+        return Finding("shared memory", BAD, text, "see who has the rest; work waits for it")
     return Finding("shared memory", GOOD, text)
 
 

@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> None:
         drain_timeout_s=args.drain_timeout_s,
         **fleet_settings(args),
     )
+    if shortage := plan.shared_memory_shortage():
+        _say(shortage)
     asyncio.run(_up(plan))
 
 
