@@ -28,7 +28,11 @@ HEADER_BYTES_MAX = 100 << 20
 SAMPLE_BYTES = 4096
 """How much of the end of a weight file goes into the digest: one page."""
 
-_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+SAFETENSORS_SUFFIX = ".safetensors"
+_PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Weights that Python's pickle wrote: to read such a file may run what somebody put into it."""
+_FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".gguf", *_PICKLED_SUFFIXES)
+"""Names with these ends are those of single files, for which the libraries have other ways to load."""
 
 
 def read_json(path: Path) -> Any:
@@ -82,10 +86,13 @@ def read_header(path: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a component, checked against their headers and the index of shards.
 
-    Raises `ModelInvalid` where a shard is missing or a file is truncated. Weights in another format give an empty list.
+    Raises `ModelInvalid` where a shard is missing, a file is truncated, or the index names what is no safetensors file
+    of this folder. Weights in another format give an empty list.
     """
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        for name in sorted(set(read_json(index).get("weight_map", {}).values())):
+        for name in sorted(set(map(str, read_json(index).get("weight_map", {}).values()))):
+            if not name.endswith(SAFETENSORS_SUFFIX) or Path(name).name != name:
+                raise ModelInvalid(f"{index} names the shard {name!r}; only *{SAFETENSORS_SUFFIX} beside it are loaded")
             if not (folder / name).is_file():
                 raise ModelInvalid(f"{folder / name} is missing; {index.name} names it")
     files = sorted(folder.glob("*.safetensors"))
@@ -104,8 +111,32 @@ def check_component(folder: Path, name: str, *, weights: bool) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ModelInvalid(f"component {name!r} has no config.json in {str(folder)!r}")
-    if not weight_files(folder) and not any(file.suffix in _WEIGHT_SUFFIXES for file in folder.iterdir()):
-        raise ModelInvalid(f"component {name!r} has no weights in {str(folder)!r}")
+    check_weights(folder, name)
+
+
+def check_source(source: str, subfolder: str, name: str) -> None:
+    """Raises `ModelInvalid` for a component whose weights would not be read from safetensors.
+
+    What lies on the hub is looked for there; the libraries are then told to take safetensors only.
+    """
+    folder = Path(source, subfolder)
+    if folder.is_dir():
+        check_weights(folder, name)
+    elif Path(source).suffix.lower() in _FILE_SUFFIXES:
+        raise ModelInvalid(f"component {name!r} names the file {source!r}; a folder or a hub id is expected")
+
+
+def check_weights(folder: Path, name: str) -> None:
+    """Raises `ModelInvalid` where a folder holds no whole safetensors weights."""
+    if weight_files(folder):
+        return
+    pickled = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICKLED_SUFFIXES)
+    if pickled:
+        raise ModelInvalid(
+            f"component {name!r} has its weights in {str(pickled[0])!r}, which can hold code; only safetensors are "
+            "loaded: convert it where you trust it, with save_pretrained(..., safe_serialization=True)"
+        )
+    raise ModelInvalid(f"component {name!r} has no weights in {str(folder)!r}")
 
 
 def digest_components(folder: Path) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from triptych.errors import InvalidRequest, ModelInvalid
+from triptych.stages.folder import check_source
 from triptych.stages.library import (
     BaseGuidance,
     ComponentSpec,
@@ -125,7 +126,7 @@ class Components:
         if is_model(spec):
             return build_shell(spec, self._dtype, self._device)
         try:
-            return copy.copy(spec).load()
+            return copy.copy(spec).load(**_cautions(spec))
         except (OSError, ValueError) as error:
             raise ModelInvalid(f"component {spec.name!r} can't be loaded: {error}") from error
 
@@ -137,20 +138,34 @@ def _load_model(spec: ComponentSpec, dtype: torch.dtype) -> Any:
     """
     missing: Collection[str] = ()
     cls: Any = spec.type_hint
+    check_source(spec.pretrained_model_name_or_path, spec.subfolder or "", spec.name)
     try:
         if issubclass(cls, ModelMixin):
             where = {"subfolder": spec.subfolder, "variant": spec.variant, "revision": spec.revision}
             path = spec.pretrained_model_name_or_path
-            model, info = cls.from_pretrained(path, **where, dtype=dtype, output_loading_info=True)
+            model, info = cls.from_pretrained(
+                path, **where, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
             missing = info["missing_keys"]
         else:
-            model = spec.load(dtype=dtype)
+            model = spec.load(dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelInvalid(f"component {spec.name!r} can't be loaded: {' '.join(str(error).split())}") from error
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise ModelInvalid(f"the weights of component {spec.name!r} lack {len(missing)} tensors, for example {some}")
     return model
+
+
+def _cautions(spec: ComponentSpec) -> dict[str, object]:
+    """What classes that choose another class by the model's own files are told: no pickles, no code from there."""
+    cautions: dict[str, object] = {}
+    if spec.type_hint.__name__.startswith("AutoModel"):
+        check_source(spec.pretrained_model_name_or_path, spec.subfolder or "", spec.name)
+        cautions["use_safetensors"] = True
+    if spec.type_hint.__name__.startswith("Auto") and not issubclass(spec.type_hint, ConfigMixin):
+        cautions["trust_remote_code"] = False
+    return cautions
 
 
 def is_model(spec: ComponentSpec) -> bool:
