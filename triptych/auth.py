@@ -63,6 +63,7 @@ SCOPES_BY_METHOD: Mapping[str, tuple[str, ...]] = {
     f"{_V1}GenerationService/WatchJob": (SCOPE_READ,),
     f"{_V1}GenerationService/CancelJob": (SCOPE_SUBMIT,),
     f"{_V1}GenerationService/RetryJob": (SCOPE_SUBMIT,),
+    f"{_V1}GenerationService/DiscardJobs": (),
     f"{_V1}GenerationService/DownloadResult": (SCOPE_READ,),
     f"{_V1}GenerationService/DescribeModel": (SCOPE_SUBMIT, SCOPE_READ),
     f"{_V1}EncoderService/Generate": (SCOPE_SUBMIT,),

@@ -268,6 +268,7 @@ class Phases:
             room=ref,
             tensors=sorted(manifest.tensors, key=lambda t: -t.size_bytes)[:TENSORS_SHOWN_MAX],
             sender_rank=self._link.rank,
+            model_digest=before.model_digest,
             receiver_rank=request.transformer_rank if is_encoder else before.decoder_rank,
             decoder_rank=request.decoder_rank if is_encoder else 0,
             traceparent=telemetry.inject(),

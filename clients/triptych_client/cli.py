@@ -114,6 +114,9 @@ def _add_jobs(parser: argparse.ArgumentParser) -> None:
         "--dead", action="store_true", help="dead letters: what FAILED after too many attempts, and why"
     )
     parser.add_argument("--retry", action="store_true", help="with --dead: a new job for each JOB, or for `all`")
+    parser.add_argument(
+        "--discard-model", default="", metavar="DIGEST", help="end all jobs that wait for a model that isn't served"
+    )
     _add_endpoint(parser, "jobs", json=True)
 
 

@@ -175,6 +175,17 @@ class AsyncClient:
         )
         return response.job
 
+    async def discard_jobs(self, model_digest: str) -> int:
+        """End all jobs that wait for a model that the fleet doesn't serve; how many. For administrators.
+
+        Raises InvalidRequest for what is no digest (or its first 12 digits), WrongState for the fleet's own model.
+        """
+        message = generation_service_pb2.DiscardJobsRequest(model_digest=model_digest)
+        response = await call(
+            lambda timeout_s: self._jobs.DiscardJobs(message, timeout=timeout_s), self._retry, self.endpoint
+        )
+        return response.job_count
+
     async def download_result(self, job_id: str, path: Path | str, artifact_index: int = 0) -> Path:
         """Write one file of a result to `path`, under a temporary name until its SHA-256 is found right.
 

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from triptych.models import DIGEST_CHARS, named, waiting_sentence
 from triptych.v1 import job_pb2, model_pb2
 from triptych.v1.dispatch_pb2 import Ring, Role
 from triptych.v1.fleet_service_pb2 import GetFleetResponse
@@ -30,11 +31,16 @@ _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def fleet_view(endpoint: str, fleet: GetFleetResponse) -> tuple[RenderableType, ...]:
-    """Headline, rings, workers, and which ways queues and tensors go."""
+    """Headline, what waits for other models, rings, workers, and which ways queues and tensors go."""
     counts = ", ".join(f"{count.count} {state_name(count.state)}" for count in fleet.job_counts if count.count)
     headline = Text(f"{endpoint} · epoch {fleet.epoch} · jobs: {counts or 'none'}", style="bold")
+    waiting = (
+        Text(waiting_sentence(one.job_count, one.model, one.model_digest), style="yellow")
+        for one in fleet.waiting_models
+    )
     return (
         headline,
+        *waiting,
         _rings_table(fleet),
         _workers_table(fleet.workers),
         *_waits_tables(fleet.workers),
@@ -43,8 +49,8 @@ def fleet_view(endpoint: str, fleet: GetFleetResponse) -> tuple[RenderableType, 
 
 
 def jobs_table(jobs: Iterable[Job], title: str) -> Table:
-    """Jobs with state, progress, age and, where one failed, why."""
-    table = _table(title, "job", "state", "step", "took", "ranks", "note")
+    """Jobs with state, progress, age, model and, where one failed, why."""
+    table = _table(title, "job", "state", "step", "took", "ranks", "model", "note")
     for job in jobs:
         state = Text(state_name(job.state), style=STYLE_BY_STATE.get(job.state, ""))
         steps = f"{job.step}/{job.step_count}" if job.step_count else ""
@@ -52,7 +58,8 @@ def jobs_table(jobs: Iterable[Job], title: str) -> Table:
             str(rank) if rank else "-" for rank in (job.encoder_rank, job.transformer_rank, job.decoder_rank)
         )
         retried = f"{len(job.attempts)} undone: {job.attempts[-1].reason}" if job.attempts else ""
-        table.add_row(job.job_id, state, steps, _took(job), ranks, Text(job.error or retried))
+        model = f"{job.model.rstrip('/').rpartition('/')[2]} {job.model_digest[:DIGEST_CHARS]}".strip()
+        table.add_row(job.job_id, state, steps, _took(job), ranks, Text(model), Text(job.error or retried))
     return table
 
 
@@ -73,6 +80,7 @@ def dead_letter_view(job: Job) -> tuple[RenderableType, ...]:
         ("client", job.client),
         ("request id", job.request_id),
         ("seed", str(job.seed)),
+        ("model", named(job.model, job.model_digest) if job.model_digest else ""),
         ("accepted", _moment(job.create_time)),
         ("ended", _moment(job.end_time)),
         ("retry of", job.retry_of),

@@ -81,6 +81,10 @@ class Client:
         """See `AsyncClient.retry_job`."""
         return self._loop.run(self._client.retry_job(job_id))
 
+    def discard_jobs(self, model_digest: str) -> int:
+        """See `AsyncClient.discard_jobs`."""
+        return self._loop.run(self._client.discard_jobs(model_digest))
+
     def download_result(self, job_id: str, path: Path | str, artifact_index: int = 0) -> Path:
         """See `AsyncClient.download_result`."""
         return self._loop.run(self._client.download_result(job_id, path, artifact_index))

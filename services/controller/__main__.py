@@ -11,10 +11,11 @@ from services.controller.fleet_service import FleetServicer
 from services.controller.generation_service import GenerationServicer
 from services.controller.journal import Journal
 from services.controller.ledger import Ledger
+from services.controller.models import MODEL_KEY
 from services.controller.pruning import Pruner
 from services.controller.ring_service import RingServicer
 from services.controller.rings import Rings, open_rings
-from services.controller.supervisor import MODEL_KEY, Supervisor
+from services.controller.supervisor import Supervisor
 from triptych import process, results, rpc, telemetry
 from triptych.config import ControllerConfig, load
 from triptych.v1 import fleet_service_pb2_grpc, generation_service_pb2_grpc, ring_service_pb2_grpc

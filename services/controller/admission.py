@@ -7,13 +7,14 @@ import contextlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, is_past
 from services.controller.media_checks import MediaChecks
+from services.controller.models import Models
 from triptych import ids, requests, telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import (
@@ -51,10 +52,10 @@ class Admission:
         config: ControllerConfig,
         ledger: Ledger,
         fleet: Fleet,
-        get_model: Callable[[], ModelDescription | None],
+        models: Models,
         media: MediaChecks,
     ) -> None:
-        self._config, self._ledger, self._fleet, self._get_model = config, ledger, fleet, get_model
+        self._config, self._ledger, self._fleet, self._models = config, ledger, fleet, models
         self._media = media
         self._under_way: dict[tuple[str, str], asyncio.Lock] = {}
         """By client and request id: calls with the same wait for the first one's end, and find its job."""
@@ -91,12 +92,14 @@ class Admission:
         await self._media.check(request, model, client)
         if (present := self._model()) is not model:
             requests.validate(request, present, self._config.work_max)
+            model = present
         self._check_ranks(request)
         stored = GenerationRequest()
         stored.CopyFrom(request)
         if not request.HasField("seed"):
             stored.seed = secrets.randbelow(SEED_LIMIT)
-        return await self._add(Job(client=client, request_id=request_id), stored)
+        job = Job(client=client, request_id=request_id, model=model.model, model_digest=model.config_digest)
+        return await self._add(job, stored)
 
     def _check_ranks(self, request: GenerationRequest) -> None:
         for name, role in _RANKS:
@@ -136,10 +139,14 @@ class Admission:
             if request is None:
                 raise NotFound(f"there is no job {job.job_id!r}")
             self._drop_past(request)
-            requests.validate(request, self._model(), self._config.work_max)
+            if not self._models.is_foreign(job):  # else it waits for its model, which it was checked against
+                requests.validate(request, self._model(), self._config.work_max)
             jobs_max = client.jobs_max if job.client == client.name else 0
+            again = Job(
+                client=job.client, retry_of=job.job_id, model=job.model, model_digest=job.model_digest
+            )  # which is tried on what it was accepted for
             with self._place(job.client, jobs_max):
-                entry, existing = await self._add(Job(client=job.client, retry_of=job.job_id), request)
+                entry, existing = await self._add(again, request)
             if existing is None:
                 return entry, False
         return existing, True
@@ -155,7 +162,7 @@ class Admission:
                 request.ClearField(name)  # type: ignore[arg-type]
 
     def _model(self) -> ModelDescription:
-        model = self._get_model()
+        model = self._models.present
         if model is None:
             raise Unavailable("no encoder has described the model yet; try again when one has started")
         return model
@@ -183,7 +190,9 @@ class Admission:
         """Keep a place for a job while it is checked and written, so that calls at the same time don't share one."""
         unfinished = len(self._ledger.active) + self._accepting.total()
         if unfinished >= self._config.backlog_jobs_max:
-            raise BacklogFull(f"{unfinished} unfinished jobs, the most that are kept; try again later")
+            foreign = sum(one.job_count for one in self._models.waiting())
+            of_them = f", {foreign} of which wait for another model" if foreign else ""
+            raise BacklogFull(f"{unfinished} unfinished jobs{of_them}, the most that are kept; try again later")
         own = self._ledger.count_of(client) + self._accepting[client]
         if jobs_max and own >= jobs_max:
             raise QuotaFull(f"client {client!r} has {own} unfinished jobs, the most that it may have; try again later")

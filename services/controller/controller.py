@@ -20,13 +20,14 @@ from services.controller.dispatcher import Dispatcher
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
 from services.controller.media_checks import MediaChecks
+from services.controller.models import Models
 from services.controller.routing import elsewhere
 from triptych import telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, LeaseLost, NotFound, RingFull
 from triptych.identity import Identity
 from triptych.rings.memory import MemoryRing
-from triptych.roles import role_name
+from triptych.roles import NEXT, role_name
 from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
 from triptych.v1.fleet_service_pb2 import (
     FAILURE_REASON_INVALID_REQUEST,
@@ -98,12 +99,17 @@ class Controller:
         self.ledger = ledger
         self.fleet = Fleet()
         self.rings = rings
-        self.model = model
         self._metrics = metrics
-        self.dispatcher = Dispatcher(rings, ledger, self.fleet)
+        self.dispatcher = Dispatcher(rings, ledger, self.fleet, lambda: self.models.digest)
+        self.models = Models(ledger, self.fleet, rings, model, self.dispatcher.enqueue_all)
         self.media = MediaChecks()
         """Close it when the controller ends."""
-        self.admission = Admission(config, ledger, self.fleet, lambda: self.model, self.media)
+        self.admission = Admission(config, ledger, self.fleet, self.models, self.media)
+
+    @property
+    def model(self) -> ModelDescription | None:
+        """What jobs are accepted for; None before a worker came."""
+        return self.models.present
 
     # -- clients ----------------------------------------------------------------------------------------------
 
@@ -143,9 +149,12 @@ class Controller:
     async def start_phase(self, request: StartPhaseRequest) -> GenerationRequest:
         """A worker begins a dispatch that it has claimed. Raises LeaseLost when it must drop it."""
         self.fleet.check(request.lease.rank, request.role)
-        entry = await self._apply(
-            request.job_id, lambda entry: jobs.start(entry, request.role, request.generation, request.lease)
-        )
+
+        def change(entry: JournalEntry) -> JournalEntry:
+            self.models.check_own(entry)
+            return jobs.start(entry, request.role, request.generation, request.lease)
+
+        entry = await self._apply(request.job_id, change)
         previous = self.ledger.progress.get(request.job_id, Progress())
         progress = Progress(preview_number=previous.preview_number, seen_s=asyncio.get_running_loop().time())
         self.ledger.set_progress(request.job_id, progress)
@@ -170,6 +179,8 @@ class Controller:
         """A stage is done, its files below `result_url`. The first completion is taken; LeaseLost refuses others."""
         member = self.fleet.check(request.lease.rank, request.role)
         role = request.role
+        if role in NEXT:
+            request.next.model_digest = self.models.digest  # of a job that runs here: before its length is checked
         completion.check(request, result_url, member.address)
 
         def change(entry: JournalEntry) -> JournalEntry:
@@ -255,7 +266,7 @@ class Controller:
         if self.rings[RING_REQUEST].stats().free_count == 0:
             raise RingFull("the request ring is full; send the job to the controller instead")
         entry, _was_there = await self.admission.accept(request_id, request, client)
-        if entry.job.state != JOB_STATE_QUEUED or entry.job.generation:
+        if entry.job.state != JOB_STATE_QUEUED or entry.job.generation or self.models.is_foreign(entry.job):
             return self.ledger.describe(entry), None, None
         lease = self.dispatcher.lease_to(rank, entry)
         return self.ledger.describe(entry), lease, jobs.dispatch_of(entry)

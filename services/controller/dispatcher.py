@@ -7,7 +7,7 @@ memory: after a restart everything that waits comes through here again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from services.controller import jobs
 from services.controller.fair_queue import FairQueue
@@ -30,24 +30,45 @@ more only has a client that comes later wait behind jobs that can't be overtaken
 
 
 class Dispatcher:
-    """Queues of jobs that wait for a place in a ring, one for each role."""
+    """Queues of jobs that wait for a place in a ring, one for each role and model.
 
-    def __init__(self, rings: Mapping[Ring.ValueType, MemoryRing], ledger: Ledger, fleet: Fleet) -> None:
-        self._rings, self._ledger, self._fleet = rings, ledger, fleet
-        self._queues = {role: FairQueue() for role in jobs.WAITING}
+    Only those of the model that `get_digest` names are published; the others' wait for their model.
+    """
+
+    def __init__(
+        self,
+        rings: Mapping[Ring.ValueType, MemoryRing],
+        ledger: Ledger,
+        fleet: Fleet,
+        get_digest: Callable[[], str] = lambda: "",
+    ) -> None:
+        self._rings, self._ledger, self._fleet, self._get_digest = rings, ledger, fleet, get_digest
+        self._queues: dict[str, dict[Role.ValueType, FairQueue]] = {}
+        """By digest of the model, by role."""
         self.work = asyncio.Event()
         """Set when something may be publishable."""
 
     def enqueue(self, entry: JournalEntry) -> None:
         """Have a waiting job published in its present generation, when it is its turn."""
         job = entry.job
-        self._queues[jobs.role_of(entry)].put(job.job_id, job.generation, job.client, job.priority)
+        queues = self._queues.setdefault(job.model_digest, {role: FairQueue() for role in jobs.WAITING})
+        queues[jobs.role_of(entry)].put(job.job_id, job.generation, job.client, job.priority)
         self.work.set()
+
+    def enqueue_all(self) -> None:
+        """Have every waiting job published in the journal's order; for when the rings were emptied."""
+        self._queues.clear()
+        for entry in self._ledger.active.values():
+            if not jobs.is_running(entry):
+                self.enqueue(entry)
 
     def discard(self, job_id: str) -> None:
         """A job is over: it no longer waits."""
-        for queue in self._queues.values():
-            queue.discard(job_id)
+        for digest, queues in list(self._queues.items()):
+            for queue in queues.values():
+                queue.discard(job_id)
+            if not any(queues.values()):
+                del self._queues[digest]
 
     async def publish_waiting(self) -> None:
         """Move jobs from the queues into the rings, as far as these have (or should have) room.
@@ -55,7 +76,7 @@ class Dispatcher:
         What finds its ring full stays where it is in its queue, until `work` is set for another reason: with shared
         memory nobody here can tell which slots are about to become free.
         """
-        for role, queue in self._queues.items():
+        for role, queue in self._queues.get(self._get_digest(), {}).items():
             if not queue:
                 continue
             ring, wanted = self._rings[RING_OF[role]], self._wanted_count(role)
@@ -109,7 +130,9 @@ class Dispatcher:
 
     def _is_stale(self, dispatch: Dispatch) -> bool:
         entry = self._ledger.active.get(dispatch.job_id)
-        return entry is None or (entry.job.generation, jobs.role_of(entry)) != (dispatch.generation, dispatch.role)
+        if entry is None or entry.job.model_digest != self._get_digest():
+            return True
+        return (entry.job.generation, jobs.role_of(entry)) != (dispatch.generation, dispatch.role)
 
     def withdraw(self, rank: int) -> None:
         """A worker claims nothing any more: what waits for it alone goes to others."""

@@ -120,6 +120,9 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
                 driver=memory.driver_name,
                 driver_reason=self._rings_reason,
             )
+        response.waiting_models.extend(self._controller.models.waiting(owner_filter(who)))
+        if (model := self._controller.model) is not None:
+            response.model, response.model_digest = model.model, model.config_digest
         counts = await ledger.journal.counts(owner_filter(who))
         for state, count in sorted(counts.items()):
             response.job_counts.add(state=JobState.ValueType(state), count=count)

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from services.controller.controller import Controller
+from services.controller.discarding import discard
 from services.controller.threads import FairThreads
 from services.controller.visibility import owner_filter, visible_job
 from triptych import results, rpc
@@ -94,6 +95,10 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
     async def RetryJob(self, request: pb.RetryJobRequest, context: Context) -> pb.RetryJobResponse:
         await self._visible(request.job_id)
         return pb.RetryJobResponse(job=await self._controller.retry(request.job_id, caller()))
+
+    @rpc.uninterrupted
+    async def DiscardJobs(self, request: pb.DiscardJobsRequest, context: Context) -> pb.DiscardJobsResponse:
+        return pb.DiscardJobsResponse(job_count=await discard(self._controller, request.model_digest))
 
     async def DownloadResult(
         self, request: pb.DownloadResultRequest, context: Context

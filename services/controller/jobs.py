@@ -124,6 +124,7 @@ def dispatch_of(entry: JournalEntry) -> Dispatch:
         result.CopyFrom(entry.phase2)
     else:
         result.job_id = entry.job.job_id
+        result.model_digest = entry.job.model_digest
         result.traceparent = entry.traceparent
         if entry.job.HasField("deadline_time"):
             result.deadline_time.CopyFrom(entry.job.deadline_time)

@@ -21,6 +21,7 @@ from services.controller import journal_file
 from triptych.errors import InvalidRequest, JournalFull
 from triptych.v1.job_pb2 import GenerationRequest, JobState
 from triptych.v1.journal_pb2 import JournalEntry
+from triptych.v1.model_pb2 import ModelDescription
 
 Result = TypeVar("Result")
 
@@ -103,6 +104,25 @@ class Journal:
     async def set_meta(self, key: str, value: bytes) -> None:
         """Store a value."""
         await self._call(lambda db: db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)) and None)
+
+    async def name_models(self) -> int:
+        """Once for each journal: jobs that name no model are of the one that it served so far. Returns how many."""
+
+        def name(db: sqlite3.Connection) -> int:
+            if db.execute("SELECT 1 FROM meta WHERE key = 'models_named'").fetchone():
+                return 0
+            row, count = db.execute("SELECT value FROM meta WHERE key = 'model'").fetchone(), 0
+            model = ModelDescription.FromString(row[0]) if row else ModelDescription()
+            for job_id, data in db.execute("SELECT job_id, entry FROM jobs").fetchall():
+                entry = JournalEntry.FromString(data)
+                if not entry.job.model_digest:
+                    entry.job.model, entry.job.model_digest = model.model, model.config_digest
+                    db.execute("UPDATE jobs SET entry = ? WHERE job_id = ?", (entry.SerializeToString(), job_id))
+                    count += 1
+            db.execute("INSERT INTO meta VALUES ('models_named', 1)")
+            return count
+
+        return await self._call(name)
 
     # -- jobs -------------------------------------------------------------------------------------------------
 

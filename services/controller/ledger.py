@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -19,6 +20,8 @@ from triptych.errors import LeaseLost, NotFound
 from triptych.v1.generation_service_pb2 import WatchJobResponse
 from triptych.v1.job_pb2 import Job
 from triptych.v1.journal_pb2 import JournalEntry
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Ledger:
         self.active: dict[str, JournalEntry] = {}
         self.progress: dict[str, Progress] = {}
         self._counts: Counter[str] = Counter()
+        self._counts_by_model: Counter[tuple[str, str, str]] = Counter()
+        """By client, digest and name of the model."""
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._changed: dict[str, asyncio.Event] = {}
 
@@ -53,6 +58,18 @@ class Ledger:
     def count_of(self, client: str) -> int:
         """How many jobs of a client aren't over."""
         return self._counts[client]
+
+    def counts_by_model(self, client: str | None = None) -> dict[tuple[str, str], int]:
+        """How many jobs aren't over by digest and name of their model; of a client, or of all."""
+        found: Counter[tuple[str, str]] = Counter()
+        for (owner, digest, model), count in self._counts_by_model.items():
+            if client is None or owner == client:
+                found[digest, model] += count
+        return dict(found)
+
+    def _count(self, job: Job, change: int) -> None:
+        _add(self._counts, job.client, change)
+        _add(self._counts_by_model, (job.client, job.model_digest, job.model), change)
 
     @asynccontextmanager
     async def _locked(self, job_id: str) -> AsyncIterator[None]:
@@ -85,7 +102,7 @@ class Ledger:
             if jobs.is_over(after):
                 self.progress.pop(job_id, None)
                 del self.active[job_id]
-                self._counts -= Counter({before.job.client: 1})
+                self._count(before.job, -1)
             else:
                 self.active[job_id] = after
         self._wake(job_id)
@@ -101,7 +118,7 @@ class Ledger:
     def add(self, entry: JournalEntry) -> None:
         """Take up an entry that the journal has."""
         self.active[entry.job.job_id] = entry
-        self._counts[entry.job.client] += 1
+        self._count(entry.job, 1)
 
     async def get(self, job_id: str) -> Job:
         """A job as it stands now, with its progress. Raises NotFound."""
@@ -144,6 +161,13 @@ class Ledger:
     def _wake(self, job_id: str) -> None:
         if event := self._changed.pop(job_id, None):
             event.set()
+
+
+def _add(counts: Counter[Key], key: Key, change: int) -> None:
+    """Count on, and forget what there is none of."""
+    counts[key] += change
+    if not counts[key]:
+        del counts[key]
 
 
 def _show(progress: Progress, job: Job) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from services.controller import jobs
 from services.controller.controller import Controller, attempt_of
 from services.controller.fleet import check_role
-from triptych.errors import Fenced, Full, InvalidRequest, JournalFull, LeaseLost, NotAllowed, RingFull, WrongState
+from triptych.errors import Fenced, Full, InvalidRequest, JournalFull, LeaseLost, NotAllowed, RingFull
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import PAST_CAP
 from triptych.rings.ring import Removed
@@ -30,14 +30,12 @@ from triptych.v1.job_pb2 import (
     AttemptKind,
 )
 from triptych.v1.journal_pb2 import JournalEntry
-from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.ring_service_pb2 import Lease
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 """How often deadlines and silence are looked at: a fraction of any sensible timeout, and next to no CPU."""
-MODEL_KEY = "model"
 NAME_CHARS_MAX = 256
 """Longest instance id, address or host id: a UUID takes 36 characters, a host's name at most 253."""
 
@@ -78,6 +76,7 @@ class Supervisor:
     async def recover(self) -> None:
         """Take up what an earlier controller left: give every worker that it names the usual time to come back."""
         now_s = asyncio.get_running_loop().time()
+        await self._ledger.journal.name_models()
         for rank in await self._ledger.journal.ranks():  # jobs may be addressed to it, and it may never come back
             self._fleet.expect(rank, now_s)
         for entry in await self._ledger.load():
@@ -91,6 +90,7 @@ class Supervisor:
                 self._unpublished.add(entry.job.job_id)
         if self._ledger.active:
             log.info("recovered %d unfinished jobs in epoch %d", len(self._ledger.active), self._epoch)
+        self._controller.models.log_waiting()
 
     # -- workers come -----------------------------------------------------------------------------------------
 
@@ -108,12 +108,13 @@ class Supervisor:
             raise InvalidRequest("instance_id, address, host_id", "a long text", f"up to {NAME_CHARS_MAX} characters")
         if not request.model.config_digest:
             raise InvalidRequest("model.config_digest", "", "the digest of the model's configuration")
-        await self._take_model(request.model)
-        rank = await self._rank_of(request.instance_id)
-        known = self._fleet.members.get(rank)
-        if known is not None and known.role not in (ROLE_UNSPECIFIED, request.role):
-            raise NotAllowed(f"instance_id names a worker of the role {role_name(known.role)}")
-        self._fleet.register(rank, request, asyncio.get_running_loop().time())
+        async with self._controller.models.registering:
+            await self._controller.models.take(request)
+            rank = await self._rank_of(request.instance_id)
+            known = self._fleet.members.get(rank)
+            if known is not None and known.role not in (ROLE_UNSPECIFIED, request.role):
+                raise NotAllowed(f"instance_id names a worker of the role {role_name(known.role)}")
+            self._fleet.register(rank, request, asyncio.get_running_loop().time())
         lease = await self._settle_running(rank, request.running)
         held = set(request.room_ids)
         release = await self._settle_rooms(rank, held)
@@ -136,18 +137,6 @@ class Supervisor:
             rank = await self._ledger.journal.rank_of(instance_id)
             if all(grave.rank != rank for grave in self._graves):  # it may have died since
                 return rank
-
-    async def _take_model(self, model: ModelDescription) -> None:
-        """The first worker's model is the fleet's until no worker is left; one of another model is refused."""
-        known = self._controller.model
-        if known is not None and known.config_digest != model.config_digest and self._fleet.registered():
-            raise WrongState(
-                f"this fleet serves {known.model!r} (configuration {known.config_digest[:12]}); "
-                f"the worker has {model.model!r} (configuration {model.config_digest[:12]})"
-            )
-        if known != model:
-            await self._ledger.journal.set_meta(MODEL_KEY, model.SerializeToString())
-            self._controller.model = model
 
     async def _settle_running(self, rank: int, running: RunningPhase) -> Lease | None:
         """The lease under which a worker may go on with the job that it says it runs, if it may."""
@@ -176,7 +165,7 @@ class Supervisor:
             self._controller.dispatcher.enqueue(entry)  # where it had published it, the second to start is refused
 
     async def _adopt(self, rank: int, entry: JournalEntry, running: RunningPhase) -> Lease | None:
-        if running.dispatch.role != jobs.role_of(entry):
+        if running.dispatch.role != jobs.role_of(entry) or self._controller.models.is_foreign(entry.job):
             return None
         ring = self._controller.rings[RING_OF[jobs.role_of(entry)]]
         if running.lease.rank == rank and ring.holds(running.lease):

@@ -35,7 +35,7 @@ class Bench:
     """Everything of a controller but its ports. Calls are made as a client of a given identity."""
 
     def __init__(self, folder: Path, journal: Journal, config: ControllerConfig) -> None:
-        model = ModelDescription(model="toy", config_digest="toy")
+        model = ModelDescription(model="toy", config_digest="70f1" * 16)
         model.inputs.add(name="prompt", kind=INPUT_KIND_TEXT, required=True)
         model.inputs.add(name="num_inference_steps", kind=INPUT_KIND_INTEGER, default_json="4")
         rings = {name: MemoryRing(name, 1, attempts_max=ATTEMPT_MAX) for name in RING_OF.values()}

@@ -64,7 +64,8 @@ class Bench(conftest.Bench):
     async def running(self, state: JobState.ValueType, rank: int, job_id: str = "job-1") -> Lease:
         """A job that a worker runs, and the lease under which it does."""
         lease = Lease(ring=RING_REQUEST, slot=1, ticket=5, rank=rank)
-        entry = JournalEntry(job=Job(job_id=job_id, request_id=job_id, state=state), lease=lease)
+        job = Job(job_id=job_id, request_id=job_id, state=state, model_digest=self.controller.models.digest)
+        entry = JournalEntry(job=job, lease=lease)
         await self.journal.add(entry, GenerationRequest(prompt="a"))
         self.ledger.add(entry)
         return lease
@@ -241,6 +242,7 @@ async def test_the_longest_dispatch_that_is_taken_can_be_published(bench: Bench)
     request = completed(await bench.running(JOB_STATE_ENCODING, rank), ROLE_ENCODER)
     request.next.role, request.next.decoder_rank = ROLE_TRANSFORMER, 2**32 - 1
     request.next.receiver_rank = 2**32 - 1
+    request.next.model_digest = bench.controller.models.digest
     request.next.room.arena = "x" * (DISPATCH_BYTES_MAX - request.next.ByteSize() - 4)
     assert request.next.ByteSize() == DISPATCH_BYTES_MAX
     await bench.fleet.CompletePhase(request, NOBODY)

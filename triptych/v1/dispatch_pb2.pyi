@@ -98,6 +98,7 @@ class Dispatch(_message.Message):
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     PUBLISH_TIME_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     generation: _builtins.int
@@ -116,6 +117,8 @@ class Dispatch(_message.Message):
     """
     traceparent: _builtins.str
     """W3C trace context of the publisher's span."""
+    model_digest: _builtins.str
+    """Digest of the model that the job was accepted for and that made the room."""
     @_builtins.property
     def room(self) -> _room_pb2.RoomRef:
         """The room to read first. Absent for encoders, which ask for the job's inputs."""
@@ -153,10 +156,11 @@ class Dispatch(_message.Message):
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
         traceparent: _builtins.str = ...,
         publish_time: _timestamp_pb2.Timestamp | None = ...,
+        model_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "latent_shape", b"latent_shape", "publish_time", b"publish_time", "room", b"room"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "generation", b"generation", "job_id", b"job_id", "latent_shape", b"latent_shape", "publish_time", b"publish_time", "receiver_rank", b"receiver_rank", "role", b"role", "room", b"room", "sender_rank", b"sender_rank", "tensors", b"tensors", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "generation", b"generation", "job_id", b"job_id", "latent_shape", b"latent_shape", "model_digest", b"model_digest", "publish_time", b"publish_time", "receiver_rank", b"receiver_rank", "role", b"role", "room", b"room", "sender_rank", b"sender_rank", "tensors", b"tensors", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

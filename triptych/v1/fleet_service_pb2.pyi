@@ -75,6 +75,26 @@ class RegisterWorkerRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class StageSettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
@@ -87,6 +107,7 @@ class RegisterWorkerRequest(_message.Message):
     PROCESS_ID_FIELD_NUMBER: _builtins.int
     PARAMETER_BYTES_FIELD_NUMBER: _builtins.int
     MOONCAKE_FIELD_NUMBER: _builtins.int
+    STAGE_SETTINGS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Random identity of the worker's process."""
     role: _dispatch_pb2.Role.ValueType
@@ -119,6 +140,12 @@ class RegisterWorkerRequest(_message.Message):
     def mooncake(self) -> _worker_pb2.DriverChoice:
         """How Mooncake moves tensors here: `tcp`, `rdma`, or empty where it is off."""
 
+    @_builtins.property
+    def stage_settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Settings of this role that decide bits and that the model's digest doesn't
+        cover, such as `dtype`. Workers of one role must agree in each.
+        """
+
     def __init__(
         self,
         *,
@@ -134,10 +161,11 @@ class RegisterWorkerRequest(_message.Message):
         process_id: _builtins.int = ...,
         parameter_bytes: _builtins.int = ...,
         mooncake: _worker_pb2.DriverChoice | None = ...,
+        stage_settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "mooncake", b"mooncake", "running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "host_id", b"host_id", "instance_id", b"instance_id", "model", b"model", "mooncake", b"mooncake", "parameter_bytes", b"parameter_bytes", "previous_rank", b"previous_rank", "process_id", b"process_id", "role", b"role", "room_ids", b"room_ids", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "host_id", b"host_id", "instance_id", b"instance_id", "model", b"model", "mooncake", b"mooncake", "parameter_bytes", b"parameter_bytes", "previous_rank", b"previous_rank", "process_id", b"process_id", "role", b"role", "room_ids", b"room_ids", "running", b"running", "stage_settings", b"stage_settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -740,8 +768,15 @@ class GetFleetResponse(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     RINGS_FIELD_NUMBER: _builtins.int
     JOB_COUNTS_FIELD_NUMBER: _builtins.int
+    WAITING_MODELS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The controller's epoch."""
+    model: _builtins.str
+    """The model that jobs are accepted for now. Empty before a worker came."""
+    model_digest: _builtins.str
+    """Its `config_digest`."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[_worker_pb2.Worker]:
         """Workers that are alive."""
@@ -754,6 +789,12 @@ class GetFleetResponse(_message.Message):
     def job_counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobCount]:
         """Jobs by state."""
 
+    @_builtins.property
+    def waiting_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___WaitingModel]:
+        """Other models than the fleet's for which jobs wait. They wait until workers
+        of their model come, or end by DiscardJobs.
+        """
+
     def __init__(
         self,
         *,
@@ -761,14 +802,47 @@ class GetFleetResponse(_message.Message):
         workers: _abc.Iterable[_worker_pb2.Worker] | None = ...,
         rings: _abc.Iterable[Global___RingStatus] | None = ...,
         job_counts: _abc.Iterable[Global___JobCount] | None = ...,
+        waiting_models: _abc.Iterable[Global___WaitingModel] | None = ...,
+        model: _builtins.str = ...,
+        model_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "job_counts", b"job_counts", "rings", b"rings", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "job_counts", b"job_counts", "model", b"model", "model_digest", b"model_digest", "rings", b"rings", "waiting_models", b"waiting_models", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetFleetResponse: _TypeAlias = GetFleetResponse  # noqa: Y015
+
+@_typing.final
+class WaitingModel(_message.Message):
+    """Jobs that wait for a model that the fleet doesn't serve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    JOB_COUNT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model, as its workers named it."""
+    model_digest: _builtins.str
+    """Its `config_digest`."""
+    job_count: _builtins.int
+    """How many jobs wait, of those that the caller may see."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        model_digest: _builtins.str = ...,
+        job_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_count", b"job_count", "model", b"model", "model_digest", b"model_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitingModel: _TypeAlias = WaitingModel  # noqa: Y015
 
 @_typing.final
 class RingStatus(_message.Message):

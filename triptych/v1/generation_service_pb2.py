@@ -26,7 +26,7 @@ from triptych.v1 import job_pb2 as triptych_dot_v1_dot_job__pb2
 from triptych.v1 import model_pb2 as triptych_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$triptych/v1/generation_service.proto\x12\x0btriptych.v1\x1a\x15triptych/v1/job.proto\x1a\x17triptych/v1/model.proto\"W\n\x10\x43reateJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x07request\x18\x02 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequest\"2\n\x11\x43reateJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"/\n\x0eGetJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"z\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x06states\x18\x03 \x03(\x0e\x32\x15.triptych.v1.JobState\x12\x19\n\x11\x64\x65\x61\x64_letters_only\x18\x04 \x01(\x08\"K\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.triptych.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"F\n\x10WatchJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\x12\x13\n\x0bpreview_png\x18\x02 \x01(\x0c\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"2\n\x11\x43\x61ncelJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"!\n\x0fRetryJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"1\n\x10RetryJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"?\n\x15\x44ownloadResultRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61rtifact_index\x18\x02 \x01(\r\"P\n\x16\x44ownloadResultResponse\x12\'\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x15.triptych.v1.Artifact\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\x16\n\x14\x44\x65scribeModelRequest\"E\n\x15\x44\x65scribeModelResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.ModelDescription2\x80\x05\n\x11GenerationService\x12J\n\tCreateJob\x12\x1d.triptych.v1.CreateJobRequest\x1a\x1e.triptych.v1.CreateJobResponse\x12\x41\n\x06GetJob\x12\x1a.triptych.v1.GetJobRequest\x1a\x1b.triptych.v1.GetJobResponse\x12G\n\x08ListJobs\x12\x1c.triptych.v1.ListJobsRequest\x1a\x1d.triptych.v1.ListJobsResponse\x12I\n\x08WatchJob\x12\x1c.triptych.v1.WatchJobRequest\x1a\x1d.triptych.v1.WatchJobResponse0\x01\x12J\n\tCancelJob\x12\x1d.triptych.v1.CancelJobRequest\x1a\x1e.triptych.v1.CancelJobResponse\x12G\n\x08RetryJob\x12\x1c.triptych.v1.RetryJobRequest\x1a\x1d.triptych.v1.RetryJobResponse\x12[\n\x0e\x44ownloadResult\x12\".triptych.v1.DownloadResultRequest\x1a#.triptych.v1.DownloadResultResponse0\x01\x12V\n\rDescribeModel\x12!.triptych.v1.DescribeModelRequest\x1a\".triptych.v1.DescribeModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$triptych/v1/generation_service.proto\x12\x0btriptych.v1\x1a\x15triptych/v1/job.proto\x1a\x17triptych/v1/model.proto\"W\n\x10\x43reateJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x07request\x18\x02 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequest\"2\n\x11\x43reateJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"/\n\x0eGetJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"z\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x06states\x18\x03 \x03(\x0e\x32\x15.triptych.v1.JobState\x12\x19\n\x11\x64\x65\x61\x64_letters_only\x18\x04 \x01(\x08\"K\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.triptych.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"F\n\x10WatchJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\x12\x13\n\x0bpreview_png\x18\x02 \x01(\x0c\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"2\n\x11\x43\x61ncelJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"!\n\x0fRetryJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"1\n\x10RetryJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"*\n\x12\x44iscardJobsRequest\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\"(\n\x13\x44iscardJobsResponse\x12\x11\n\tjob_count\x18\x01 \x01(\x04\"?\n\x15\x44ownloadResultRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61rtifact_index\x18\x02 \x01(\r\"P\n\x16\x44ownloadResultResponse\x12\'\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x15.triptych.v1.Artifact\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\x16\n\x14\x44\x65scribeModelRequest\"E\n\x15\x44\x65scribeModelResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.ModelDescription2\xd2\x05\n\x11GenerationService\x12J\n\tCreateJob\x12\x1d.triptych.v1.CreateJobRequest\x1a\x1e.triptych.v1.CreateJobResponse\x12\x41\n\x06GetJob\x12\x1a.triptych.v1.GetJobRequest\x1a\x1b.triptych.v1.GetJobResponse\x12G\n\x08ListJobs\x12\x1c.triptych.v1.ListJobsRequest\x1a\x1d.triptych.v1.ListJobsResponse\x12I\n\x08WatchJob\x12\x1c.triptych.v1.WatchJobRequest\x1a\x1d.triptych.v1.WatchJobResponse0\x01\x12J\n\tCancelJob\x12\x1d.triptych.v1.CancelJobRequest\x1a\x1e.triptych.v1.CancelJobResponse\x12G\n\x08RetryJob\x12\x1c.triptych.v1.RetryJobRequest\x1a\x1d.triptych.v1.RetryJobResponse\x12P\n\x0b\x44iscardJobs\x12\x1f.triptych.v1.DiscardJobsRequest\x1a .triptych.v1.DiscardJobsResponse\x12[\n\x0e\x44ownloadResult\x12\".triptych.v1.DownloadResultRequest\x1a#.triptych.v1.DownloadResultResponse0\x01\x12V\n\rDescribeModel\x12!.triptych.v1.DescribeModelRequest\x1a\".triptych.v1.DescribeModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,14 +57,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RETRYJOBREQUEST']._serialized_end=753
   _globals['_RETRYJOBRESPONSE']._serialized_start=755
   _globals['_RETRYJOBRESPONSE']._serialized_end=804
-  _globals['_DOWNLOADRESULTREQUEST']._serialized_start=806
-  _globals['_DOWNLOADRESULTREQUEST']._serialized_end=869
-  _globals['_DOWNLOADRESULTRESPONSE']._serialized_start=871
-  _globals['_DOWNLOADRESULTRESPONSE']._serialized_end=951
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=953
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=975
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=977
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=1046
-  _globals['_GENERATIONSERVICE']._serialized_start=1049
-  _globals['_GENERATIONSERVICE']._serialized_end=1689
+  _globals['_DISCARDJOBSREQUEST']._serialized_start=806
+  _globals['_DISCARDJOBSREQUEST']._serialized_end=848
+  _globals['_DISCARDJOBSRESPONSE']._serialized_start=850
+  _globals['_DISCARDJOBSRESPONSE']._serialized_end=890
+  _globals['_DOWNLOADRESULTREQUEST']._serialized_start=892
+  _globals['_DOWNLOADRESULTREQUEST']._serialized_end=955
+  _globals['_DOWNLOADRESULTRESPONSE']._serialized_start=957
+  _globals['_DOWNLOADRESULTRESPONSE']._serialized_end=1037
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=1039
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=1061
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=1063
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=1132
+  _globals['_GENERATIONSERVICE']._serialized_start=1135
+  _globals['_GENERATIONSERVICE']._serialized_end=1857
 # @@protoc_insertion_point(module_scope)

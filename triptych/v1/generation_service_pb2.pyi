@@ -328,6 +328,50 @@ class RetryJobResponse(_message.Message):
 Global___RetryJobResponse: _TypeAlias = RetryJobResponse  # noqa: Y015
 
 @_typing.final
+class DiscardJobsRequest(_message.Message):
+    """Request of DiscardJobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    model_digest: _builtins.str
+    """The model's `config_digest`, or its first 12 or more digits."""
+    def __init__(
+        self,
+        *,
+        model_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_digest", b"model_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardJobsRequest: _TypeAlias = DiscardJobsRequest  # noqa: Y015
+
+@_typing.final
+class DiscardJobsResponse(_message.Message):
+    """Response of DiscardJobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_COUNT_FIELD_NUMBER: _builtins.int
+    job_count: _builtins.int
+    """How many jobs were ended."""
+    def __init__(
+        self,
+        *,
+        job_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_count", b"job_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardJobsResponse: _TypeAlias = DiscardJobsResponse  # noqa: Y015
+
+@_typing.final
 class DownloadResultRequest(_message.Message):
     """Request of DownloadResult."""
 

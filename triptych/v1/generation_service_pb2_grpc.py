@@ -75,6 +75,11 @@ class GenerationServiceStub(object):
                 request_serializer=triptych_dot_v1_dot_generation__service__pb2.RetryJobRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_generation__service__pb2.RetryJobResponse.FromString,
                 _registered_method=True)
+        self.DiscardJobs = channel.unary_unary(
+                '/triptych.v1.GenerationService/DiscardJobs',
+                request_serializer=triptych_dot_v1_dot_generation__service__pb2.DiscardJobsRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_generation__service__pb2.DiscardJobsResponse.FromString,
+                _registered_method=True)
         self.DownloadResult = channel.unary_stream(
                 '/triptych.v1.GenerationService/DownloadResult',
                 request_serializer=triptych_dot_v1_dot_generation__service__pb2.DownloadResultRequest.SerializeToString,
@@ -160,6 +165,16 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiscardJobs(self, request, context):
+        """Ends all jobs that wait for a model that the fleet doesn't serve, CANCELLED.
+        For administrators. Codes: INVALID_ARGUMENT (no or several such models),
+        FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED (disk full).
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadResult(self, request, context):
         """Streams one file of a result. Codes: NOT_FOUND (no such job or file),
         FAILED_PRECONDITION (the job has not succeeded), DATA_LOSS (the stored file's
@@ -209,6 +224,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.RetryJob,
                     request_deserializer=triptych_dot_v1_dot_generation__service__pb2.RetryJobRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_generation__service__pb2.RetryJobResponse.SerializeToString,
+            ),
+            'DiscardJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardJobs,
+                    request_deserializer=triptych_dot_v1_dot_generation__service__pb2.DiscardJobsRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_generation__service__pb2.DiscardJobsResponse.SerializeToString,
             ),
             'DownloadResult': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadResult,
@@ -394,6 +414,33 @@ class GenerationService(object):
             '/triptych.v1.GenerationService/RetryJob',
             triptych_dot_v1_dot_generation__service__pb2.RetryJobRequest.SerializeToString,
             triptych_dot_v1_dot_generation__service__pb2.RetryJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.GenerationService/DiscardJobs',
+            triptych_dot_v1_dot_generation__service__pb2.DiscardJobsRequest.SerializeToString,
+            triptych_dot_v1_dot_generation__service__pb2.DiscardJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -78,6 +78,12 @@ class GenerationServiceStub:
     NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
     CreateJob. Retry: safe, returns the same new job.
     """
+    DiscardJobs: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.DiscardJobsRequest, _generation_service_pb2.DiscardJobsResponse]
+    """Ends all jobs that wait for a model that the fleet doesn't serve, CANCELLED.
+    For administrators. Codes: INVALID_ARGUMENT (no or several such models),
+    FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED (disk full).
+    Retry: safe.
+    """
     DownloadResult: _grpc.UnaryStreamMultiCallable[_generation_service_pb2.DownloadResultRequest, _generation_service_pb2.DownloadResultResponse]
     """Streams one file of a result. Codes: NOT_FOUND (no such job or file),
     FAILED_PRECONDITION (the job has not succeeded), DATA_LOSS (the stored file's
@@ -137,6 +143,12 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     that has passed, ranks that are gone. The dead letter stays as it is. Codes:
     NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
     CreateJob. Retry: safe, returns the same new job.
+    """
+    DiscardJobs: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.DiscardJobsRequest, _generation_service_pb2.DiscardJobsResponse]  # type: ignore[assignment]
+    """Ends all jobs that wait for a model that the fleet doesn't serve, CANCELLED.
+    For administrators. Codes: INVALID_ARGUMENT (no or several such models),
+    FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED (disk full).
+    Retry: safe.
     """
     DownloadResult: _aio.UnaryStreamMultiCallable[_generation_service_pb2.DownloadResultRequest, _generation_service_pb2.DownloadResultResponse]  # type: ignore[assignment]
     """Streams one file of a result. Codes: NOT_FOUND (no such job or file),
@@ -230,6 +242,18 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         that has passed, ranks that are gone. The dead letter stays as it is. Codes:
         NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
         CreateJob. Retry: safe, returns the same new job.
+        """
+
+    @_abc_1.abstractmethod
+    def DiscardJobs(
+        self,
+        request: _generation_service_pb2.DiscardJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_service_pb2.DiscardJobsResponse, _abc.Awaitable[_generation_service_pb2.DiscardJobsResponse]]:
+        """Ends all jobs that wait for a model that the fleet doesn't serve, CANCELLED.
+        For administrators. Codes: INVALID_ARGUMENT (no or several such models),
+        FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED (disk full).
+        Retry: safe.
         """
 
     @_abc_1.abstractmethod

@@ -342,6 +342,8 @@ class Job(_message.Message):
     CLIENT_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
     RETRY_OF_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identity, chosen by the controller."""
     request_id: _builtins.str
@@ -379,6 +381,12 @@ class Job(_message.Message):
     """
     retry_of: _builtins.str
     """The dead letter that this job tries anew. Empty for all others."""
+    model: _builtins.str
+    """The model that it was accepted for, as its workers named it. It waits while
+    the fleet serves another.
+    """
+    model_digest: _builtins.str
+    """That model's `config_digest`."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
@@ -428,10 +436,12 @@ class Job(_message.Message):
         client: _builtins.str = ...,
         dead_letter: _builtins.bool = ...,
         retry_of: _builtins.str = ...,
+        model: _builtins.str = ...,
+        model_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "client", b"client", "create_time", b"create_time", "dead_letter", b"dead_letter", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "encoder_rank", b"encoder_rank", "end_time", b"end_time", "error", b"error", "generation", b"generation", "job_id", b"job_id", "priority", b"priority", "request_id", b"request_id", "retry_of", b"retry_of", "seed", b"seed", "state", b"state", "step", b"step", "step_count", b"step_count", "trace_id", b"trace_id", "transformer_rank", b"transformer_rank", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "client", b"client", "create_time", b"create_time", "dead_letter", b"dead_letter", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "encoder_rank", b"encoder_rank", "end_time", b"end_time", "error", b"error", "generation", b"generation", "job_id", b"job_id", "model", b"model", "model_digest", b"model_digest", "priority", b"priority", "request_id", b"request_id", "retry_of", b"retry_of", "seed", b"seed", "state", b"state", "step", b"step", "step_count", b"step_count", "trace_id", b"trace_id", "transformer_rank", b"transformer_rank", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,4 +1,4 @@
-"""`triptych jobs`: list jobs; show dead letters and try them anew."""
+"""`triptych jobs`: list jobs; show dead letters and try them anew; end what waits for a model of the past."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def run(args: argparse.Namespace) -> None:
     """Print the newest jobs, or dead letters, or what they became."""
     if args.limit < 1:
         raise InvalidRequest("limit", args.limit, "1 or more")
+    if args.discard_model:
+        if args.dead or args.jobs or args.retry or args.state:
+            raise InvalidRequest("discard-model", args.discard_model, "no other choice of jobs beside it")
+        run_async(_discard(args))
+        return
     if not args.dead and (args.jobs or args.retry):
         raise InvalidRequest("jobs", " ".join(args.jobs) or "--retry", "no job and no --retry, unless with --dead")
     if args.dead and args.state:
@@ -83,3 +88,12 @@ async def _retry(args: argparse.Namespace) -> None:
                 print_json(as_dict(job))
             else:
                 print(f"{job_id} {job.job_id}", flush=True)
+
+
+async def _discard(args: argparse.Namespace) -> None:
+    async with connect(args) as client:
+        count = await client.discard_jobs(args.discard_model)
+    if args.json:
+        print_json({"job_count": count})
+    else:
+        print(f"{count} ended")
