@@ -18,7 +18,7 @@ from services.worker_service import WorkerServicer
 from triptych import process, rpc, telemetry
 from triptych.config import WorkerConfig, load
 from triptych.decoding.pool import Decoders
-from triptych.errors import InvalidRequest, MissingExtra, WrongState
+from triptych.errors import InvalidRequest, MissingExtra, WorkerBroken, WrongState
 from triptych.link import CALL_TIMEOUT_S, Link
 from triptych.phase import Equipment
 from triptych.rings.access import RingAccess, try_card
@@ -169,7 +169,13 @@ async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.E
             worker.hand_back()
             await asyncio.wait([working, linked], timeout=CALL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
-                await working  # raises what ended it, if that wasn't us
+                try:
+                    await working  # raises what ended it, if that wasn't us
+                except WorkerBroken as error:
+                    log.error("this worker ends: %s", error)
+                    linked.cancel()
+                    await link.leave(str(error))
+                    raise
                 await worker.drain()
             linked.cancel()
             await link.leave()

@@ -27,6 +27,7 @@
     ├── Unavailable         the other side isn't there, or not ready; retry with back-off       UNAVAILABLE
     │   ├── TransferFailed  a mover could not reach a room's bytes                              UNAVAILABLE
     │   └── RingUnreachable an operation on far memory did not complete                         UNAVAILABLE
+    │   └── WorkerBroken    this worker can't go on; its supervisor starts another              UNAVAILABLE
     ├── AlreadyExists       the identity is taken by something else                             ALREADY_EXISTS
     ├── JobCancelled        somebody asked for the job to stop                                  CANCELLED
     └── DeadlinePassed      the job's deadline, or the bound of a wait, is over                 DEADLINE_EXCEEDED
@@ -196,6 +197,10 @@ class TransferFailed(Unavailable):
 
 class RingUnreachable(Unavailable):
     """An operation on the ring's memory failed or did not end in time: the peer or the connection is gone."""
+
+
+class WorkerBroken(Unavailable):
+    """The worker fails everything, or its process is spoiled: it ends."""
 
 
 class AlreadyExists(TriptychError):

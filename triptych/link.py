@@ -77,6 +77,9 @@ class Link:
         self._changes = asyncio.Event()
         self._changed_rings: set[Ring.ValueType] = set()
         self._stream: asyncio.Task[None] | None = None
+        self._made = self._taken = 0
+        """Reports, numbered: the newest, and the newest that the stream asked for another after."""
+        self._sent = asyncio.Condition()
         self._registered_s = 0.0
         """When the worker was last known to be registered."""
         self._interval_s = self._worker_timeout_s = 0.0
@@ -159,12 +162,19 @@ class Link:
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 
-    async def leave(self) -> None:
-        """Give the rank up. A controller that isn't there finds out by silence."""
+    async def reported(self, timeout_s: float) -> None:
+        """Return when a report that was made from now on has been taken up by the stream, or when the time is over."""
+        wanted = self._made + 1
+        self.notify()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._sent:
+                await self._sent.wait_for(lambda: self._taken >= wanted)
+
+    async def leave(self, broken: str = "") -> None:
+        """Give the rank up; `broken` says why, where nobody asked for it. Without a controller, silence tells it."""
+        request = UnregisterWorkerRequest(rank=self.rank, broken=broken)
         with contextlib.suppress(TriptychError):
-            await rpc.translate(
-                self._stub.UnregisterWorker(UnregisterWorkerRequest(rank=self.rank), timeout=CALL_TIMEOUT_S)
-            )
+            await rpc.translate(self._stub.UnregisterWorker(request, timeout=CALL_TIMEOUT_S))
 
     async def _register(self) -> None:
         request = self._member.describe()
@@ -195,7 +205,12 @@ class Link:
             report.rank = self.rank
             report.changed_rings.extend(self._changed_rings)
             self._changed_rings.clear()
+            self._made += 1
+            made = self._made
             yield report
+            async with self._sent:
+                self._taken = made
+                self._sent.notify_all()
             shortest_s = min(REPORT_INTERVAL_MIN_S, self._interval_s)
             if not await _happens(shortest_s, self._changes):
                 await _happens(self._interval_s - shortest_s, self._changes, self._news)

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from triptych import codec, ids, media, results, telemetry
+from triptych import codec, ids, media, memory_report, results, telemetry
 from triptych.config import WorkerConfig
 from triptych.decoding.pool import Decoders
 from triptych.errors import (
@@ -31,11 +31,15 @@ from triptych.errors import (
     RingFull,
     TransferFailed,
     TriptychError,
+    WorkerBroken,
+    public_text,
 )
+from triptych.health import Health, is_ours, is_out_of_memory, is_poison
 from triptych.link import PASSING, Link
 from triptych.rings.ring import DISPATCH_BYTES_MAX, Ring
 from triptych.roles import NEXT, RING_OF, ring_name, role_name
 from triptych.running import PhaseReporter, Running, seconds_of
+from triptych.self_check import SAMPLE_BYTES_MAX, SelfCheck
 from triptych.stages import AnyStage, Step, request_inputs
 from triptych.stages.inputs import RESERVED_PREFIX
 from triptych.transport import room as rooms
@@ -98,23 +102,55 @@ class Phases:
         self.waiting_for = ""
         """What work waits for: space for rooms, in a sentence; empty where it doesn't wait."""
         self.fetch_count_by_mover: dict[str, int] = {}
+        self.health = Health()
+        self._self_check = SelfCheck(equipment.stage, equipment.arena, equipment.fetcher, self._in_thread)
 
     async def run(self, running: Running, is_draining: Callable[[], bool]) -> None:
-        """Everything from a claim to its ack or nack. Whatever the stage raises, the worker goes on."""
-        reporter = PhaseReporter(self._link, self._stage.role, running)
+        """Everything from a claim to its ack or nack. Whatever the stage raises, the worker goes on, but for errors
+        that spoil its process: these raise WorkerBroken."""
+        reporter = PhaseReporter(self._link, self._stage.role, running, self._equipment.config.device)
+        broken = ""
         with self._observed(running):
             end = self._source.ack
             try:
                 request = await reporter.start()
                 await self._work(running, request, reporter)
+                self.health.succeeded()
+                self._self_check.succeeded()
             except LeaseLost as error:
                 log.info("dropped: %s", error)
             except Exception as error:  # noqa: BLE001  (a stage may raise anything; the job's owner is told)
                 if isinstance(error, JobCancelled) and is_draining() and not running.is_expired():
                     end = self._source.nack
                 else:
-                    await reporter.fail(error)
+                    broken = await self._failed(running, error, reporter)
             await self._end(running, end)
+        if broken:
+            raise WorkerBroken(broken)
+
+    async def _failed(self, running: Running, error: Exception, reporter: PhaseReporter) -> str:
+        """Tell the controller, and draw conclusions for ourselves. Returns why the process can't go on, or nothing."""
+        message = await reporter.fail(error)
+        if is_out_of_memory(error):
+            await self._in_thread(lambda: memory_report.give_back(error))
+        if is_ours(error) and not running.lost:
+            self.health.failed(running.dispatch.job_id)
+        return f"an error has spoiled this process: {message}" if is_poison(error) else ""
+
+    async def check_health(self) -> None:
+        """Run a small job of our own. Raises WorkerBroken where that fails."""
+        with telemetry.span("quarantine", rank=self._link.rank) as span:
+            self._metrics.quarantined(role_name(self._stage.role))
+            self._room_counter += 1
+            room_id = ids.room_id(self._link.rank, self._room_counter)
+            try:
+                await self._self_check.run(room_id, self._link.rank, self._equipment.address, self._link.result_url)
+            except Exception as error:
+                why = public_text(error)
+                span.set_attribute("triptych.check", why)
+                raise WorkerBroken(f"it fails every job, and its own check: {why}") from error
+            span.set_attribute("triptych.check", "passed")
+            self.health.passed()
 
     async def wait_for_space(self, size_bytes: int, give_up: Callable[[], bool]) -> None:
         """Wait until the arena has room. This is the back-pressure: nothing is claimed meanwhile."""
@@ -175,11 +211,14 @@ class Phases:
         if self._stage.role == ROLE_ENCODER:
             decode = self._equipment.decoders.decode
             inputs = await self._in_thread(lambda: request_inputs(request, self._model, decode))
+            size_bytes = SAMPLE_BYTES_MAX + 1 if request.media else request.ByteSize()
         else:
             inputs = await self._fetch(running)
+            size_bytes = running.dispatch.room.size_bytes
             reporter.keep_private(
                 {name: value for name, value in inputs.items() if not name.startswith(RESERVED_PREFIX)}
             )
+        self._self_check.began(inputs, size_bytes)
         loop = asyncio.get_running_loop()
 
         def on_step(step: Step) -> None:

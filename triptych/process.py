@@ -15,11 +15,19 @@ from typing import Any
 
 from triptych import auth
 from triptych.config import ProcessConfig
-from triptych.errors import InvalidRequest, MissingExtra, ModelInvalid, NotAllowed, Unauthenticated, WrongState
+from triptych.errors import (
+    InvalidRequest,
+    MissingExtra,
+    ModelInvalid,
+    NotAllowed,
+    Unauthenticated,
+    WorkerBroken,
+    WrongState,
+)
 
 log = logging.getLogger(__name__)
 
-EXIT_CONFIGURATION = 2
+EXIT_BROKEN, EXIT_CONFIGURATION = 1, 2
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 """Addresses that only this machine reaches."""
 
@@ -33,6 +41,10 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     code = 0
     try:
         asyncio.run(main())
+    except* WorkerBroken as group:
+        for error in _leaves(group):
+            print(f"error: {error}", file=sys.stderr)
+        code = EXIT_BROKEN
     except* (InvalidRequest, ModelInvalid, MissingExtra, WrongState, Unauthenticated, NotAllowed) as group:
         for error in _leaves(group):
             print(f"error: {error}", file=sys.stderr)

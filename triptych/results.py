@@ -65,6 +65,17 @@ def store(url: str, job_id: str, name: str, media_type: str, data: bytes) -> Art
     )
 
 
+def probe(url: str) -> None:
+    """Write a file under `url`, read it back and remove it. Raises what the store does, and SourceCorrupt."""
+    job_id = f"probe-{uuid.uuid4().hex}"
+    artifact = store(url, job_id, "probe", "application/octet-stream", job_id.encode())
+    try:
+        for _chunk in read(artifact):
+            pass
+    finally:
+        remove(url, Job(job_id=job_id, artifacts=[artifact]))
+
+
 def is_full(error: OSError) -> bool:
     """Whether a store had no space: a condition that passes, and no fault of the job's."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

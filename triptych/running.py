@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from triptych import privacy
+from triptych import memory_report, privacy
 from triptych.errors import (
     FAILURE_CHARS_MAX,
     InvalidRequest,
@@ -23,6 +23,7 @@ from triptych.errors import (
     TransferFailed,
     TriptychError,
 )
+from triptych.health import is_out_of_memory, is_poison
 from triptych.link import Link
 from triptych.rings.ring import Claimed
 from triptych.v1 import fleet_service_pb2 as pb
@@ -75,8 +76,8 @@ def seconds_of(moment: Timestamp) -> float:
 class PhaseReporter:
     """Tells the controller of the phase's start and end, however often either side reconnects meanwhile."""
 
-    def __init__(self, link: Link, role: Role.ValueType, running: Running) -> None:
-        self._link, self._role, self._running = link, role, running
+    def __init__(self, link: Link, role: Role.ValueType, running: Running, device: str) -> None:
+        self._link, self._role, self._running, self._device = link, role, running, device
         self._request = GenerationRequest()
         self._private: list[str] = []
         """What the caller wrote, wherever it is known here. Libraries quote their input in errors."""
@@ -120,9 +121,9 @@ class PhaseReporter:
 
         await self._link.call(make)
 
-    async def fail(self, error: Exception) -> None:
-        """The stage failed. A job that is over by now, or another's, needs no report."""
-        reason, message = _reason_of(error)
+    async def fail(self, error: Exception) -> str:
+        """The stage failed; what was said of it. A job that is over by now, or another's, needs no report."""
+        reason, message = _reason_of(error, self._device)
         message = privacy.redact(message, self._private)
         if reason == pb.FAILURE_REASON_STAGE_ERROR:
             whole = "".join(traceback.format_exception(error))
@@ -144,6 +145,7 @@ class PhaseReporter:
             await self._link.call(make)
         except TriptychError as refused:  # the job is another's, or the controller knows better: work goes on
             log.info("failure not taken: %s", refused)
+        return message
 
     def _token(self) -> tuple[Lease, str, int]:
         running = self._running
@@ -152,8 +154,12 @@ class PhaseReporter:
         return running.claimed.lease, running.dispatch.job_id, running.dispatch.generation
 
 
-def _reason_of(error: Exception) -> tuple[pb.FailureReason.ValueType, str]:
+def _reason_of(error: Exception, device: str) -> tuple[pb.FailureReason.ValueType, str]:
     """What to tell the controller about an error."""
+    if is_out_of_memory(error):
+        return pb.FAILURE_REASON_OUT_OF_MEMORY, memory_report.sentence(error, device)
+    if is_poison(error):
+        return pb.FAILURE_REASON_WORKER_BROKEN, str(error).strip().partition("\n")[0]
     if isinstance(error, InvalidRequest):
         return pb.FAILURE_REASON_INVALID_REQUEST, str(error)
     if isinstance(error, SourceCorrupt):

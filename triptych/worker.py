@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 
 from triptych import ids
 from triptych.errors import DeadlinePassed, Fenced, LeaseLost
+from triptych.health import FAILURES_MAX
 from triptych.link import PASSING, Link
 from triptych.phase import RETRY_PAUSE_S, SPACE_WAIT_S, Equipment, Phases
 from triptych.rings.access import RingAccess
@@ -23,6 +25,10 @@ from triptych.v1.ring_service_pb2 import Lease
 
 CLAIM_WAIT_S = 30.0
 """One claim waits so long at the controller: twice a minute costs nothing, and a lost controller is noticed."""
+REPORT_TIMEOUT_S = 5.0
+"""How long a quarantine waits until the controller can know of it; without a controller nothing is claimed anyway."""
+
+log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -87,7 +93,7 @@ class Worker:
             device_memory_bytes=self._stage.device_memory_bytes,
             fetch_count_by_mover=self._phases.fetch_count_by_mover,
             rings=self._access.choice,
-            waiting_for=self._phases.waiting_for,
+            waiting_for=self._waiting_for(),
         )
         if (running := self._running) is not None:
             report.progress.job_id = running.dispatch.job_id
@@ -140,7 +146,7 @@ class Worker:
             fetch_count_by_mover=self._phases.fetch_count_by_mover,
             rings=self._access.choice,
             mooncake=self._equipment.mooncake,
-            waiting_for=self._phases.waiting_for,
+            waiting_for=self._waiting_for(),
         )
         if (running := self._running) is not None:
             worker.job_id = running.dispatch.job_id
@@ -150,15 +156,25 @@ class Worker:
     def _state(self) -> worker_pb2.WorkerState.ValueType:
         if self.draining.is_set():
             return worker_pb2.WORKER_STATE_DRAINING
+        if self._phases.health.is_suspect:
+            return worker_pb2.WORKER_STATE_QUARANTINED
         if self._phases.waiting_for:
             return worker_pb2.WORKER_STATE_FULL
         return worker_pb2.WORKER_STATE_BUSY if self._running else worker_pb2.WORKER_STATE_IDLE
 
+    def _waiting_for(self) -> str:
+        if self._phases.health.is_suspect:
+            return f"its own check: {FAILURES_MAX} different jobs failed here in a row"
+        return self._phases.waiting_for
+
     # -- the loop -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until `draining` is set and what is in hand is done."""
+        """Work until `draining` is set and what is in hand is done. Raises WorkerBroken."""
         while not self.draining.is_set():
+            if self._phases.health.is_suspect:
+                await self._check_health()
+                continue
             await self._phases.wait_for_space(self._phases.room_bytes_expected, self.draining.is_set)
             claimed = await self._next()
             if claimed is None:
@@ -171,6 +187,17 @@ class Worker:
             finally:
                 self._running = None
                 self.link.notify()
+
+    async def _check_health(self) -> None:
+        """Claim nothing, have the controller know it, and find out whether the jobs or we are to blame."""
+        log.error("quarantined: %d different jobs failed here in a row", FAILURES_MAX, extra={"rank": self.link.rank})
+        await self.link.reported(REPORT_TIMEOUT_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.draining.wait(), self._phases.health.pause_s)
+            return
+        await self._phases.check_health()
+        log.warning("back from quarantine: a job of its own was done", extra={"rank": self.link.rank})
+        self.link.notify()
 
     async def drain(self) -> None:
         """Wait, within `release_timeout_s`, until the rooms held here are released.
@@ -192,7 +219,8 @@ class Worker:
     def is_free(self) -> bool:
         """Whether a direct job would start at once."""
         is_idle = self._running is None and self._direct.empty()
-        return is_idle and not self._phases.waiting_for and not self.draining.is_set()
+        takes_work = not (self._waiting_for() or self.draining.is_set())
+        return is_idle and takes_work
 
     def take_direct(self, claimed: Claimed) -> None:
         """Work on this next; its lease is ours already."""

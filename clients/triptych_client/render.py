@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from triptych.models import DIGEST_CHARS, named, waiting_sentence
+from triptych.units import bytes_text
 from triptych.v1 import job_pb2, model_pb2
 from triptych.v1.dispatch_pb2 import Ring, Role
 from triptych.v1.fleet_service_pb2 import GetFleetResponse
@@ -26,8 +27,6 @@ STYLE_BY_STATE = {
     job_pb2.JOB_STATE_CANCELLED: "yellow",
     job_pb2.JOB_STATE_EXPIRED: "yellow",
 }
-
-_BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def fleet_view(endpoint: str, fleet: GetFleetResponse) -> tuple[RenderableType, ...]:
@@ -105,15 +104,6 @@ def model_view(model: model_pb2.ModelDescription) -> tuple[RenderableType, ...]:
     name = f"{model.model}{'@' + model.revision if model.revision else ''}"
     headline = Text(f"{name} · {model.pipeline_class} · yields {', '.join(model.outputs)}", style="bold")
     return headline, Text("; ".join(rules)), _inputs_table(model), _components_table(model)
-
-
-def bytes_text(size_bytes: float) -> str:
-    """A size as people write it, for example `1.5 GiB`."""
-    for unit in _BYTE_UNITS[:-1]:
-        if size_bytes < 1024:
-            return f"{size_bytes:.3g} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.3g} {_BYTE_UNITS[-1]}"
 
 
 def _inputs_table(model: model_pb2.ModelDescription) -> Table:

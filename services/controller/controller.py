@@ -21,6 +21,7 @@ from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
 from services.controller.media_checks import MediaChecks
 from services.controller.models import Models
+from services.controller.quarantine import Quarantine
 from services.controller.routing import elsewhere
 from triptych import telemetry
 from triptych.config import ControllerConfig
@@ -63,6 +64,7 @@ from triptych.v1.job_pb2 import (
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.ring_service_pb2 import Lease
+from triptych.v1.worker_pb2 import WORKER_STATE_QUARANTINED
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +102,7 @@ class Controller:
         self.fleet = Fleet()
         self.rings = rings
         self._metrics = metrics
+        self.quarantine = Quarantine(ledger)
         self.dispatcher = Dispatcher(rings, ledger, self.fleet, lambda: self.models.digest)
         self.models = Models(ledger, self.fleet, rings, model, self.dispatcher.enqueue_all)
         self.media = MediaChecks()
@@ -197,6 +200,7 @@ class Controller:
             return after
 
         await self._apply(request.job_id, change)
+        self.quarantine.succeeded(request.lease.rank)
 
     async def fail_phase(self, request: FailPhaseRequest) -> None:
         """A stage failed: end the job, or publish it again where that may help. Raises LeaseLost when superseded."""
@@ -225,6 +229,7 @@ class Controller:
 
         log.warning("stage failed: %s", message, extra={"job_id": request.job_id, "rank": request.lease.rank})
         await self._apply(request.job_id, change)
+        self.quarantine.failed(request.lease.rank, request.job_id)
 
     async def lease_lost(self, entry: JournalEntry, attempt: Attempt, *, redelivered: bool) -> None:
         """The worker of a running job is gone. `redelivered`: the ring has put its dispatch up again."""
@@ -276,6 +281,7 @@ class Controller:
         member = self.fleet.check(report.rank)
         now_s, took_work = asyncio.get_running_loop().time(), member.takes_work
         member.saw(report, now_s)
+        self.quarantine.saw(report.rank, report.state == WORKER_STATE_QUARANTINED, report.waiting_for)
         if took_work and not member.takes_work:
             self.dispatcher.withdraw(report.rank)
         for ring in report.changed_rings:

@@ -14,11 +14,11 @@ from services.controller.fleet import Member
 from services.controller.supervisor import Supervisor
 from services.controller.visibility import check_client, owner_filter, visible_worker
 from triptych import rpc
-from triptych.errors import Fenced
+from triptych.errors import FAILURE_CHARS_MAX, Fenced
 from triptych.identity import SCOPE_SUBMIT, Identity, caller
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import fleet_service_pb2_grpc as pb_grpc
-from triptych.v1.job_pb2 import ATTEMPT_KIND_GIVEN_UP, JobState
+from triptych.v1.job_pb2 import ATTEMPT_KIND_GIVEN_UP, ATTEMPT_KIND_WORKER_SICK, JobState
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -101,7 +101,9 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
     ) -> pb.UnregisterWorkerResponse:
         if request.rank in self._controller.fleet.members:
             self._controller.fleet.check(request.rank)
-        await self._supervisor.bury(request.rank, f"rank {request.rank} left", ATTEMPT_KIND_GIVEN_UP)
+        reason = f"rank {request.rank} is broken: {request.broken}" if request.broken else f"rank {request.rank} left"
+        kind = ATTEMPT_KIND_WORKER_SICK if request.broken else ATTEMPT_KIND_GIVEN_UP
+        await self._supervisor.bury(request.rank, reason[:FAILURE_CHARS_MAX], kind)
         return pb.UnregisterWorkerResponse()
 
     async def GetFleet(self, request: pb.GetFleetRequest, context: Context) -> pb.GetFleetResponse:

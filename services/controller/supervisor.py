@@ -26,6 +26,7 @@ from triptych.v1.job_pb2 import (
     ATTEMPT_KIND_GIVEN_UP,
     ATTEMPT_KIND_ROOM_LOST,
     ATTEMPT_KIND_WORKER_DIED,
+    ATTEMPT_KIND_WORKER_SICK,
     Attempt,
     AttemptKind,
 )
@@ -231,6 +232,7 @@ class Supervisor:
             redelivered.update(dispatch.job_id for dispatch in reaped.redelivered_dispatches)
             for removed in reaped.removed:
                 self.removed(removed)
+        self._controller.quarantine.gone(rank, kind == ATTEMPT_KIND_WORKER_SICK)
         self._graves.append(_Grave(rank, reason, kind, frozenset(handed_back), frozenset(redelivered)))
 
     async def _fill_graves(self) -> None:
@@ -329,6 +331,7 @@ class Supervisor:
         stats = {ring_name(name): ring.stats() for name, ring in self._controller.rings.items()}
         self.depths = [RingDepth(name, s.ready_count, s.leased_count) for name, s in stats.items()]
         await self._fill_graves()
+        await self._controller.quarantine.settle()
         await self._settle_removed()
         self._controller.dispatcher.withdraw_stale()
         await self._controller.expire()

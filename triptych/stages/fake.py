@@ -49,6 +49,12 @@ FAKE_MODEL = model_pb2.ModelDescription(
             default_json="false",
             description="Have the encoder refuse the job, as a block refuses a value.",
         ),
+        model_pb2.InputDescription(
+            name="fail",
+            kind=model_pb2.INPUT_KIND_BOOLEAN,
+            default_json="false",
+            description="Have the transformer fail the job, as a bug would.",
+        ),
     ],
     outputs=["images"],
     defaults_json='{"height": 64, "num_inference_steps": 8, "width": 64}',
@@ -85,6 +91,8 @@ class FakeStage:
         self, values: dict[str, Any], on_step: Callable[[Step], None], cancelled: Callable[[], bool]
     ) -> dict[str, object]:
         latents, step_count = values["latents"], values["num_inference_steps"]
+        if values["fail"]:
+            raise RuntimeError("the job asks for a failure")
         for step in range(1, step_count + 1):
             _take(self._seconds / step_count)
             latents = denoise_step(latents, values["prompt_embeds"])
@@ -103,6 +111,7 @@ def encode(values: Mapping[str, Any]) -> dict[str, object]:
         "prompt_embeds": _words(f"prompt {values['prompt']}{_media_text(values)}", (EMBEDDING_WORDS,)),
         "latents": _words(f"seed {values[SETTINGS]['seed']}", shape),
         "num_inference_steps": values["num_inference_steps"],
+        "fail": bool(values.get("fail")),
     }
 
 

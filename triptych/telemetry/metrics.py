@@ -3,8 +3,8 @@
 Names on a Prometheus page: `queue_sizes{ring}`, `queue_in_flight{ring}`, `queue_total_pending`, `all_queues_empty`,
 `triptych_queue_wait_seconds{stage}`, `triptych_stage_run_seconds{stage}`, `triptych_transfer_bytes_total{mover}`,
 `triptych_transfer_seconds{mover}`, `triptych_redeliveries_total{ring}`, `triptych_dead_letters_total{stage}`,
-`triptych_checksum_failures_total{mover}`, `triptych_arena_used_bytes`, `triptych_arena_size_bytes`,
-`triptych_device_memory_bytes`.
+`triptych_quarantines_total{stage}`, `triptych_checksum_failures_total{mover}`, `triptych_arena_used_bytes`,
+`triptych_arena_size_bytes`, `triptych_device_memory_bytes`.
 
 Threads: the callbacks given to `watch_…` are called from the thread that serves or sends metrics, so they only read.
 """
@@ -40,6 +40,7 @@ class Metrics:
         self._transfer_bytes = count("triptych.transfer.bytes", "By", "Bytes of rooms fetched")
         self._redeliveries = count("triptych.redeliveries", "", "Dispatches that were delivered again")
         self._dead_letters = count("triptych.dead_letters", "", "Jobs that failed at the attempts cap")
+        self._quarantines = count("triptych.quarantines", "", "Times that a worker stopped claiming to check itself")
         self._checksum_failures = count("triptych.checksum_failures", "", "Rooms that were read with wrong bytes")
 
     def queue_waited(self, stage: str, wait_s: float) -> None:
@@ -62,6 +63,10 @@ class Metrics:
     def dead_lettered(self, stage: str) -> None:
         """A job failed because `stage` reached the attempts cap."""
         self._dead_letters.add(1, {"stage": stage})
+
+    def quarantined(self, stage: str) -> None:
+        """A worker failed one job after another, and checks itself."""
+        self._quarantines.add(1, {"stage": stage})
 
     def checksum_failed(self, mover: str) -> None:
         """A room's bytes differed from its checksum."""

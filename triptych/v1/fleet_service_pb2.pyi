@@ -304,7 +304,9 @@ class HeartbeatRequest(_message.Message):
     device_memory_bytes: _builtins.int
     """Device memory in use, 0 on CPU."""
     waiting_for: _builtins.str
-    """What the worker waits for, in a sentence: space for a room."""
+    """Why the worker claims nothing, or what its job waits for, in a sentence: space
+    for a room, or its own check. Empty where neither is so.
+    """
     @_builtins.property
     def progress(self) -> Global___StepProgress:
         """Progress of the running job, where there is one."""

@@ -155,7 +155,9 @@ class Worker(_message.Message):
     device_memory_bytes: _builtins.int
     """Device memory in use, 0 on CPU."""
     waiting_for: _builtins.str
-    """What it waits for, in a sentence: space for a room. Empty where it doesn't."""
+    """Why it claims nothing, or what its job waits for, in a sentence: space for a
+    room, or its own check. Empty where neither is so.
+    """
     @_builtins.property
     def heartbeat_time(self) -> _timestamp_pb2.Timestamp:
         """Last sign of life."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from triptych.units import bytes_text
 from triptych_client.backup import back_up
-from triptych_client.render import bytes_text
 
 
 def run(args: argparse.Namespace) -> None:

@@ -20,9 +20,9 @@ from triptych import rdma_devices
 from triptych.config import WorkerConfig
 from triptych.errors import MissingExtra, NoCard, TriptychError
 from triptych.transport import host, shared_memory
+from triptych.units import bytes_text
 from triptych_client.commands.output import print_json
 from triptych_client.fleet import ROLES
-from triptych_client.render import bytes_text
 
 SHARED_MEMORY = str(host.SHARED_MEMORY)
 CAP_IPC_LOCK = 14

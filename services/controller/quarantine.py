@@ -1,0 +1,83 @@
+"""Workers that fail one job after another: what they failed doesn't count against the jobs.
+
+A worker finds out by itself (`triptych.health`), and says so with its heartbeat. What follows for the jobs is written
+down by `settle`, at the next tick; when the worker turns out to be well after all, it is taken back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import defaultdict
+from typing import NamedTuple
+
+from services.controller import jobs
+from services.controller.ledger import Ledger
+from triptych.errors import LeaseLost
+from triptych.v1.journal_pb2 import JournalEntry
+
+log = logging.getLogger(__name__)
+
+JOBS_MAX = 64
+"""Jobs kept of one worker's failures in a row; it looks at itself after three different ones."""
+
+
+class _Verdict(NamedTuple):
+    rank: int
+    job_ids: tuple[str, ...]
+    is_sick: bool
+
+    def absolve(self, entry: JournalEntry) -> JournalEntry:
+        """See `jobs.absolve`."""
+        return jobs.absolve(entry, self.rank, is_sick=self.is_sick)
+
+
+class Quarantine:
+    """Of one controller. All methods belong to its event loop."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._failed: defaultdict[int, dict[str, None]] = defaultdict(dict)
+        """By rank: the jobs that failed there since its last success, in order."""
+        self._sick: set[int] = set()
+        self._verdicts: list[_Verdict] = []
+
+    def failed(self, rank: int, job_id: str) -> None:
+        """A worker failed a job."""
+        self._failed[rank][job_id] = None
+        while len(self._failed[rank]) > JOBS_MAX:
+            del self._failed[rank][next(iter(self._failed[rank]))]
+
+    def succeeded(self, rank: int) -> None:
+        """A worker finished a phase."""
+        self._failed.pop(rank, None)
+
+    def saw(self, rank: int, is_sick: bool, reason: str) -> None:
+        """A worker says whether it is in quarantine."""
+        if is_sick == (rank in self._sick):
+            return
+        if is_sick:
+            self._sick.add(rank)
+            log.warning("worker is quarantined: %s", reason, extra={"rank": rank})
+        else:
+            self._sick.discard(rank)
+            log.info("worker is back from quarantine", extra={"rank": rank})
+        self._verdicts.append(_Verdict(rank, tuple(self._failed[rank]), is_sick))
+        if not is_sick:
+            self._failed.pop(rank, None)
+
+    def gone(self, rank: int, is_broken: bool) -> None:
+        """A worker's rank is no more."""
+        if is_broken and rank not in self._sick:
+            self._verdicts.append(_Verdict(rank, tuple(self._failed[rank]), True))
+        self._sick.discard(rank)
+        self._failed.pop(rank, None)
+
+    async def settle(self) -> None:
+        """Write down what follows. Raises JournalFull with the rest left for the next time."""
+        while self._verdicts:
+            verdict = self._verdicts[0]
+            for job_id in verdict.job_ids:
+                with contextlib.suppress(LeaseLost):  # the job is over
+                    await self._ledger.apply(job_id, verdict.absolve)
+            self._verdicts.pop(0)

@@ -1,0 +1,63 @@
+"""One worker of two fails everything: no job ends for it, and it takes itself out of service."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.fleet import wait_until
+from tests.failures.loads import check, fake_fleet, request, wait_over
+from triptych.health import FAILURES_MAX
+from triptych.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_SUCCEEDED
+
+JOBS = 30
+JOB_SECONDS = 0.1
+EXIT_BROKEN = 1
+
+
+@pytest.mark.parametrize(
+    ("role", "kind"),
+    [
+        ("encoder", resource.RLIMIT_FSIZE),
+        ("transformer", resource.RLIMIT_FSIZE),
+        ("transformer", resource.RLIMIT_NOFILE),
+        ("decoder", resource.RLIMIT_NOFILE),
+    ],
+    ids=["encoder can't write", "transformer can't write", "transformer can't open", "decoder can't open"],
+)
+def test_a_sick_worker_does_not_empty_the_queue(tmp_path: Path, role: str, kind: int) -> None:
+    counts = {role: 2}
+    with fake_fleet(tmp_path / "fleet", JOB_SECONDS, counts=counts) as fleet, fleet.client() as client:
+        warm = [client.submit(request(seed)).job_id for seed in range(4)]
+        wait_over(client, warm, 60)
+        process = fleet.processes[f"{role}-0"]
+        resource.prlimit(process.pid, kind, (0, resource.prlimit(process.pid, kind)[1]))
+        ids = [client.submit(request(seed)).job_id for seed in range(JOBS)]
+        jobs = wait_over(client, ids, 120)
+        assert {job.state for job in jobs.values()} == {JOB_STATE_SUCCEEDED}, [
+            j.error for j in jobs.values() if j.error
+        ]
+        for seed, job_id in enumerate(ids):
+            check(client, jobs[job_id], seed, tmp_path)
+        assert any(job.attempts for job in jobs.values()), "it failed nothing, so it wasn't sick"
+        wait_until(lambda: process.poll() is not None, 30, "the sick worker ends by itself")
+        assert process.returncode == EXIT_BROKEN, fleet.log(f"{role}-0")
+        assert "quarantined" in fleet.log("controller")
+
+
+def test_jobs_that_fail_anywhere_cost_no_worker(tmp_path: Path) -> None:
+    """The workers suspect themselves, find that they are well, and go on."""
+    with fake_fleet(tmp_path / "fleet", JOB_SECONDS, counts={"transformer": 2}) as fleet, fleet.client() as client:
+        wait_over(client, [client.submit(request(seed)).job_id for seed in range(4)], 60)
+        bad = [client.submit(request(seed, parameters={"fail": True})).job_id for seed in range(2 * FAILURES_MAX)]
+        good = [client.submit(request(seed)).job_id for seed in range(4)]
+        jobs = wait_over(client, [*bad, *good], 120)
+        assert {jobs[job_id].state for job_id in bad} == {JOB_STATE_FAILED}
+        for seed, job_id in enumerate(good):
+            check(client, jobs[job_id], seed, tmp_path)
+        assert [process.poll() for process in fleet.processes.values()] == [None] * 5
+        wait_until(lambda: not any(w.waiting_for for w in client.get_fleet().workers), 30, "nobody is in quarantine")
+        logs = fleet.log("transformer-0") + fleet.log("transformer-1")
+        assert "back from quarantine" in logs

@@ -1,0 +1,78 @@
+"""A small job of a worker's own, by which it finds out whether it is well: no other worker and no ring takes part.
+
+It runs the stage up to the first step, on inputs that it has had success with where there are any, then stores
+something and reads it back: a room in its own arena, or a file where results go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from triptych import codec, results
+from triptych.errors import JobCancelled
+from triptych.stages import AnyStage, Step
+from triptych.transport.arena import Arena
+from triptych.transport.fetcher import Fetcher
+from triptych.v1.dispatch_pb2 import ROLE_DECODER
+
+log = logging.getLogger(__name__)
+
+SAMPLE_BYTES_MAX = 64 * 2**20
+"""Largest room whose values are kept for a check: Wan's latents at 720p are 20 MB. What is larger is passed over."""
+TIMEOUT_S = 120.0
+"""Bound of a check. One step, or one decode, of the largest models takes less on the devices that can run them."""
+STORED = {"self_check": np.arange(4096, dtype=np.uint8)}
+
+
+class SelfCheck:
+    """Of one worker. `in_thread` runs a call in the stage's thread."""
+
+    def __init__(
+        self,
+        stage: AnyStage,
+        arena: Arena,
+        fetcher: Fetcher,
+        in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
+    ) -> None:
+        self._stage, self._arena, self._fetcher, self._in_thread = stage, arena, fetcher, in_thread
+        self._newest: Mapping[str, object] | None = None
+        self._proven: Mapping[str, object] | None = None
+        """What the stage was given last of all, and last with success."""
+
+    def began(self, inputs: Mapping[str, object], size_bytes: int) -> None:
+        """The stage is given these inputs."""
+        self._newest = inputs if size_bytes <= SAMPLE_BYTES_MAX else None
+
+    def succeeded(self) -> None:
+        """The job that began last is done: its inputs are good ones."""
+        self._proven = self._newest or self._proven
+
+    async def run(self, room_id: int, rank: int, address: str, result_url: str) -> None:
+        """Raises whatever is wrong, TimeoutError where it takes too long."""
+        async with asyncio.timeout(TIMEOUT_S):
+            await self._in_thread(self._run_stage)
+            if self._stage.role == ROLE_DECODER:
+                await self._in_thread(lambda: results.probe(result_url))
+            await self._check_arena(room_id, rank, address)
+
+    def _run_stage(self) -> None:
+        sample = self._proven or self._newest
+        if sample is None:
+            return  # nothing has ever reached the stage, so what is wrong isn't there
+        done: list[Step] = []
+        with contextlib.suppress(JobCancelled):  # after the first step
+            self._stage.run(sample, done.append, lambda: bool(done))
+
+    async def _check_arena(self, room_id: int, rank: int, address: str) -> None:
+        encoded = codec.encode(STORED, "self-check")
+        placement = await self._in_thread(lambda: self._arena.put(room_id, encoded.manifest, encoded.buffers))
+        try:
+            await self._fetcher.fetch(self._arena.ref(placement, owner_rank=rank, owner_address=address, mooncake=""))
+        finally:
+            self._arena.release(room_id)
