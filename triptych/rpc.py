@@ -15,6 +15,7 @@ import inspect
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import grpc
@@ -249,6 +250,7 @@ def _guard_unary(
     call: Callable[..., Awaitable[Any]], parse: Parse, method: str, admit: Admit
 ) -> Callable[..., Awaitable[Any]]:
     async def guarded(data: bytes, context: Context) -> Any:
+        _message_bytes.set(len(data))
         try:
             admit(context)
             return await call(_parsed(parse, data), context)
@@ -292,6 +294,14 @@ def _parsed(parse: Parse, data: bytes) -> Any:
 async def _parsed_stream(parse: Parse, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     async for data in stream:
         yield _parsed(parse, data)
+
+
+_message_bytes: ContextVar[int] = ContextVar("message_bytes", default=0)
+
+
+def message_bytes() -> int:
+    """Length of the message of the unary call in hand; 0 outside of one. Counting anew takes as long as a copy."""
+    return _message_bytes.get()
 
 
 def uninterrupted(call: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:

@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 
 from services.controller.threads import FairThreads
+from triptych import rpc
 from triptych.decoding.pool import Decoders, files_of
 from triptych.errors import ChecksFull, InvalidRequest
 from triptych.v1.job_pb2 import GenerationRequest
@@ -50,7 +51,7 @@ class MediaChecks:
         """Raises InvalidRequest for files that can't be decoded within the bounds, ChecksFull, Unavailable."""
         if not request.media:
             return
-        with self._place(client, request.ByteSize()):
+        with self._place(client, rpc.message_bytes() or request.ByteSize()):
             try:
                 refusal = await self._threads.run(
                     client, lambda: self._look(request, model, client), wait_s=TURN_WAIT_S_MAX

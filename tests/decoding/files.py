@@ -153,6 +153,7 @@ REFUSED: dict[str, Callable[[], list[File]]] = {
     "an MP4 of as many samples as may be": lambda: clip(mp4_of_many_samples(4000)),
     "an MP4 of a long fragment": lambda: clip(mp4_of_a_long_fragment()),
     "an MP4 of many edits": lambda: clip(mp4_of_many_edits()),
+    "an MP4 of a codec that there isn't": lambda: clip(mp4().replace(b"avc1", b"zzzz")),
     "an MP4 that says it is large": lambda: clip(mp4_of_a_large_picture()),
 }
 """What must be refused, whatever refuses it."""

@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
 from tests.decoding import files
+from tests.e2e.fleet import wait_until
 from triptych.decoding import bounds, decode
 from triptych.decoding.headers import File
 from triptych.decoding.pool import REQUESTS_MAX, Decoders
@@ -133,6 +135,21 @@ def test_children_are_used_again_replaced_after_a_while_and_gone_at_the_end() ->
     assert not any(psutil.pid_exists(pid) for pid in pids)
     with pytest.raises(Unavailable):
         decoders.check(small)
+
+
+def test_a_child_without_work_ends_and_the_next_request_has_another() -> None:
+    with Decoders(bounds.Limits(idle_s=0.2)) as decoders:
+        decoders.check(files.picture(files.png(8, 8)))
+        first = child_of(decoders)
+        wait_until(lambda: first.status() == psutil.STATUS_ZOMBIE, 30, "it ends by itself")
+        decoders.check(files.picture(files.png(8, 8)))
+        assert child_of(decoders).pid != first.pid
+
+
+def test_a_child_is_the_first_to_go_where_memory_is_short() -> None:
+    with Decoders() as decoders:
+        decoders.check(files.picture(files.png(8, 8)))
+        assert Path(f"/proc/{child_of(decoders).pid}/oom_score_adj").read_text().strip() == "500"
 
 
 def test_closing_ends_a_check_that_is_under_way() -> None:

@@ -228,8 +228,8 @@ def picture(data: bytes) -> None:
 
 
 def video(data: bytes) -> None:
-    """A video of a request: what its headers say, in FFmpeg's hands after that."""
-    with contextlib.suppress(InvalidRequest):
+    """A video of a request: what its headers say, in FFmpeg's hands after that, which may ask for what there isn't."""
+    with contextlib.suppress(InvalidRequest, MemoryError):
         for _frame in decode.video_frames(File("video", True, data)):
             continue
 

@@ -25,6 +25,8 @@ CPU_S_MAX = 20
 """CPU seconds for all files of a request: about three times what the largest honest request takes on a slow core."""
 WALL_S_MAX = 60.0
 """Bound of one exchange with a child: three times its CPU time, for machines that are busy."""
+IDLE_S = 60.0
+"""After so long without a request a child ends, and gives its memory back."""
 CHILD_BYTES_MAX = 2**30
 """Memory that a child may take beyond what it has when it starts: the largest picture in the dearest format (WebP: two
 canvases, a copy and the RGB), and the files themselves."""
@@ -40,3 +42,4 @@ class Limits(NamedTuple):
     cpu_s: int = CPU_S_MAX
     wall_s: float = WALL_S_MAX
     memory_bytes: int = CHILD_BYTES_MAX
+    idle_s: float = IDLE_S

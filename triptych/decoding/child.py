@@ -1,4 +1,6 @@
-"""The process in which files of strangers are decoded: `python -P -m triptych.decoding.child PARENT_PID CPU_S BYTES`.
+"""The process in which files of strangers are decoded.
+
+    python -P -m triptych.decoding.child PARENT_PID CPU_S BYTES IDLE_S
 
 The kernel bounds it: memory for its whole life, CPU time anew for each request. It writes no files, ends with its
 parent, and by itself after a while without work. Standard input brings, for each request, a line of JSON (whether
@@ -27,26 +29,26 @@ from triptych.decoding.decode import image, rgb, too_much_memory, video_frames
 from triptych.decoding.headers import Budget, File
 from triptych.errors import InvalidRequest
 
-IDLE_S = 60.0
-"""After so long without a request the process ends, and gives its memory back."""
+OOM_SCORE = 500
+"""Where the machine has no memory left, this process goes before those that have jobs and queues."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
 
 def main() -> None:
-    """Serve requests until standard input ends or nothing comes for `IDLE_S`."""
-    parent_pid, cpu_s, memory_bytes = (int(argument) for argument in sys.argv[1:])
+    """Serve requests until standard input ends or nothing comes for a while."""
+    parent_pid, cpu_s, memory_bytes = (int(argument) for argument in sys.argv[1:4])
     _guard(parent_pid, memory_bytes)
     with open(0, "rb", buffering=0) as source, open(1, "wb") as sink:  # a request in a buffer would look like none
-        _serve(source, sink, cpu_s, memory_bytes)
+        _serve(source, sink, bounds.Limits(cpu_s, 0, memory_bytes, float(sys.argv[4])))
 
 
-def _serve(source: BinaryIO, sink: BinaryIO, cpu_s: int, memory_bytes: int) -> None:
-    while select.select([source], [], [], IDLE_S)[0]:
+def _serve(source: BinaryIO, sink: BinaryIO, limits: bounds.Limits) -> None:
+    while select.select([source], [], [], limits.idle_s)[0]:
         files, wants_pixels = _read_request(source)
         if not files:
             return
-        _bound_cpu(cpu_s)
+        _bound_cpu(limits.cpu_s)
         refused, file = "", files[0]
         try:
             headers.check(files)
@@ -57,7 +59,9 @@ def _serve(source: BinaryIO, sink: BinaryIO, cpu_s: int, memory_bytes: int) -> N
         except InvalidRequest as error:
             refused = str(error)
         except MemoryError:
-            refused = str(too_much_memory(file, memory_bytes))
+            refused = str(too_much_memory(file, limits.memory_bytes))
+        except Exception:  # noqa: BLE001  (decoders raise what they like; whoever sent the file is told)
+            refused = str(headers.refusal(file))
         _line(sink, refused=refused)
 
 
@@ -67,6 +71,7 @@ def _guard(parent_pid: int, memory_bytes: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent_pid:
             sys.exit(1)  # the parent died before the guard was set
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent
     Image.preinit()
     statm = Path("/proc/self/statm")

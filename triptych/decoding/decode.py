@@ -23,10 +23,15 @@ Decoded = Image.Image | list[Image.Image]
 def decode_all(files: Sequence[File]) -> list[Decoded]:
     """Each file as RGB. Raises InvalidRequest; what the files say is checked before the first is decoded."""
     headers.check(files)
-    budget = Budget()
-    return [
-        [rgb(frame) for frame in video_frames(file, budget)] if file.is_video else image(file, budget) for file in files
-    ]
+    budget, decoded = Budget(), list[Decoded]()
+    for file in files:
+        try:
+            decoded.append(
+                [rgb(frame) for frame in video_frames(file, budget)] if file.is_video else image(file, budget)
+            )
+        except MemoryError as error:
+            raise too_much_memory(file) from error
+    return decoded
 
 
 def image(file: File, budget: Budget | None = None) -> Image.Image:
@@ -55,6 +60,8 @@ def video_frames(file: File, budget: Budget | None = None) -> Iterator[av.VideoF
     try:
         with av.open(io.BytesIO(file.data), "r", format=container_format) as container:
             stream = container.streams.video[0]
+            if stream.codec_context is None:  # of a codec that FFmpeg doesn't have
+                raise headers.refusal(file)
             stream.codec_context.thread_count = 1  # more take more memory each, and no less CPU time
             for frame in container.decode(stream):
                 if count == bounds.VIDEO_FRAMES_MAX:
@@ -78,7 +85,7 @@ def rgb(frame: av.VideoFrame) -> Image.Image:
     return made
 
 
-def too_much_memory(file: File, memory_bytes: int) -> InvalidRequest:
-    """What to say of a file that takes more than there is."""
-    accepted = f"a file that is decoded within {memory_bytes >> 20} MiB of memory"
-    return InvalidRequest(f"media.{file.name}", f"{len(file.data)} bytes", accepted)
+def too_much_memory(file: File, memory_bytes: int = 0) -> InvalidRequest:
+    """What to say of a file that takes more than there is, or than these bytes."""
+    memory = f"{memory_bytes >> 20} MiB of memory" if memory_bytes else "the memory that there is"
+    return InvalidRequest(f"media.{file.name}", f"{len(file.data)} bytes", f"a file that is decoded within {memory}")

@@ -126,7 +126,7 @@ class _Child:
     def __init__(self, limits: bounds.Limits) -> None:
         self._limits = limits
         command = [sys.executable, "-P", "-m", "triptych.decoding.child"]
-        command += [str(number) for number in (os.getpid(), limits.cpu_s, limits.memory_bytes)]
+        command += [str(number) for number in (os.getpid(), limits.cpu_s, limits.memory_bytes, limits.idle_s)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
