@@ -88,7 +88,7 @@ class MediaChecks:
         files = files_of(request, model)
         digest = hashlib.sha256(client.encode())  # by client, or times would tell what others have sent
         for file in files:
-            digest.update(f"\n{file.name} {file.is_video} {len(file.data)}\n".encode())
+            digest.update(f"\n{file.name} {file.is_video} {file.frame_pixels} {len(file.data)}\n".encode())
             digest.update(file.data)
         key, now_s = digest.digest(), time.monotonic()
         with self._lock:

@@ -143,6 +143,7 @@ REFUSED: dict[str, Callable[[], list[File]]] = {
     "a GIF of large frames": lambda: clip(gif(4096, 4096, 4000)),
     "a GIF whose frame is larger than it": lambda: picture(gif_of_a_frame_beyond_its_canvas()),
     "videos of many frames together": lambda: clip(gif(1, 1, 4096)) * 3,
+    "tiny frames that are to become large": lambda: [File("video", True, gif(1, 1, 4096), 512 * 512)],
     "a JPEG of many scans": lambda: picture(jpeg_of_many_scans(4096, 2000)),
     "a small JPEG of very many scans": lambda: picture(jpeg_of_many_scans(1024, 200_000)),
     "a PNG of 16,000 a side": lambda: picture(png(16_000, 16_000)),

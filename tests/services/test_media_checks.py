@@ -18,7 +18,7 @@ from triptych.errors import AlreadyExists, ChecksFull, InvalidRequest, QuotaFull
 from triptych.identity import Identity
 from triptych.v1.fleet_service_pb2 import StartDirectJobRequest
 from triptych.v1.job_pb2 import Media
-from triptych.v1.model_pb2 import INPUT_KIND_IMAGE
+from triptych.v1.model_pb2 import INPUT_KIND_IMAGE, INPUT_KIND_INTEGER, INPUT_KIND_VIDEO
 
 WAIT_S = 60.0
 SLOW = files.jpeg_turned(8192)
@@ -66,6 +66,17 @@ async def test_nothing_is_decoded_of_what_is_refused_for_anything_else(bench: Be
     with pytest.raises(InvalidRequest, match="request_id"):
         await bench.create(client("other"), request_id="x" * 1000, **media(SLOW))
     assert decoders() == []
+
+
+async def test_frames_count_as_large_as_the_request_wants_them(bench: Bench) -> None:
+    """Small frames are little, until a pipeline brings each to the request's size."""
+    bench.model.inputs.add(name="video", kind=INPUT_KIND_VIDEO, default_json="null")
+    for side in ("height", "width"):
+        bench.model.inputs.add(name=side, kind=INPUT_KIND_INTEGER, default_json="64")
+    clip = [Media(name="video", data=files.mp4(frames=5))]
+    await bench.create(client("a"), media=clip)
+    with pytest.raises(InvalidRequest, match="as the request asks for"):
+        await bench.create(client("a"), media=clip, height=8192, width=8192)
 
 
 async def test_a_known_request_id_needs_no_check(open_bench: OpenBench) -> None:

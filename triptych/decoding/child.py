@@ -95,7 +95,8 @@ def _read_request(source: BinaryIO) -> tuple[list[File], bool]:
     if not line.endswith(b"\n"):
         return [], False
     asked: dict[str, Any] = json.loads(line)
-    return [File(name, is_video, _read(source, size)) for name, is_video, size in asked["files"]], asked["pixels"]
+    files = [File(name, is_video, _read(source, size), pixels) for name, is_video, size, pixels in asked["files"]]
+    return files, asked["pixels"]
 
 
 def _read(source: BinaryIO, size_bytes: int) -> bytes:

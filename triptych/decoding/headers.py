@@ -32,6 +32,9 @@ class File(NamedTuple):
     name: str
     is_video: bool
     data: bytes
+    frame_pixels: int = 0
+    """What the pipeline makes of each picture or frame: the size that the request asks for. It counts where it is more
+    than the file's own, or thousands of tiny frames would become as many large ones."""
 
 
 class Said(NamedTuple):
@@ -59,7 +62,7 @@ def check(files: Sequence[File]) -> None:
         if said.frames > bounds.VIDEO_FRAMES_MAX:
             raise InvalidRequest(f"media.{file.name}", f"{said.frames} frames", f"at most {bounds.VIDEO_FRAMES_MAX}")
         frames += said.frames
-        pixels += size * said.frames
+        pixels += max(size, file.frame_pixels) * said.frames
         scan_pixels += size * said.scans
         check_sums(file.name, frames, pixels)
         if scan_pixels > bounds.SCAN_PIXELS_MAX:
@@ -71,7 +74,10 @@ def check(files: Sequence[File]) -> None:
 def check_sums(name: str, frames: int, pixels: int) -> None:
     """Raises InvalidRequest where all files up to this one have more frames or pixels than a request may bring."""
     if frames > bounds.MEDIA_FRAMES_MAX or pixels > bounds.MEDIA_PIXELS_MAX:
-        accepted = f"at most {bounds.MEDIA_FRAMES_MAX} frames and {bounds.MEDIA_PIXELS_MAX} pixels, all files together"
+        accepted = (
+            f"at most {bounds.MEDIA_FRAMES_MAX} frames and {bounds.MEDIA_PIXELS_MAX} pixels, all files together, each "
+            "frame as large as it is or as the request asks for"
+        )
         raise InvalidRequest(f"media.{name}", f"{frames} frames and {pixels} pixels with the files before it", accepted)
 
 
@@ -87,7 +93,7 @@ class Budget:
             accepted = f"at most {bounds.IMAGE_PIXELS_MAX} pixels a picture"
             raise InvalidRequest(f"media.{file.name}", f"{width} × {height}", accepted)
         self._frames += 1
-        self._pixels += width * height
+        self._pixels += max(width * height, file.frame_pixels)
         check_sums(file.name, self._frames, self._pixels)
 
 

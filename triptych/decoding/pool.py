@@ -39,7 +39,20 @@ def files_of(request: job_pb2.GenerationRequest, description: model_pb2.ModelDes
     kinds = {described.name: described.kind for described in description.inputs}
     taken = (model_pb2.INPUT_KIND_IMAGE, model_pb2.INPUT_KIND_VIDEO)
     media = [one for one in request.media if kinds.get(one.name) in taken]
-    return [File(one.name, kinds[one.name] == model_pb2.INPUT_KIND_VIDEO, one.data) for one in media]
+    size = _asked_pixels(request, description)
+    return [File(one.name, kinds[one.name] == model_pb2.INPUT_KIND_VIDEO, one.data, size) for one in media]
+
+
+def _asked_pixels(request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription) -> int:
+    """Pixels of a frame as the request asks for it, or as the model has it by default; 0 where neither says."""
+    recommended = json.loads(description.defaults_json or "{}")
+    own = {described.name: described.default_json for described in description.inputs}
+    sides = []
+    for name in ("height", "width"):
+        default = recommended.get(name, json.loads(own.get(name) or "null"))
+        value = getattr(request, name) if request.HasField(name) else default
+        sides.append(int(value) if isinstance(value, int | float) and value > 0 else 0)
+    return sides[0] * sides[1]
 
 
 class Decoders:
@@ -145,7 +158,8 @@ class _Child:
         """See `Decoders`. Raises _Idle where the process ended before it was asked."""
         self._deadline_s = time.monotonic() + self._limits.wall_s
         self.is_waiting = False
-        head = {"pixels": wants_pixels, "files": [(file.name, file.is_video, len(file.data)) for file in files]}
+        described = [(file.name, file.is_video, len(file.data), file.frame_pixels) for file in files]
+        head = {"pixels": wants_pixels, "files": described}
         decoded: list[Decoded] = []
         try:
             self._write(json.dumps(head).encode() + b"\n")
