@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from triptych.errors import SHOWN_CHARS_MAX, InvalidRequest, NotFound, public_text
 from triptych.privacy import RUN_CHARS, redact, texts_in
+from triptych.stages.inputs import SETTINGS, texts_of
 
 PROMPT = "a zebra crossing in the rain, with 'quotes'\nand lines"
 
@@ -38,7 +39,15 @@ def test_nothing_of_a_text_survives(private: str, before: str, after: str) -> No
 
 
 def test_texts_at_any_depth() -> None:
-    assert texts_in({"a": "x", "b": ["y", {"c": ("z", 1)}], "d": 2.0, "e": None}) == ["x", "y", "z"]
+    """Names of inputs are not a caller's; the keys of what stands inside a value are."""
+    assert texts_in({"a": "x", "b": ["y", {"c": ("z", 1)}], "d": 2.0, "e": None}) == ["x", "y", "c", "z"]
+
+
+def test_a_later_stages_texts_are_in_values_and_guiders_options() -> None:
+    """It has no request to look into."""
+    settings = {"seed": 1, "overrides": {"guider": {"scale": 2.0, "mode": "a canary", "layers": {"one": ["more"]}}}}
+    inputs = {"joint_kwargs": {"key": "value"}, SETTINGS: settings, "triptych.kwargs_mapping": {"group": ["name"]}}
+    assert texts_of(inputs) == ["key", "value", "a canary", "one", "more"]
 
 
 def test_what_may_be_said_of_an_error() -> None:

@@ -41,7 +41,7 @@ from triptych.roles import NEXT, RING_OF, ring_name, role_name
 from triptych.running import PhaseReporter, Running, seconds_of
 from triptych.self_check import SAMPLE_BYTES_MAX, SelfCheck
 from triptych.stages import AnyStage, Step, request_inputs
-from triptych.stages.inputs import RESERVED_PREFIX
+from triptych.stages.inputs import texts_of
 from triptych.transport import room as rooms
 from triptych.transport.arena import Arena, Placement
 from triptych.transport.fetcher import Fetcher
@@ -215,9 +215,7 @@ class Phases:
         else:
             inputs = await self._fetch(running)
             size_bytes = running.dispatch.room.size_bytes
-            reporter.keep_private(
-                {name: value for name, value in inputs.items() if not name.startswith(RESERVED_PREFIX)}
-            )
+            reporter.keep_private(texts_of(inputs))
         self._self_check.began(inputs, size_bytes)
         loop = asyncio.get_running_loop()
 

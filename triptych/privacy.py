@@ -7,7 +7,7 @@ runs of `RUN_CHARS` letters, so that neither a cut nor an escaped quote hides on
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 RUN_CHARS = 8
@@ -19,14 +19,21 @@ PRIVATE_CHARS_MAX = 1 << 20
 
 
 def texts_in(value: Any) -> list[str]:
-    """Every text inside plain values, at any depth; keys of mappings are names, not texts."""
+    """Every text inside plain values, at any depth. Keys of an outermost mapping are inputs' names, others texts."""
+    items = value.values() if isinstance(value, Mapping) else [value]
+    return [text for item in items for text in _texts(item)]
+
+
+def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        return [text for item in value.values() for text in texts_in(item)]
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in texts_in(item)]
-    return []
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 def redact(text: str, private: Iterable[str]) -> str:

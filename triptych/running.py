@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf import json_format
@@ -99,9 +99,9 @@ class PhaseReporter:
             raise LeaseLost(str(error)) from error
         return self._request
 
-    def keep_private(self, inputs: Mapping[str, object]) -> None:
-        """Keep a stage's texts out of logs and job records; only encoders see the prompts in the request itself."""
-        self._private += privacy.texts_in(inputs)
+    def keep_private(self, texts: Iterable[str]) -> None:
+        """Keep a stage's texts out of logs and job records; only encoders see what the caller wrote in the request."""
+        self._private += texts
 
     async def complete(self, dispatch: Dispatch | None = None, artifacts: Sequence[Artifact] = ()) -> None:
         """The stage is done. Raises LeaseLost when its work came too late."""

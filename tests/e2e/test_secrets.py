@@ -60,6 +60,7 @@ FAILING: list[dict[str, Any]] = [
     {"parameters": {"output_type": MARKER}},
     {"parameters": {"output_type": PROMPT}},
     {"parameters": {"attention_kwargs": {"scale": MARKER, MARKER: MARKER}}},
+    {"parameters": {"attention_kwargs": {MARKER: 1.0}}},
     {"parameters": {"max_sequence_length": -1}},
     {"parameters": {"sigmas": [0.5, -1e308, 1e308]}},
 ]

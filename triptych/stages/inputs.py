@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from triptych.decoding.headers import File
 from triptych.decoding.pool import files_of
+from triptych.privacy import texts_in
 from triptych.requests import OUTPUT_COUNT_INPUT, field_values, parameter_values, validate
 from triptych.v1 import job_pb2, model_pb2
 
@@ -59,6 +60,14 @@ def request_inputs(
         "overrides": overrides,
     }
     return {**plain, SETTINGS: settings}
+
+
+def texts_of(inputs: Mapping[str, object]) -> list[str]:
+    """What the caller may have written among a stage's inputs: texts of the values, and of the guiders' options."""
+    settings: Any = inputs.get(SETTINGS, {})
+    values = {name: value for name, value in inputs.items() if not name.startswith(RESERVED_PREFIX)}
+    options = settings.get("overrides", {}).values()
+    return [text for mapping in (values, *options) for text in texts_in(mapping)]
 
 
 def first_guider(description: model_pb2.ModelDescription) -> str:

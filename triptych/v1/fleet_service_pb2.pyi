@@ -470,8 +470,9 @@ class StartPhaseResponse(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def request(self) -> _job_pb2.GenerationRequest:
-        """What the client asked for, with the seed filled in. Prompts and media go to
-        encoders only.
+        """What the role needs of the client's request. For encoders all but the
+        deadline, with the seed filled in; for decoders output format and frames per
+        second; for transformers nothing.
         """
 
     def __init__(
