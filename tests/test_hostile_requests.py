@@ -44,13 +44,12 @@ def test_a_name_of_megabytes_is_refused_at_once() -> None:
     assert time.process_time() - started_s < 2.0
 
 
-@pytest.mark.parametrize(
-    ("seconds", "nanos", "over"), [(2**63 - 1, -1, False), (-(2**63), 2**31 - 1, True), (1, 0, True)]
-)
-def test_deadlines_outside_the_calendar_are_looked_at_all_the_same(seconds: int, nanos: int, over: bool) -> None:
+@pytest.mark.parametrize("seconds", [2**63 - 1, -(2**63), 1])
+def test_a_workers_clock_ends_no_job(seconds: int) -> None:
+    """A deadline is the controller's, whatever this machine's clock says, and however odd the time is."""
     dispatch = Dispatch()
-    dispatch.deadline_time.seconds, dispatch.deadline_time.nanos = seconds, nanos
-    assert Running(Claimed(Lease(), dispatch), 1).should_stop() is over
+    dispatch.deadline_time.seconds, dispatch.deadline_time.nanos = seconds, 2**31 - 1
+    assert not Running(Claimed(Lease(), dispatch), 1).should_stop()
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "\0", "", "prompt", "image/../../x"])

@@ -120,7 +120,7 @@ class Phases:
             except LeaseLost as error:
                 log.info("dropped: %s", error)
             except Exception as error:  # noqa: BLE001  (a stage may raise anything; the job's owner is told)
-                if isinstance(error, JobCancelled) and is_draining() and not running.is_expired():
+                if isinstance(error, JobCancelled) and is_draining():
                     end = self._source.nack
                 else:
                     broken = await self._failed(running, error, reporter)

@@ -6,6 +6,7 @@ Exit codes: 0 after a drain, 1 when the process can't go on, 2 for bad configura
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -43,15 +44,21 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         asyncio.run(main())
     except* WorkerBroken as group:
         for error in _leaves(group):
-            print(f"error: {error}", file=sys.stderr)
+            _say(error)
         code = EXIT_BROKEN
     except* (InvalidRequest, ModelInvalid, MissingExtra, WrongState, Unauthenticated, NotAllowed) as group:
         for error in _leaves(group):
-            print(f"error: {error}", file=sys.stderr)
+            _say(error)
         code = EXIT_CONFIGURATION
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
+
+
+def _say(error: BaseException) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f"error: {error}", file=sys.stderr)
 
 
 def announce(address: str, client_address: str = "") -> None:
@@ -59,7 +66,8 @@ def announce(address: str, client_address: str = "") -> None:
 
     The address for clients without a certificate follows, where there is one.
     """
-    print(f"READY {address} {client_address}".rstrip(), flush=True)
+    with contextlib.suppress(OSError):  # whoever started it has gone: those who know the address go on
+        print(f"READY {address} {client_address}".rstrip(), flush=True)
 
 
 def open_security(config: ProcessConfig, token_file: str = "") -> auth.Security:
@@ -74,10 +82,11 @@ def open_security(config: ProcessConfig, token_file: str = "") -> auth.Security:
 
 
 def stop_event() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set."""
+    """An event that SIGTERM, SIGINT and a terminal's end set, however often they come."""
     event = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            asyncio.get_running_loop().add_signal_handler(number, event.set)
     return event
 
 

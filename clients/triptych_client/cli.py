@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from triptych_client.voice import say
+
 ENDPOINT_DEFAULT = "127.0.0.1:7070"
 """Where `triptych up` serves unless told otherwise."""
 
@@ -67,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"triptych: {error}", file=sys.stderr)
+    say(f"triptych: {error}")
     return code
 
 

@@ -7,6 +7,7 @@ One task per process holds its whole life: start, READY, exit, wait, start again
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Supervisor:
     def __init__(self, log_folder: Path, policy: RestartPolicy | None = None, notice: Notice | None = None) -> None:
         self._log_folder = log_folder
         self._policy = policy or RestartPolicy()
-        self._notice = notice or (lambda _sentence: None)
+        self._tell = notice or (lambda _sentence: None)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ready: dict[str, asyncio.Future[str]] = {}
         self._running: dict[str, Process] = {}
@@ -113,6 +114,11 @@ class Supervisor:
     def pids(self) -> dict[str, int]:
         """Process ids by name, of those that run."""
         return {name: process.pid for name, process in self._running.items()}
+
+    def _notice(self, sentence: str) -> None:
+        """Tell, if that works: whatever becomes of a sentence, the processes are kept."""
+        with contextlib.suppress(Exception):  # the caller's own, so it may raise anything
+            self._tell(sentence)
 
     async def _supervise(self, spec: ProcessSpec) -> None:
         first, failed_count, delay_s = self._ready[spec.name], 0, self._policy.delay_s_initial

@@ -11,6 +11,7 @@ from typing import Protocol
 from triptych.v1 import job_pb2
 from triptych.v1.job_pb2 import Job
 from triptych_client.jobs import state_name
+from triptych_client.voice import say
 
 PLAIN_STEP_S = 2.0
 """Least time between two lines about steps; changes of state are always said."""
@@ -66,7 +67,7 @@ class Lines:
 
     def say(self, words: str) -> None:
         """Print the words."""
-        print(words, file=sys.stderr, flush=True)
+        say(words)
 
     def update(self, job: Job) -> None:
         """Print the state when it changes, and steps now and then."""

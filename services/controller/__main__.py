@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+from services.controller.background import Background
 from services.controller.controller import Controller
 from services.controller.fleet_service import FleetServicer
 from services.controller.generation_service import GenerationServicer
 from services.controller.journal import Journal
 from services.controller.ledger import Ledger
 from services.controller.models import MODEL_KEY
-from services.controller.pruning import Pruner
+from services.controller.pruning import INTERVAL_S, Pruner
 from services.controller.ring_service import RingServicer
 from services.controller.rings import Rings, open_rings
 from services.controller.supervisor import Supervisor
@@ -43,7 +44,7 @@ async def main() -> None:
                 client_address=config.client_address,
             )
             pruner = Pruner(journal, result_url, keep_days=config.keep_days, keep_jobs=config.keep_jobs)
-            ticking = asyncio.create_task(_work(supervisor, pruner))
+            ticking = asyncio.create_task(_work(supervisor, pruner, controller.background))
             process.announce(server.address, server.client_address)
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([stopping, ticking], return_when=asyncio.FIRST_COMPLETED)
@@ -56,11 +57,11 @@ async def main() -> None:
                 await ticking  # raises what ended it, if that wasn't us
 
 
-async def _work(supervisor: Supervisor, pruner: Pruner) -> None:
-    """What the controller does unasked, until one of it fails."""
+async def _work(supervisor: Supervisor, pruner: Pruner, background: Background) -> None:
+    """What the controller does unasked; ends only where a new start is the remedy."""
     async with asyncio.TaskGroup() as group:
         group.create_task(supervisor.run())
-        group.create_task(pruner.run())
+        group.create_task(background.forever("prune", pruner.once, INTERVAL_S))
 
 
 async def _assemble(

@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.controller import completion, jobs
 from services.controller.admission import Admission
+from services.controller.background import Background
 from services.controller.dispatcher import Dispatcher
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger, Progress, is_past
@@ -79,6 +80,10 @@ KIND_OF: Mapping[FailureReason.ValueType, AttemptKind.ValueType] = {
 """What a worker's report makes of the attempt; INVALID_REQUEST ends the job instead."""
 
 
+EXPIRED_AT_ONCE = 256
+"""Jobs whose ends share the journal's commits; others' calls come between."""
+
+
 def attempt_of(role: Role.ValueType, rank: int, reason: str, kind: AttemptKind.ValueType) -> Attempt:
     """An attempt that ends now."""
     attempt = Attempt(role=role, rank=rank, reason=reason, kind=kind)
@@ -102,6 +107,7 @@ class Controller:
         self.fleet = Fleet()
         self.rings = rings
         self._metrics = metrics
+        self.background = Background(metrics)
         self.quarantine = Quarantine(ledger)
         self.dispatcher = Dispatcher(rings, ledger, self.fleet, lambda: self.models.digest)
         self.models = Models(ledger, self.fleet, rings, model, self.dispatcher.enqueue_all)
@@ -218,7 +224,7 @@ class Controller:
             jobs.check_lease(entry, request.role, request.generation, request.lease)
             if reason == FAILURE_REASON_INVALID_REQUEST:
                 return jobs.give_up(entry, JOB_STATE_FAILED, message)
-            if reason == FAILURE_REASON_STOPPED and entry.job.HasField("deadline_time"):
+            if reason == FAILURE_REASON_STOPPED and _is_past_deadline(entry.job, now):
                 return jobs.give_up(entry, JOB_STATE_EXPIRED, "the deadline passed")
             if reason in (FAILURE_REASON_SOURCE_GONE, FAILURE_REASON_SOURCE_CORRUPT):
                 bad = entry.phase2 if request.role == ROLE_DECODER else entry.phase1
@@ -337,9 +343,14 @@ class Controller:
         return dispatch.HasField("room") and dispatch.room.owner_rank in self.fleet.members
 
     async def expire(self) -> None:
-        """End the jobs whose deadline has passed."""
+        """End the jobs whose deadline has passed, by the controller's clock, which alone decides it."""
         now = Timestamp()
         now.GetCurrentTime()
-        for entry in list(self.ledger.active.values()):
-            if entry.job.HasField("deadline_time") and is_past(entry.job.deadline_time, now):
-                await self.give_up(entry.job.job_id, JOB_STATE_EXPIRED, "the deadline passed")
+        late = [entry.job.job_id for entry in self.ledger.active.values() if _is_past_deadline(entry.job, now)]
+        for start in range(0, len(late), EXPIRED_AT_ONCE):
+            batch = late[start : start + EXPIRED_AT_ONCE]
+            await asyncio.gather(*(self.give_up(one, JOB_STATE_EXPIRED, "the deadline passed") for one in batch))
+
+
+def _is_past_deadline(job: Job, now: Timestamp) -> bool:
+    return job.HasField("deadline_time") and is_past(job.deadline_time, now)

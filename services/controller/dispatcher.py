@@ -7,9 +7,11 @@ memory: after a restart everything that waits comes through here again.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 
 from services.controller import jobs
+from services.controller.background import FATAL
 from services.controller.fair_queue import FairQueue
 from services.controller.fleet import Fleet
 from services.controller.ledger import Ledger
@@ -22,8 +24,12 @@ from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, R
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.ring_service_pb2 import Lease
 
+log = logging.getLogger(__name__)
+
 REQUESTS_PER_ENCODER = 2
 """Entries of the request ring for each encoder: one to work on, one to take next without a wait."""
+PUBLISH_AGAIN_S = 5.0
+"""Before a job whose publication failed, for no full ring, is tried again."""
 AHEAD_PER_WORKER = 2
 """Entries of a later ring for each of its workers beyond which nothing new is begun. Two keep a worker busy; what is
 more only has a client that comes later wait behind jobs that can't be overtaken any more."""
@@ -90,11 +96,23 @@ class Dispatcher:
                     await self._publish(ring, entry)
                 except RingFull:
                     break
+                except FATAL:
+                    raise
+                except Exception:  # one job's: it goes behind the others, and they don't wait for it
+                    log.exception("a job can't be published now", extra={"job_id": job_id})
+                    queue.discard(job_id)
+                    asyncio.get_running_loop().call_later(PUBLISH_AGAIN_S, self._enqueue_again, job_id, generation)
+                    continue
                 wanted -= 1
                 if queue.head() == head:
                     queue.pop()
                 else:
                     queue.discard(job_id)
+
+    def _enqueue_again(self, job_id: str, generation: int) -> None:
+        entry = self._ledger.active.get(job_id)
+        if entry is not None and entry.job.generation == generation and not jobs.is_running(entry):
+            self.enqueue(entry)
 
     def _wanted_count(self, role: Role.ValueType) -> int:
         """How many more entries the role's ring should get."""

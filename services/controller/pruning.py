@@ -6,7 +6,6 @@ a file that nobody knows of.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import time
@@ -15,7 +14,6 @@ from services.controller import jobs
 from services.controller.journal import Journal
 from services.controller.threads import FairThreads
 from triptych import results
-from triptych.errors import Full
 from triptych.v1.journal_pb2 import JournalEntry
 
 log = logging.getLogger(__name__)
@@ -35,16 +33,10 @@ class Pruner:
         self._thread = FairThreads("pruning", 1, 1)
         self._keep_s, self._keep_jobs = keep_days * SECONDS_A_DAY, keep_jobs
 
-    async def run(self) -> None:
-        """A pass now and every `INTERVAL_S`; cancel to stop. A disk or store that fails is tried again next time."""
-        while True:
-            try:
-                count = await self.prune(time.time())
-                if count:
-                    log.info("removed %d finished jobs and their results", count)
-            except (Full, OSError) as error:
-                log.error("finished jobs can't be removed now: %s", error)
-            await asyncio.sleep(INTERVAL_S)
+    async def once(self) -> None:
+        """A pass. Raises Full, and whatever a result store does."""
+        if count := await self.prune(time.time()):
+            log.info("removed %d finished jobs and their results", count)
 
     async def prune(self, now_s: float) -> int:
         """Remove the finished jobs beyond the limits, oldest first; how many. Raises Full and OSError."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from services.controller import jobs
 from services.controller.controller import Controller, attempt_of
 from services.controller.fleet import check_role
-from triptych.errors import Fenced, Full, InvalidRequest, JournalFull, LeaseLost, NotAllowed, RingFull
+from triptych.errors import Fenced, InvalidRequest, JournalFull, LeaseLost, NotAllowed, RingFull
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import PAST_CAP
 from triptych.rings.ring import Removed
@@ -64,6 +64,7 @@ class Supervisor:
         self._ledger = controller.ledger
         self._epoch = epoch
         self.result_url = result_url
+        self._background = controller.background
         self._removed: list[Removed] = []
         self._graves: list[_Grave] = []
         """What a full disk must not make us forget: each stays until the journal has taken what follows from it."""
@@ -313,11 +314,22 @@ class Supervisor:
     # -- time -------------------------------------------------------------------------------------------------
 
     async def tick(self) -> None:
-        """Look at the clock once: silent workers, stalled jobs, deadlines."""
+        """Look at the clock once. What fails keeps nothing else from being done."""
+        controller = self._controller
+        for part in (self._bury_silent, self._bury_stalled, self._look_at_rings):
+            await self._background.attempt("tick", part)
+        for part in (self._fill_graves, controller.quarantine.settle, self._settle_removed):
+            await self._background.attempt("tick", part)
+        controller.dispatcher.withdraw_stale()
+
+    async def _bury_silent(self) -> None:
         now_s = asyncio.get_running_loop().time()
-        config = self._controller.config
-        for rank in self._fleet.silent(now_s, config.worker_timeout_s):
-            await self.bury(rank, f"rank {rank} was silent for {config.worker_timeout_s:g} s")
+        timeout_s = self._controller.config.worker_timeout_s
+        for rank in self._fleet.silent(now_s, timeout_s):
+            await self.bury(rank, f"rank {rank} was silent for {timeout_s:g} s")
+
+    async def _bury_stalled(self) -> None:
+        now_s, config = asyncio.get_running_loop().time(), self._controller.config
         for entry in list(self._ledger.active.values()):
             progress = self._ledger.progress.get(entry.job.job_id)
             if not jobs.is_running(entry) or progress is None:
@@ -325,37 +337,30 @@ class Supervisor:
             # While the disk was full, workers that are done could not say so.
             if now_s - max(progress.seen_s, self._ledger.journal.full_s) > config.stall_timeout_s:
                 await self.bury(entry.lease.rank, f"no progress for {config.stall_timeout_s:g} s")
+
+    async def _look_at_rings(self) -> None:
         for ring in self._controller.rings.values():
             if ring.is_shared:
                 ring.hint()  # hints of workers may be lost, and it shows whether the card still works
         stats = {ring_name(name): ring.stats() for name, ring in self._controller.rings.items()}
         self.depths = [RingDepth(name, s.ready_count, s.leased_count) for name, s in stats.items()]
-        await self._fill_graves()
-        await self._controller.quarantine.settle()
-        await self._settle_removed()
-        self._controller.dispatcher.withdraw_stale()
-        await self._controller.expire()
 
     async def run(self) -> None:
-        """Tick and publish for ever; cancel to stop. A failed tick ends the controller, loudly."""
+        """Tick, expire and publish for ever; cancel to stop. Raises what is in `background.FATAL`."""
+        forever = self._background.forever
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._tick_forever())
-            group.create_task(self._publish_forever())
+            group.create_task(forever("tick", self._tick, TICK_S, TICK_S))
+            group.create_task(forever("expire", self._controller.expire, TICK_S))
+            group.create_task(forever("publish", self._publish, 0.0, TICK_S))
 
-    async def _tick_forever(self) -> None:
-        while True:
-            try:
-                await self.tick()
-            except Full as error:  # nothing was changed: the next tick tries again
-                log.error("%s", error)
-            self._controller.dispatcher.work.set()  # a slot may have become free since
-            await asyncio.sleep(TICK_S)
+    async def _tick(self) -> None:
+        await self.tick()
+        self._controller.dispatcher.work.set()  # a slot may have become free since
 
-    async def _publish_forever(self) -> None:
-        while True:
-            await self._controller.dispatcher.work.wait()
-            self._controller.dispatcher.work.clear()
-            await self._controller.dispatcher.publish_waiting()
+    async def _publish(self) -> None:
+        await self._controller.dispatcher.work.wait()
+        self._controller.dispatcher.work.clear()
+        await self._controller.dispatcher.publish_waiting()
 
 
 def _room_lost(entry: JournalEntry, rank: int, reason: str) -> Attempt:

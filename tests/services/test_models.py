@@ -223,7 +223,7 @@ async def test_what_waits_for_another_model_can_be_ended_in_every_way(open_bench
         await seen.aclose()
         async with asyncio.timeout(WAIT_S):
             while (await bench.controller.ledger.get(expiring.job_id)).state == JOB_STATE_QUEUED:
-                await bench.supervisor.tick()
+                await bench.controller.expire()
         assert (await bench.controller.ledger.get(expiring.job_id)).state == JOB_STATE_EXPIRED
         assert [one.job_count for one in (await get_fleet(bench)).waiting_models] == [4]
         assert [one.job_count for one in (await get_fleet(bench, ALICE)).waiting_models] == [1], "its own only"

@@ -3,8 +3,9 @@
 Names on a Prometheus page: `queue_sizes{ring}`, `queue_in_flight{ring}`, `queue_total_pending`, `all_queues_empty`,
 `triptych_queue_wait_seconds{stage}`, `triptych_stage_run_seconds{stage}`, `triptych_transfer_bytes_total{mover}`,
 `triptych_transfer_seconds{mover}`, `triptych_redeliveries_total{ring}`, `triptych_dead_letters_total{stage}`,
-`triptych_quarantines_total{stage}`, `triptych_checksum_failures_total{mover}`, `triptych_arena_used_bytes`,
-`triptych_arena_size_bytes`, `triptych_device_memory_bytes`.
+`triptych_quarantines_total{stage}`, `triptych_checksum_failures_total{mover}`,
+`triptych_background_failures_total{task}`, `triptych_arena_used_bytes`, `triptych_arena_size_bytes`,
+`triptych_device_memory_bytes`.
 
 Threads: the callbacks given to `watch_…` are called from the thread that serves or sends metrics, so they only read.
 """
@@ -41,6 +42,9 @@ class Metrics:
         self._redeliveries = count("triptych.redeliveries", "", "Dispatches that were delivered again")
         self._dead_letters = count("triptych.dead_letters", "", "Jobs that failed at the attempts cap")
         self._quarantines = count("triptych.quarantines", "", "Times that a worker stopped claiming to check itself")
+        self._background_failures = count(
+            "triptych.background.failures", "", "Rounds of the controller's own work that failed"
+        )
         self._checksum_failures = count("triptych.checksum_failures", "", "Rooms that were read with wrong bytes")
 
     def queue_waited(self, stage: str, wait_s: float) -> None:
@@ -67,6 +71,10 @@ class Metrics:
     def quarantined(self, stage: str) -> None:
         """A worker failed one job after another, and checks itself."""
         self._quarantines.add(1, {"stage": stage})
+
+    def background_failed(self, task: str) -> None:
+        """A round of the controller's own work (`background.py`) failed, and is tried again."""
+        self._background_failures.add(1, {"task": task})
 
     def checksum_failed(self, mover: str) -> None:
         """A room's bytes differed from its checksum."""

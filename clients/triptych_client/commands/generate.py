@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +21,7 @@ from triptych_client.files import check_folder, output_format, write_file
 from triptych_client.fleet import check_model, embedded_fleet, threads_default
 from triptych_client.progress import Display, display
 from triptych_client.request import GenerationFields, build_request
+from triptych_client.voice import say
 
 CANCEL_TIMEOUT_S = 5.0
 """After Ctrl-C, how long to wait for an embedded fleet to take a cancellation before it is stopped anyway."""
@@ -113,9 +113,7 @@ async def _interrupted(args: argparse.Namespace, client: AsyncClient, job_ids: S
     """An embedded fleet's job ends with it; a running fleet's goes on, and its id is said."""
     for job_id in job_ids:
         if args.endpoint:
-            print(
-                f"{job_id} goes on; see it with: triptych jobs --endpoint {args.endpoint}", file=sys.stderr, flush=True
-            )
+            say(f"{job_id} goes on; see it with: triptych jobs --endpoint {args.endpoint}")
         else:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(client.cancel_job(job_id), CANCEL_TIMEOUT_S)

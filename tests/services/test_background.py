@@ -1,0 +1,97 @@
+"""What the controller does unasked survives its own failures, and only its own clock ends jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+
+from services.controller import background
+from services.controller.background import Background
+from services.controller.pruning import Pruner
+from services.controller.supervisor import Supervisor
+from tests.services.conftest import WAIT_S, OpenBench
+from triptych import telemetry
+from triptych.errors import InvalidRequest, RingUnreachable
+from triptych.v1 import fleet_service_pb2 as fleet_pb
+from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER
+from triptych.v1.job_pb2 import JOB_STATE_EXPIRED, JOB_STATE_QUEUED, Job
+
+
+async def test_whatever_a_round_raises_the_next_comes() -> None:
+    errors = iter([ValueError("no OSError"), InvalidRequest("url", "", "one"), KeyError("x"), OSError("full")])
+    done = asyncio.Event()
+
+    async def work() -> None:
+        for error in errors:
+            raise error
+        done.set()
+
+    metrics = telemetry.Metrics()
+    task = asyncio.create_task(Background(metrics).forever("toy", work, 0.0, pause_s_max=0.01))
+    await asyncio.wait_for(done.wait(), WAIT_S)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_rings_that_are_gone_end_the_controller() -> None:
+    """A new start serves them by gRPC; another round would find them gone again."""
+
+    async def work() -> None:
+        raise RingUnreachable("the card fails")
+
+    assert RingUnreachable in background.FATAL
+    with pytest.raises(RingUnreachable):
+        await asyncio.wait_for(Background(telemetry.Metrics()).forever("toy", work, 0.0), WAIT_S)
+
+
+async def test_a_store_that_raises_no_oserror_leaves_the_controller_running(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        job = await bench.create()
+        await bench.controller.cancel(job.job_id)
+        pruner = Pruner(bench.journal, "nonsense://x", keep_days=1e-9, keep_jobs=0)
+        assert not await bench.controller.background.attempt("prune", pruner.once)
+        assert await bench.journal.get(job.job_id) is not None
+
+
+class HalfBroken(Supervisor):
+    """One part of its tick always fails."""
+
+    async def _bury_stalled(self) -> None:
+        raise RuntimeError("a bug")
+
+
+async def test_a_tick_whose_one_part_fails_does_the_others(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        supervisor = HalfBroken(bench.controller, 1, "file:///nowhere")
+        rank = await bench.encoder()
+        bench.controller.fleet.members[rank].seen_s = -1e9
+        await supervisor.tick()
+        assert rank not in bench.controller.fleet.members
+        assert supervisor.depths
+
+
+@pytest.mark.parametrize(("left_s", "state"), [(3600.0, JOB_STATE_QUEUED), (-0.001, JOB_STATE_EXPIRED)])
+async def test_only_the_controllers_clock_ends_a_job(open_bench: OpenBench, left_s: float, state: int) -> None:
+    """A worker says that it stopped: because its own clock is a day ahead, or because it was told to."""
+    async with open_bench() as bench:
+        rank = await bench.encoder()
+        await bench.create(deadline_time=in_s(max(left_s, 0.2)))
+        await bench.controller.dispatcher.publish_waiting()
+        claimed = await bench.rings[RING_REQUEST].claim(rank)
+        common = {"lease": claimed.lease, "job_id": claimed.dispatch.job_id, "role": ROLE_ENCODER}
+        await bench.controller.start_phase(fleet_pb.StartPhaseRequest(**common))
+        if left_s < 0:
+            await asyncio.sleep(0.25)  # what is waited for is the wall clock
+        request = fleet_pb.FailPhaseRequest(reason=fleet_pb.FAILURE_REASON_STOPPED, message="stopped", **common)
+        await bench.controller.fail_phase(request)
+        assert (await bench.controller.ledger.get(claimed.dispatch.job_id)).state == state
+
+
+def in_s(seconds: float) -> object:
+    stamp = Job().deadline_time
+    stamp.FromNanoseconds(int((time.time() + seconds) * 1e9))
+    return stamp
