@@ -18,7 +18,7 @@ from services.worker_service import WorkerServicer
 from triptych import process, rpc, telemetry
 from triptych.config import WorkerConfig, load
 from triptych.decoding.pool import Decoders
-from triptych.errors import InvalidRequest, MissingExtra, WorkerBroken, WrongState
+from triptych.errors import InvalidRequest, MissingExtra, ModelInvalid, WorkerBroken, WrongState
 from triptych.link import CALL_TIMEOUT_S, Link
 from triptych.phase import Equipment
 from triptych.rings.access import RingAccess, try_card
@@ -99,14 +99,18 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
 
 def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[AnyStage, ModelDescription]:
     if config.fake_stage_seconds:
-        from triptych.stages.fake import FAKE_MODEL, FakeStage
+        from triptych.stages.fake import FakeStage, fake_model
 
-        return FakeStage(role, config.fake_stage_seconds), FAKE_MODEL
+        return FakeStage(role, config.fake_stage_seconds, config.fake_model), fake_model(config.fake_model)
     from triptych.stages import Stage, Whole  # late: it imports torch
 
     whole = Whole.open(config.model, config.revision)
+    digest = whole.config_digest()
     stage = Stage.load(whole, role, device=config.device, dtype=config.dtype, threads=config.threads or None)
-    return stage, whole.describe()
+    model = whole.describe()
+    if model.config_digest != digest:
+        raise ModelInvalid(f"{config.model!r} was changed while it was loaded; start again")
+    return stage, model
 
 
 @contextlib.contextmanager

@@ -77,6 +77,7 @@ class WorkerConfig(ProcessConfig):
     fake_stage_seconds: float = setting(
         0.0, "load tests: no model, but a stand-in whose transformer takes so long; 0 for the model", minimum=0
     )
+    fake_model: str = setting("fake", "load tests: that stand-in's name; another name is another model, of other bits")
     release_timeout_s: float = setting(30.0, "when leaving, wait so long for others to read its rooms", minimum=0)
     threads: int = setting(0, "torch threads; 0 leaves torch's default", minimum=0)
     arena_bytes: int = setting(2**30, "size of the arena in /dev/shm (taken page by page, when used)", minimum=2**16)
@@ -147,6 +148,15 @@ def module_path(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     if "PYTHONPATH" not in environ:
         return {}
     return {"PYTHONPATH": os.pathsep.join(filter(None, environ["PYTHONPATH"].split(os.pathsep)))}
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where what can be made anew is kept, by the XDG convention; None for a user without a home."""
+    named = environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(named):
+        return Path(named) / "triptych"
+    home = environ.get("HOME", "")
+    return Path(home) / ".cache" / "triptych" if os.path.isabs(home) else None
 
 
 def metrics_host(environ: Mapping[str, str] = os.environ) -> str:

@@ -76,6 +76,7 @@ class Worker:
             process_id=os.getpid(),
             parameter_bytes=self._stage.parameter_bytes,
             mooncake=self._equipment.mooncake,
+            stage_settings=self._stage.settings,
         )
         if self._running is not None:
             self._running.declared_room_ids = frozenset(room_ids)

@@ -63,12 +63,18 @@ def test_models_that_cannot_be_loaded(
     size_bytes = weights.stat().st_size
     os.truncate(weights, size_bytes - 1000)
     shutil.rmtree(gone / "vae")
+    changed = Path(shutil.copytree(wan_fleet.model, tmp_path / "changed"))
+    (tensors,) = (changed / "transformer").glob("*.safetensors")
+    with tensors.open("r+b") as file:
+        file.seek(tensors.stat().st_size // 2)
+        file.write(b"\x3f")
     expected = {
         ("encoder", str(missing)): [f"'{missing}' does not exist"],
         ("encoder", str(foreign)): [f"'{foreign}' is not a diffusers model", "model_index.json"],
         ("encoder", str(truncated)): [f"{weights} is truncated: {size_bytes - 1000} bytes instead of {size_bytes}"],
         ("decoder", str(gone)): [str(gone / "vae")],
         ("decoder", ""): ["model is ''; accepted: a folder or hub id of a diffusers pipeline"],
+        ("transformer", str(changed)): ["this fleet serves", wan_fleet.model, "the worker has", str(changed)],
         ("decoder", model_folder("sd3")): ["this fleet serves", wan_fleet.model, "the worker has", "sd3"],
     }
     started = {

@@ -20,7 +20,7 @@ from triptych.roles import ROLES
 from triptych.stages.inputs import SETTINGS, request_inputs
 from triptych.stages.interface import Step
 from triptych.v1 import job_pb2, model_pb2
-from triptych.v1.dispatch_pb2 import ROLE_ENCODER, ROLE_TRANSFORMER, Role
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 
 SIDE_SHARE = 0.1
 """Encoder and decoder take this share of the transformer's time: about what they take of a real video's."""
@@ -29,6 +29,8 @@ EMBEDDING_WORDS = 64
 """Length of what stands for a prompt's embedding."""
 _MULTIPLIER, _INCREMENT = np.uint32(1664525), np.uint32(1013904223)
 """The linear congruential generator of Numerical Recipes: each step changes every word, and all later ones with it."""
+_SALT_BIT = np.uint32(1 << 24)
+"""Of the highest byte, so that a model's salt is seen in its pictures."""
 
 Words = npt.NDArray[np.uint32]
 
@@ -59,14 +61,28 @@ FAKE_MODEL = model_pb2.ModelDescription(
     outputs=["images"],
     defaults_json='{"height": 64, "num_inference_steps": 8, "width": 64}',
 )
-"""What every fleet of fake stages serves."""
+"""What a fleet of fake stages serves that was given no other name."""
+
+
+def fake_model(name: str) -> model_pb2.ModelDescription:
+    """A fake model by its name."""
+    model = model_pb2.ModelDescription()
+    model.CopyFrom(FAKE_MODEL)
+    if name != FAKE_MODEL.model:
+        model.model, model.config_digest = name, hashlib.sha256(f"triptych fake stage 2 {name}".encode()).hexdigest()
+    return model
 
 
 class FakeStage:
-    """Stands for `stage.Stage`. `seconds` is the transformer's time; see `SIDE_SHARE` for the other roles."""
+    """Stands for `stage.Stage`. `seconds` is the transformer's time; see `SIDE_SHARE` for the other roles.
 
-    def __init__(self, role: Role.ValueType, seconds: float) -> None:
+    Each role of another `model` gives other bits.
+    """
+
+    def __init__(self, role: Role.ValueType, seconds: float, model: str = FAKE_MODEL.model) -> None:
         self.role = role
+        self.settings: dict[str, str] = {}
+        self._salt = np.uint32(0) if model == FAKE_MODEL.model else _words(f"model {model}", (1,))[0] | _SALT_BIT
         self.component_bytes: dict[str, int] = {}
         self.parameter_bytes = 0
         self.device_memory_bytes = 0
@@ -82,14 +98,20 @@ class FakeStage:
         if cancelled():
             raise JobCancelled("the job was cancelled before this stage began")
         values: dict[str, Any] = dict(inputs)
+        if self.role == ROLE_DECODER:
+            values["latents"] = values["latents"] ^ self._salt
         if self.role == ROLE_TRANSFORMER:
-            return self._denoise(values, on_step, cancelled)
-        _take(self._seconds)
-        return encode(values) if self.role == ROLE_ENCODER else decode(values)
+            outputs = self._denoise(values, on_step, cancelled)
+        else:
+            _take(self._seconds)
+            outputs = encode(values) if self.role == ROLE_ENCODER else decode(values)
+        if "latents" in outputs:
+            outputs["latents"] = outputs["latents"] ^ self._salt
+        return outputs
 
     def _denoise(
         self, values: dict[str, Any], on_step: Callable[[Step], None], cancelled: Callable[[], bool]
-    ) -> dict[str, object]:
+    ) -> dict[str, Any]:
         latents, step_count = values["latents"], values["num_inference_steps"]
         if values["fail"]:
             raise RuntimeError("the job asks for a failure")
@@ -102,7 +124,7 @@ class FakeStage:
         return {"latents": latents}
 
 
-def encode(values: Mapping[str, Any]) -> dict[str, object]:
+def encode(values: Mapping[str, Any]) -> dict[str, Any]:
     """The encoder's outputs. Raises InvalidRequest for a job that asks to be refused."""
     if values.get("refuse"):
         raise InvalidRequest("refuse", True, "false, for a job that is to succeed")
@@ -122,17 +144,17 @@ def denoise_step(latents: Words, prompt_embeds: Words) -> Words:
     return mixed.astype(np.uint32).reshape(latents.shape)
 
 
-def decode(values: Mapping[str, Any]) -> dict[str, object]:
+def decode(values: Mapping[str, Any]) -> dict[str, Any]:
     """The decoder's outputs: one picture, the words' highest bytes."""
     pixels_HWC = (values["latents"] >> np.uint32(24)).astype(np.uint8)
     return {"images": pixels_HWC[None]}
 
 
-def expected_outputs(request: job_pb2.GenerationRequest) -> dict[str, object]:
+def expected_outputs(request: job_pb2.GenerationRequest, model: str = FAKE_MODEL.model) -> dict[str, object]:
     """What a fleet of fake stages makes of a request that has a seed."""
-    values: dict[str, object] = request_inputs(request, FAKE_MODEL)
+    values: dict[str, object] = request_inputs(request, fake_model(model))
     for role in ROLES:
-        values = FakeStage(role, 0.0).run(values, lambda _step: None, lambda: False)
+        values = FakeStage(role, 0.0, model).run(values, lambda _step: None, lambda: False)
     return values
 
 

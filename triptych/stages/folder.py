@@ -5,7 +5,6 @@ Only JSON files and the headers of safetensors files are read; no weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from pathlib import Path
@@ -24,9 +23,6 @@ JSON_BYTES_MAX = 64 << 20
 
 HEADER_BYTES_MAX = 100 << 20
 """Largest safetensors header, as the format's own reader has it."""
-
-SAMPLE_BYTES = 4096
-"""How much of the end of a weight file goes into the digest: one page."""
 
 SAFETENSORS_SUFFIX = ".safetensors"
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -137,30 +133,6 @@ def check_weights(folder: Path, name: str) -> None:
             "loaded: convert it where you trust it, with save_pretrained(..., safe_serialization=True)"
         )
     raise ModelInvalid(f"component {name!r} has no weights in {str(folder)!r}")
-
-
-def digest_components(folder: Path) -> str:
-    """SHA-256 over the components' configs and a sample of their weights; independent of where the folder lies.
-
-    The sample is each safetensors file's header and its last `SAMPLE_BYTES`: two fine-tunes of one architecture
-    differ there, and gigabytes need not be read.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*/*")):
-        if path.name.endswith("config.json"):
-            content = json.dumps(read_json(path), sort_keys=True)
-        elif path.suffix == ".safetensors":
-            content = json.dumps(read_header(path), sort_keys=True) + _tail(path).hex()
-        else:
-            continue
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\0".encode())
-    return digest.hexdigest()
-
-
-def _tail(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - SAMPLE_BYTES))
-        return file.read()
 
 
 def read_recommendations(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class AnyStage(Protocol):
 
     role: Role.ValueType
     component_bytes: dict[str, int]
+    settings: dict[str, str]
+    """What decides bits and isn't the model's: workers of one role must agree in it, `hardware` apart."""
 
     @property
     def parameter_bytes(self) -> int:

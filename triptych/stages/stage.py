@@ -7,6 +7,7 @@ has the process's global random generator to itself while it runs.
 from __future__ import annotations
 
 import copy
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class Stage:
         role: Role.ValueType,
         pipeline: ModularPipeline,
         components: Components,
+        dtype: str,
         workflows: Sequence[str] = (),
     ) -> None:
         self.role = role
@@ -46,6 +48,7 @@ class Stage:
         self._needs = whole.needs_after(role)
         self._outputs = whole.outputs() if role == ROLE_DECODER else []
         self._token_pixels = whole.describe().size_multiple if role == ROLE_TRANSFORMER else 0
+        self.settings = _settings(pipeline.device, dtype)
         self.component_bytes = {
             name: size_bytes for name in self._held if (size_bytes := _parameter_bytes(components.get(name)))
         }
@@ -89,7 +92,7 @@ class Stage:
             components.load(name)
         insert_observers(blocks)
         pipeline = restrict(whole.pipeline, blocks, held, components, torch_dtype, place)
-        return cls(whole, role, pipeline, components, workflows)
+        return cls(whole, role, pipeline, components, dtype, workflows)
 
     @property
     def parameter_bytes(self) -> int:
@@ -191,6 +194,20 @@ def _device(name: str) -> torch.device:
             raise InvalidRequest("device", name, "cpu, because torch finds no CUDA device here")
         device = torch.device("cuda", device.index or 0)
     return device
+
+
+def _settings(device: torch.device, dtype: str) -> dict[str, str]:
+    """See `AnyStage.settings`. Torch's kernels differ between its builds; on a CPU some sum by threads."""
+    settings = {
+        "device": device.type,
+        "dtype": dtype,
+        "torch": torch.__version__,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    if device.type == "cuda":
+        return {**settings, "hardware": torch.cuda.get_device_name(device)}
+    hardware = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {**settings, "threads": str(torch.get_num_threads()), "hardware": hardware}
 
 
 def _parameter_bytes(component: Any) -> int:

@@ -13,14 +13,17 @@ import torch
 
 from triptych.errors import InvalidRequest, ModelInvalid
 from triptych.roles import ROLES
+from triptych.stages import digests, hub
 from triptych.stages import folder as folders
 from triptych.stages.describe import describe
 from triptych.stages.handoff import Needs, final_outputs
-from triptych.stages.library import ModularPipeline, ModularPipelineBlocks, SequentialPipelineBlocks, diffusers
+from triptych.stages.library import ModularPipeline, ModularPipelineBlocks, SequentialPipelineBlocks
 from triptych.stages.roles import Components, for_job, is_model, is_present, restrict
 from triptych.v1 import model_pb2
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 
+STAGES_VERSION = 3
+"""Raise it when stages make something else of equal files, software and requests: such workers mustn't mix."""
 DENOISE = "denoise"
 """Name of the block that is the transformer's; blocks before it are the encoder's, blocks after it the decoder's."""
 
@@ -28,9 +31,11 @@ DENOISE = "denoise"
 class Whole:
     """A pipeline as one piece, opened without weights. Immutable; roles are cut from it by `Stage.load`."""
 
-    def __init__(self, model: str, revision: str, pipeline: ModularPipeline) -> None:
+    def __init__(self, model: str, revision: str, pipeline: ModularPipeline, commit: str = "") -> None:
         self.model = model
         self.revision = revision
+        self.commit = commit
+        """What `revision` meant when the model was opened; empty for a local folder."""
         self.pipeline = pipeline
         self.blocks: dict[Role.ValueType, ModularPipelineBlocks] = _split(pipeline._blocks, model)
 
@@ -44,14 +49,17 @@ class Whole:
         is_local = folder.exists() or folder.is_absolute() or model.startswith(".") or model.count("/") != 1
         if is_local:
             folders.check_index(folder)
+        commit = "" if is_local else hub.commit_of(model, revision)
         try:
             pipeline = ModularPipeline.from_pretrained(
-                str(folder) if is_local else model, revision=revision or None, trust_remote_code=False
+                str(folder) if is_local else model, revision=commit or None, trust_remote_code=False
             )
         except (OSError, ValueError, AttributeError, KeyError, TypeError, ImportError) as error:
             reason = " ".join(str(error).split())
             raise ModelInvalid(f"{model!r} can't be opened as a diffusers pipeline: {reason}") from error
-        whole = cls(model, revision, pipeline)
+        if not is_local:
+            _pin(pipeline, model, commit)
+        whole = cls(model, revision, pipeline, commit)
         if is_local:
             whole._check_components(folder)
         return whole
@@ -121,12 +129,11 @@ class Whole:
         return folders.read_recommendations(folder) if folder.is_dir() else {}
 
     def config_digest(self) -> str:
-        """SHA-256 that workers of one fleet must agree on: class, library version, configs, weights' shape and sample.
+        """SHA-256 that workers of one fleet must agree on: all that decides bits and isn't a role's own setting.
 
-        A hub id counts by its revision instead of its files.
+        That is every file that is loaded, the software's versions, the pipeline's class and configs, the folder's
+        recommendations. What lies on the hub counts by its commit. Raises `ModelInvalid` for files that can't be read.
         """
-        folder = Path(self.model)
-        content = folders.digest_components(folder) if folder.is_dir() else f"{self.model}@{self.revision}"
         config = {name: value for name, value in self.pipeline.config.items() if not isinstance(value, (list, tuple))}
         specs = {
             # Underscored keys are diffusers' bookkeeping, made from sets: their order differs between processes.
@@ -137,8 +144,38 @@ class Whole:
             ]
             for name, spec in self.pipeline._component_specs.items()
         }
-        parts = [type(self.pipeline).__name__, diffusers.__version__, config, specs, self.recommendations(), content]
+        parts = [STAGES_VERSION, type(self.pipeline).__name__, digests.software(), config, specs, self._contents()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _contents(self) -> list[str]:
+        """A digest or commit for each place that the model's files come from: most have one, an index may name more."""
+        found = {"": self._content(self.model, self.commit)}
+        for name, spec in self.pipeline._component_specs.items():
+            if spec.default_creation_method == "from_config" or not is_present(spec):
+                continue
+            source = spec.pretrained_model_name_or_path
+            if source != self.model and Path(source).resolve() != Path(self.model).resolve():
+                found[name] = self._content(source, spec.revision or "", spec.subfolder or "")
+        return [f"{name} {content}" for name, content in sorted(found.items())]
+
+    def _content(self, source: str, commit: str, subfolder: str = "") -> str:
+        folder = Path(source)
+        if folder.is_dir():
+            return digests.folder_digest(folder / subfolder)
+        hub.check_downloaded(source, commit)
+        return f"{source}@{commit}"
+
+
+def _pin(pipeline: ModularPipeline, model: str, commit: str) -> None:
+    """Have every component loaded from the commit that was opened, not from what its branch is by then."""
+    for spec in pipeline._component_specs.values():
+        if spec.default_creation_method == "from_config" or not is_present(spec):
+            continue
+        source = spec.pretrained_model_name_or_path
+        if source == model:
+            spec.revision = commit or None
+        elif not Path(source).is_dir():
+            spec.revision = hub.commit_of(source, spec.revision or "") or None
 
 
 def _split(blocks: ModularPipelineBlocks, model: str) -> dict[Role.ValueType, ModularPipelineBlocks]:

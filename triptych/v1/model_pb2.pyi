@@ -98,7 +98,10 @@ class ModelDescription(_message.Message):
     diffusers_version: _builtins.str
     """Version of diffusers that derived this."""
     config_digest: _builtins.str
-    """Digest of the pipeline's configuration; workers of one fleet must agree."""
+    """Digest of all that decides bits and isn't a role's own setting: the model's
+    files, the software's versions, the pipeline's configuration. Workers of one
+    fleet must agree.
+    """
     size_multiple: _builtins.int
     """Height and width must be multiples of this. 0 means not known."""
     frame_multiple: _builtins.int

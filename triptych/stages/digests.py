@@ -1,0 +1,158 @@
+"""What decides a model's results besides the request: every file that a loader may read, and what reads them.
+
+A file's SHA-256 is a gigabyte a second and core, so that of a large file is kept in the user's cache folder, under the
+file's identity: device, inode, size, and the times of its last changes. Nobody can set the change time back, but two
+changes within its resolution look like one: what changed a moment ago is read again. Several processes may do all this
+at once; where the cache can't be written nothing is kept.
+
+Why not a faster, weaker hash: whoever publishes models could make two of them that count as one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from triptych.config import cache_folder
+from triptych.errors import ModelInvalid
+
+KEPT_BYTES_MIN = 1 << 20
+"""Smaller files are read again at every start: that takes no longer than to look their digests up."""
+SETTLED_NS = 2 * 10**9
+"""A digest is kept of a file that was last changed so long before: coarser times of change aren't to be had today."""
+FILES_MAX = 20_000
+"""Most files of a model; large ones have a few hundred."""
+READERS_MAX = 4
+"""Files read at once: disks are fastest so, and a digest is one core's work."""
+CHUNK_BYTES = 1 << 20
+PACKAGES = (
+    *("torch", "diffusers", "transformers", "tokenizers", "sentencepiece", "safetensors", "accelerate"),
+    *("numpy", "scipy", "pillow", "torchvision", "av", "ftfy", "beautifulsoup4"),
+)
+"""Whose versions decide bits, or how a prompt is read; several are used only where they are installed."""
+_UNREAD_SUFFIXES = (".md",)
+"""Model cards: no loader reads them, and the hub adds them by itself."""
+
+Identity = tuple[int, int, int, int, int]
+_known: dict[Identity, str] = {}
+"""Of this process: also where the cache can't be written, a file is read once."""
+
+
+def software() -> Mapping[str, str]:
+    """Versions by package. Builds for other devices (`+cpu`) count as the same: roles may run on different ones."""
+    return {name: _version(name).partition("+")[0] for name in PACKAGES}
+
+
+def folder_digest(folder: Path) -> str:
+    """Of all files of a model's folder, wherever that lies. Raises `ModelInvalid` where one can't be read."""
+    paths = files_of(folder)
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor(READERS_MAX, thread_name_prefix="digest") as readers:
+        for path, digest in zip(paths, readers.map(file_digest, paths), strict=True):
+            whole.update(f"{path.relative_to(folder).as_posix()}\0{digest}\0".encode())
+    return whole.hexdigest()
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Every file below a folder but model cards and what is hidden (`.git`, `.cache`). Raises `ModelInvalid`."""
+    found: list[Path] = []
+    try:
+        for path in _walk(folder, ()):
+            found.append(path)
+            if len(found) > FILES_MAX:
+                raise ModelInvalid(f"{str(folder)!r} holds more than {FILES_MAX} files: not a model's own folder")
+    except OSError as error:
+        raise ModelInvalid(f"{str(folder)!r} can't be read: {error.strerror or error}") from error
+    return sorted(found)
+
+
+def file_digest(path: Path) -> str:
+    """A file's SHA-256, from the cache where the file is the same. Raises `ModelInvalid` where it can't be read."""
+    try:
+        before = _identity(path)
+        digest = _known.get(before) or _kept(before)
+        if digest is None:
+            started_ns = time.time_ns()
+            digest = _read(path)
+            if _identity(path) != before:
+                raise ModelInvalid(f"{path} was changed while it was read")
+            if max(before[3:]) + SETTLED_NS < started_ns:
+                _keep(before, digest)
+    except OSError as error:
+        raise ModelInvalid(f"{path} can't be read: {error.strerror or error}") from error
+    return digest
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Files below a folder, also behind links to folders; one that leads back to a folder `above` it ends there."""
+    stat = folder.stat()
+    own = (stat.st_dev, stat.st_ino)
+    if own in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.lower().endswith(_UNREAD_SUFFIXES):
+                continue
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), (*above, own))
+            else:
+                yield Path(entry.path)
+
+
+def _identity(path: Path) -> Identity:
+    """Of the file that a link leads to: the hub's cache has links to files that several revisions share."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _read(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _place(identity: Identity) -> Path | None:
+    """Where a file's digest is kept. A file that changes takes the same place again, so these don't pile up."""
+    folder = cache_folder()
+    return folder / "digests" / f"{identity[0]:x}-{identity[1]:x}" if folder is not None else None
+
+
+def _kept(identity: Identity) -> str | None:
+    place = _place(identity)
+    if identity[2] < KEPT_BYTES_MIN or place is None:
+        return None
+    try:
+        *numbers, digest = place.read_text(encoding="ascii").split()
+    except (OSError, ValueError):  # none, or not ours
+        return None
+    is_whole = len(digest) == 2 * hashlib.sha256().digest_size
+    return digest if is_whole and numbers == [str(number) for number in identity[2:]] else None
+
+
+def _keep(identity: Identity, digest: str) -> None:
+    """Keep a digest for later starts, whole or not at all. A cache that can't be written only costs time."""
+    _known[identity] = digest
+    place = _place(identity)
+    if identity[2] < KEPT_BYTES_MIN or place is None:
+        return
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=place.parent, prefix=".", delete=False, encoding="ascii") as file:
+            file.write(f"{' '.join(str(number) for number in identity[2:])} {digest}\n")
+        os.replace(file.name, place)
