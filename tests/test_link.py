@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from triptych import rpc
-from triptych.errors import AlreadyExists, Full, TriptychError, WrongState
+from triptych.errors import AlreadyExists, Fenced, Full, TriptychError, WrongState
 from triptych.link import Link
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import fleet_service_pb2_grpc as pb_grpc
@@ -80,3 +80,49 @@ async def test_a_full_disk_of_the_controllers_is_waited_out_from_the_start() -> 
 async def test_a_worker_that_never_was_a_member_says_why() -> None:
     with pytest.raises(WrongState, match="another model"):
         await run([WrongState("another model")], rank=1)
+
+
+class Late(pb_grpc.FleetServiceServicer):
+    """Ends the first stream when it is told to, and refuses a call of the first registration after the second."""
+
+    def __init__(self) -> None:
+        self.registered: list[int] = []
+        self.asked, self.again = asyncio.Event(), asyncio.Event()
+        self.open_count = 0
+
+    async def RegisterWorker(self, request: pb.RegisterWorkerRequest, context: Any) -> pb.RegisterWorkerResponse:
+        self.registered.append(request.number)
+        return pb.RegisterWorkerResponse(rank=1, epoch=len(self.registered))
+
+    async def Heartbeat(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.HeartbeatResponse]:
+        self.open_count += 1
+        if self.open_count == 1:
+            await self.asked.wait()
+            return
+        self.again.set()
+        async for _ in request_iterator:
+            yield pb.HeartbeatResponse()
+
+    async def StartDirectJob(self, request: pb.StartDirectJobRequest, context: Any) -> pb.StartDirectJobResponse:
+        if self.asked.is_set():
+            return pb.StartDirectJobResponse()
+        self.asked.set()
+        await self.again.wait()
+        raise Fenced("this is of the first registration")
+
+
+async def test_a_late_refusal_does_not_end_a_newer_registration() -> None:
+    servicer = Late()
+    service = (pb_grpc.add_FleetServiceServicer_to_server, servicer, "triptych.v1.FleetService")
+    server = await rpc.start_server("127.0.0.1:0", [service])
+    try:
+        async with rpc.open_channel(server.address) as channel, asyncio.timeout(30):
+            link = Link(channel, Idle())
+            running = asyncio.create_task(link.run())
+            await link.wait_registered()
+            await link.call(lambda: link.fleet.StartDirectJob(pb.StartDirectJobRequest()))
+            assert servicer.registered == [1, 2]
+            await asyncio.wait_for(link.wait_registered(), 5)
+            running.cancel()
+    finally:
+        await server.stop(0)

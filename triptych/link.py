@@ -19,6 +19,7 @@ import grpc
 
 from triptych import rpc
 from triptych.errors import DeadlinePassed, Fenced, Full, JournalFull, TriptychError, Unauthenticated, Unavailable
+from triptych.tie import Tie
 from triptych.v1.dispatch_pb2 import Ring
 from triptych.v1.fleet_service_pb2 import (
     HeartbeatRequest,
@@ -55,7 +56,7 @@ class Member(Protocol):
         """What the worker does now; the link fills in the rank."""
 
     def registered(self, response: RegisterWorkerResponse) -> None:
-        """The controller answered: take over the lease, release the rooms."""
+        """The controller answered what `describe` said: take over the lease, release the rooms."""
 
     def obey(self, orders: HeartbeatResponse) -> None:
         """Orders came."""
@@ -77,6 +78,7 @@ class Link:
         self._changes = asyncio.Event()
         self._changed_rings: set[Ring.ValueType] = set()
         self._stream: asyncio.Task[None] | None = None
+        self._tie = Tie()
         self._made = self._taken = 0
         """Reports, numbered: the newest, and the newest that the stream asked for another after."""
         self._sent = asyncio.Condition()
@@ -120,7 +122,7 @@ class Link:
             try:
                 await self._register()
                 backoff_s = BACKOFF_FIRST_S
-                self._stream = asyncio.create_task(self._heartbeat())
+                self._stream = asyncio.create_task(self._heartbeat(self._tie.number))
                 await asyncio.wait([self._stream])
                 error = None if self._stream.cancelled() else self._stream.exception()
                 if error is not None:
@@ -132,7 +134,7 @@ class Link:
             finally:
                 if self._registered.is_set():
                     self._registered_s = time.monotonic()
-                self._registered.clear()
+                self._untie(self._tie.number)
                 if self._stream is not None:
                     self._stream.cancel()
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
@@ -141,17 +143,16 @@ class Link:
     async def call(self, make: Callable[[], Awaitable[Result]], *, waits_for_journal: bool = True) -> Result:
         """Call the controller until it answers. `make` is called again after each restart, and must build its
         request anew, because rank and lease may have changed. Raises what the controller refuses with, but waits
-        where its disk is full: what a stage has done isn't thrown away for that."""
+        where its disk is full: what a stage has done isn't thrown away for that. A refusal counts for the registration
+        that the call was made under, and never for a newer."""
         backoff_s = BACKOFF_FIRST_S
         while True:
             await self._registered.wait()
-            stream = self._stream
+            number = self._tie.number
             try:
                 return await asyncio.wait_for(rpc.translate(make()), CALL_TIMEOUT_S)
             except Fenced:
-                if stream is not None:
-                    stream.cancel()  # makes `run` register again
-                self._registered.clear()
+                self._untie(number)
             except (*PASSING, TimeoutError) as error:
                 log.info("controller did not answer (%s); trying again", error)
             except JournalFull as error:
@@ -161,6 +162,13 @@ class Link:
                 backoff_s = max(backoff_s, error.retry_after_s)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+    def _untie(self, number: int) -> None:
+        """The registration of this number is over. What is of an older one changes nothing."""
+        if self._tie.ended(number):
+            self._registered.clear()
+            if self._stream is not None:
+                self._stream.cancel()  # makes `run` register again
 
     async def reported(self, timeout_s: float) -> None:
         """Return when a report that was made from now on has been taken up by the stream, or when the time is over."""
@@ -178,31 +186,34 @@ class Link:
 
     async def _register(self) -> None:
         request = self._member.describe()
-        request.previous_rank = self.rank
+        request.previous_rank, request.number = self.rank, self._tie.ask()
         response = await rpc.translate(self._stub.RegisterWorker(request, timeout=CALL_TIMEOUT_S))
         self.rank, self.epoch, self.result_url = response.rank, response.epoch, response.result_url
         self._interval_s = response.heartbeat_interval.ToNanoseconds() / 1e9
         self._worker_timeout_s = response.worker_timeout.ToNanoseconds() / 1e9
         self._member.registered(response)
+        self._tie.answered(request.number)
         self._registered.set()
         log.info("registered in epoch %d", self.epoch, extra={"rank": self.rank})
 
-    async def _heartbeat(self) -> None:
-        call = self._stub.Heartbeat(self._reports())
+    async def _heartbeat(self, number: int) -> None:
+        call = self._stub.Heartbeat(self._reports(number))
         try:
             async for orders in call:
-                self._member.obey(orders)
+                if self._tie.ordered(number, orders.number):
+                    self._member.obey(orders)
+                    self.notify()  # acknowledges them
         except grpc.aio.AioRpcError as error:
             raise rpc.error_from(error) from error
         finally:
             call.cancel()
 
-    async def _reports(self) -> AsyncIterator[HeartbeatRequest]:
+    async def _reports(self, number: int) -> AsyncIterator[HeartbeatRequest]:
         while True:
             self._news.clear()
             self._changes.clear()
             report = self._member.report()
-            report.rank = self.rank
+            report.rank, report.registration_number, report.orders_number = self.rank, number, self._tie.obeyed
             report.changed_rings.extend(self._changed_rings)
             self._changed_rings.clear()
             self._made += 1

@@ -39,6 +39,10 @@ class Worker:
         self._instance_id = ids.new_instance_id()
         self._running: Running | None = None
         self._direct: asyncio.Queue[Claimed] = asyncio.Queue()
+        self._identity = (0, 0)
+        """Rank, and the controller's epoch."""
+        self._declared: Running | None = None
+        """The job that the last registration named."""
         self._handed_over: list[Lease] = []
         """Leases of what waits in `_direct`."""
         self.draining = asyncio.Event()
@@ -78,6 +82,7 @@ class Worker:
             mooncake=self._equipment.mooncake,
             stage_settings=self._stage.settings,
         )
+        self._declared = self._running
         if self._running is not None:
             self._running.declared_room_ids = frozenset(room_ids)
         if self._running is not None and not self._running.lost:
@@ -95,6 +100,7 @@ class Worker:
             fetch_count_by_mover=self._phases.fetch_count_by_mover,
             rings=self._access.choice,
             waiting_for=self._waiting_for(),
+            held_leases=self.leases(),
         )
         if (running := self._running) is not None:
             report.progress.job_id = running.dispatch.job_id
@@ -106,8 +112,12 @@ class Worker:
     def registered(self, response: fleet_service_pb2.RegisterWorkerResponse) -> None:
         """See `link.Member`."""
         kept = 0
+        self._drop_stale_direct(response)
         if (running := self._running) is not None:
-            if response.HasField("adopted_lease"):
+            if running is not self._declared:  # a late claim: the answer says nothing of it
+                if (running.claimed.lease.rank, running.epoch) != (response.rank, response.epoch):
+                    running.lost = running.stop = True  # its ring is gone, or its rank was reaped
+            elif response.HasField("adopted_lease"):
                 running.claimed = running.claimed._replace(lease=response.adopted_lease)
                 running.epoch = response.epoch
                 kept = running.room_id  # made, but the controller hasn't heard of it yet
@@ -116,6 +126,14 @@ class Worker:
         for room_id in response.release_room_ids:
             if room_id != kept:
                 self._arena.release(room_id)
+
+    def _drop_stale_direct(self, response: fleet_service_pb2.RegisterWorkerResponse) -> None:
+        """Forget what was handed over under another rank or epoch: the controller has queued it for anyone."""
+        if (response.rank, response.epoch) != self._identity:
+            self._handed_over.clear()
+            while not self._direct.empty():
+                self._direct.get_nowait()
+        self._identity = (response.rank, response.epoch)
 
     def obey(self, orders: fleet_service_pb2.HeartbeatResponse) -> None:
         """See `link.Member`."""

@@ -26,7 +26,7 @@ from services.controller.quarantine import Quarantine
 from services.controller.routing import elsewhere
 from triptych import telemetry
 from triptych.config import ControllerConfig
-from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, LeaseLost, NotFound, RingFull
+from triptych.errors import FAILURE_CHARS_MAX, Fenced, InvalidRequest, LeaseLost, NotFound, RingFull
 from triptych.identity import Identity
 from triptych.rings.memory import MemoryRing
 from triptych.roles import NEXT, role_name
@@ -285,6 +285,8 @@ class Controller:
     def report(self, report: HeartbeatRequest) -> None:
         """A heartbeat. Raises Fenced when the rank isn't (or is no longer) a member, NotAllowed as `Fleet.check`."""
         member = self.fleet.check(report.rank)
+        if not member.registrations.is_last(report.registration_number):
+            raise Fenced(f"rank {report.rank} has registered anew since registration {report.registration_number}")
         now_s, took_work = asyncio.get_running_loop().time(), member.takes_work
         member.saw(report, now_s)
         self.quarantine.saw(report.rank, report.state == WORKER_STATE_QUARANTINED, report.waiting_for)

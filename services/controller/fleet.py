@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.controller.tie import Orders, Registrations
 from triptych.errors import FAILURE_CHARS_MAX, Fenced, NotAllowed
 from triptych.identity import caller
 from triptych.roles import RING_OF, role_name
 from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Ring, Role
 from triptych.v1.fleet_service_pb2 import HeartbeatRequest, HeartbeatResponse, RegisterWorkerRequest
+from triptych.v1.ring_service_pb2 import Lease
 from triptych.v1.worker_pb2 import WORKER_STATE_DRAINING, WORKER_STATE_IDLE, WORKER_STATE_QUARANTINED, Worker
 
 
@@ -37,10 +39,13 @@ class Member:
     seen_time: Timestamp = field(default_factory=Timestamp)
     """The wall clock's time of `seen_s`, for people."""
     report: HeartbeatRequest = field(default_factory=HeartbeatRequest)
-    cancel_job_ids: set[str] = field(default_factory=set)
-    release_room_ids: set[int] = field(default_factory=set)
-    ready_rings: set[Ring.ValueType] = field(default_factory=set)
-    orders: asyncio.Event = field(default_factory=asyncio.Event)
+    report_count: int = 0
+    orders: Orders = field(default_factory=Orders)
+    registrations: Registrations = field(default_factory=Registrations)
+    settling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a registration is worked on: a worker's are taken one after the other."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when orders wait, or when its stream is to end."""
     stream: int = 0
 
     @property
@@ -61,19 +66,29 @@ class Member:
     def saw(self, report: HeartbeatRequest, now_s: float) -> None:
         """Take note of a heartbeat."""
         self.seen_s, self.report = now_s, report
+        self.report_count += 1
+        self.orders.acknowledged(report.orders_number)
         self.seen_time.GetCurrentTime()
 
+    def open_stream(self) -> int:
+        """A new stream takes the place of an older, which wakes up, sees that, and ends; its number."""
+        self.end_stream()
+        self.orders.stream_opened()
+        return self.stream
+
+    def end_stream(self) -> None:
+        """Have the worker register anew."""
+        self.stream += 1
+        self.changed.set()
+
     def take_orders(self) -> HeartbeatResponse:
-        """The waiting orders, which then no longer wait."""
-        self.orders.clear()
-        result = HeartbeatResponse(
-            cancel_job_ids=sorted(self.cancel_job_ids),
-            release_room_ids=sorted(self.release_room_ids),
-            ready_rings=sorted(self.ready_rings),
-        )
-        for taken in (self.cancel_job_ids, self.release_room_ids, self.ready_rings):
-            taken.clear()
-        return result
+        """The orders that are due on the present stream."""
+        self.changed.clear()
+        return self.orders.take()
+
+    def knows(self, lease: Lease) -> bool:
+        """Whether the last report names a lease; True for a worker that doesn't say what it holds."""
+        return not self.report.registration_number or lease in self.report.held_leases
 
     def describe(self) -> Worker:
         """The worker for people."""
@@ -113,10 +128,14 @@ class Fleet:
         self.members.setdefault(rank, Member(rank, now_s))
 
     def register(self, rank: int, request: RegisterWorkerRequest, now_s: float) -> Member:
-        """Make a worker alive, keeping the orders that wait for it."""
+        """Make a worker alive, keeping the orders that wait for it. Raises Fenced for what a newer one came before."""
         member = self.members.setdefault(rank, Member(rank, now_s))
+        if not member.registrations.take(request.number):
+            raise Fenced(f"rank {rank} has registered anew since registration {request.number}")
         member.registration = request
-        member.saw(member.report, now_s)
+        member.seen_s = now_s
+        member.seen_time.GetCurrentTime()
+        member.end_stream()  # orders must not go to the old one any more
         return member
 
     def get(self, rank: int) -> Member:
@@ -154,7 +173,7 @@ class Fleet:
         """Forget a member; its waiting streams are woken and then find themselves fenced."""
         member = self.members.pop(rank, None)
         if member is not None:
-            member.orders.set()
+            member.changed.set()
         return member
 
     def silent(self, now_s: float, timeout_s: float) -> list[int]:
@@ -164,18 +183,18 @@ class Fleet:
     def cancel(self, rank: int, job_id: str) -> None:
         """Order a worker to stop a job."""
         if member := self.members.get(rank):
-            member.cancel_job_ids.add(job_id)
-            member.orders.set()
+            member.orders.cancel(job_id)
+            member.changed.set()
 
     def hint(self, ring: Ring.ValueType) -> None:
         """Tell those who claim from a ring over RDMA, and so can't be woken by it, that it is worth a look."""
         for member in self.registered():
             if member.report.rings.name == "verbs" and RING_OF[member.role] == ring:
-                member.ready_rings.add(ring)
-                member.orders.set()
+                member.orders.hint(ring)
+                member.changed.set()
 
     def release(self, rank: int, room_id: int) -> None:
         """Order a worker to release a room."""
         if member := self.members.get(rank):
-            member.release_room_ids.add(room_id)
-            member.orders.set()
+            member.orders.release(room_id)
+            member.changed.set()

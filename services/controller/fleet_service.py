@@ -45,9 +45,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
             return
         self._controller.report(first)
         member = self._controller.fleet.get(first.rank)
-        member.stream += 1
-        member.orders.set()  # an older stream wakes up, sees that it was replaced, and ends
-        stream = member.stream
+        stream = member.open_stream()
         reader = asyncio.create_task(self._read(request_iterator, member))
         try:
             while member.stream == stream and not reader.done():
@@ -56,7 +54,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
                     yield orders
                 if self._controller.fleet.members.get(member.rank) is not member:
                     raise Fenced(f"rank {member.rank} was declared dead; register anew")
-                await member.orders.wait()
+                await member.changed.wait()
         finally:
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -69,7 +67,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         except Fenced:
             return  # `Heartbeat` itself says so to the worker
         finally:
-            member.orders.set()
+            member.changed.set()
 
     @rpc.uninterrupted
     async def StartPhase(self, request: pb.StartPhaseRequest, context: Context) -> pb.StartPhaseResponse:

@@ -99,6 +99,9 @@ class Supervisor:
     async def register(self, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
         """Make a worker known, settle what it holds, and give it (back) its rank and its job.
 
+        The same again when a worker asks again because the answer was lost. Raises Fenced for what is older than a
+        registration that was taken.
+
         Raises JournalFull with half of it done; the worker's next try does the rest.
         """
         if request.role not in jobs.WAITING:
@@ -116,10 +119,13 @@ class Supervisor:
             known = self._fleet.members.get(rank)
             if known is not None and known.role not in (ROLE_UNSPECIFIED, request.role):
                 raise NotAllowed(f"instance_id names a worker of the role {role_name(known.role)}")
-            self._fleet.register(rank, request, asyncio.get_running_loop().time())
-        lease = await self._settle_running(rank, request.running)
-        held = set(request.room_ids)
-        release = await self._settle_rooms(rank, held)
+            member = self._fleet.register(rank, request, asyncio.get_running_loop().time())
+        async with member.settling:
+            lease = await self._settle_running(rank, request.running)
+            held = set(request.room_ids)
+            release = await self._settle_rooms(rank, held)
+        if self._fleet.members.get(rank) is not member:
+            raise Fenced(f"rank {rank} was declared dead while it registered; register anew")
         log.info("registered %s at %s", Role.Name(request.role), request.address, extra={"rank": rank})
         self._controller.dispatcher.work.set()
         config = self._controller.config
@@ -167,19 +173,24 @@ class Supervisor:
             self._controller.dispatcher.enqueue(entry)  # where it had published it, the second to start is refused
 
     async def _adopt(self, rank: int, entry: JournalEntry, running: RunningPhase) -> Lease | None:
+        """The lease of a job that the worker is right to run. A worker runs one job at a time, so where the journal
+        names its rank the lease there is its own, also one that an earlier answer told of, and that answer was lost."""
         if running.dispatch.role != jobs.role_of(entry) or self._controller.models.is_foreign(entry.job):
             return None
         ring = self._controller.rings[RING_OF[jobs.role_of(entry)]]
+        is_named = jobs.is_running(entry) and entry.lease.rank == rank
+        if is_named and ring.holds(entry.lease):
+            return entry.lease
         if running.lease.rank == rank and ring.holds(running.lease):
             return running.lease
-        if not (jobs.is_running(entry) and entry.lease == running.lease):
+        if not is_named and not (jobs.is_running(entry) and entry.lease == running.lease):
             return None
         try:
             lease = ring.adopt(jobs.dispatch_of(entry), rank)
         except RingFull:
             return None
         try:
-            await self._controller.relet(entry.job.job_id, running.lease, lease)
+            await self._controller.relet(entry.job.job_id, entry.lease, lease)
         except (LeaseLost, JournalFull) as error:  # nobody will be told of this lease
             with contextlib.suppress(LeaseLost, Fenced):
                 await ring.ack(lease)

@@ -108,6 +108,7 @@ class RegisterWorkerRequest(_message.Message):
     PARAMETER_BYTES_FIELD_NUMBER: _builtins.int
     MOONCAKE_FIELD_NUMBER: _builtins.int
     STAGE_SETTINGS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Random identity of the worker's process."""
     role: _dispatch_pb2.Role.ValueType
@@ -124,6 +125,10 @@ class RegisterWorkerRequest(_message.Message):
     """Operating system's process id, for people."""
     parameter_bytes: _builtins.int
     """Bytes of parameters that it has loaded."""
+    number: _builtins.int
+    """Counts the registrations that the worker's process has asked for, from 1. One
+    that comes after a newer is refused. 0 is always taken.
+    """
     @_builtins.property
     def model(self) -> _model_pb2.ModelDescription:
         """The model it has loaded."""
@@ -162,10 +167,11 @@ class RegisterWorkerRequest(_message.Message):
         parameter_bytes: _builtins.int = ...,
         mooncake: _worker_pb2.DriverChoice | None = ...,
         stage_settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "mooncake", b"mooncake", "running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "host_id", b"host_id", "instance_id", b"instance_id", "model", b"model", "mooncake", b"mooncake", "parameter_bytes", b"parameter_bytes", "previous_rank", b"previous_rank", "process_id", b"process_id", "role", b"role", "room_ids", b"room_ids", "running", b"running", "stage_settings", b"stage_settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "host_id", b"host_id", "instance_id", b"instance_id", "model", b"model", "mooncake", b"mooncake", "number", b"number", "parameter_bytes", b"parameter_bytes", "previous_rank", b"previous_rank", "process_id", b"process_id", "role", b"role", "room_ids", b"room_ids", "running", b"running", "stage_settings", b"stage_settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -293,6 +299,9 @@ class HeartbeatRequest(_message.Message):
     RINGS_FIELD_NUMBER: _builtins.int
     CHANGED_RINGS_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    REGISTRATION_NUMBER_FIELD_NUMBER: _builtins.int
+    ORDERS_NUMBER_FIELD_NUMBER: _builtins.int
+    HELD_LEASES_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the sender."""
     state: _worker_pb2.WorkerState.ValueType
@@ -306,6 +315,12 @@ class HeartbeatRequest(_message.Message):
     waiting_for: _builtins.str
     """Why the worker claims nothing, or what its job waits for, in a sentence: space
     for a room, or its own check. Empty where neither is so.
+    """
+    registration_number: _builtins.int
+    """`number` of the registration that the stream belongs to."""
+    orders_number: _builtins.int
+    """`number` of the newest orders that had their effect; 0 for none since it
+    registered.
     """
     @_builtins.property
     def progress(self) -> Global___StepProgress:
@@ -325,6 +340,10 @@ class HeartbeatRequest(_message.Message):
         last report, which the controller can't have noticed.
         """
 
+    @_builtins.property
+    def held_leases(self) -> _containers.RepeatedCompositeFieldContainer[_ring_service_pb2.Lease]:
+        """Leases that the worker knows of, where `registration_number` is set."""
+
     def __init__(
         self,
         *,
@@ -338,10 +357,13 @@ class HeartbeatRequest(_message.Message):
         rings: _worker_pb2.DriverChoice | None = ...,
         changed_rings: _abc.Iterable[_dispatch_pb2.Ring.ValueType] | None = ...,
         waiting_for: _builtins.str = ...,
+        registration_number: _builtins.int = ...,
+        orders_number: _builtins.int = ...,
+        held_leases: _abc.Iterable[_ring_service_pb2.Lease] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "rings", b"rings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "changed_rings", b"changed_rings", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "progress", b"progress", "rank", b"rank", "rings", b"rings", "room_count", b"room_count", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "changed_rings", b"changed_rings", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "held_leases", b"held_leases", "orders_number", b"orders_number", "progress", b"progress", "rank", b"rank", "registration_number", b"registration_number", "rings", b"rings", "room_count", b"room_count", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -395,8 +417,13 @@ class HeartbeatResponse(_message.Message):
     RELEASE_ROOM_IDS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     READY_RINGS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """Stop claiming, finish, leave."""
+    number: _builtins.int
+    """Number of the newest of these orders. The worker's next report acknowledges it;
+    what isn't acknowledged is sent again on the next stream.
+    """
     @_builtins.property
     def cancel_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Jobs to stop within one step."""
@@ -416,10 +443,11 @@ class HeartbeatResponse(_message.Message):
         release_room_ids: _abc.Iterable[_builtins.int] | None = ...,
         drain: _builtins.bool = ...,
         ready_rings: _abc.Iterable[_dispatch_pb2.Ring.ValueType] | None = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_job_ids", b"cancel_job_ids", "drain", b"drain", "ready_rings", b"ready_rings", "release_room_ids", b"release_room_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_job_ids", b"cancel_job_ids", "drain", b"drain", "number", b"number", "ready_rings", b"ready_rings", "release_room_ids", b"release_room_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
