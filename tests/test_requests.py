@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych import requests
+from triptych import costs, requests
+from triptych.config import ControllerConfig
 from triptych.errors import InvalidRequest
 from triptych.v1.job_pb2 import PRIORITY_LOW, GenerationRequest
 from triptych.v1.model_pb2 import (
@@ -26,7 +27,7 @@ def model(defaults_json: str = "", **defaults: int | None) -> ModelDescription:
     """A model that takes frames, sizes and steps, with these defaults."""
     described = ModelDescription(model="toy", outputs=["videos"], defaults_json=defaults_json)
     described.inputs.add(name="prompt", kind=INPUT_KIND_TEXT, required=True)
-    for name in requests.WORK_INPUTS:
+    for name in costs.WORK_INPUTS:
         default = defaults.get(name)
         described.inputs.add(name=name, kind=INPUT_KIND_INTEGER, default_json="" if default is None else str(default))
     described.inputs.add(name="num_videos_per_prompt", kind=INPUT_KIND_INTEGER)
@@ -50,15 +51,15 @@ def nested(depth: int) -> Any:
 
 
 def test_depth_is_bounded() -> None:
-    requests.validate(request({"options": nested(requests.PARAMETERS_DEPTH_MAX - 1)}), model())
+    requests.validate(request({"options": nested(costs.PARAMETERS_DEPTH_MAX - 1)}), model())
     with pytest.raises(InvalidRequest) as refused:
-        requests.validate(request({"options": nested(requests.PARAMETERS_DEPTH_MAX + 1)}), model())
+        requests.validate(request({"options": nested(costs.PARAMETERS_DEPTH_MAX + 1)}), model())
     assert str(refused.value) == "parameters.options is 'nested 17 deep or more'; accepted: at most 16"
 
 
 @pytest.mark.parametrize("shape", ["wide", "several", "deep and wide"])
 def test_the_number_of_values_is_bounded_over_all_parameters(shape: str) -> None:
-    half = requests.PARAMETERS_VALUES_MAX // 2
+    half = costs.PARAMETERS_VALUES_MAX // 2
     parameters: dict[str, Any] = {
         "wide": {"sigmas": [0.5] * (2 * half)},
         "several": {"sigmas": [0.5] * half, "options": {str(n): 0.5 for n in range(half)}},
@@ -72,7 +73,7 @@ def test_the_number_of_values_is_bounded_over_all_parameters(shape: str) -> None
 def test_work_is_bounded_and_named_factor_by_factor() -> None:
     product = 9 * 64 * 32 * 10 * 2
     asked = request(num_outputs=2, **WORK)
-    assert requests.work(asked, model()) == product
+    assert costs.work(asked, model()) == product
     requests.validate(asked, model(), work_max=product)
     with pytest.raises(InvalidRequest) as refused:
         requests.validate(asked, model(), work_max=product - 1)
@@ -91,14 +92,34 @@ def test_what_a_request_leaves_out_is_the_models_default(given_fields: set[str],
     expected = 1
     for name, value in WORK.items():
         expected *= value if name in given_fields else 7 if name in recommended else 5
-    assert requests.work(request(**{name: WORK[name] for name in given_fields}), described) == expected
+    assert costs.work(request(**{name: WORK[name] for name in given_fields}), described) == expected
 
 
 def test_a_default_that_the_model_computes_counts_as_one() -> None:
-    assert requests.work(request(num_inference_steps=3), model(num_frames=5)) == 15
+    assert costs.work(request(num_inference_steps=3), model(num_frames=5)) == 15
 
 
 def test_priorities() -> None:
     requests.validate(request(priority=PRIORITY_LOW), model())
     with pytest.raises(InvalidRequest, match="priority is 7; accepted: PRIORITY_HIGH, PRIORITY_NORMAL, PRIORITY_LOW"):
         requests.validate(request(priority=7), model())
+
+
+@pytest.mark.parametrize("value", ["x" * (costs.PROMPT_BYTES_MAX + 1), ["é" * costs.PROMPT_BYTES_MAX]])
+def test_every_text_in_parameters_is_bounded_as_the_prompt_is(value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"parameters\.options is '\d+ bytes'; accepted: at most 65536 bytes of"):
+        requests.validate(request({"options": {"prompt_2": value}}), model())
+
+
+def test_the_pixels_of_a_result_are_bounded() -> None:
+    """8192 x 8192 x 4093 frames are 3 TiB, and one step of them is less than the bound on work."""
+    asked = request(num_frames=4093, height=8192, width=8192, num_inference_steps=1)
+    with pytest.raises(InvalidRequest) as refused:
+        requests.validate(asked, model(), result_bytes_max=ControllerConfig().result_bytes_max)
+    assert str(refused.value) == (
+        "num_outputs x num_frames x height x width is '1 x 4093 x 8192 x 8192 = 3.29612e+12 bytes of pixels'; "
+        "accepted: at most 4.29497e+09 (the controller's result_bytes_max)"
+    )
+    requests.validate(asked, model(), result_bytes_max=0)
+    largest_known = request(num_frames=121, height=720, width=1280)
+    requests.validate(largest_known, model(), result_bytes_max=ControllerConfig().result_bytes_max)

@@ -60,6 +60,9 @@ class ControllerConfig(ProcessConfig):
     backlog_jobs_max: int = setting(10_000, "unfinished jobs after which CreateJob is refused", minimum=1)
     watches_max: int = setting(10_000, "open WatchJob streams: what clients that never leave can take", minimum=1)
     work_max: float = setting(1e12, "most outputs x frames x pixels x steps of one job; 0 for no limit", minimum=0)
+    result_bytes_max: float = setting(
+        float(2**32), "most bytes of pixels of one job's results, as float32; 0 for no limit", minimum=0
+    )
     keep_days: float = setting(30.0, "keep finished jobs and their results so long; 0 for no limit", minimum=0)
     keep_jobs: int = setting(10_000, "keep at most so many finished jobs; 0 for no limit", minimum=0)
 

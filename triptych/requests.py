@@ -7,7 +7,6 @@ that names the field, its value and what is accepted.
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 import time
@@ -17,11 +16,9 @@ from typing import Any
 
 from google.protobuf import struct_pb2, timestamp_pb2
 
+from triptych import costs
 from triptych.errors import InvalidRequest
 from triptych.v1 import job_pb2, model_pb2
-
-PROMPT_BYTES_MAX = 64 << 10
-"""Longest prompt in bytes of UTF-8: far over what any text encoder reads, small enough to keep in the database."""
 
 SIDE_PIXELS_MAX = 8192
 """Largest height or width: over what any known model was trained for; beyond it a typo is likelier than a wish."""
@@ -50,15 +47,6 @@ SECONDS_MAX = 253_402_300_799
 RANK_MAX = (1 << 20) - 1
 """Largest rank: 20 bits in a ring's state word."""
 
-PARAMETERS_DEPTH_MAX = 16
-"""Deepest nesting of a value in `parameters`: no known input goes beyond four. Python's own recursion is not far."""
-
-PARAMETERS_VALUES_MAX = 10_000
-"""Most values in `parameters`, at any depth: ten lists of one number for each of `STEPS_MAX` steps. They are checked
-where all other calls wait, and so many take milliseconds."""
-
-WORK_INPUTS = ("num_frames", "height", "width", "num_inference_steps")
-"""What multiplies the work of a job, together with `num_outputs`."""
 NAME_CHARS_MAX = 128
 """Longest name that names are compared with: no input's is half as long, and the comparison takes time."""
 
@@ -88,11 +76,15 @@ Inputs = dict[str, model_pb2.InputDescription]
 
 
 def validate(
-    request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription, work_max: float = 0.0
+    request: job_pb2.GenerationRequest,
+    description: model_pb2.ModelDescription,
+    work_max: float = 0.0,
+    result_bytes_max: float = 0.0,
 ) -> None:
     """Raises `InvalidRequest` for the first field that the described pipeline can't take; changes nothing.
 
-    `work_max` bounds outputs x frames x pixels x steps; 0 for no limit.
+    `work_max` bounds outputs x frames x pixels x steps, `result_bytes_max` what the decoder makes, as float32; 0 for
+    no limit.
     """
     inputs = {described.name: described for described in description.inputs}
     _check_texts(request, inputs)
@@ -109,11 +101,13 @@ def validate(
     _check_outputs(request, description, inputs)
     _check_media(request, inputs)
     _check_required(request, inputs)
-    _check_parameters_size(request)
+    costs.check_parameters_size(request)
     parameter_values(request, description)
     _check_delivery(request)
     if work_max:
-        _check_work(request, description, inputs, work_max)
+        costs.check_work(request, description, work_max)
+    if result_bytes_max:
+        costs.check_result(request, description, result_bytes_max)
 
 
 def field_values(request: job_pb2.GenerationRequest) -> dict[str, Any]:
@@ -145,68 +139,9 @@ def parameter_values(request: job_pb2.GenerationRequest, description: model_pb2.
     return values
 
 
-def work(request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription) -> float:
-    """Outputs x frames x pixels x steps, with the model's defaults where the request leaves them out.
-
-    What the model says no default of, because it computes it, counts as 1.
-    """
-    inputs = {described.name: described for described in description.inputs}
-    return math.prod(_work_factors(request, description, inputs).values())
-
-
-def _work_factors(
-    request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription, inputs: Inputs
-) -> dict[str, float]:
-    recommended = json.loads(description.defaults_json or "{}")
-    factors: dict[str, float] = {"num_outputs": max(1, request.num_outputs)}
-    for name in WORK_INPUTS:
-        value = recommended.get(name)
-        if request.HasField(name):  # type: ignore[arg-type]
-            value = getattr(request, name)
-        elif value is None and name in inputs:
-            value = json.loads(inputs[name].default_json or "null")
-        factors[name] = value if isinstance(value, int | float) and value > 0 else 1
-    return factors
-
-
-def _check_work(
-    request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription, inputs: Inputs, work_max: float
-) -> None:
-    factors = _work_factors(request, description, inputs)
-    product = math.prod(factors.values())
-    if product > work_max:
-        field = " x ".join(factors)
-        shown = " x ".join(f"{value:g}" for value in factors.values())
-        raise InvalidRequest(field, f"{shown} = {product:g}", f"at most {work_max:g} (the controller's work_max)")
-
-
-def _check_parameters_size(request: job_pb2.GenerationRequest) -> None:
-    """Bounds depth and number of values, without recursion and before anything else looks at them."""
-    count = 0
-    for name, top in request.parameters.fields.items():
-        level, depth = [top], 0
-        while level:
-            count, depth = count + len(level), depth + 1
-            if depth > PARAMETERS_DEPTH_MAX:
-                raise InvalidRequest(
-                    f"parameters.{name}", f"nested {depth} deep or more", f"at most {PARAMETERS_DEPTH_MAX}"
-                )
-            if count > PARAMETERS_VALUES_MAX:
-                raise InvalidRequest(
-                    "parameters", f"{count} values or more", f"at most {PARAMETERS_VALUES_MAX}, at all depths together"
-                )
-            level = [inner for value in level for inner in _inner(value)]
-
-
-def _inner(value: struct_pb2.Value) -> Iterable[struct_pb2.Value]:
-    return [*value.list_value.values, *value.struct_value.fields.values()]
-
-
 def _check_texts(request: job_pb2.GenerationRequest, inputs: Inputs) -> None:
     for name in ("prompt", "negative_prompt"):
-        size_bytes = len(getattr(request, name).encode())
-        if size_bytes > PROMPT_BYTES_MAX:
-            raise InvalidRequest(name, f"{size_bytes} bytes", f"at most {PROMPT_BYTES_MAX} bytes of UTF-8")
+        costs.check_text_bytes(name, getattr(request, name))
     if "prompt" not in inputs:
         if request.prompt:
             raise InvalidRequest("prompt", "text", "nothing; this pipeline takes no prompt")

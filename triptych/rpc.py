@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from triptych import auth, errors, identity, telemetry
+from triptych import auth, errors, identity, message_bounds, telemetry
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ Result = TypeVar("Result")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MESSAGE_BYTES_MAX = 64 * 2**20
-"""Largest message: a request with its images. Tensors never travel in messages, only in 1 MiB chunks."""
+"""Largest message: a request with its images, and what wraps it. What each method takes stands in `message_bounds`.
+Tensors never travel in messages, only in 1 MiB chunks."""
 KEEPALIVE_MS = 20_000
 """Ping interval: short enough that a dead peer is noticed before any of our timeouts of a minute."""
 ERROR_KEY = "triptych-error"
@@ -230,7 +231,13 @@ class _EdgeInterceptor(grpc.aio.ServerInterceptor):
                 metadata = context.invocation_metadata() or ()
                 identity.set_caller(self._security.authorize(method, context.auth_context(), metadata))
 
-        parse, serialize = handler.request_deserializer or bytes, handler.response_serializer
+        build, serialize = handler.request_deserializer or bytes, handler.response_serializer
+        descriptor = message_bounds.descriptor_of(build)
+
+        def parse(data: bytes) -> Any:
+            message_bounds.check(method, data, descriptor)
+            return build(data)
+
         if handler.unary_unary:
             guarded = _guard_unary(handler.unary_unary, parse, method, admit)
             return grpc.unary_unary_rpc_method_handler(guarded, None, serialize)

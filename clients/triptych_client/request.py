@@ -10,10 +10,8 @@ from typing import Any, TypedDict, TypeVar
 from google.protobuf.message import Message
 
 from triptych.errors import InvalidRequest
+from triptych.message_bounds import REQUEST_BYTES_MAX
 from triptych.v1 import job_pb2
-
-REQUEST_BYTES_MAX = 60 * 2**20
-"""Largest request: under the servers' limit on messages of 64 MiB, with room for what surrounds it."""
 
 PRIORITIES = ("high", "normal", "low")
 """Names of priorities, first come first."""

@@ -87,11 +87,11 @@ class Admission:
     ) -> tuple[JournalEntry, JournalEntry | None]:
         """Check a request that has a place, and write it down; see `_add`."""
         model = self._model()
-        requests.validate(request, model, self._config.work_max)
+        self._validate(request, model)
         self._check_ranks(request)
         await self._media.check(request, model, client)
         if (present := self._model()) is not model:
-            requests.validate(request, present, self._config.work_max)
+            self._validate(request, present)
             model = present
         self._check_ranks(request)
         stored = GenerationRequest()
@@ -100,6 +100,9 @@ class Admission:
             stored.seed = secrets.randbelow(SEED_LIMIT)
         job = Job(client=client, request_id=request_id, model=model.model, model_digest=model.config_digest)
         return await self._add(job, stored)
+
+    def _validate(self, request: GenerationRequest, model: ModelDescription) -> None:
+        requests.validate(request, model, self._config.work_max, self._config.result_bytes_max)
 
     def _check_ranks(self, request: GenerationRequest) -> None:
         for name, role in _RANKS:
@@ -140,7 +143,7 @@ class Admission:
                 raise NotFound(f"there is no job {job.job_id!r}")
             self._drop_past(request)
             if not self._models.is_foreign(job):  # else it waits for its model, which it was checked against
-                requests.validate(request, self._model(), self._config.work_max)
+                self._validate(request, self._model())
             jobs_max = client.jobs_max if job.client == client.name else 0
             again = Job(
                 client=job.client, retry_of=job.job_id, model=job.model, model_digest=job.model_digest

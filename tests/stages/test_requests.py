@@ -13,8 +13,9 @@ import pytest
 from google.protobuf import json_format
 
 from tests.stages.conftest import picture
+from triptych.costs import PROMPT_BYTES_MAX
 from triptych.errors import InvalidRequest
-from triptych.requests import PROMPT_BYTES_MAX, RANK_MAX, parameter_values, validate
+from triptych.requests import RANK_MAX, parameter_values, validate
 from triptych.stages import request_inputs
 from triptych.v1.job_pb2 import GenerationRequest
 
