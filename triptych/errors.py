@@ -10,6 +10,7 @@
     │   ├── RingMismatch    the ring's header isn't the one this program was built for          FAILED_PRECONDITION
     │   ├── RingRefused     the card refuses an operation: key, range, right or alignment       FAILED_PRECONDITION
     │   ├── NoCard          no RDMA device here can be used, or the controller offers none      FAILED_PRECONDITION
+    │   ├── ResultsMoved        results are stored somewhere else now                                FAILED_PRECONDITION
     │   └── JobFailed       the job ended without a result; says why (raised by clients)        FAILED_PRECONDITION
     ├── LeaseLost           (ticket, attempt) is no longer ours: reaped, acked or taken         ABORTED
     ├── Fenced              this rank was declared dead and must register anew                  PERMISSION_DENIED
@@ -99,6 +100,10 @@ class RingRefused(WrongState):
 
 class NoCard(WrongState):
     """Rings can't be reached over RDMA: there is no card, no binding, no right one, or the other side has none."""
+
+
+class ResultsMoved(WrongState):
+    """Results were stored under a URL that the controller no longer has: store them again under its present one."""
 
 
 class JobFailed(WrongState):

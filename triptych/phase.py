@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from triptych import codec, ids, media, memory_report, results, telemetry
+from triptych import codec, ids, memory_report, telemetry
 from triptych.config import WorkerConfig
 from triptych.decoding.pool import Decoders
+from triptych.delivery import Delivery
 from triptych.errors import (
     ArenaFull,
     DeadlinePassed,
@@ -46,7 +47,7 @@ from triptych.transport import room as rooms
 from triptych.transport.arena import Arena, Placement
 from triptych.transport.fetcher import Fetcher
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, Dispatch
-from triptych.v1.job_pb2 import Artifact, GenerationRequest
+from triptych.v1.job_pb2 import GenerationRequest
 from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.ring_service_pb2 import Lease
 from triptych.v1.room_pb2 import Manifest, RoomRef
@@ -58,8 +59,6 @@ RETRY_PAUSE_S = 0.2
 """Pause before asking a full ring or a missing controller again."""
 SPACE_WAIT_S = 1.0
 """Bound of one wait for arena space; between two, the worker looks whether its job is still wanted."""
-RESULTS_FULL_PAUSE_S = 1.0
-"""Pause before a result is stored again where the store was full: somebody has to make room first."""
 TENSORS_SHOWN_MAX = 8
 """Tensors named in a dispatch. The manifest has all; these are for people, and a slot is 4 KiB."""
 CLOCK_SKEW_MAX_S = 3600.0
@@ -103,6 +102,7 @@ class Phases:
         """What work waits for: space for rooms, in a sentence; empty where it doesn't wait."""
         self.fetch_count_by_mover: dict[str, int] = {}
         self.health = Health()
+        self._delivery = Delivery(link, equipment.model, self._in_thread)
         self._self_check = SelfCheck(equipment.stage, equipment.arena, equipment.fetcher, self._in_thread)
 
     async def run(self, running: Running, is_draining: Callable[[], bool]) -> None:
@@ -230,7 +230,7 @@ class Phases:
             outputs = await self._in_thread(lambda: self._stage.run(inputs, on_step, running.should_stop))
         self._metrics.stage_ran(role_name(self._stage.role), time.monotonic() - started_s)
         if self._stage.role == ROLE_DECODER:
-            await reporter.complete(artifacts=await self._store_results(running, request, outputs))
+            await self._delivery.run(running, request, outputs, reporter)
             return
         dispatch = await self._store_room(running, request, outputs)
         try:
@@ -320,31 +320,6 @@ class Phases:
         while dispatch.tensors and dispatch.ByteSize() > DISPATCH_BYTES_MAX:
             dispatch.tensors.pop()
         return dispatch
-
-    async def _store_results(
-        self, running: Running, request: GenerationRequest, outputs: Mapping[str, object]
-    ) -> list[Artifact]:
-        fps = request.frames_per_second or media.frames_per_second(self._model)
-
-        def store() -> list[Artifact]:
-            url, job_id = self._link.result_url, running.dispatch.job_id
-            return [results.store(url, job_id, e.name, e.media_type, e.data) for e in encoded]
-
-        with telemetry.span("result.store", job_id=running.dispatch.job_id) as span:
-            encoded = await self._in_thread(lambda: media.encode_outputs(outputs, request.output_format, fps))
-            while True:  # until there is space, the job is to stop, or the controller's stall_timeout_s is over
-                try:
-                    artifacts = await self._in_thread(store)
-                    break
-                except OSError as error:
-                    if not results.is_full(error):
-                        raise
-                    log.warning("the result waits for space: %s", error)
-                    await asyncio.sleep(RESULTS_FULL_PAUSE_S)
-                    if running.should_stop():
-                        raise JobCancelled("the job was cancelled while its result waited for space") from None
-            span.set_attribute("triptych.size_bytes", sum(a.size_bytes for a in artifacts))
-            return artifacts
 
     async def _publish(self, running: Running, dispatch: Dispatch) -> None:
         """Hand the room to the next role. After a restart the controller does it, from its journal."""

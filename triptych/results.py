@@ -1,4 +1,11 @@
-"""Results at rest: files under an fsspec URL, whole or absent."""
+"""Results at rest: files under an fsspec URL, whole or absent, and never written twice.
+
+    <result URL>/<job id>/<token>/<name>
+
+Each attempt at storing a job's results takes a fresh token, so what a late or refused attempt writes touches nothing
+that was accepted; which attempt counts is the journal's to say. The journal names files relative to the result URL, so
+that the whole may be moved. (Records of older controllers have an absolute URL, of `<job id>/<name>`.)
+"""
 
 from __future__ import annotations
 
@@ -21,8 +28,14 @@ NAME_CHARS_MAX = 128
 """Longest name of a file; file systems end at 255 bytes, and `store` needs some for its temporary ones."""
 _NAME = re.compile(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]*")
 """A visible file's name: no folder, no control character."""
+_TOKEN = re.compile(r"[0-9a-f]{32}")
 CHUNK_BYTES = 2**20
 """Piece of a file in one message, far below gRPC's limits."""
+
+
+def new_token() -> str:
+    """The name of an attempt's folder."""
+    return uuid.uuid4().hex
 
 
 def check_url(field: str, url: str) -> str:
@@ -35,42 +48,63 @@ def check_url(field: str, url: str) -> str:
     return str(fs.unstrip_protocol(path))
 
 
-def store(url: str, job_id: str, name: str, media_type: str, data: bytes) -> Artifact:
-    """Write one file durably, under a temporary name first, and describe it.
+def store(url: str, job_id: str, token: str, name: str, media_type: str, data: bytes) -> Artifact:
+    """Write one file of an attempt durably, under a temporary name first, and describe it.
 
-    Two workers that store the same result race without harm: each renames a whole file over the other's equal one.
     Raises what the store does, OSError above all, and leaves nothing behind then; see `is_full`.
     """
-    fs, folder = fsspec.core.url_to_fs(f"{url.rstrip('/')}/{job_id}")
-    fs.makedirs(folder, exist_ok=True)
-    path = f"{folder}/{name}"
+    place = f"{job_id}/{token}/{name}"
+    fs, root = fsspec.core.url_to_fs(url.rstrip("/"))
+    folder, path = f"{root}/{job_id}/{token}", f"{root}/{place}"
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex}"
     try:
+        fs.makedirs(folder, exist_ok=True)
         with fs.open(temporary, "wb") as file:
             file.write(data)
             _sync(file)
         fs.mv(temporary, path)
+        if "file" in _protocols(fs):
+            for changed in (folder, f"{root}/{job_id}", root):  # a new folder is an entry of the one above it
+                _sync_folder(Path(changed))
     except BaseException:
         with contextlib.suppress(Exception):  # the first error counts, and where nothing was written this fails
             fs.rm(temporary)
         raise
-    if "file" in _protocols(fs):
-        _sync_folder(Path(folder))
     return Artifact(
         name=name,
         media_type=media_type,
-        url=str(fs.unstrip_protocol(path)),
+        url=place,
         size_bytes=len(data),
         sha256=hashlib.sha256(data).digest(),
     )
 
 
+def discard(url: str, job_id: str, token: str) -> None:
+    """Remove what an attempt has stored. Nothing there is no error. Raises what the store does."""
+    fs, path = fsspec.core.url_to_fs(f"{url.rstrip('/')}/{job_id}/{token}")
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
+def sweep(url: str, job: Job) -> None:
+    """Remove what attempts stored for a job that is over, except what was accepted. Raises what the store does."""
+    fs, path = fsspec.core.url_to_fs(f"{url.rstrip('/')}/{job.job_id}")
+    kept = {artifact.url.split("/")[1] for artifact in job.artifacts if "://" not in artifact.url}
+    try:
+        found = [entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False)]
+    except FileNotFoundError:
+        return
+    for name in set(found) - kept:
+        if _TOKEN.fullmatch(name):
+            discard(url, job.job_id, name)
+
+
 def probe(url: str) -> None:
     """Write a file under `url`, read it back and remove it. Raises what the store does, and SourceCorrupt."""
-    job_id = f"probe-{uuid.uuid4().hex}"
-    artifact = store(url, job_id, "probe", "application/octet-stream", job_id.encode())
+    job_id = f"probe-{new_token()}"
+    artifact = store(url, job_id, new_token(), "probe", "application/octet-stream", job_id.encode())
     try:
-        for _chunk in read(artifact):
+        for _chunk in read(url, artifact, job_id):
             pass
     finally:
         remove(url, Job(job_id=job_id, artifacts=[artifact]))
@@ -81,39 +115,60 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def check_artifact(artifact: Artifact, url: str, job_id: str) -> None:
-    """Raise InvalidRequest unless an artifact is where `store` puts a file of this job under `url`."""
+def check_artifact(artifact: Artifact, job_id: str) -> None:
+    """Raise InvalidRequest unless an artifact is where `store` puts a file of this job."""
     name = artifact.name
     if not _NAME.fullmatch(name) or len(name) > NAME_CHARS_MAX:
         raise InvalidRequest("artifacts.name", name, f"a file's name of up to {NAME_CHARS_MAX} characters")
-    wanted = f"{url.rstrip('/')}/{job_id}/{name}"
-    if artifact.url != wanted:
-        raise InvalidRequest("artifacts.url", artifact.url, wanted)
+    if not _is_place(artifact.url, job_id, name):
+        raise InvalidRequest("artifacts.url", artifact.url, f"{job_id}/TOKEN/{name}")
     if len(artifact.sha256) != hashlib.sha256().digest_size:
         raise InvalidRequest("artifacts.sha256", f"{len(artifact.sha256)} bytes", "a SHA-256, 32 bytes")
 
 
-def check_place(artifact: Artifact, job_id: str) -> None:
-    """Raise InvalidRequest unless an artifact's file is the job's own, whatever `result_url` was when it was stored.
+def _is_place(place: str, job_id: str, name: str) -> bool:
+    parts = place.split("/")
+    return len(parts) == 3 and (parts[0], parts[2]) == (job_id, name) and bool(_TOKEN.fullmatch(parts[1]))
 
-    Folders are not followed out of: neither `..` nor a symbolic link leads to another file.
+
+def locate(url: str, artifact: Artifact, job_id: str) -> str:
+    """The URL of an artifact's file, which is the job's own: neither `..` nor a symbolic link leads to another.
+
+    An absolute one, of an older journal, is looked for under `url` first, since the whole may have been moved. Raises
+    InvalidRequest for what `store` doesn't make.
     """
+    if "://" not in artifact.url:
+        check_artifact(artifact, job_id)
+        return _checked(f"{url.rstrip('/')}/{artifact.url}", artifact.url.count("/"))
     accepted = f"a file in the folder {job_id} of a result URL"
     folder, _, name = artifact.url.rpartition("/")
     if name != artifact.name or not _NAME.fullmatch(name) or folder.rpartition("/")[2] != job_id or "::" in folder:
-        raise InvalidRequest("artifacts.url", artifact.url, accepted)
-    fs, path = fsspec.core.url_to_fs(artifact.url)
+        raise InvalidRequest("artifacts.url", name, accepted)
+    moved = f"{url.rstrip('/')}/{job_id}/{name}"
+    fs, path = fsspec.core.url_to_fs(moved)
+    return _checked(moved if fs.exists(path) else artifact.url, 1)
+
+
+def _checked(url: str, depth: int) -> str:
+    """The URL, if the last `depth` folders and the file are what they are called, and no links."""
+    fs, path = fsspec.core.url_to_fs(url)
     if "file" in _protocols(fs):
-        parent = os.path.realpath(os.path.dirname(os.path.dirname(path)))
-        if os.path.realpath(path) != f"{parent}/{job_id}/{name}":
-            raise InvalidRequest("artifacts.url", artifact.url, accepted)
+        own = path.rstrip("/").split("/")[-depth - 1 :]
+        root = os.path.realpath(path.rstrip("/")[: -len("/".join(own)) - 1])
+        if os.path.realpath(path) != "/".join([root.rstrip("/"), *own]):
+            raise InvalidRequest("artifacts.url", own[-1], "a file that is no link, in folders that are none")
+    return url
 
 
-def read(artifact: Artifact) -> Iterator[bytes]:
-    """Yield a stored file in pieces. Raises SourceCorrupt when it is missing, or its digest isn't the stored one."""
+def read(url: str, artifact: Artifact, job_id: str) -> Iterator[bytes]:
+    """Yield a job's stored file in pieces.
+
+    Raises InvalidRequest as `locate`, SourceCorrupt when it is missing, or its digest isn't the stored one.
+    """
     digest = hashlib.sha256()
+    place = locate(url, artifact, job_id)
     try:
-        with fsspec.open(artifact.url, "rb") as file:
+        with fsspec.open(place, "rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
                 yield chunk
@@ -128,7 +183,8 @@ def remove(url: str, job: Job) -> None:
 
     Raises OSError where the store refuses.
     """
-    folders = {f"{url.rstrip('/')}/{job.job_id}", *(artifact.url.rpartition("/")[0] for artifact in job.artifacts)}
+    absolute = (artifact.url for artifact in job.artifacts if "://" in artifact.url)
+    folders = {f"{url.rstrip('/')}/{job.job_id}", *(place.rpartition("/")[0] for place in absolute)}
     for folder in folders:
         if folder.rpartition("/")[2] != job.job_id:
             continue  # not made by `store`: there may be other things in it

@@ -17,10 +17,12 @@ from triptych.errors import (
     JobCancelled,
     LeaseLost,
     NotFound,
+    ResultsMoved,
     RoomGone,
     SourceCorrupt,
     TransferFailed,
     TriptychError,
+    WrongState,
 )
 from triptych.health import is_out_of_memory, is_poison
 from triptych.link import Link
@@ -101,12 +103,20 @@ class PhaseReporter:
         """Keep a stage's texts out of logs and job records; only encoders see what the caller wrote in the request."""
         self._private += texts
 
-    async def complete(self, dispatch: Dispatch | None = None, artifacts: Sequence[Artifact] = ()) -> None:
-        """The stage is done. Raises LeaseLost when its work came too late."""
+    async def complete(
+        self, dispatch: Dispatch | None = None, artifacts: Sequence[Artifact] = (), result_url: str = ""
+    ) -> None:
+        """The stage is done; files were stored under `result_url`.
+
+        Raises LeaseLost when its work came too late, ResultsMoved when the controller's result URL is another by now.
+        """
 
         def make() -> Awaitable[pb.CompletePhaseResponse]:
             lease, job_id, generation = self._token()
+            if artifacts and result_url != self._link.result_url:
+                raise ResultsMoved("another controller came back, which stores results elsewhere")
             request = pb.CompletePhaseRequest(
+                result_url=result_url,
                 lease=lease,
                 job_id=job_id,
                 generation=generation,
@@ -117,7 +127,10 @@ class PhaseReporter:
             )
             return self._link.fleet.CompletePhase(request)
 
-        await self._link.call(make)
+        try:
+            await self._link.call(make)
+        except InvalidRequest as error:  # ours, not the job's: its client asked for nothing wrong
+            raise WrongState(f"the controller refuses this completion: {error.field} can't be used") from error
 
     async def fail(self, error: Exception) -> str:
         """The stage failed; what was said of it. A job that is over by now, or another's, needs no report."""

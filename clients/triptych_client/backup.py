@@ -71,8 +71,8 @@ def _copy_journal(journal: Path, copy: Path) -> None:
 def _copy_results(results: Path, copy: Path) -> tuple[int, int]:
     """Every stored file; those under temporary names aren't stored yet. Returns how many and how large."""
     count = size_bytes = 0
-    for file in sorted(results.glob("*/*")):
-        if file.name.startswith("."):
+    for file in sorted(results.rglob("*")):
+        if file.name.startswith(".") or not file.is_file():
             continue
         target = copy / file.relative_to(results)
         target.parent.mkdir(parents=True, exist_ok=True)

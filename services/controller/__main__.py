@@ -17,6 +17,7 @@ from services.controller.pruning import INTERVAL_S, Pruner
 from services.controller.ring_service import RingServicer
 from services.controller.rings import Rings, open_rings
 from services.controller.supervisor import Supervisor
+from services.controller.sweeping import PAUSE_S, Sweeper
 from triptych import process, results, rpc, telemetry
 from triptych.config import ControllerConfig, load
 from triptych.v1 import fleet_service_pb2_grpc, generation_service_pb2_grpc, ring_service_pb2_grpc
@@ -34,7 +35,8 @@ async def main() -> None:
             security = process.open_security(config)
             result_url = results.check_url("result_url", config.result_url or f"{state}/results")
             epoch = await journal.next_epoch()
-            controller, supervisor, rings = await _assemble(config, journal, epoch, result_url, seen.metrics)
+            sweeper = Sweeper(result_url)
+            controller, supervisor, rings = await _assemble(config, journal, epoch, result_url, seen.metrics, sweeper)
             seen.metrics.watch_rings(lambda: supervisor.depths)
             await supervisor.recover()
             server = await rpc.start_server(
@@ -44,7 +46,7 @@ async def main() -> None:
                 client_address=config.client_address,
             )
             pruner = Pruner(journal, result_url, keep_days=config.keep_days, keep_jobs=config.keep_jobs)
-            ticking = asyncio.create_task(_work(supervisor, pruner, controller.background))
+            ticking = asyncio.create_task(_work(supervisor, pruner, sweeper, controller.background))
             process.announce(server.address, server.client_address)
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([stopping, ticking], return_when=asyncio.FIRST_COMPLETED)
@@ -57,20 +59,26 @@ async def main() -> None:
                 await ticking  # raises what ended it, if that wasn't us
 
 
-async def _work(supervisor: Supervisor, pruner: Pruner, background: Background) -> None:
+async def _work(supervisor: Supervisor, pruner: Pruner, sweeper: Sweeper, background: Background) -> None:
     """What the controller does unasked; ends only where a new start is the remedy."""
     async with asyncio.TaskGroup() as group:
         group.create_task(supervisor.run())
         group.create_task(background.forever("prune", pruner.once, INTERVAL_S))
+        group.create_task(background.forever("sweep", sweeper.once, PAUSE_S))
 
 
 async def _assemble(
-    config: ControllerConfig, journal: Journal, epoch: int, result_url: str, metrics: telemetry.Metrics
+    config: ControllerConfig,
+    journal: Journal,
+    epoch: int,
+    result_url: str,
+    metrics: telemetry.Metrics,
+    sweeper: Sweeper,
 ) -> tuple[Controller, Supervisor, Rings]:
     stored = await journal.get_meta(MODEL_KEY)
     model = ModelDescription.FromString(stored) if stored else None
     rings = open_rings(config, epoch, lambda r: supervisor.removed(r), lambda name: controller.fleet.hint(name))
-    controller = Controller(config, Ledger(journal), rings.by_name, model, metrics)
+    controller = Controller(config, Ledger(journal), rings.by_name, model, metrics, sweeper.ended)
     supervisor = Supervisor(controller, epoch, result_url)
     return controller, supervisor, rings
 
@@ -79,7 +87,7 @@ def _services(controller: Controller, supervisor: Supervisor, rings: Rings, epoc
     return [
         (
             generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
-            GenerationServicer(controller),
+            GenerationServicer(controller, supervisor.result_url),
             "triptych.v1.GenerationService",
         ),
         (

@@ -7,7 +7,7 @@ from it; so neither may name anything but the job's own.
 from __future__ import annotations
 
 from triptych import results
-from triptych.errors import InvalidRequest
+from triptych.errors import InvalidRequest, ResultsMoved
 from triptych.rings.ring import DISPATCH_BYTES_MAX
 from triptych.roles import NEXT, role_name
 from triptych.transport import room
@@ -19,9 +19,14 @@ ARTIFACTS_MAX = 1024
 
 
 def check(request: CompletePhaseRequest, result_url: str, address: str) -> None:
-    """Raise InvalidRequest for a completion that no honest worker with this registered `address` sends."""
+    """Raise InvalidRequest for a completion that no honest worker with this registered `address` sends.
+
+    Raises ResultsMoved for files that are under another URL than `result_url`.
+    """
     if request.role == ROLE_DECODER:
-        _check_artifacts(request, result_url)
+        _check_artifacts(request)
+        if request.result_url != result_url:
+            raise ResultsMoved("results are stored under another URL now; it comes with a worker's registration")
     elif request.role in NEXT:
         _check_next(request, address)
     else:
@@ -29,11 +34,11 @@ def check(request: CompletePhaseRequest, result_url: str, address: str) -> None:
         raise InvalidRequest("role", role_name(request.role), accepted)
 
 
-def _check_artifacts(request: CompletePhaseRequest, result_url: str) -> None:
+def _check_artifacts(request: CompletePhaseRequest) -> None:
     if not 1 <= len(request.artifacts) <= ARTIFACTS_MAX:
         raise InvalidRequest("artifacts", f"{len(request.artifacts)} files", f"1 to {ARTIFACTS_MAX} stored files")
     for artifact in request.artifacts:
-        results.check_artifact(artifact, result_url, request.job_id)
+        results.check_artifact(artifact, request.job_id)
 
 
 def _check_next(request: CompletePhaseRequest, address: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -101,12 +101,14 @@ class Controller:
         rings: Mapping[Ring.ValueType, MemoryRing],
         model: ModelDescription | None,
         metrics: telemetry.Metrics,
+        on_over: Callable[[JournalEntry], None] = lambda _entry: None,
     ) -> None:
+        """`on_over` is told of each job that ends."""
         self.config = config
         self.ledger = ledger
         self.fleet = Fleet()
         self.rings = rings
-        self._metrics = metrics
+        self._metrics, self._on_over = metrics, on_over
         self.background = Background(metrics)
         self.quarantine = Quarantine(ledger)
         self.dispatcher = Dispatcher(rings, ledger, self.fleet, lambda: self.models.digest)
@@ -205,8 +207,17 @@ class Controller:
                 after.job.artifacts.extend(request.artifacts)
             return after
 
-        await self._apply(request.job_id, change)
+        try:
+            await self._apply(request.job_id, change)
+        except LeaseLost:
+            if not await self._was_taken(request):
+                raise
         self.quarantine.succeeded(request.lease.rank)
+
+    async def _was_taken(self, request: CompletePhaseRequest) -> bool:
+        """Whether a decoder's completion is the one that was accepted, and only its answer was lost."""
+        entry = await self.ledger.journal.get(request.job_id)
+        return bool(request.artifacts) and entry is not None and list(entry.job.artifacts) == list(request.artifacts)
 
     async def fail_phase(self, request: FailPhaseRequest) -> None:
         """A stage failed: end the job, or publish it again where that may help. Raises LeaseLost when superseded."""
@@ -328,6 +339,7 @@ class Controller:
             self.fleet.cancel(before.lease.rank, job_id)
         if jobs.is_over(after):
             self.dispatcher.discard(job_id)
+            self._on_over(after)
         if after.job.dead_letter:
             self._metrics.dead_lettered(role_name(jobs.role_of(before)))
         self._release_dropped(before, after)

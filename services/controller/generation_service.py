@@ -37,8 +37,8 @@ _NEWEST = 2**62
 class GenerationServicer(pb_grpc.GenerationServiceServicer):
     """The front door."""
 
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+    def __init__(self, controller: Controller, result_url: str) -> None:
+        self._controller, self._result_url = controller, result_url
         self._watches: Counter[str] = Counter()
         """Open ones, by client."""
         self._readers = FairThreads("results", READERS, READERS // WATCH_SHARES)
@@ -110,9 +110,9 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
             raise NotFound(f"job {job.job_id} has {len(job.artifacts)} artifacts, not {request.artifact_index + 1}")
         artifact = job.artifacts[request.artifact_index]
         client = caller().name
-        await self._readers.run(client, functools.partial(results.check_place, artifact, job.job_id))
+        await self._readers.run(client, functools.partial(results.locate, self._result_url, artifact, job.job_id))
         yield pb.DownloadResultResponse(artifact=artifact)
-        next_chunk = functools.partial(next, results.read(artifact), b"")
+        next_chunk = functools.partial(next, results.read(self._result_url, artifact, job.job_id), b"")
         while chunk := await self._readers.run(client, next_chunk):
             yield pb.DownloadResultResponse(chunk=chunk)
 

@@ -16,7 +16,7 @@ from triptych.v1.journal_pb2 import JournalEntry
 async def add(journal: Journal, url: str, number: int) -> None:
     """A finished job with a result; done when it is on disk."""
     job = Job(job_id=f"job-{number}", request_id=str(number))
-    job.artifacts.append(results.store(url, job.job_id, "0.npy", "", str(number).encode()))
+    job.artifacts.append(results.store(url, job.job_id, results.new_token(), "0.npy", "", str(number).encode()))
     await journal.add(JournalEntry(job=job), GenerationRequest(prompt="p" * 2000))
 
 
@@ -40,7 +40,8 @@ async def test_a_copy_of_one_moment_while_jobs_come(tmp_path: Path) -> None:
     assert numbers == list(range(len(numbers)))
     assert 50 <= len(numbers) <= count
     for entry in found:
-        assert (copy / "results" / entry.job.job_id / "0.npy").read_bytes() == entry.job.request_id.encode()
+        url = f"file://{copy}/results"
+        assert b"".join(results.read(url, entry.job.artifacts[0], entry.job.job_id)) == entry.job.request_id.encode()
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
 
 

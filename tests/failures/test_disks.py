@@ -56,7 +56,7 @@ def test_results_that_cannot_be_stored(tmp_path: Path) -> None:
         results.unlink()
         again = client.retry_job(job_id).job_id
         check(client, wait_over(client, [again], 30)[again], 2, tmp_path)
-        assert [path.parent.name for path in files(results)] == [again]
+        assert [path.parent.parent.name for path in files(results)] == [again]
 
 
 def files(folder: Path) -> list[Path]:

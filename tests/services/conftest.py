@@ -43,7 +43,7 @@ class Bench:
         self.controller = Controller(config, Ledger(journal), rings, model, telemetry.Metrics())
         url = results.check_url("result_url", str(folder / "results"))
         self.supervisor = Supervisor(self.controller, 1, url)
-        self.service = GenerationServicer(self.controller)
+        self.service = GenerationServicer(self.controller, url)
 
     async def create(self, client: Identity = ANYONE, request_id: str = "", **fields: Any) -> Job:
         """CreateJob."""

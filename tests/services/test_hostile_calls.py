@@ -280,6 +280,13 @@ ELSEWHERE = [
     {"url": "memory://x/job-1/0.npy"},
     {"url": "http://127.0.0.1/job-1/0.npy"},
     {"url": ""},
+    {"url": "job-2/{token}/0.npy"},
+    {"url": "job-1/{token}/1.npy"},
+    {"url": "job-1/../0.npy"},
+    {"url": "job-1/{token}/../0.npy"},
+    {"url": "job-1/0.npy"},
+    {"url": "/job-1/{token}/0.npy"},
+    {"url": "job-1/{token}0/0.npy"},
     {"sha256": b"short"},
 ]
 
@@ -289,10 +296,13 @@ async def test_a_decoder_cannot_name_other_files_than_its_jobs(fields: dict[str,
     rank = await bench.member(ROLE_DECODER)
     lease = await bench.running(JOB_STATE_DECODING, rank)
     url = bench.supervisor.result_url
-    artifact = results.store(url, "job-1", "0.npy", "", b"data")
+    token = results.new_token()
+    artifact = results.store(url, "job-1", token, "0.npy", "", b"data")
     for name, value in fields.items():
-        setattr(artifact, name, value.format(results=url) if isinstance(value, str) else value)
-    request = pb.CompletePhaseRequest(lease=lease, job_id="job-1", role=ROLE_DECODER, artifacts=[artifact])
+        setattr(artifact, name, value.format(results=url, token=token) if isinstance(value, str) else value)
+    request = pb.CompletePhaseRequest(
+        lease=lease, job_id="job-1", role=ROLE_DECODER, artifacts=[artifact], result_url=url
+    )
     with pytest.raises(InvalidRequest, match="artifacts"):
         await bench.fleet.CompletePhase(request, NOBODY)
     assert bench.ledger.active["job-1"].job.state == JOB_STATE_DECODING
@@ -306,10 +316,16 @@ async def test_what_stands_in_a_journal_is_not_believed_either(bench: Bench, tmp
     link.parent.mkdir()
     link.symlink_to(secret)
     (tmp_path / "results" / "job-3").symlink_to(tmp_path)
+    token = results.new_token()
+    deep = tmp_path / "results" / "job-4" / token
+    deep.parent.mkdir()
+    deep.symlink_to(tmp_path)
     for job_id, url in {
         "job-1": secret.as_uri(),
         "job-2": link.as_uri(),
         "job-3": (tmp_path / "results" / "job-3" / "secret").as_uri(),
+        "job-4": f"job-4/{token}/secret",
+        "job-5": f"job-5/../{secret.name}",
     }.items():
         artifact = Artifact(name=url.rpartition("/")[2], url=url, sha256=bytes(32))
         entry = JournalEntry(job=Job(job_id=job_id, request_id=job_id, state=JOB_STATE_SUCCEEDED, artifacts=[artifact]))

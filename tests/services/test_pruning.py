@@ -36,7 +36,7 @@ class State:
         job = Job(job_id=f"job-{number}", request_id=str(number), state=state)
         if state != JOB_STATE_DENOISING:
             job.end_time.FromNanoseconds(int((NOW_S - age_days * SECONDS_A_DAY) * 1e9))
-        job.artifacts.append(results.store(self.url, job.job_id, "0.npy", "", b"data"))
+        job.artifacts.append(results.store(self.url, job.job_id, results.new_token(), "0.npy", "", b"data"))
         await self.journal.add(JournalEntry(job=job), GenerationRequest())
 
     async def prune(self, *, keep_days: float = 0, keep_jobs: int = 0) -> int:

@@ -529,6 +529,7 @@ class CompletePhaseRequest(_message.Message):
     NEXT_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     STEP_COUNT_FIELD_NUMBER: _builtins.int
+    RESULT_URL_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     generation: _builtins.int
@@ -537,6 +538,8 @@ class CompletePhaseRequest(_message.Message):
     """The worker's role."""
     step_count: _builtins.int
     """For transformers: denoising steps done."""
+    result_url: _builtins.str
+    """For decoders: the result URL under which they have stored the files."""
     @_builtins.property
     def lease(self) -> _ring_service_pb2.Lease:
         """The lease under which the work was done."""
@@ -559,10 +562,11 @@ class CompletePhaseRequest(_message.Message):
         next: _dispatch_pb2.Dispatch | None = ...,
         artifacts: _abc.Iterable[_job_pb2.Artifact] | None = ...,
         step_count: _builtins.int = ...,
+        result_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "next", b"next"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "generation", b"generation", "job_id", b"job_id", "lease", b"lease", "next", b"next", "role", b"role", "step_count", b"step_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "generation", b"generation", "job_id", b"job_id", "lease", b"lease", "next", b"next", "result_url", b"result_url", "role", b"role", "step_count", b"step_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

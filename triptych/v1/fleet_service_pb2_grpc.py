@@ -121,7 +121,8 @@ class FleetServiceServicer(object):
     def CompletePhase(self, request, context):
         """Records that a stage is finished and where its tensors or files are. The
         first completion is taken, any other refused. Codes: ABORTED (refused: drop
-        what was made). Retry: safe for the same attempt.
+        what was made), FAILED_PRECONDITION (results go elsewhere now: store them
+        again). Retry: safe for the same attempt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,7 +58,8 @@ class FleetServiceStub:
     CompletePhase: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.CompletePhaseRequest, _fleet_service_pb2.CompletePhaseResponse]
     """Records that a stage is finished and where its tensors or files are. The
     first completion is taken, any other refused. Codes: ABORTED (refused: drop
-    what was made). Retry: safe for the same attempt.
+    what was made), FAILED_PRECONDITION (results go elsewhere now: store them
+    again). Retry: safe for the same attempt.
     """
     FailPhase: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.FailPhaseRequest, _fleet_service_pb2.FailPhaseResponse]
     """Records that a stage failed. The controller decides whether to try again.
@@ -106,7 +107,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     CompletePhase: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.CompletePhaseRequest, _fleet_service_pb2.CompletePhaseResponse]  # type: ignore[assignment]
     """Records that a stage is finished and where its tensors or files are. The
     first completion is taken, any other refused. Codes: ABORTED (refused: drop
-    what was made). Retry: safe for the same attempt.
+    what was made), FAILED_PRECONDITION (results go elsewhere now: store them
+    again). Retry: safe for the same attempt.
     """
     FailPhase: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.FailPhaseRequest, _fleet_service_pb2.FailPhaseResponse]  # type: ignore[assignment]
     """Records that a stage failed. The controller decides whether to try again.
@@ -175,7 +177,8 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fleet_service_pb2.CompletePhaseResponse, _abc.Awaitable[_fleet_service_pb2.CompletePhaseResponse]]:
         """Records that a stage is finished and where its tensors or files are. The
         first completion is taken, any other refused. Codes: ABORTED (refused: drop
-        what was made). Retry: safe for the same attempt.
+        what was made), FAILED_PRECONDITION (results go elsewhere now: store them
+        again). Retry: safe for the same attempt.
         """
 
     @_abc_1.abstractmethod

@@ -505,7 +505,9 @@ class Artifact(_message.Message):
     media_type: _builtins.str
     """Media type, for example `video/mp4`."""
     url: _builtins.str
-    """fsspec URL where it is stored."""
+    """Where it is stored, relative to the controller's result URL:
+    `JOB_ID/TOKEN/NAME`. An fsspec URL in records of older controllers.
+    """
     size_bytes: _builtins.int
     """Length."""
     sha256: _builtins.bytes
