@@ -113,3 +113,10 @@ def test_generated_code_is_fresh(tmp_path: Path) -> None:
     assert made == kept
     _, different, errors = filecmp.cmpfiles(tmp_path / "triptych" / "v1", GENERATED, made, shallow=False)
     assert (different, errors) == ([], []), "run `make proto`"
+
+
+@pytest.mark.parametrize("document", ["SECURITY.md", "ARCHITECTURE.md"])
+def test_the_tests_that_a_document_names_are_there(document: str) -> None:
+    named = set(re.findall(r"`((?:\w+/)*test_\w+\.py)", (ROOT / document).read_text()))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / "tests" / name).is_file()] == []

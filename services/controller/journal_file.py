@@ -5,6 +5,7 @@ A file that isn't wholly understood is left exactly as it is, and the controller
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def open_file(folder: Path) -> sqlite3.Connection:
 
     Raises InvalidRequest for one of another format or with damage, sqlite3.Error for what SQLite can't open.
     """
+    _keep_private(folder)
     db = sqlite3.connect(folder / NAME, isolation_level=None)
     try:
         is_new = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,)
@@ -58,12 +60,24 @@ def open_file(folder: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         if is_new:
-            (folder / NAME).chmod(0o600)  # prompts, and what opens rooms; SQLite gives its other files the same mode
             db.executescript(_CREATE)
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _keep_private(folder: Path) -> None:
+    """Prompts, and what opens rooms, are their owner's only: also in a folder that others may read, or a copy.
+
+    SQLite gives files that it adds the journal's own mode.
+    """
+    try:
+        os.close(os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o600))
+        for file in folder.glob(f"{NAME}*"):
+            file.chmod(0o600)
+    except OSError as error:
+        raise InvalidRequest("state", str(folder), f"a folder whose journal is ours ({error})") from error
 
 
 def _check_format(db: sqlite3.Connection, folder: Path) -> None:

@@ -122,6 +122,14 @@ async def test_a_server_of_another_authority_or_host_is_not_believed(folder: Pat
             await name_of(server.address, tmp_path / "elsewhere" / "client")
 
 
+@pytest.mark.parametrize("role", authority.CALLERS)
+async def test_who_may_only_call_does_not_pass_for_a_server(folder: Path, role: str) -> None:
+    """A stolen client's certificate, on the right host."""
+    async with serving(auth.open_security(str(folder / role), "")) as server:
+        with pytest.raises(Unavailable):
+            await name_of(server.address, folder / "encoder")
+
+
 async def test_renewed_files_are_taken_up_without_a_restart(folder: Path, tmp_path: Path) -> None:
     """A server and a channel that run take up another authority's files; the old ones are then worth nothing."""
     old_client = tmp_path / "old"

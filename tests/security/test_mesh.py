@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import shutil
+import stat
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 
+from tests.clients.test_up import free_port
 from tests.e2e.fleet import ROLES, Fleet
+from tests.security.test_roles import HARMFUL, is_refused, process_of
 from triptych import tokens
+from triptych.auth import SCOPES_BY_METHOD
 from triptych.config import ClientAccess
-from triptych.errors import Unauthenticated
+from triptych.errors import NotFound, Unauthenticated
 from triptych.v1.dispatch_pb2 import ROLE_DECODER
+from triptych.v1.encoder_service_pb2 import GenerateRequest
+from triptych.v1.encoder_service_pb2_grpc import EncoderServiceStub
 from triptych.v1.fleet_service_pb2 import CompletePhaseRequest, RegisterWorkerRequest
 from triptych.v1.fleet_service_pb2_grpc import FleetServiceStub
+from triptych.v1.job_pb2 import GenerationRequest
 from triptych_client import Client
 from triptych_client.retry import RetryPolicy
+
+CLIENTS = {"alice": ["submit", "read"], "bob": ["submit", "read"], "reader": ["read"], "root": ["admin"]}
+
+
+def token_of(folder: Path, name: str) -> str:
+    """A client's, or a role's."""
+    return (folder / f"{name}.token").read_text().strip()
 
 
 @pytest.fixture(scope="module")
@@ -26,21 +42,24 @@ def meshed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fleet, Pa
     file = folder / "tokens.toml"
     for role in ROLES:
         (folder / f"{role}.token").write_text(tokens.add(file, f"{role}s", [role]) + "\n")
-    alice = tokens.add(file, "alice", ["submit", "read"])
+    for name, scopes in CLIENTS.items():
+        (folder / f"{name}.token").write_text(tokens.add(file, name, scopes))
     shared = ("--tokens", str(file))
     flags = {
         f"{role}-0": (*shared, "--token-file", str(folder / f"{role}.token"), "--fake-stage-seconds", "0.05")
         for role in ROLES
     }
     rpc_only = ("--mover", "rpc")
+    port = free_port()
     fleet = Fleet(
         folder / "fleet",
         "fake",
         flags_by_name=flags,
-        controller_flags=shared,
+        controller_flags=(*shared, "--metrics-port", str(port)),
         worker_flags=rpc_only,
-        access=ClientAccess(token=alice),
+        access=ClientAccess(token=token_of(folder, "alice")),
     )
+    fleet.metrics_port = port  # type: ignore[attr-defined]
     with fleet:
         yield fleet, folder
 
@@ -88,3 +107,85 @@ def test_a_worker_without_a_token_ends_with_a_sentence(meshed: tuple[Fleet, Path
             fleet.start(name)
         assert fleet.processes[name].wait(30) == 2
         assert words in fleet.log(name)
+
+
+@pytest.mark.parametrize("method", SCOPES_BY_METHOD)
+def test_a_stranger_gets_unauthenticated_from_every_rpc(meshed: tuple[Fleet, Path], method: str) -> None:
+    """Before the message is looked at: bytes that are none make no difference."""
+    fleet, _folder = meshed
+    with grpc.insecure_channel(fleet.addresses[process_of(method)]) as channel:
+        for message in (b"", b"\xff" * 1000):
+            for token in ("", "triptych_" + "A" * 43):
+                call = channel.unary_stream if not method.endswith("/Heartbeat") else channel.stream_stream
+                metadata = (("authorization", f"Bearer {token}"),) if token else ()
+                answers = call(method, None, None)(
+                    message if not method.endswith("/Heartbeat") else iter([message]), timeout=10, metadata=metadata
+                )
+                with pytest.raises(grpc.RpcError) as caught:
+                    list(answers)
+                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [*CLIENTS, *ROLES])
+def test_what_a_tokens_scopes_may_call(meshed: tuple[Fleet, Path], name: str) -> None:
+    """The whole table, as behind certificates."""
+    fleet, folder = meshed
+    scopes = set(CLIENTS.get(name, [name]))
+    for method, needed in SCOPES_BY_METHOD.items():
+        may = "admin" in scopes or bool(scopes & set(needed))
+        if may and method in HARMFUL:
+            continue
+        with grpc.insecure_channel(fleet.addresses[process_of(method)]) as channel:
+            assert is_refused(channel, method, token_of(folder, name)) is not may, f"{method} with {scopes}"
+
+
+def test_clients_touch_their_own_jobs_only(meshed: tuple[Fleet, Path], tmp_path: Path) -> None:
+    """Whatever they ask of another's: it is not there. Not its result either, nor who runs it."""
+    fleet, folder = meshed
+    bob = Client(fleet.endpoint, RetryPolicy(total_s_max=5.0), ClientAccess(token=token_of(folder, "bob")))
+    root = Client(fleet.endpoint, RetryPolicy(total_s_max=5.0), ClientAccess(token=token_of(folder, "root")))
+    with fleet.client() as alice, bob, root:
+        job = alice.generate("a cat", tmp_path / "out.npy", request_id="mine").job
+        assert bob.create_job("a dog", request_id="mine").job_id != job.job_id
+        for call in (
+            lambda: bob.get_job(job.job_id),
+            lambda: list(bob.watch_job(job.job_id)),
+            lambda: bob.cancel_job(job.job_id),
+            lambda: bob.retry_job(job.job_id),
+            lambda: bob.download_result(job.job_id, tmp_path / "bobs.npy"),
+        ):
+            with pytest.raises(NotFound, match="there is no job"):
+                call()
+        assert job.job_id not in {listed.job_id for listed in bob.list_jobs()}
+        assert job.job_id in {listed.job_id for listed in root.list_jobs()}
+        assert (
+            root.download_result(job.job_id, tmp_path / "roots.npy").read_bytes() == (tmp_path / "out.npy").read_bytes()
+        )
+    metadata = (("authorization", f"Bearer {token_of(folder, 'bob')}"),)
+    with grpc.insecure_channel(fleet.addresses["encoder-0"]) as channel:
+        direct = GenerateRequest(request=GenerationRequest(prompt="a cow"), request_id="hers")
+        answer = EncoderServiceStub(channel).Generate(direct, timeout=30, metadata=metadata)
+    assert answer.job.client == "token:bob"
+
+
+def test_a_fleet_listens_on_this_machine_only_and_its_files_are_its_owners(meshed: tuple[Fleet, Path]) -> None:
+    """Where nobody says otherwise, and Mooncake is off."""
+    fleet, folder = meshed
+    for name, process in fleet.processes.items():
+        if process.poll() is None:
+            listening = psutil.Process(process.pid).net_connections("tcp")
+            hosts = {found.laddr.ip for found in listening if found.status == psutil.CONN_LISTEN}
+            assert hosts <= {"127.0.0.1", "::ffff:127.0.0.1"}, name
+    state = folder / "fleet" / "state"
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    for file in (*state.glob("journal.db*"), *Path("/dev/shm").glob(f"triptych-arena-{process.pid}-*")):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_the_prometheus_page_names_nobody(meshed: tuple[Fleet, Path], tmp_path: Path) -> None:
+    fleet, _folder = meshed
+    with fleet.client() as client:
+        client.generate("qzv7canary", tmp_path / "out.npy")
+    page = urllib.request.urlopen(f"http://127.0.0.1:{fleet.metrics_port}/metrics", timeout=10).read().decode()  # type: ignore[attr-defined]
+    assert "all_queues_empty" in page
+    assert not [word for word in ("alice", "token:", "qzv7canary") if word in page]

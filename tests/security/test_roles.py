@@ -76,13 +76,16 @@ def is_refused(channel: grpc.Channel, method: str, token: str = "") -> bool:
     return False
 
 
+def process_of(method: str) -> str:
+    return PROCESS_OF[method.split("/")[1].rpartition(".")[2]]
+
+
 def check_table(guarded: Guarded, scopes: set[str], tls: Path | None, token: str) -> None:
     for method, needed in SCOPES_BY_METHOD.items():
         may = "admin" in scopes or bool(scopes & set(needed))
         if may and method in HARMFUL:
             continue
-        process = PROCESS_OF[method.split("/")[1].rpartition(".")[2]]
-        with channel_to(guarded, process, tls) as channel:
+        with channel_to(guarded, process_of(method), tls) as channel:
             assert is_refused(channel, method, token) is not may, f"{method} with {scopes}"
 
 

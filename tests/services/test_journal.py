@@ -30,6 +30,20 @@ async def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     assert not any(modes.values()), modes
 
 
+async def test_nor_one_that_was_copied_into_a_folder_that_others_may_read(tmp_path: Path) -> None:
+    """As `cp -r` of a backup leaves it."""
+    folder = tmp_path / "copy"
+    folder.mkdir(mode=0o755)
+    async with Journal(tmp_path / "state") as journal:
+        await journal.next_epoch()
+        for path in (tmp_path / "state").glob("journal.db*"):
+            (folder / path.name).write_bytes(path.read_bytes())
+            (folder / path.name).chmod(0o644)
+    async with Journal(folder) as journal:
+        assert await journal.next_epoch() == 2
+        assert not [path for path in folder.glob("journal.db*") if path.stat().st_mode & 0o077]
+
+
 async def test_what_was_added_is_there_after_reopening(tmp_path: Path) -> None:
     async with Journal(tmp_path) as journal:
         added = [journal.add(entry(n), GenerationRequest(prompt=f"prompt {n}")) for n in range(40)]
