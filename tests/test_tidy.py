@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import filecmp
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
