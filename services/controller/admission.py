@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID_CHARS_MAX = 128
 """Longest request id; a UUID takes 36."""
-REPEATED_CALLS_MAX = 8
+REPEATED_CALLS_MAX = 4
 """Calls at once with one request id: the first, and those of a caller that waits half a minute and asks again."""
 SEED_LIMIT = 2**32
 """Drawn seeds are below this, so that they are easy to repeat by hand."""

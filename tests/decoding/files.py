@@ -64,11 +64,11 @@ def jpeg_of_many_scans(side: int, scans: int) -> bytes:
     return data[:-2] + data[tables:-2] * scans + b"\xff\xd9"
 
 
-def jpeg_turned(side: int) -> bytes:
+def jpeg_turned(side: int, *, progressive: bool = False) -> bytes:
     """A picture to be turned: a copy of it is made."""
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = 5
-    Image.new("RGB", (side, side)).save(file, "JPEG", exif=exif)
+    Image.new("RGB", (side, side)).save(file, "JPEG", exif=exif, progressive=progressive)
     return file.getvalue()
 
 

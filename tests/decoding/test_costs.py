@@ -100,12 +100,21 @@ def test_memory_is_bounded_by_the_kernel() -> None:
 
 
 def test_cpu_time_is_bounded_by_the_kernel_for_each_request() -> None:
-    dear = files.picture(files.jpeg_turned(8192)) * 4
+    dear = files.picture(files.jpeg_turned(8192, progressive=True)) * 4
     with Decoders(bounds.Limits(cpu_s=1)) as decoders:
         for _ in range(2):
             with pytest.raises(InvalidRequest, match=r"^media is '4 files of .* within 1 s of CPU time"):
                 decoders.check(dear)
         decoders.check(files.picture(files.png(256, 256)))
+
+
+def test_the_dearest_that_headers_let_through_stays_within_the_bounds() -> None:
+    """Four of the largest pictures, progressive and to be turned."""
+    dear = files.picture(files.jpeg_turned(8192, progressive=True)) * 4
+    with Decoders() as decoders, costs_little(decoders):
+        decoders.check(dear)
+        child = child_of(decoders)
+        print(f"{child.cpu_times().user:.1f} s of CPU time, {peak_bytes(child.pid) >> 20} MiB")
 
 
 def test_a_child_that_hangs_is_killed_and_another_takes_its_place() -> None:

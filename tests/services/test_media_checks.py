@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
+from services.controller.admission import REPEATED_CALLS_MAX
 from services.controller.media_checks import CHECK_BYTES_MAX, CHECKS_MAX
 from services.controller.threads import FairThreads
 from tests.decoding import files
@@ -93,13 +94,13 @@ async def test_a_known_request_id_needs_no_check(open_bench: OpenBench) -> None:
 
 async def test_a_repeated_call_joins_the_check_that_is_under_way(bench: Bench) -> None:
     """Also of a client that may have one job only: it is one job."""
-    calls = [bench.create(client("a", jobs_max=1), "one", **media(SLOW)) for _ in range(8)]
+    calls = [bench.create(client("a", jobs_max=1), "one", **media(SLOW)) for _ in range(REPEATED_CALLS_MAX)]
     jobs = await asyncio.wait_for(asyncio.gather(*calls), WAIT_S)
     assert len({job.job_id for job in jobs}) == 1
     (child,) = decoders()
     with pytest.raises(QuotaFull):
         await bench.create(client("a", jobs_max=1), "two", **media(SLOW))
-    calls = [bench.create(client("b"), "one", **media(b"broken")) for _ in range(9)]
+    calls = [bench.create(client("b"), "one", **media(b"broken")) for _ in range(REPEATED_CALLS_MAX + 1)]
     found = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), WAIT_S)
     assert {type(one) for one in found} == {InvalidRequest, ChecksFull}
     assert child.is_running()

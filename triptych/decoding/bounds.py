@@ -11,9 +11,9 @@ VIDEO_FRAMES_MAX = 4096
 """Most frames of a video: as many as a request may ask for."""
 MEDIA_FRAMES_MAX = 2 * VIDEO_FRAMES_MAX
 """Most frames of all files together: a video's and its mask's."""
-SCAN_PIXELS_MAX = 2**30
+SCAN_PIXELS_MAX = 3 * 2**30
 """Most pixels times scans of a request's JPEGs. Each scan of a progressive one goes over the whole picture: cameras and
-libraries write about ten, and this leaves sixteen to the largest picture."""
+libraries write about ten, and this leaves twelve to all the pixels that a request may bring."""
 SAMPLES_MAX = 2**20
 """Most samples of all tracks of a video, sound included. FFmpeg makes an index of them all from the count alone."""
 EDITS_MAX = 64
