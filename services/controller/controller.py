@@ -108,7 +108,7 @@ class Controller:
         self.ledger = ledger
         self.fleet = Fleet()
         self.rings = rings
-        self._metrics, self._on_over = metrics, on_over
+        self.metrics, self._on_over = metrics, on_over
         self.background = Background(metrics)
         self.quarantine = Quarantine(ledger)
         self.dispatcher = Dispatcher(rings, ledger, self.fleet, lambda: self.models.digest)
@@ -341,7 +341,7 @@ class Controller:
             self.dispatcher.discard(job_id)
             self._on_over(after)
         if after.job.dead_letter:
-            self._metrics.dead_lettered(role_name(jobs.role_of(before)))
+            self.metrics.dead_lettered(role_name(jobs.role_of(before)))
         self._release_dropped(before, after)
         if after.job.state != before.job.state:
             log.info("job is %s", jobs.name(after.job.state), extra={"job_id": job_id})

@@ -61,6 +61,11 @@ class Dispatcher:
         queues[jobs.role_of(entry)].put(job.job_id, job.generation, job.client, job.priority)
         self.work.set()
 
+    def waits(self, entry: JournalEntry) -> bool:
+        """Whether a waiting job is queued in its present generation."""
+        queues = self._queues.get(entry.job.model_digest)
+        return queues is not None and queues[jobs.role_of(entry)].waits(entry.job.job_id, entry.job.generation)
+
     def enqueue_all(self) -> None:
         """Have every waiting job published in the journal's order; for when the rings were emptied."""
         self._queues.clear()

@@ -27,6 +27,11 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._place)
 
+    def waits(self, job_id: str, generation: int) -> bool:
+        """Whether a job waits here, in this generation."""
+        place = self._place.get(job_id)
+        return place is not None and self._turns[place[0]][place[1]][job_id] == generation
+
     def put(
         self, job_id: str, generation: int, client: str = "", priority: Priority.ValueType = PRIORITY_NORMAL
     ) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from services.controller import jobs
 from services.controller.controller import Controller, attempt_of
 from services.controller.fleet import check_role
+from services.controller.reconciler import Reconciler
 from triptych.errors import Fenced, InvalidRequest, JournalFull, LeaseLost, NotAllowed, RingFull
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import PAST_CAP
@@ -65,6 +66,7 @@ class Supervisor:
         self._epoch = epoch
         self.result_url = result_url
         self._background = controller.background
+        self._reconciler = Reconciler(controller, lambda rank, reason: self.bury(rank, reason, ATTEMPT_KIND_GIVEN_UP))
         self._removed: list[Removed] = []
         self._graves: list[_Grave] = []
         """What a full disk must not make us forget: each stays until the journal has taken what follows from it."""
@@ -332,6 +334,7 @@ class Supervisor:
         for part in (self._fill_graves, controller.quarantine.settle, self._settle_removed):
             await self._background.attempt("tick", part)
         controller.dispatcher.withdraw_stale()
+        await self._background.attempt("tick", lambda: self._reconciler.look(asyncio.get_running_loop().time()))
 
     async def _bury_silent(self) -> None:
         now_s = asyncio.get_running_loop().time()

@@ -45,6 +45,7 @@ class Metrics:
         self._background_failures = count(
             "triptych.background.failures", "", "Rounds of the controller's own work that failed"
         )
+        self._reconciliations = count("triptych.reconciliations", "", "What nobody knew of any more")
         self._checksum_failures = count("triptych.checksum_failures", "", "Rooms that were read with wrong bytes")
 
     def queue_waited(self, stage: str, wait_s: float) -> None:
@@ -75,6 +76,10 @@ class Metrics:
     def background_failed(self, task: str) -> None:
         """A round of the controller's own work (`background.py`) failed, and is tried again."""
         self._background_failures.add(1, {"task": task})
+
+    def reconciled(self, what: str) -> None:
+        """The controller found a `job` that nobody knew of, a `lease` likewise, or a `worker` idle beside work."""
+        self._reconciliations.add(1, {"what": what})
 
     def checksum_failed(self, mover: str) -> None:
         """A room's bytes differed from its checksum."""
