@@ -63,8 +63,12 @@ class ControllerConfig(ProcessConfig):
     result_bytes_max: float = setting(
         float(2**32), "most bytes of pixels of one job's results, as float32; 0 for no limit", minimum=0
     )
+    client_bytes_max: int = setting(2**31, "bytes of one client's unfinished requests; 0 for no limit", minimum=0)
     keep_days: float = setting(30.0, "keep finished jobs and their results so long; 0 for no limit", minimum=0)
-    keep_jobs: int = setting(10_000, "keep at most so many finished jobs; 0 for no limit", minimum=0)
+    keep_jobs: int = setting(10_000, "keep at most so many finished jobs of each client; 0 for no limit", minimum=0)
+    keep_bytes: int = setting(
+        20 * 2**30, "keep at most so many bytes of each client's results; 0 for no limit", minimum=0
+    )
 
 
 @dataclass(frozen=True)

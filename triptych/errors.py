@@ -26,6 +26,7 @@
     │   └── JournalFull     the controller's disk takes no change now
     ├── SourceCorrupt       the checksum of a room was wrong twice                              DATA_LOSS
     ├── Unavailable         the other side isn't there, or not ready; retry with back-off       UNAVAILABLE
+    │   ├── JournalDamaged  the controller's disk is broken: it ends, and a person is needed    UNAVAILABLE
     │   ├── TransferFailed  a mover could not reach a room's bytes                              UNAVAILABLE
     │   └── RingUnreachable an operation on far memory did not complete                         UNAVAILABLE
     │   └── WorkerBroken    this worker can't go on; its supervisor starts another              UNAVAILABLE
@@ -194,6 +195,10 @@ class SourceCorrupt(TriptychError):
 
 class Unavailable(TriptychError):
     """The other side isn't there or isn't ready yet."""
+
+
+class JournalDamaged(Unavailable):
+    """The journal can't be read or written, for a reason that doesn't pass by itself."""
 
 
 class TransferFailed(Unavailable):

@@ -18,6 +18,7 @@ from triptych import auth
 from triptych.config import ProcessConfig
 from triptych.errors import (
     InvalidRequest,
+    JournalDamaged,
     MissingExtra,
     ModelInvalid,
     NotAllowed,
@@ -42,7 +43,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     code = 0
     try:
         asyncio.run(main())
-    except* WorkerBroken as group:
+    except* (WorkerBroken, JournalDamaged) as group:
         for error in _leaves(group):
             _say(error)
         code = EXIT_BROKEN

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from services.controller.background import Background
 from services.controller.controller import Controller
@@ -13,7 +14,7 @@ from services.controller.generation_service import GenerationServicer
 from services.controller.journal import Journal
 from services.controller.ledger import Ledger
 from services.controller.models import MODEL_KEY
-from services.controller.pruning import INTERVAL_S, Pruner
+from services.controller.pruning import INTERVAL_S, Keep, Pruner
 from services.controller.ring_service import RingServicer
 from services.controller.rings import Rings, open_rings
 from services.controller.supervisor import Supervisor
@@ -45,11 +46,12 @@ async def main() -> None:
                 security=security,
                 client_address=config.client_address,
             )
-            pruner = Pruner(journal, result_url, keep_days=config.keep_days, keep_jobs=config.keep_jobs)
+            pruner = Pruner(journal, result_url, Keep(config.keep_days, config.keep_jobs, config.keep_bytes))
             ticking = asyncio.create_task(_work(supervisor, pruner, sweeper, controller.background))
             process.announce(server.address, server.client_address)
             stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait([stopping, ticking], return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Future[Any]] = [stopping, ticking, journal.damaged]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             controller.media.close()  # or a check would hold the stop up
             await server.stop()
             stopping.cancel()
@@ -57,6 +59,8 @@ async def main() -> None:
             rings.close()
             with contextlib.suppress(asyncio.CancelledError):
                 await ticking  # raises what ended it, if that wasn't us
+            if journal.damaged.done():
+                raise journal.damaged.result()
 
 
 async def _work(supervisor: Supervisor, pruner: Pruner, sweeper: Sweeper, background: Background) -> None:

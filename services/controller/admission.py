@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.controller.fleet import Fleet
+from services.controller.journal_file import digest_of
 from services.controller.ledger import Ledger, is_past
 from services.controller.media_checks import MediaChecks
 from services.controller.models import Models
@@ -62,6 +63,8 @@ class Admission:
         self._calls: Counter[tuple[str, str]] = Counter()
         self._accepting: Counter[str] = Counter()
         """Jobs that are being checked or written, by client: they count before the ledger has them."""
+        self._bytes: Counter[str] = Counter()
+        """What their requests take."""
 
     async def accept(self, request_id: str, request: GenerationRequest, client: Identity) -> tuple[JournalEntry, bool]:
         """Accept a client's request. Its `request_id` names one job among its own.
@@ -75,11 +78,11 @@ class Admission:
         async with self._alone(client.name, request_id):
             existing = await self._ledger.journal.find(client.name, request_id) if request_id else None
             if existing is None:  # else a retry: whatever has changed since, the job is accepted
-                with self._place(client.name, client.jobs_max):
+                with self._place(client.name, client.jobs_max, request.ByteSize()):
                     entry, existing = await self._accept_new(request_id, request, client.name)
                 if existing is None:
                     return entry, False
-        await self._check_same(existing, request)
+        _check_same(existing, request)
         return existing, True
 
     async def _accept_new(
@@ -140,7 +143,7 @@ class Admission:
         if existing is None:
             request = await self._ledger.journal.get_request(job.job_id)
             if request is None:
-                raise NotFound(f"there is no job {job.job_id!r}")
+                raise NotFound(f"the request of job {job.job_id!r} can't be read any more")
             self._drop_past(request)
             if not self._models.is_foreign(job):  # else it waits for its model, which it was checked against
                 self._validate(request, self._model())
@@ -148,7 +151,7 @@ class Admission:
             again = Job(
                 client=job.client, retry_of=job.job_id, model=job.model, model_digest=job.model_digest
             )  # which is tried on what it was accepted for
-            with self._place(job.client, jobs_max):
+            with self._place(job.client, jobs_max, dead.request_size_bytes):
                 entry, existing = await self._add(again, request)
             if existing is None:
                 return entry, False
@@ -189,7 +192,7 @@ class Admission:
         return entry, existing
 
     @contextlib.contextmanager
-    def _place(self, client: str, jobs_max: int) -> Iterator[None]:
+    def _place(self, client: str, jobs_max: int, size_bytes: int) -> Iterator[None]:
         """Keep a place for a job while it is checked and written, so that calls at the same time don't share one."""
         unfinished = len(self._ledger.active) + self._accepting.total()
         if unfinished >= self._config.backlog_jobs_max:
@@ -199,15 +202,23 @@ class Admission:
         own = self._ledger.count_of(client) + self._accepting[client]
         if jobs_max and own >= jobs_max:
             raise QuotaFull(f"client {client!r} has {own} unfinished jobs, the most that it may have; try again later")
+        taken_bytes, bytes_max = self._ledger.bytes_of(client) + self._bytes[client], self._config.client_bytes_max
+        if bytes_max and taken_bytes + size_bytes > bytes_max:
+            raise QuotaFull(
+                f"the unfinished requests of client {client!r} take {taken_bytes} bytes, this one {size_bytes}, and "
+                f"client_bytes_max is {bytes_max}; try again later"
+            )
         self._accepting[client] += 1
+        self._bytes[client] += size_bytes
         try:
             yield
         finally:
             self._accepting -= Counter({client: 1})
+            self._bytes -= Counter({client: size_bytes})
 
-    async def _check_same(self, existing: JournalEntry, request: GenerationRequest) -> None:
-        stored = await self._ledger.journal.get_request(existing.job.job_id)
-        if stored is not None and not request.HasField("seed"):
-            stored.ClearField("seed")
-        if stored != request:
-            raise AlreadyExists(f"request_id {existing.job.request_id!r} was used for another request")
+
+def _check_same(existing: JournalEntry, request: GenerationRequest) -> None:
+    """Whether it is the request that the job was made for, by its digest: the request itself goes with its job."""
+    is_same_seed = not request.HasField("seed") or request.seed == existing.job.seed
+    if not is_same_seed or digest_of(request) != existing.request_sha256:
+        raise AlreadyExists(f"request_id {existing.job.request_id!r} was used for another request")

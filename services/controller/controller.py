@@ -170,8 +170,9 @@ class Controller:
         progress = Progress(preview_number=previous.preview_number, seen_s=asyncio.get_running_loop().time())
         self.ledger.set_progress(request.job_id, progress)
         stored = await self.ledger.journal.get_request(request.job_id)
-        if stored is None:
-            raise NotFound(f"there is no job {request.job_id!r}")
+        if stored is None:  # damaged; or it is over by now, and this changes nothing
+            await self.give_up(request.job_id, JOB_STATE_FAILED, "its request can't be read from the journal any more")
+            raise NotFound(f"there is no request of job {request.job_id!r}")
         self.dispatcher.work.set()
         return self._share(entry, request.role, stored)
 

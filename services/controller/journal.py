@@ -1,32 +1,27 @@
-"""The job journal: SQLite in WAL mode, one thread, group commit.
+"""The job journal: SQLite in WAL mode, one thread (`journal_thread.py`), group commit.
 
-A write is durable (fsynced) when its future is done. Writes that arrive while the disk is busy share the next
-commit, so that a burst of jobs costs a few fsyncs, not one each. Reads run on the same thread, between commits.
+A write is durable (fsynced) when its future is done. Reads run on the same thread, between commits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
 import fcntl
-import queue
 import sqlite3
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from services.controller import journal_file
-from triptych.errors import InvalidRequest, JournalFull
+from google.protobuf.message import DecodeError
+
+from services.controller.journal_file import digest_of, ended_s, kept_bytes
+from services.controller.journal_thread import JournalThread
+from triptych.errors import InvalidRequest, JournalDamaged, JournalFull
 from triptych.v1.job_pb2 import GenerationRequest, JobState
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.model_pb2 import ModelDescription
 
 Result = TypeVar("Result")
-
-COMMIT_BATCH_MAX = 256
-"""Writes that share a commit: bounds how long the first of them waits."""
 
 
 class Journal:
@@ -36,9 +31,9 @@ class Journal:
         self._folder = folder
         self.full_s = float("-inf")
         """When it was last too full for a write, on the event loop's clock."""
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self.damaged: asyncio.Future[JournalDamaged] = asyncio.get_running_loop().create_future()
+        """Done when nothing can be read or written any more: the controller ends, and a person is needed."""
+        self._thread = JournalThread(folder)
 
     async def __aenter__(self) -> Journal:
         """Open the folder, making it where needed. Raises InvalidRequest when it can't be used or is in use."""
@@ -52,9 +47,8 @@ class Journal:
         except OSError as error:
             self._lock.close()
             raise InvalidRequest("state", str(self._folder), "a folder that no other controller uses") from error
-        self._thread.start()
         try:
-            await asyncio.wrap_future(self._opened)
+            await self._thread.start()
         except sqlite3.Error as error:
             self._lock.close()
             raise InvalidRequest("state", str(self._folder), f"a journal that SQLite can read ({error})") from error
@@ -64,15 +58,14 @@ class Journal:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._calls.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await self._thread.close()
         self._lock.close()
 
     # -- meta -------------------------------------------------------------------------------------------------
 
     async def next_epoch(self) -> int:
         """Count up and return the controller's epoch."""
-        return await self._call(lambda db: _increment(db, "epoch"))
+        return await self.run(lambda db: _increment(db, "epoch"))
 
     async def rank_of(self, instance_id: str) -> int:
         """The rank of a worker's process; a new one, never given before, when it isn't known."""
@@ -85,25 +78,25 @@ class Journal:
             db.execute("INSERT INTO workers VALUES (?, ?)", (instance_id, rank))
             return rank
 
-        return await self._call(find)
+        return await self.run(find)
 
     async def forget_worker(self, rank: int) -> None:
         """The process with this rank was declared dead or left: if it comes back it gets a new rank."""
-        await self._call(lambda db: db.execute("DELETE FROM workers WHERE rank = ?", (rank,)) and None)
+        await self.run(lambda db: db.execute("DELETE FROM workers WHERE rank = ?", (rank,)) and None)
 
     async def ranks(self) -> list[int]:
         """Ranks of the processes that were neither declared dead nor have left."""
-        rows = await self._call(lambda db: db.execute("SELECT rank FROM workers ORDER BY rank").fetchall())
+        rows = await self.run(lambda db: db.execute("SELECT rank FROM workers ORDER BY rank").fetchall())
         return [int(row[0]) for row in rows]
 
     async def get_meta(self, key: str) -> bytes:
         """A stored value, empty when there is none."""
-        row = await self._call(lambda db: db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone())
+        row = await self.run(lambda db: db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone())
         return bytes(row[0]) if row else b""
 
     async def set_meta(self, key: str, value: bytes) -> None:
         """Store a value."""
-        await self._call(lambda db: db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)) and None)
+        await self.run(lambda db: db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)) and None)
 
     async def name_models(self) -> int:
         """Once for each journal: jobs that name no model are of the one that it served so far. Returns how many."""
@@ -122,61 +115,75 @@ class Journal:
             db.execute("INSERT INTO meta VALUES ('models_named', 1)")
             return count
 
-        return await self._call(name)
+        return await self.run(name)
 
     # -- jobs -------------------------------------------------------------------------------------------------
 
     async def add(self, entry: JournalEntry, request: GenerationRequest) -> JournalEntry | None:
         """Accept a job. Returns the entry that has its client's `request_id`, or its `retry_of`, already; else None."""
-        job = entry.job
+        job, body = entry.job, request.SerializeToString(deterministic=True)
+        entry.request_sha256, entry.request_size_bytes = digest_of(request), len(body)
         row = (job.job_id, job.client, job.request_id, job.retry_of or None, job.state, job.dead_letter)
-        body = (entry.SerializeToString(), request.SerializeToString(deterministic=True))
+        values = (*row, ended_s(entry), kept_bytes(entry), entry.SerializeToString())
 
         def insert(db: sqlite3.Connection) -> JournalEntry | None:
-            columns = "job_id, client, request_id, retry_of, state, dead, entry, request"
+            columns = "job_id, client, request_id, retry_of, state, dead, ended_s, kept_bytes, entry"
             try:
-                db.execute(f"INSERT INTO jobs ({columns}) VALUES ({_marks([*row, *body])})", (*row, *body))
+                db.execute(f"INSERT INTO jobs ({columns}) VALUES ({_marks(values)})", values)
             except sqlite3.IntegrityError:
                 sql = "SELECT entry FROM jobs WHERE (client, request_id) = (?, ?) OR retry_of = ?"
                 return _entry(db.execute(sql, row[1:4]).fetchone())
+            db.execute("INSERT INTO requests VALUES (?, ?)", (job.job_id, body))
             return None
 
-        return await self._call(insert)
+        return await self.run(insert)
 
     async def save(self, entry: JournalEntry) -> None:
-        """Store a job's new state."""
-        row = (entry.job.state, entry.job.dead_letter, entry.SerializeToString(), entry.job.job_id)
-        sql = "UPDATE jobs SET state = ?, dead = ?, entry = ? WHERE job_id = ?"
-        await self._call(lambda db: db.execute(sql, row) and None)
+        """Store a job's new state. The request of one that is over goes, but for dead letters, which may be retried."""
+        job, end_s = entry.job, ended_s(entry)
+        is_over = end_s is not None
+        size_bytes = kept_bytes(entry) if is_over else 0
+        row = (job.state, job.dead_letter, end_s, size_bytes, entry.SerializeToString(), job.job_id)
+
+        def update(db: sqlite3.Connection) -> None:
+            sql = "UPDATE jobs SET state = ?, dead = ?, ended_s = ?, kept_bytes = ?, entry = ? WHERE job_id = ?"
+            db.execute(sql, row)
+            if is_over and not job.dead_letter:
+                db.execute("DELETE FROM requests WHERE job_id = ?", (job.job_id,))
+
+        await self.run(update)
 
     async def get(self, job_id: str) -> JournalEntry | None:
         """A job's entry, or None."""
         sql = "SELECT entry FROM jobs WHERE job_id = ?"
-        row = await self._call(lambda db: db.execute(sql, (job_id,)).fetchone())
+        row = await self.run(lambda db: db.execute(sql, (job_id,)).fetchone())
         return _entry(row) if row else None
 
     async def find(self, client: str, request_id: str) -> JournalEntry | None:
         """The entry of a client's request, or None."""
         sql = "SELECT entry FROM jobs WHERE (client, request_id) = (?, ?)"
-        row = await self._call(lambda db: db.execute(sql, (client, request_id)).fetchone())
+        row = await self.run(lambda db: db.execute(sql, (client, request_id)).fetchone())
         return _entry(row) if row else None
 
     async def retry_of(self, job_id: str) -> JournalEntry | None:
         """The entry of the job that tries a dead letter anew, or None."""
         sql = "SELECT entry FROM jobs WHERE retry_of = ?"
-        row = await self._call(lambda db: db.execute(sql, (job_id,)).fetchone())
+        row = await self.run(lambda db: db.execute(sql, (job_id,)).fetchone())
         return _entry(row) if row else None
 
     async def get_request(self, job_id: str) -> GenerationRequest | None:
-        """What the client asked for, or None."""
-        sql = "SELECT request FROM jobs WHERE job_id = ?"
-        row = await self._call(lambda db: db.execute(sql, (job_id,)).fetchone())
-        return GenerationRequest.FromString(row[0]) if row else None
+        """What the client asked for; None when there is no such job, it is over, or its request is damaged."""
+        sql = "SELECT request FROM requests WHERE job_id = ?"
+        row = await self.run(lambda db: db.execute(sql, (job_id,)).fetchone())
+        try:
+            return GenerationRequest.FromString(row[0]) if row else None
+        except DecodeError:
+            return None
 
     async def unfinished(self, over: Sequence[JobState.ValueType]) -> list[JournalEntry]:
         """Every entry whose state is not in `over`, oldest first."""
         sql = f"SELECT entry FROM jobs WHERE state NOT IN ({_marks(over)}) ORDER BY sequence"
-        rows = await self._call(lambda db: db.execute(sql, tuple(over)).fetchall())
+        rows = await self.run(lambda db: db.execute(sql, tuple(over)).fetchall())
         return [_entry(row) for row in rows]
 
     async def page(
@@ -201,122 +208,35 @@ class Journal:
             conditions.append("dead")
         sql = f"SELECT sequence, entry FROM jobs WHERE {' AND '.join(conditions)} ORDER BY sequence DESC LIMIT ?"
         values = (before, *states, *([] if client is None else [client]), limit)
-        rows = await self._call(lambda db: db.execute(sql, values).fetchall())
-        return [(int(row[0]), _entry(row[1:])) for row in rows]
-
-    async def finished(
-        self, over: Sequence[JobState.ValueType], after: int, limit: int
-    ) -> list[tuple[int, JournalEntry]]:
-        """Up to `limit` (sequence, entry) pairs beyond sequence `after` whose state is in `over`, oldest first."""
-        condition = f"sequence > ? AND state IN ({_marks(over)})"
-        sql = f"SELECT sequence, entry FROM jobs WHERE {condition} ORDER BY sequence LIMIT ?"
-        rows = await self._call(lambda db: db.execute(sql, (after, *over, limit)).fetchall())
+        rows = await self.run(lambda db: db.execute(sql, values).fetchall())
         return [(int(row[0]), _entry(row[1:])) for row in rows]
 
     async def delete(self, job_ids: Sequence[str]) -> None:
         """Forget jobs, and with them their request ids."""
-        sql = f"DELETE FROM jobs WHERE job_id IN ({_marks(job_ids)})"
-        await self._call(lambda db: db.execute(sql, tuple(job_ids)) and None)
+
+        def remove(db: sqlite3.Connection) -> None:
+            for table in ("requests", "jobs"):
+                db.execute(f"DELETE FROM {table} WHERE job_id IN ({_marks(job_ids)})", tuple(job_ids))
+
+        await self.run(remove)
 
     async def counts(self, client: str | None = None) -> dict[int, int]:
         """Number of jobs by state; of all clients where none is given."""
         condition, values = ("", ()) if client is None else ("WHERE client = ?", (client,))
         sql = f"SELECT state, COUNT(*) FROM jobs {condition} GROUP BY state"
-        return dict(await self._call(lambda db: db.execute(sql, values).fetchall()))
+        return dict(await self.run(lambda db: db.execute(sql, values).fetchall()))
 
-    # -- the thread -------------------------------------------------------------------------------------------
-
-    async def _call(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._calls.put(_Call(work, future, loop))
+    async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Do `work` in a transaction of the journal's thread. Raises JournalFull, JournalDamaged."""
         try:
-            result: Result = await future
+            return await self._thread.call(work)
         except JournalFull:
-            self.full_s = loop.time()
+            self.full_s = asyncio.get_running_loop().time()
             raise
-        return result
-
-    def _run(self) -> None:
-        try:
-            db = journal_file.open_file(self._folder)
-        except (InvalidRequest, sqlite3.Error) as error:
-            self._opened.set_exception(error)
-            return
-        self._opened.set_result(None)
-        with contextlib.closing(db):
-            running = True
-            while running:
-                batch = [self._calls.get()]
-                while len(batch) < COMMIT_BATCH_MAX and not self._calls.empty():
-                    batch.append(self._calls.get())
-                running = None not in batch
-                _commit(db, [call for call in batch if call])
-
-
-class _Call:
-    """Work for the journal's thread, and where to deliver its result."""
-
-    def __init__(
-        self, work: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._work, self._future, self._loop = work, future, loop
-        self._result: Any = None
-        self._error: BaseException | None = None
-
-    def run(self, db: sqlite3.Connection) -> None:
-        self._error = None
-        try:
-            self._result = self._work(db)
-        except sqlite3.Error:
-            raise  # the transaction may be gone, and with it what others did in it
-        except Exception as error:  # noqa: BLE001  (delivered to the caller)
-            self._error = error
-
-    def deliver(self, error: BaseException | None = None) -> None:
-        self._loop.call_soon_threadsafe(self._set, error or self._error)
-
-    def _set(self, error: BaseException | None) -> None:
-        if self._future.cancelled():
-            return
-        if error is not None:
-            self._future.set_exception(error)
-        else:
-            self._future.set_result(self._result)
-
-
-def _commit(db: sqlite3.Connection, calls: Sequence[_Call]) -> None:
-    """Run the calls in one transaction; none is delivered before it is on disk.
-
-    Where the disk can't take them together each is tried alone, so that reads, and what still fits, go on. What it
-    can't take alone is JournalFull, and the journal stays as it was.
-    """
-    if not calls:
-        return
-    try:
-        _transaction(db, calls)
-    except sqlite3.Error as error:
-        if len(calls) > 1:
-            for call in calls:
-                _commit(db, [call])
-        else:
-            calls[0].deliver(JournalFull(f"the journal can't be written now ({error}); try again later"))
-        return
-    for call in calls:
-        call.deliver()
-
-
-def _transaction(db: sqlite3.Connection, calls: Sequence[_Call]) -> None:
-    """All of it or nothing. SQLite ends a transaction by itself on some errors, and commits alone what comes after."""
-    try:
-        db.execute("BEGIN IMMEDIATE")
-        for call in calls:
-            call.run(db)
-        db.execute("COMMIT")
-    except sqlite3.Error:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
+        except JournalDamaged as error:
+            if not self.damaged.done():
+                self.damaged.set_result(error)
+            raise
 
 
 def _increment(db: sqlite3.Connection, key: str) -> int:

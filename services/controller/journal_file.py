@@ -1,10 +1,16 @@
 """The journal's file: its layout, and what is looked at before a controller builds on it.
 
 A file that isn't wholly understood is left exactly as it is, and the controller doesn't start.
+
+Requests have a table of their own, so that neither a change of a job's state nor a start reads or writes them. They go
+when their job is over; only dead letters keep theirs, to be tried anew.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import logging
 import os
 import sqlite3
 from pathlib import Path
@@ -15,13 +21,17 @@ from triptych.errors import InvalidRequest
 from triptych.v1.job_pb2 import GenerationRequest
 from triptych.v1.journal_pb2 import JournalEntry
 
-NAME = "journal.db"
-FORMAT_VERSION = 2
-"""Layout of the database. A state folder of another version is refused, never guessed at."""
+log = logging.getLogger(__name__)
 
-_CREATE = f"""
-BEGIN;
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+NAME = "journal.db"
+SUSPECT = "journal.suspect"
+"""Its presence asks for a look at the whole file, requests and all, before it is used again."""
+FORMAT_VERSION = 3
+"""Layout of the database. Format 2 is brought up to it; another version is refused, never guessed at."""
+LOG_BYTES_MAX = 64 * 2**20
+"""What the write-ahead log is cut back to once SQLite has moved it into the file."""
+
+_TABLES = """
 CREATE TABLE jobs (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,
     job_id TEXT NOT NULL UNIQUE,
@@ -30,19 +40,30 @@ CREATE TABLE jobs (
     retry_of TEXT UNIQUE,
     state INTEGER NOT NULL,
     dead INTEGER NOT NULL,
+    ended_s REAL,
+    kept_bytes INTEGER NOT NULL,
     entry BLOB NOT NULL,
-    request BLOB NOT NULL,
     UNIQUE (client, request_id)
 );
 CREATE INDEX jobs_by_state ON jobs (state, sequence);
 CREATE INDEX jobs_by_client ON jobs (client, sequence);
+CREATE INDEX jobs_kept ON jobs (client, ended_s, kept_bytes) WHERE ended_s IS NOT NULL;
+CREATE INDEX jobs_by_end ON jobs (ended_s) WHERE ended_s IS NOT NULL;
 CREATE INDEX dead_letters ON jobs (sequence) WHERE dead;
+CREATE TABLE requests (job_id TEXT PRIMARY KEY, request BLOB NOT NULL);
+"""
+"""`retry_of` is NULL for all but retries of dead letters, of which there is one for each; `ended_s` until the job is
+over; `kept_bytes` is what a finished job still takes: its results, and a dead letter's request."""
+
+_CREATE = f"""
+BEGIN;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+{_TABLES}
 CREATE TABLE workers (instance_id TEXT PRIMARY KEY, rank INTEGER NOT NULL UNIQUE);
 INSERT INTO meta VALUES ('format', {FORMAT_VERSION});
 COMMIT;
 """
-"""All or nothing: half a journal would be refused for ever. `retry_of` is NULL for all but retries of dead letters,
-of which there is one for each."""
+"""All or nothing: half a journal would be refused for ever."""
 
 
 def open_file(folder: Path) -> sqlite3.Connection:
@@ -54,13 +75,18 @@ def open_file(folder: Path) -> sqlite3.Connection:
     db = sqlite3.connect(folder / NAME, isolation_level=None)
     try:
         is_new = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,)
+        found = FORMAT_VERSION if is_new else _check_format(db, folder)
         if not is_new:
-            _check_format(db, folder)
             _check_content(db, folder)
+        else:
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # or the file would never shrink
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES_MAX}")
         if is_new:
             db.executescript(_CREATE)
+        if found == 2:
+            _migrate(db)
     except BaseException:
         db.close()
         raise
@@ -80,24 +106,83 @@ def _keep_private(folder: Path) -> None:
         raise InvalidRequest("state", str(folder), f"a folder whose journal is ours ({error})") from error
 
 
-def _check_format(db: sqlite3.Connection, folder: Path) -> None:
+def suspect(folder: Path) -> None:
+    """Have the next start look at the whole file."""
+    with contextlib.suppress(OSError):
+        (folder / SUSPECT).touch()
+
+
+def digest_of(request: GenerationRequest) -> bytes:
+    """What a client asked for, in 32 bytes: all but the seed, which may have been drawn, and stands in its job."""
+    bare = GenerationRequest()
+    bare.CopyFrom(request)
+    bare.ClearField("seed")
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).digest()
+
+
+def kept_bytes(entry: JournalEntry) -> int:
+    """What a finished job takes on disks."""
+    results = sum(artifact.size_bytes for artifact in entry.job.artifacts)
+    return min(results + (entry.request_size_bytes if entry.job.dead_letter else 0), 2**62)
+
+
+def ended_s(entry: JournalEntry) -> float | None:
+    """When the job ended, in Unix seconds; None while it isn't over."""
+    end = entry.job.end_time
+    return end.seconds + end.nanos * 1e-9 if entry.job.HasField("end_time") else None
+
+
+def _check_format(db: sqlite3.Connection, folder: Path) -> int:
     if db.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'meta'").fetchone() == (0,):
         raise InvalidRequest("state", str(folder), f"a folder whose {NAME} was made by a controller")
     found = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-    if found != (FORMAT_VERSION,):
+    if found not in ((2,), (FORMAT_VERSION,)):
         shown = found[0] if found else "none"
-        raise InvalidRequest("state", str(folder), f"a journal of format {FORMAT_VERSION}; this has {shown}")
+        raise InvalidRequest("state", str(folder), f"a journal of format 2 or {FORMAT_VERSION}; this has {shown}")
+    return int(found[0])
 
 
 def _check_content(db: sqlite3.Connection, folder: Path) -> None:
-    """SQLite looks at its own structure, and every message must be one. A gigabyte takes a second."""
+    """SQLite looks at its own structure, and every entry must be one. Requests are read when they are needed; where one
+    could not be, the next start looks at all of the file."""
     accepted = "a journal without damage; put a backup in its place"
-    (answer,) = db.execute("PRAGMA quick_check(1)").fetchone()
-    if answer != "ok":
-        raise InvalidRequest("state", str(folder), f"{accepted} ({answer})")
-    for job_id, entry, request in db.execute("SELECT job_id, entry, request FROM jobs"):
+    mark = folder / SUSPECT
+    for table in ("",) if mark.exists() else ("meta", "workers", "jobs"):
+        (answer,) = db.execute(f"PRAGMA quick_check({table or 1})").fetchone()
+        if answer != "ok":
+            raise InvalidRequest("state", str(folder), f"{accepted} ({answer})")
+    for job_id, entry in db.execute("SELECT job_id, entry FROM jobs"):
         try:
             JournalEntry.FromString(entry)
-            GenerationRequest.FromString(request)
         except DecodeError as error:
             raise InvalidRequest("state", str(folder), f"{accepted} (job {job_id!r} can't be read: {error})") from error
+    mark.unlink(missing_ok=True)
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """From format 2, where each job's row held its request for ever: in one transaction, a job at a time."""
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("ALTER TABLE jobs RENAME TO old_jobs")
+    for (index,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index' AND sql NOT NULL").fetchall():
+        db.execute(f"DROP INDEX {index}")
+    for statement in _TABLES.split(";"):
+        db.execute(statement)
+    rows = db.execute(
+        "SELECT sequence, job_id, client, request_id, retry_of, state, dead, entry, request FROM old_jobs"
+    )
+    for *row, data, body in rows:
+        entry, request = JournalEntry.FromString(data), GenerationRequest.FromString(body)
+        entry.request_sha256, entry.request_size_bytes = digest_of(request), len(body)
+        end_s = ended_s(entry)
+        values = (*row, end_s, 0 if end_s is None else kept_bytes(entry), entry.SerializeToString())
+        db.execute(f"INSERT INTO jobs VALUES ({', '.join('?' * len(values))})", values)
+        if end_s is None or entry.job.dead_letter:
+            db.execute("INSERT INTO requests VALUES (?, ?)", (entry.job.job_id, body))
+    db.execute("DROP TABLE old_jobs")
+    db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (FORMAT_VERSION,))
+    db.execute("COMMIT")
+    try:
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        db.execute("VACUUM")
+    except sqlite3.Error as error:  # it needs as much space again; the file then only doesn't shrink
+        log.warning("the journal's file keeps its size: %s", error)

@@ -43,6 +43,8 @@ class Ledger:
         self.active: dict[str, JournalEntry] = {}
         self.progress: dict[str, Progress] = {}
         self._counts: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        """Of the requests that aren't over, by client."""
         self._counts_by_model: Counter[tuple[str, str, str]] = Counter()
         """By client, digest and name of the model."""
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -59,6 +61,10 @@ class Ledger:
         """How many jobs of a client aren't over."""
         return self._counts[client]
 
+    def bytes_of(self, client: str) -> int:
+        """What the requests of a client's jobs that aren't over take."""
+        return self._bytes[client]
+
     def counts_by_model(self, client: str | None = None) -> dict[tuple[str, str], int]:
         """How many jobs aren't over by digest and name of their model; of a client, or of all."""
         found: Counter[tuple[str, str]] = Counter()
@@ -67,7 +73,9 @@ class Ledger:
                 found[digest, model] += count
         return dict(found)
 
-    def _count(self, job: Job, change: int) -> None:
+    def _count(self, entry: JournalEntry, change: int) -> None:
+        job = entry.job
+        _add(self._bytes, job.client, change * entry.request_size_bytes)
         _add(self._counts, job.client, change)
         _add(self._counts_by_model, (job.client, job.model_digest, job.model), change)
 
@@ -102,7 +110,7 @@ class Ledger:
             if jobs.is_over(after):
                 self.progress.pop(job_id, None)
                 del self.active[job_id]
-                self._count(before.job, -1)
+                self._count(before, -1)
             else:
                 self.active[job_id] = after
         self._wake(job_id)
@@ -118,7 +126,7 @@ class Ledger:
     def add(self, entry: JournalEntry) -> None:
         """Take up an entry that the journal has."""
         self.active[entry.job.job_id] = entry
-        self._count(entry.job, 1)
+        self._count(entry, 1)
 
     async def get(self, job_id: str) -> Job:
         """A job as it stands now, with its progress. Raises NotFound."""

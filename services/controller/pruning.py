@@ -1,16 +1,21 @@
-"""Finished jobs and their results are kept for a time and up to a number, then removed.
+"""Finished jobs and their results are kept for a time, and for each client up to a number and up to so many bytes.
 
-Results go first, then the journal's rows: a crash between the two leaves a job that the next pass removes, and never
-a file that nobody knows of.
+Each client has its own bounds: what one makes never shortens what is kept for another. Results go first, then the
+journal's rows: a crash between the two leaves a job that the next pass removes, and never a file that nobody knows of.
+
+Age is counted by a clock of the pruner's own, kept in the journal. It follows the machine's, but forward only
+`CLOCK_RATE` times as fast as time passes while the controller runs: where the machine's clock jumps a month ahead,
+nothing goes at once, and a person who sets it right in the next days has lost nothing or little.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import sqlite3
 import time
+from typing import NamedTuple
 
-from services.controller import jobs
 from services.controller.journal import Journal
 from services.controller.threads import FairThreads
 from triptych import results
@@ -23,41 +28,103 @@ INTERVAL_S = 60.0
 BATCH_JOBS = 256
 """Looked at and removed at once: bounds how long others wait for the journal."""
 SECONDS_A_DAY = 86_400
+CLOCK_KEY = "pruning_clock"
+CLOCK_RATE = 8.0
+"""A month's jump takes four days, and a controller that runs three hours a day keeps up."""
+CLOCK_LAG_S = 3600.0
+"""A difference to the machine's clock that is worth a line in the log."""
+VACUUM_PAGES = 4096
+"""Given back to the disk at once: 16 MiB, a fraction of a second."""
+
+
+class Keep(NamedTuple):
+    """How much of what is over is kept. A limit of 0 is none."""
+
+    days: float = 0.0
+    jobs: int = 0
+    """Of each client."""
+    size_bytes: int = 0
+    """Results, and dead letters' requests, of each client. The newest job stays, however large."""
 
 
 class Pruner:
-    """Removes what is over and no longer wanted. A limit of 0 is none."""
+    """Removes what is over and no longer wanted."""
 
-    def __init__(self, journal: Journal, result_url: str, *, keep_days: float, keep_jobs: int) -> None:
-        self._journal, self._result_url = journal, result_url
+    def __init__(self, journal: Journal, result_url: str, keep: Keep) -> None:
+        self._journal, self._result_url, self._keep = journal, result_url, keep
         self._thread = FairThreads("pruning", 1, 1)
-        self._keep_s, self._keep_jobs = keep_days * SECONDS_A_DAY, keep_jobs
+        self._passed_s = time.monotonic()
+        """When the clock was last moved, by the clock that can't be set."""
 
     async def once(self) -> None:
         """A pass. Raises Full, and whatever a result store does."""
-        if count := await self.prune(time.time()):
+        if count := await self.prune(await self.clock(time.time(), time.monotonic())):
             log.info("removed %d finished jobs and their results", count)
 
+    async def clock(self, now_s: float, monotonic_s: float) -> float:
+        """Move the pruner's clock, and return its time in Unix seconds."""
+        stored = await self._journal.get_meta(CLOCK_KEY)
+        last_s = float(stored) if stored else (await self._journal.run(_newest_ends))[0]
+        allowed_s = CLOCK_RATE * max(0.0, monotonic_s - self._passed_s)
+        moved_s = now_s if last_s is None else min(now_s, last_s + allowed_s)
+        self._passed_s = monotonic_s
+        await self._journal.set_meta(CLOCK_KEY, repr(moved_s).encode())
+        if now_s - moved_s > CLOCK_LAG_S:
+            hours = (now_s - moved_s) / 3600
+            log.warning("the clock is %.0f hours ahead of when a controller last ran here: jobs age slowly", hours)
+        return moved_s
+
     async def prune(self, now_s: float) -> int:
-        """Remove the finished jobs beyond the limits, oldest first; how many. Raises Full and OSError."""
-        over = sorted(jobs.OVER)
-        counts = await self._journal.counts()
-        excess = sum(counts.get(state, 0) for state in over) - self._keep_jobs if self._keep_jobs else 0
-        removed, position = 0, 0
-        while page := await self._journal.finished(over, position, BATCH_JOBS):
-            position = page[-1][0]
-            doomed = [
-                entry
-                for number, (_sequence, entry) in enumerate(page, removed)
-                if number < excess or self._is_old(entry, now_s)
-            ]
-            if not doomed:
-                break  # jobs end nearly in the order in which they came: later pages have none either
+        """Remove the finished jobs beyond the limits, oldest first; how many. Raises Full and what the store does."""
+        cutoff_s = now_s - self._keep.days * SECONDS_A_DAY if self._keep.days else float("-inf")
+        removed = 0
+        while doomed := await self._journal.run(functools.partial(_doomed, cutoff_s=cutoff_s, keep=self._keep)):
             for entry in doomed:
                 await self._thread.run("", functools.partial(results.remove, self._result_url, entry.job))
             await self._journal.delete([entry.job.job_id for entry in doomed])
             removed += len(doomed)
+        while await self._journal.run(_shrink):
+            pass
         return removed
 
-    def _is_old(self, entry: JournalEntry, now_s: float) -> bool:
-        return bool(self._keep_s) and entry.job.end_time.ToNanoseconds() / 1e9 < now_s - self._keep_s
+
+def _doomed(db: sqlite3.Connection, cutoff_s: float, keep: Keep) -> list[JournalEntry]:
+    """A batch of what goes now, oldest first."""
+    sql = "SELECT sequence FROM jobs WHERE ended_s < ? ORDER BY ended_s LIMIT ?"
+    sequences = [row[0] for row in db.execute(sql, (cutoff_s, BATCH_JOBS))]
+    sql = "SELECT client, COUNT(*), SUM(kept_bytes) FROM jobs WHERE ended_s IS NOT NULL GROUP BY client"
+    for client, count, size_bytes in db.execute(sql).fetchall():
+        if len(sequences) >= BATCH_JOBS:
+            break
+        if (keep.jobs and count > keep.jobs) or (keep.size_bytes and size_bytes > keep.size_bytes):
+            sequences += _excess(db, client, keep)
+    sequences = list(dict.fromkeys(sequences))[:BATCH_JOBS]
+    marks = ", ".join("?" * len(sequences))
+    rows = db.execute(f"SELECT entry FROM jobs WHERE sequence IN ({marks}) ORDER BY ended_s", sequences)
+    return [JournalEntry.FromString(row[0]) for row in rows]
+
+
+def _excess(db: sqlite3.Connection, client: str, keep: Keep) -> list[int]:
+    """A client's finished jobs beyond its bounds, oldest first: those behind the newest that fit."""
+    sql = "SELECT sequence, kept_bytes FROM jobs WHERE client = ? AND ended_s IS NOT NULL ORDER BY ended_s DESC"
+    count, total_bytes, found = 0, 0, []
+    for sequence, size_bytes in db.execute(sql, (client,)):
+        count, total_bytes = count + 1, total_bytes + size_bytes
+        if (keep.jobs and count > keep.jobs) or (keep.size_bytes and total_bytes > keep.size_bytes and count > 1):
+            found.append(sequence)
+    return found[::-1]
+
+
+def _newest_ends(db: sqlite3.Connection) -> list[float | None]:
+    """When the last job ended, in a row of one: None where none has."""
+    return list(db.execute("SELECT MAX(ended_s) FROM jobs").fetchone())
+
+
+def _shrink(db: sqlite3.Connection) -> bool:
+    """Give a piece of what is free in the file back to the disk; whether there is more."""
+    (free_pages,) = db.execute("PRAGMA freelist_count").fetchone()
+    if free_pages <= VACUUM_PAGES:
+        return False  # soon used again
+    db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+    (left_pages,) = db.execute("PRAGMA freelist_count").fetchone()
+    return bool(left_pages < free_pages)  # not where the file can't shrink, see `journal_file`

@@ -10,7 +10,7 @@ import pytest
 
 from services.controller import background
 from services.controller.background import Background
-from services.controller.pruning import Pruner
+from services.controller.pruning import Keep, Pruner
 from services.controller.supervisor import Supervisor
 from tests.services.conftest import WAIT_S, OpenBench
 from triptych import telemetry
@@ -50,9 +50,10 @@ async def test_rings_that_are_gone_end_the_controller() -> None:
 
 async def test_a_store_that_raises_no_oserror_leaves_the_controller_running(open_bench: OpenBench) -> None:
     async with open_bench() as bench:
-        job = await bench.create()
-        await bench.controller.cancel(job.job_id)
-        pruner = Pruner(bench.journal, "nonsense://x", keep_days=1e-9, keep_jobs=0)
+        for _ in range(2):
+            job = await bench.create()
+            await bench.controller.cancel(job.job_id)
+        pruner = Pruner(bench.journal, "nonsense://x", Keep(jobs=1))
         assert not await bench.controller.background.attempt("prune", pruner.once)
         assert await bench.journal.get(job.job_id) is not None
 

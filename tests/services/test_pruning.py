@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from services.controller import pruning
 from services.controller.journal import Journal
-from services.controller.pruning import SECONDS_A_DAY, Pruner
+from services.controller.pruning import CLOCK_RATE, SECONDS_A_DAY, Keep, Pruner
 from triptych import results
 from triptych.v1.job_pb2 import (
     JOB_STATE_DENOISING,
@@ -31,17 +32,24 @@ class State:
     def __init__(self, journal: Journal, url: str) -> None:
         self.journal, self.url = journal, url
 
-    async def add(self, number: int, age_days: float, state: JobState.ValueType = JOB_STATE_SUCCEEDED) -> None:
+    async def add(
+        self,
+        number: int,
+        age_days: float,
+        state: JobState.ValueType = JOB_STATE_SUCCEEDED,
+        client: str = "",
+        data: bytes = b"data",
+    ) -> None:
         """A job that ended (or hasn't), and its file."""
-        job = Job(job_id=f"job-{number}", request_id=str(number), state=state)
+        job = Job(job_id=f"job-{number}", request_id=str(number), state=state, client=client)
         if state != JOB_STATE_DENOISING:
             job.end_time.FromNanoseconds(int((NOW_S - age_days * SECONDS_A_DAY) * 1e9))
-        job.artifacts.append(results.store(self.url, job.job_id, results.new_token(), "0.npy", "", b"data"))
+        job.artifacts.append(results.store(self.url, job.job_id, results.new_token(), "0.npy", "", data))
         await self.journal.add(JournalEntry(job=job), GenerationRequest())
 
-    async def prune(self, *, keep_days: float = 0, keep_jobs: int = 0) -> int:
+    async def prune(self, *, keep_days: float = 0, keep_jobs: int = 0, keep_bytes: int = 0) -> int:
         """One pass."""
-        return await Pruner(self.journal, self.url, keep_days=keep_days, keep_jobs=keep_jobs).prune(NOW_S)
+        return await Pruner(self.journal, self.url, Keep(keep_days, keep_jobs, keep_bytes)).prune(NOW_S)
 
     async def left(self) -> list[int]:
         """The jobs in the journal, which must be those with files."""
@@ -110,3 +118,77 @@ async def test_a_pass_that_was_cut_short_is_finished_by_the_next(state: State) -
     results.remove(state.url, found.job)  # and then the controller was killed
     assert await state.prune(keep_days=7) == 1
     assert await state.left() == []
+
+
+async def test_one_clients_volume_takes_nothing_of_anothers(state: State) -> None:
+    """Ten thousand jobs, made and cancelled, were enough to remove everybody else's."""
+    await state.add(0, 20, client="token:bob")
+    for number in range(1, 9):
+        await state.add(number, 1, JOB_STATE_FAILED, client="token:mallory")
+    assert await state.prune(keep_days=30, keep_jobs=4) == 4
+    assert await state.left() == [0, 5, 6, 7, 8]
+
+
+async def test_bytes_are_bounded_for_each_client(state: State) -> None:
+    await state.add(0, 9, client="token:bob", data=b"x" * 900)
+    for number in range(1, 6):
+        await state.add(number, 9 - number, client="token:mallory", data=b"x" * 400)
+    assert await state.prune(keep_bytes=1000) == 3
+    assert await state.left() == [0, 4, 5]
+
+
+async def test_the_newest_result_stays_however_large(state: State) -> None:
+    await state.add(0, 2, data=b"x" * 10)
+    await state.add(1, 1, data=b"x" * 5000)
+    assert await state.prune(keep_bytes=1000) == 1
+    assert await state.left() == [1]
+
+
+async def test_age_goes_by_the_end_and_not_by_the_start(state: State) -> None:
+    """More young jobs than a batch before an old one: it goes all the same."""
+    for number in range(pruning.BATCH_JOBS + 1):
+        await state.add(number, 1)
+    await state.add(9999, 99)
+    assert await state.prune(keep_days=7) == 1
+
+
+async def test_a_clock_that_jumps_ahead_removes_nothing_at_once(state: State) -> None:
+    month_s = 30 * SECONDS_A_DAY
+    pruner = Pruner(state.journal, state.url, Keep(days=30))
+    start_s = pruner._passed_s
+    assert await pruner.clock(NOW_S, start_s) == NOW_S
+    assert await pruner.clock(NOW_S + 60, start_s + 60) == NOW_S + 60
+    again = Pruner(state.journal, state.url, Keep(days=30))  # the next start, with a clock that is wrong
+    start_s = again._passed_s
+    assert await again.clock(NOW_S + month_s, start_s) == NOW_S + 60
+    assert await again.clock(NOW_S + month_s, start_s + 100) == NOW_S + 60 + 100 * CLOCK_RATE
+    assert await again.clock(NOW_S + 500, start_s + 160) == NOW_S + 500, "set right again"
+    end_s = start_s + 160 + month_s / CLOCK_RATE
+    assert await again.clock(NOW_S + 500 + month_s, end_s) == NOW_S + 500 + month_s, "it was no jump: the time did pass"
+
+
+async def test_a_journal_without_a_clock_begins_with_what_it_knows(state: State) -> None:
+    """Of an earlier version, and the machine's clock is wrong at its first start."""
+    await state.add(0, 1)
+    pruner = Pruner(state.journal, state.url, Keep(days=30))
+    assert await pruner.clock(NOW_S + 99 * SECONDS_A_DAY, pruner._passed_s) == NOW_S - SECONDS_A_DAY
+
+
+async def test_the_file_shrinks_when_what_is_over_goes(state: State) -> None:
+    count, jobs = 30, []
+    for number in range(count):
+        jobs.append(Job(job_id=f"job-{number}", request_id=str(number), state=JOB_STATE_DENOISING))
+        await state.journal.add(JournalEntry(job=jobs[-1]), GenerationRequest(prompt="p" * 2**20))
+    before = await state.journal.run(_pages)
+    for job in jobs:
+        job.state = JOB_STATE_FAILED
+        job.end_time.GetCurrentTime()
+        await state.journal.save(JournalEntry(job=job))
+    await state.prune()
+    after = await state.journal.run(_pages)
+    assert before > count * 2**20 // 4096
+    assert after < pruning.VACUUM_PAGES + 1000
+
+
+def _pages(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA page_count").fetchone()[0])

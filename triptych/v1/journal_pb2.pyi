@@ -30,8 +30,16 @@ class JournalEntry(_message.Message):
     PHASE1_FIELD_NUMBER: _builtins.int
     PHASE2_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_SHA256_FIELD_NUMBER: _builtins.int
+    REQUEST_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     traceparent: _builtins.str
     """W3C trace context of the accepting call."""
+    request_sha256: _builtins.bytes
+    """SHA-256 of the client's request without its seed: by it a repeated call is
+    told from another that took the same `request_id`.
+    """
+    request_size_bytes: _builtins.int
+    """Length of the client's request."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """The job as clients see it."""
@@ -56,10 +64,12 @@ class JournalEntry(_message.Message):
         phase1: _dispatch_pb2.Dispatch | None = ...,
         phase2: _dispatch_pb2.Dispatch | None = ...,
         traceparent: _builtins.str = ...,
+        request_sha256: _builtins.bytes = ...,
+        request_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2", "request_sha256", b"request_sha256", "request_size_bytes", b"request_size_bytes", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
