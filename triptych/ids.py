@@ -5,11 +5,13 @@ from __future__ import annotations
 import uuid
 from typing import Final
 
-RANK_BITS: Final = 20
-"""A million workers in a fleet's life; the width of the rank in a ring's state word."""
+RANK_BITS: Final = 28
+"""268 million workers in a fleet's life: one a second for eight years. Ranks are never given twice. It is also the
+width of the rank in a ring's state word (`rings/layout.py`)."""
 RANK_MAX: Final = 2**RANK_BITS - 1
 ROOM_COUNTER_BITS: Final = 64 - RANK_BITS
-"""Rooms of one worker: 2^44, so a thousand a second would last five centuries."""
+"""Rooms of one worker: 2^36, so a thousand a second last two years. Then it ends, and starts under another rank."""
+ROOM_COUNTER_MAX: Final = 2**ROOM_COUNTER_BITS - 1
 
 
 def new_job_id() -> str:

@@ -125,6 +125,8 @@ class Phases:
                 else:
                     broken = await self._failed(running, error, reporter)
             await self._end(running, end)
+        if self._room_counter >= ids.ROOM_COUNTER_MAX - 1:  # one more for a check of its own
+            broken = broken or "its rank has no room ids left: it starts again under another"
         if broken:
             raise WorkerBroken(broken)
 

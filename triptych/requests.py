@@ -18,6 +18,7 @@ from google.protobuf import struct_pb2, timestamp_pb2
 
 from triptych import costs
 from triptych.errors import InvalidRequest
+from triptych.ids import RANK_MAX
 from triptych.v1 import job_pb2, model_pb2
 
 SIDE_PIXELS_MAX = 8192
@@ -44,8 +45,6 @@ FRAMES_PER_SECOND_MIN = 0.1
 SECONDS_MAX = 253_402_300_799
 """Last second that a Timestamp may name: the end of the year 9999."""
 
-RANK_MAX = (1 << 20) - 1
-"""Largest rank: 20 bits in a ring's state word."""
 
 NAME_CHARS_MAX = 128
 """Longest name that names are compared with: no input's is half as long, and the comparison takes time."""

@@ -16,12 +16,17 @@ from google.protobuf.message import DecodeError
 
 from services.controller.journal_file import digest_of, ended_s, kept_bytes
 from services.controller.journal_thread import JournalThread
-from triptych.errors import InvalidRequest, JournalDamaged, JournalFull
+from triptych.errors import InvalidRequest, JournalDamaged, JournalFull, WrongState
+from triptych.ids import RANK_MAX
 from triptych.v1.job_pb2 import GenerationRequest, JobState
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.model_pb2 import ModelDescription
 
 Result = TypeVar("Result")
+
+
+COUNTER_MAX = 2**63 - 1
+"""SQLite's largest integer: the last epoch, and the last job's sequence."""
 
 
 class Journal:
@@ -68,12 +73,21 @@ class Journal:
         return await self.run(lambda db: _increment(db, "epoch"))
 
     async def rank_of(self, instance_id: str) -> int:
-        """The rank of a worker's process; a new one, never given before, when it isn't known."""
+        """The rank of a worker's process; a new one, never given before, when it isn't known.
+
+        Raises WrongState when there is none left.
+        """
 
         def find(db: sqlite3.Connection) -> int:
             row = db.execute("SELECT rank FROM workers WHERE instance_id = ?", (instance_id,)).fetchone()
             if row:
                 return int(row[0])
+            (last,) = db.execute("SELECT value FROM meta WHERE key = 'rank'").fetchone() or (0,)
+            if int(last) >= RANK_MAX:
+                raise WrongState(
+                    f"all {RANK_MAX} ranks have been given to workers: those that run go on, and new ones need a "
+                    "controller with another state folder"
+                )
             rank = _increment(db, "rank")
             db.execute("INSERT INTO workers VALUES (?, ?)", (instance_id, rank))
             return rank
@@ -242,6 +256,8 @@ class Journal:
 def _increment(db: sqlite3.Connection, key: str) -> int:
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     value = int(row[0]) + 1 if row else 1
+    if value > COUNTER_MAX:
+        raise WrongState(f"the journal's counter {key} is at its end: use another state folder")
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
     return value
 

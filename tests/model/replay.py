@@ -237,7 +237,7 @@ class Replay:
         self._grow(slot, after, attempt)
 
     def _grow(self, slot: int, word: StateWord, attempt: int) -> None:
-        """Deliver and hand back until the attempt is what the model's stands for: its largest is 255 here."""
+        """Deliver and hand back until the attempt is what the model's stands for: its largest is the counter's here."""
         while word.attempt < attempt:
             leased = protocol.advance("claim", word, word.rank or FIRST_CONSUMER)
             self.memory.perform(CompareSwap(self.geometry.state_offset(slot), word.pack(), leased.pack()))

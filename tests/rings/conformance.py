@@ -258,7 +258,8 @@ class RingConformance:
         ring = harness.ring()
         for wrong in (
             Lease(ring=RING, slot=harness.host.slot_count, rank=1),
-            Lease(ring=RING, attempt=256, rank=1),
+            Lease(ring=RING, attempt=layout.ATTEMPT_MAX + 1, rank=1),
+            Lease(ring=RING, ticket=layout.TICKET_COUNT, rank=1),
             Lease(ring=RING, rank=0),
             Lease(ring=RING, rank=layout.RANK_MAX + 1),
             Lease(ring=RING + 1, rank=1),

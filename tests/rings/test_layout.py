@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from triptych.rings import layout
 from triptych.rings.layout import Geometry, Header, Kind, Slot, StateWord
 
-tickets = st.integers(0, 2**32 - 1)
-words = st.builds(StateWord, tickets, st.integers(0, 2**8 - 1), st.integers(0, 2**20 - 1), st.sampled_from(Kind))
+tickets = st.integers(0, layout.TICKET_COUNT - 1)
+words = st.builds(StateWord, tickets, st.integers(0, 2**6 - 1), st.integers(0, 2**28 - 1), st.sampled_from(Kind))
 geometries = st.builds(Geometry, st.integers(1, 128), st.integers(1, 64).map(lambda lines: lines * 64))
 
 
 def test_the_constants_are_what_other_programs_were_built_for() -> None:
     """A change here is a new LAYOUT_VERSION."""
-    assert layout.LAYOUT_VERSION == 2
+    assert layout.LAYOUT_VERSION == 3
     assert layout.MAGIC.to_bytes(8, "little") == b"TRIPRING"
     assert (layout.TICKET_OFFSET, layout.SCRATCH_OFFSET, layout.REDELIVERED_OFFSET) == (64, 128, 192)
     assert (layout.STATES_OFFSET, layout.SLOTS_OFFSET) == (1024, 4096)
@@ -29,16 +29,16 @@ def test_the_constants_are_what_other_programs_were_built_for() -> None:
 
 
 def test_a_state_words_bits_are_where_the_design_says() -> None:
-    assert StateWord(0xFFFFFFFF, 0, 0, Kind.FREE).pack() == 0xFFFFFFFF_00000000
-    assert StateWord(0, 0xFF, 0, Kind.FREE).pack() == 0x00000000_FF000000
-    assert StateWord(0, 0, 0xFFFFF, Kind.FREE).pack() == 0x00000000_00FFFFF0
+    assert StateWord(0x3FFFFFF, 0, 0, Kind.FREE).pack() == 0xFFFFFFC0_00000000
+    assert StateWord(0, 0x3F, 0, Kind.FREE).pack() == 0x0000003F_00000000
+    assert StateWord(0, 0, 0xFFFFFFF, Kind.FREE).pack() == 0x00000000_FFFFFFF0
     assert StateWord(0, 0, 0, Kind.LEASED).pack() == 0x00000000_00000003
-    assert StateWord(0x12345678, 0x9A, 0xBCDEF, Kind.READY).pack() == 0x12345678_9ABCDEF2
+    assert StateWord(0x1234567, 0x29, 0xABCDEF0, Kind.READY).pack() == (0x1234567 << 38 | 0x29 << 32 | 0xABCDEF02)
 
 
 def test_the_headers_bytes() -> None:
     header = Header.of(ring=2, epoch=7, geometry=Geometry())
-    assert header.pack() == struct.pack("<8sQQQQQQ", b"TRIPRING", 0x0102030405060708, 2, 7, 2, 128, 4096)
+    assert header.pack() == struct.pack("<8sQQQQQQ", b"TRIPRING", 0x0102030405060708, 3, 7, 2, 128, 4096)
     assert layout.HEADER_BYTES == 56 <= layout.TICKET_OFFSET
 
 
@@ -54,7 +54,7 @@ def test_a_state_word_survives_packing(word: StateWord) -> None:
     assert layout.kind_of(word.pack()) == word.kind
 
 
-@given(words, st.integers(1, 2**20 - 1))
+@given(words, st.integers(1, 2**28 - 1))
 def test_the_fast_look_for_claimable_words_sees_what_unpacking_sees(word: StateWord, rank: int) -> None:
     for target in (word.rank, rank, 0):
         state = word._replace(rank=target)
@@ -74,10 +74,10 @@ def test_every_word_is_read_whole_or_refused(word: int) -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        StateWord(2**32, 0, 0, Kind.READY),
+        StateWord(2**26, 0, 0, Kind.READY),
         StateWord(-1, 0, 0, Kind.READY),
-        StateWord(0, 256, 0, Kind.READY),
-        StateWord(0, 0, 2**20, Kind.READY),
+        StateWord(0, 64, 0, Kind.READY),
+        StateWord(0, 0, 2**28, Kind.READY),
     ],
 )
 def test_a_field_that_does_not_fit_never_reaches_its_neighbour(word: StateWord) -> None:
@@ -90,23 +90,25 @@ def test_different_states_are_different_words(first: StateWord, second: StateWor
     assert (first == second) == (first.pack() == second.pack())
 
 
-@given(tickets, st.integers(-(2**31), 2**31 - 1))
+@given(tickets, st.integers(-(2**25), 2**25 - 1))
 def test_tickets_compare_as_serial_numbers(ticket: int, distance: int) -> None:
-    later = (ticket + distance) % 2**32
+    later = (ticket + distance) % layout.TICKET_COUNT
     assert layout.ticket_after(ticket, later) == distance
 
 
-@given(tickets, st.lists(st.integers(0, 2**31 - 1), min_size=1, unique=True))
+@given(tickets, st.lists(st.integers(0, 2**25 - 1), min_size=1, unique=True))
 def test_any_live_ticket_serves_as_the_reference_of_an_order(start: int, distances: list[int]) -> None:
-    drawn = [(start + distance) % 2**32 for distance in sorted(distances)]
+    drawn = [(start + distance) % layout.TICKET_COUNT for distance in sorted(distances)]
     for reference in drawn:
         assert sorted(drawn, key=lambda ticket: layout.ticket_after(reference, ticket)) == drawn
 
 
 def test_epochs_start_far_apart() -> None:
     starts = sorted(layout.first_ticket(epoch) for epoch in range(1, 1001))
-    gaps = [second - first for first, second in zip(starts, [*starts[1:], starts[0] + 2**32], strict=True)]
-    assert min(gaps) > 1_000_000
+    gaps = [
+        second - first for first, second in zip(starts, [*starts[1:], starts[0] + layout.TICKET_COUNT], strict=True)
+    ]
+    assert min(gaps) > 20_000
 
 
 @given(geometries)
@@ -127,7 +129,7 @@ def test_state_words_are_read_as_they_were_written(states: list[StateWord]) -> N
     assert Geometry(len(states)).words(b"".join(layout.word_bytes(word) for word in expected)) == expected
 
 
-@given(tickets, st.integers(0, 2**20 - 1), st.binary(max_size=4096), st.binary(max_size=64))
+@given(tickets, st.integers(0, 2**28 - 1), st.binary(max_size=4096), st.binary(max_size=64))
 def test_a_slot_survives_packing_whatever_follows_it(ticket: int, target: int, payload: bytes, rest: bytes) -> None:
     slot = Slot(ticket, target, payload)
     assert len(slot.pack()) <= Geometry().slot_bytes

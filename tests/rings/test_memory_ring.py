@@ -180,7 +180,7 @@ async def test_a_lease_of_an_earlier_epoch_is_refused() -> None:
 
 async def test_an_attempt_that_cannot_grow_goes_to_the_controller() -> None:
     letters: list[Removed] = []
-    ring = MemoryRing(RING, 1, attempts_max=255, on_dead_letter=letters.append)
+    ring = MemoryRing(RING, 1, attempts_max=layout.ATTEMPT_MAX, on_dead_letter=letters.append)
     await ring.publish(job("another"), 0)
     other = (await some(ring, 1)).lease
     await ring.publish(job("hot potato"), 0)

@@ -49,7 +49,7 @@ class RingModel(RuleBasedStateMachine):
 
     leases: Bundle[Lease] = Bundle("leases")
 
-    @initialize(start=st.sampled_from([1, 2, 2**32 - 4]), slot_count=st.integers(1, 5))
+    @initialize(start=st.sampled_from([1, 2, layout.TICKET_COUNT - 4]), slot_count=st.integers(1, 5))
     def make(self, start: int, slot_count: int) -> None:
         epoch = start * pow(layout.first_ticket(1), -1, layout.TICKET_COUNT) % layout.TICKET_COUNT
         self.letters: list[Removed] = []

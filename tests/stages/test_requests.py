@@ -15,7 +15,8 @@ from google.protobuf import json_format
 from tests.stages.conftest import picture
 from triptych.costs import PROMPT_BYTES_MAX
 from triptych.errors import InvalidRequest
-from triptych.requests import RANK_MAX, parameter_values, validate
+from triptych.ids import RANK_MAX
+from triptych.requests import parameter_values, validate
 from triptych.stages import request_inputs
 from triptych.v1.job_pb2 import GenerationRequest
 
@@ -56,8 +57,8 @@ def png() -> bytes:
         ({"output_format": "avi"}, r"output_format is 'avi'; accepted: mp4, gif, png, npy"),
         ({"frames_per_second": -1}, r"frames_per_second is -1"),
         ({"frames_per_second": "NaN"}, r"frames_per_second is nan"),
-        ({"transformer_rank": RANK_MAX + 1}, r"transformer_rank is 1048576"),
-        ({"decoder_rank": RANK_MAX + 1}, r"decoder_rank is 1048576"),
+        ({"transformer_rank": RANK_MAX + 1}, r"transformer_rank is 268435456"),
+        ({"decoder_rank": RANK_MAX + 1}, r"decoder_rank is 268435456"),
         ({"deadline_time": "2020-01-01T00:00:00Z"}, r"deadline_time is '2020.*a time in the future"),
         ({"media": [{"name": "image", "data": "AAAA"}]}, r"media.name is 'image'; accepted: nothing; this pipeline"),
         (

@@ -44,7 +44,7 @@ async def main(host: str = "127.0.0.1", protocol: str = "tcp", device: str = "")
         add = worker_service_pb2_grpc.add_WorkerServiceServicer_to_server
         server = await rpc.start_server("127.0.0.1:0", [(add, Servicer(arena), name)])
         say({"arena": str(arena.path), "protocol": engine.protocol})
-        room_id = 7 << 44
+        room_id = 7 << 36
         while line := await asyncio.to_thread(sys.stdin.readline):
             command, *arguments = line.split()
             if command == "quit":

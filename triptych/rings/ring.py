@@ -158,6 +158,8 @@ def held_of(lease: Lease, name: RingName.ValueType, geometry: Geometry) -> proto
         raise errors.InvalidRequest("lease.ring", lease.ring, f"{name}, the ring that is asked")
     if lease.slot >= geometry.slot_count:
         raise errors.InvalidRequest("lease.slot", lease.slot, f"0 to {geometry.slot_count - 1}")
+    if lease.ticket >= layout.TICKET_COUNT:
+        raise errors.InvalidRequest("lease.ticket", lease.ticket, f"0 to {layout.TICKET_COUNT - 1}")
     if lease.attempt > layout.ATTEMPT_MAX:
         raise errors.InvalidRequest("lease.attempt", lease.attempt, f"0 to {layout.ATTEMPT_MAX}")
     return protocol.Held(lease.slot, lease.ticket, lease.attempt, lease.rank)

@@ -221,7 +221,7 @@ class RegisterWorkerResponse(_message.Message):
     RELEASE_ROOM_IDS_FIELD_NUMBER: _builtins.int
     RESULT_URL_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
-    """The worker's rank, 1 to 2^20 - 1."""
+    """The worker's rank, 1 to 2^28 - 1."""
     epoch: _builtins.int
     """The controller's epoch, greater after each restart."""
     result_url: _builtins.str

@@ -40,7 +40,7 @@ class RoomRef(_message.Message):
     OWNER_ADDRESS_FIELD_NUMBER: _builtins.int
     CAPABILITY_FIELD_NUMBER: _builtins.int
     room_id: _builtins.int
-    """Unique for ever: the owner's rank in the upper 20 bits, a counter below."""
+    """Unique for ever: the owner's rank in the upper 28 bits, a counter below."""
     host_id: _builtins.str
     """Identity of the host (boot id and IPC namespace). Equal ids may map each
     other's arenas.
