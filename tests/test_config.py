@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,42 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
 def test_nan_is_below_every_minimum() -> None:
     with pytest.raises(InvalidRequest):
         load(ControllerConfig, ["--worker-timeout-s", "nan"], {})
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--attempts-max", "300000"], "attempts_max is '300000'; accepted: 1 to 1000"),
+        (["--keep-days", "inf"], "keep_days is 'inf'"),
+        (["--work-max", "inf"], "work_max is 'inf'"),
+        (["--worker-timeout-s", "inf"], "worker_timeout_s is 'inf'"),
+        (
+            ["--heartbeat-interval-s", "11"],
+            "worker_timeout_s is 10.0; accepted: 22 or more: 2 times heartbeat_interval",
+        ),
+        (["--worker-timeout-s", "1"], "worker_timeout_s is 1.0; accepted: 2 or more"),
+        (["--stall-timeout-s", "5"], "stall_timeout_s is 5.0; accepted: 10 or more: worker_timeout_s"),
+        (["--client-bytes-max", "1000"], "client_bytes_max is 1000; accepted: 0, or "),
+        (["--address", "0.0.0.0:7070", "--client-address", "0.0.0.0:7070"], "client_address is"),
+        (["--metrics-port", "70000"], "metrics_port is '70000'; accepted: 0 to 65535"),
+    ],
+)
+def test_settings_are_held_against_each_other(argv: list[str], named: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        load(ControllerConfig, argv, {})
+    assert named in str(caught.value)
+
+
+def test_infinity_in_a_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "controller.toml"
+    file.write_text("keep_jobs = inf\n")
+    with pytest.raises(InvalidRequest, match="keep_jobs is inf"):
+        load(ControllerConfig, ["--config", str(file)], {})
+
+
+@pytest.mark.parametrize("cls", [ControllerConfig, WorkerConfig])
+def test_every_number_has_both_bounds_and_a_default_within(cls: type) -> None:
+    for f in dataclasses.fields(cls):
+        if isinstance(f.default, int | float):
+            assert f.metadata["minimum"] <= f.default <= f.metadata["maximum"], f.name
+    cls().check()

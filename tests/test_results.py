@@ -154,3 +154,20 @@ def test_removing_leaves_what_was_put_elsewhere_by_others(tmp_path: Path) -> Non
     file.write_bytes(b"precious")
     results.remove(str(tmp_path / "results"), Job(job_id="job-1", artifacts=[Artifact(url=file.as_uri())]))
     assert file.read_bytes() == b"precious"
+
+
+def test_a_place_that_can_hold_a_file_is_accepted_and_left_as_it_was(tmp_path: Path) -> None:
+    results.check_store("result_url", results.check_url("result_url", str(tmp_path / "results")))
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["memory://results", "http://127.0.0.1:9/results"])
+def test_a_place_that_can_hold_no_file_is_refused(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="result_url is"):
+        results.check_store("result_url", url)
+
+
+def test_a_folder_that_takes_no_files_is_refused() -> None:
+    """Whoever asks, root too: the kernel keeps it empty."""
+    with pytest.raises(InvalidRequest, match="written, read and removed"):
+        results.check_store("result_url", "file:///proc/sys")

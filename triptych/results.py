@@ -110,6 +110,21 @@ def probe(url: str) -> None:
         remove(url, Job(job_id=job_id, artifacts=[artifact]))
 
 
+def check_store(field: str, url: str) -> None:
+    """Raise InvalidRequest where no file can be kept under `url`: it is written, synced, read and removed.
+
+    A store that is full now is none of these: it passes.
+    """
+    accepted = "an fsspec URL where files can be written, read and removed"
+    if "memory" in _protocols(fsspec.core.url_to_fs(url)[0]):
+        raise InvalidRequest(field, url, "a place that decoders and the controller share; each has its own memory")
+    try:
+        probe(url)
+    except Exception as error:  # stores raise whatever their libraries do
+        if not (isinstance(error, OSError) and is_full(error)):
+            raise InvalidRequest(field, url, f"{accepted} ({type(error).__name__}: {error})") from error
+
+
 def is_full(error: OSError) -> bool:
     """Whether a store had no space: a condition that passes, and no fault of the job's."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

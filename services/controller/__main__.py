@@ -35,6 +35,7 @@ async def main() -> None:
         async with Journal(state) as journal:
             security = process.open_security(config)
             result_url = results.check_url("result_url", config.result_url or f"{state}/results")
+            await asyncio.to_thread(results.check_store, "result_url", result_url)
             epoch = await journal.next_epoch()
             sweeper = Sweeper(result_url)
             controller, supervisor, rings = await _assemble(config, journal, epoch, result_url, seen.metrics, sweeper)
