@@ -16,7 +16,7 @@ from services.controller.journal_file import digest_of
 from services.controller.ledger import Ledger, is_past
 from services.controller.media_checks import MediaChecks
 from services.controller.models import Models
-from triptych import ids, requests, telemetry
+from triptych import ids, requests, rpc, telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import (
     AlreadyExists,
@@ -78,7 +78,8 @@ class Admission:
         async with self._alone(client.name, request_id):
             existing = await self._ledger.journal.find(client.name, request_id) if request_id else None
             if existing is None:  # else a retry: whatever has changed since, the job is accepted
-                with self._place(client.name, client.jobs_max, request.ByteSize()):
+                size_bytes = rpc.message_bytes() or request.ByteSize()  # to count takes as long as to copy
+                with self._place(client.name, client.jobs_max, size_bytes):
                     entry, existing = await self._accept_new(request_id, request, client.name)
                 if existing is None:
                     return entry, False
