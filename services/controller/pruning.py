@@ -33,6 +33,8 @@ CLOCK_RATE = 8.0
 """A month's jump takes four days, and a controller that runs three hours a day keeps up."""
 CLOCK_LAG_S = 3600.0
 """A difference to the machine's clock that is worth a line in the log."""
+STUCK_MAX = 64
+"""Jobs whose files can't be removed after which a pass ends: each may take a store's whole timeout."""
 VACUUM_PAGES = 4096
 """Given back to the disk at once: 16 MiB, a fraction of a second."""
 
@@ -75,33 +77,48 @@ class Pruner:
         return moved_s
 
     async def prune(self, now_s: float) -> int:
-        """Remove the finished jobs beyond the limits, oldest first; how many. Raises Full and what the store does."""
+        """Remove the finished jobs beyond the limits, oldest first; how many.
+
+        What the store doesn't let go stays until the next pass, and keeps nothing else. Raises Full, and at the end the
+        first of the store's errors.
+        """
         cutoff_s = now_s - self._keep.days * SECONDS_A_DAY if self._keep.days else float("-inf")
-        removed = 0
-        while doomed := await self._journal.run(functools.partial(_doomed, cutoff_s=cutoff_s, keep=self._keep)):
+        removed, stuck, errors = 0, set[str](), list[Exception]()
+        while doomed := await self._journal.run(functools.partial(_doomed, cutoff_s, self._keep, frozenset(stuck))):
             for entry in doomed:
-                await self._thread.run("", functools.partial(results.remove, self._result_url, entry.job))
-            await self._journal.delete([entry.job.job_id for entry in doomed])
-            removed += len(doomed)
+                try:
+                    await self._thread.run("", functools.partial(results.remove, self._result_url, entry.job))
+                except Exception as error:  # noqa: BLE001  (stores raise whatever their libraries do)
+                    stuck.add(entry.job.job_id)
+                    errors.append(error)
+            gone = [entry.job.job_id for entry in doomed if entry.job.job_id not in stuck]
+            await self._journal.delete(gone)
+            removed += len(gone)
+            if len(stuck) >= STUCK_MAX:
+                break  # the store takes none, it seems
         while await self._journal.run(_shrink):
             pass
+        if errors:
+            raise errors[0]
         return removed
 
 
-def _doomed(db: sqlite3.Connection, cutoff_s: float, keep: Keep) -> list[JournalEntry]:
-    """A batch of what goes now, oldest first."""
+def _doomed(cutoff_s: float, keep: Keep, stuck: frozenset[str], db: sqlite3.Connection) -> list[JournalEntry]:
+    """A batch of what goes now, oldest first, without what is `stuck`."""
+    limit = BATCH_JOBS + len(stuck)
     sql = "SELECT sequence FROM jobs WHERE ended_s < ? ORDER BY ended_s LIMIT ?"
-    sequences = [row[0] for row in db.execute(sql, (cutoff_s, BATCH_JOBS))]
+    sequences = [row[0] for row in db.execute(sql, (cutoff_s, limit))]
     sql = "SELECT client, COUNT(*), SUM(kept_bytes) FROM jobs WHERE ended_s IS NOT NULL GROUP BY client"
     for client, count, size_bytes in db.execute(sql).fetchall():
-        if len(sequences) >= BATCH_JOBS:
+        if len(sequences) >= limit:
             break
         if (keep.jobs and count > keep.jobs) or (keep.size_bytes and size_bytes > keep.size_bytes):
             sequences += _excess(db, client, keep)
-    sequences = list(dict.fromkeys(sequences))[:BATCH_JOBS]
+    sequences = list(dict.fromkeys(sequences))[:limit]
     marks = ", ".join("?" * len(sequences))
     rows = db.execute(f"SELECT entry FROM jobs WHERE sequence IN ({marks}) ORDER BY ended_s", sequences)
-    return [JournalEntry.FromString(row[0]) for row in rows]
+    found = (JournalEntry.FromString(row[0]) for row in rows)
+    return [entry for entry in found if entry.job.job_id not in stuck]
 
 
 def _excess(db: sqlite3.Connection, client: str, keep: Keep) -> list[int]:

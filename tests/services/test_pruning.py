@@ -89,6 +89,20 @@ async def test_those_that_are_not_over_stay_and_do_not_count(state: State) -> No
     assert await state.left() == [0, 1, 2, 4]
 
 
+async def test_what_a_store_does_not_let_go_keeps_nothing_else(state: State) -> None:
+    """The oldest job lies in a store that this machine knows nothing of, from another time."""
+    for number in range(3):
+        await state.add(number, 99 - number)
+    found = await state.journal.get("job-0")
+    assert found is not None
+    found.job.artifacts[0].url = "nonsense://x/job-0/0.npy"
+    await state.journal.save(found)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="nonsense"):
+            await state.prune(keep_days=7)
+    assert [await state.journal.get(f"job-{n}") is not None for n in range(3)] == [True, False, False]
+
+
 async def test_no_limit_keeps_everything(state: State) -> None:
     for number in range(3):
         await state.add(number, 9999)
