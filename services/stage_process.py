@@ -63,6 +63,7 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
         seen = stack.enter_context(
             telemetry.setup(f"triptych-{name}", trace_file=config.trace_file, metrics_port=config.metrics_port)
         )
+        process.show_holds(config, seen.metrics)
         security = process.open_security(config, config.token_file)
         open_channel = functools.partial(rpc.open_channel, security=security)
         arena = stack.enter_context(Arena.create(config.arena_bytes))

@@ -86,6 +86,7 @@ async def test_what_is_no_file_is_bounded(channel: grpc.aio.Channel, method: str
     assert REFUSED.fullmatch(await refusal(channel, method, data))
 
 
+@pytest.mark.large_messages
 async def test_the_largest_request_can_be_handed_out(channel: grpc.aio.Channel) -> None:
     request = GenerationRequest(prompt="a circle")
     request.media.add(name="image", data=bytes(message_bounds.REQUEST_BYTES_MAX))

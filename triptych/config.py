@@ -50,6 +50,7 @@ class ProcessConfig:
     tokens: str = setting("", "file of clients' tokens; without it and without tls, anybody may call")
     client_address: str = setting("", "host:port, TLS as well, for clients that have a token and no certificate")
     trace_file: str = setting("", "append spans to this file as OTLP JSON lines")
+    hold_file: str = setting("", "append what holds the event loop longer than all before to this file")
     metrics_port: int = setting(0, "serve Prometheus metrics on this port; 0 for none", minimum=0, maximum=65_535)
     drain_timeout_s: float = setting(
         600.0, "after SIGTERM, give a running job so long to finish", minimum=0, maximum=30 * DAY_S

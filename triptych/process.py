@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
-from triptych import auth
+from triptych import auth, telemetry
 from triptych.config import ProcessConfig
 from triptych.errors import (
     InvalidRequest,
@@ -26,6 +27,7 @@ from triptych.errors import (
     WorkerBroken,
     WrongState,
 )
+from triptych.loop_watch import WatchedLoop, watch_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,9 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """
     code = 0
     try:
-        asyncio.run(main())
+        with asyncio.Runner(loop_factory=WatchedLoop) as runner:
+            watch_of(runner.get_loop()).is_starting = True
+            runner.run(main())
     except* (WorkerBroken, JournalDamaged) as group:
         for error in _leaves(group):
             _say(error)
@@ -68,7 +72,15 @@ def announce(address: str, client_address: str = "") -> None:
     The address for clients without a certificate follows, where there is one.
     """
     with contextlib.suppress(OSError):  # whoever started it has gone: those who know the address go on
-        print(f"READY {address} {client_address}".rstrip(), flush=True)
+        watch_of(asyncio.get_running_loop()).is_starting = False
+    print(f"READY {address} {client_address}".rstrip(), flush=True)
+
+
+def show_holds(config: ProcessConfig, metrics: telemetry.Metrics) -> None:
+    """Tell of what holds the running event loop: a metric, and the file that the settings name."""
+    watch = watch_of(asyncio.get_running_loop())
+    watch.file = Path(config.hold_file) if config.hold_file else None
+    metrics.watch_loop(lambda: watch.longest.cpu_s)
 
 
 def open_security(config: ProcessConfig, token_file: str = "") -> auth.Security:

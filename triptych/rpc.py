@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from triptych import auth, errors, identity, message_bounds, telemetry
+from triptych import auth, errors, identity, loop_watch, message_bounds, telemetry
 
 log = logging.getLogger(__name__)
 
@@ -258,6 +258,7 @@ def _guard_unary(
 ) -> Callable[..., Awaitable[Any]]:
     async def guarded(data: bytes, context: Context) -> Any:
         _message_bytes.set(len(data))
+        loop_watch.METHOD.set(method)
         try:
             admit(context)
             return await call(_parsed(parse, data), context)
@@ -273,6 +274,7 @@ def _guard_stream(
     call: Callable[..., Any], parse: Parse, method: str, admit: Admit
 ) -> Callable[..., AsyncIterator[Any]]:
     async def guarded(data: Any, context: Context) -> AsyncIterator[Any]:
+        loop_watch.METHOD.set(method)
         try:
             admit(context)
             request = _parsed(parse, data) if isinstance(data, bytes) else _parsed_stream(parse, data)

@@ -32,6 +32,7 @@ async def main() -> None:
     state = Path(config.state)
     telemetry.setup_logging("controller")
     with telemetry.setup("triptych-controller", trace_file=config.trace_file, metrics_port=config.metrics_port) as seen:
+        process.show_holds(config, seen.metrics)
         async with Journal(state) as journal:
             security = process.open_security(config)
             result_url = results.check_url("result_url", config.result_url or f"{state}/results")

@@ -5,7 +5,7 @@ Names on a Prometheus page: `queue_sizes{ring}`, `queue_in_flight{ring}`, `queue
 `triptych_transfer_seconds{mover}`, `triptych_redeliveries_total{ring}`, `triptych_dead_letters_total{stage}`,
 `triptych_quarantines_total{stage}`, `triptych_checksum_failures_total{mover}`,
 `triptych_background_failures_total{task}`, `triptych_arena_used_bytes`, `triptych_arena_size_bytes`,
-`triptych_device_memory_bytes`.
+`triptych_device_memory_bytes`, `triptych_event_loop_hold_seconds`.
 
 Threads: the callbacks given to `watch_…` are called from the thread that serves or sends metrics, so they only read.
 """
@@ -114,6 +114,15 @@ class Metrics:
     def watch_device_memory(self, used_bytes: Callable[[], int]) -> None:
         """Show how much memory of the device is in use."""
         self._bytes("triptych.device.memory", "Bytes of device memory in use", used_bytes)
+
+    def watch_loop(self, longest_s: Callable[[], float]) -> None:
+        """Show the longest time, in seconds of CPU, that one callback has held the event loop."""
+        self._meter.create_observable_gauge(
+            "triptych.event_loop.hold",
+            [lambda _: [Observation(longest_s())]],
+            "s",
+            "Longest time that one callback held the event loop",
+        )
 
     def _seconds(self, name: str, about: str) -> Histogram:
         return self._meter.create_histogram(

@@ -1,0 +1,63 @@
+"""The watchdog on event loops, in every suite: no call holds one for longer than `HOLD_MAX_S` of CPU time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from triptych.loop_watch import Hold, WatchedLoop
+
+HOLDS = Path(tempfile.gettempdir()) / f"triptych-holds-{os.getpid()}"
+"""Where the services that tests start say what held their loops."""
+SHOWN = 5
+_longest: list[tuple[Hold, str]] = []
+
+
+_loops: list[WatchedLoop] = []
+
+
+def watched_loop() -> WatchedLoop:
+    """Tests' loops are watched as the services' are."""
+    _loops.append(WatchedLoop())
+    return _loops[-1]
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"watched": watched_loop}
+
+
+@pytest.fixture(autouse=True)
+def loop_watch(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A call to a server in the test's own process that holds the loop fails the test; what tests do themselves
+    doesn't, and copies of messages of tens of megabytes don't (marker `large_messages`)."""
+    yield
+    for loop in _loops:
+        _longest.append((loop.watch.longest, request.node.nodeid))
+        is_large = request.node.get_closest_marker("large_messages") is not None
+        calls = [] if is_large else [str(hold) for hold in loop.watch.too_long if hold.what.startswith("/triptych.")]
+        loop.watch.too_long.clear()
+        assert not calls, f"the event loop was held: {calls}"
+    _loops[:] = [loop for loop in _loops if not loop.is_closed()]
+    _longest.sort(key=lambda held: -held[0].cpu_s)
+    del _longest[SHOWN:]
+
+
+def pytest_configure() -> None:
+    os.environ.setdefault("TRIPTYCH_HOLD_FILE", str(HOLDS))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what held event loops longest."""
+    terminalreporter.section("event loops' longest holds")
+    for hold, test in _longest:
+        terminalreporter.write_line(f"in {test}: {hold}")
+    if HOLDS.exists():
+        lines = sorted(HOLDS.read_text().splitlines(), key=lambda line: -float(line.split()[0]))
+        for line in lines[:SHOWN]:
+            terminalreporter.write_line(f"in a service: {line}")
+        HOLDS.unlink()
