@@ -13,7 +13,7 @@ from triptych import codec, media, requests
 from triptych.errors import InvalidRequest, JobCancelled
 from triptych.roles import ROLES
 from triptych.stages import Step, request_inputs
-from triptych.stages.fake import FAKE_MODEL, FakeStage, expected_outputs
+from triptych.stages.fake import FAKE_MODEL, FakeStage, expected_outputs, fake_model
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 from triptych.v1.job_pb2 import GenerationRequest
 
@@ -95,3 +95,18 @@ def test_a_worker_with_a_fake_stage_loads_no_torch() -> None:
         "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_each_role_of_another_model_gives_other_bits() -> None:
+    """So that a single phase done by the wrong fleet is seen in the result."""
+
+    def made(*models: str) -> bytes:
+        values: dict[str, object] = request_inputs(request(), FAKE_MODEL)
+        for role, name in zip(ROLES, models, strict=True):
+            values = FakeStage(role, 0.0, name).run(values, lambda _step: None, lambda: False)
+        return values["images"].tobytes()  # type: ignore[attr-defined]
+
+    mixed = [made(a, b, c) for a in ("fake", "x") for b in ("fake", "x") for c in ("fake", "x")]
+    assert len(set(mixed)) == len(mixed)
+    assert made("fake", "fake", "fake") == expected_outputs(request())["images"].tobytes()  # type: ignore[attr-defined]
+    assert fake_model("x").config_digest != fake_model("fake").config_digest == FAKE_MODEL.config_digest

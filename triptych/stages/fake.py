@@ -29,9 +29,6 @@ EMBEDDING_WORDS = 64
 """Length of what stands for a prompt's embedding."""
 _MULTIPLIER, _INCREMENT = np.uint32(1664525), np.uint32(1013904223)
 """The linear congruential generator of Numerical Recipes: each step changes every word, and all later ones with it."""
-_SALT_BIT = np.uint32(1 << 24)
-"""Of the highest byte, so that a model's salt is seen in its pictures."""
-
 Words = npt.NDArray[np.uint32]
 
 FAKE_MODEL = model_pb2.ModelDescription(
@@ -82,7 +79,7 @@ class FakeStage:
     def __init__(self, role: Role.ValueType, seconds: float, model: str = FAKE_MODEL.model) -> None:
         self.role = role
         self.settings: dict[str, str] = {}
-        self._salt = np.uint32(0) if model == FAKE_MODEL.model else _words(f"model {model}", (1,))[0] | _SALT_BIT
+        self._salt = np.uint32(0) if model == FAKE_MODEL.model else _words(f"model {model} {role}", (1,))[0]
         self.component_bytes: dict[str, int] = {}
         self.parameter_bytes = 0
         self.device_memory_bytes = 0
