@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import subprocess
 import sys
@@ -142,3 +143,23 @@ def test_plain_memory_errors() -> None:
     assert not is_out_of_memory(InvalidRequest("prompt", "out of memory", "text"))
     text = memory_report.sentence(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."), "cpu")
     assert text.startswith("out of memory on cpu: 20 GiB more were asked for; ")
+
+
+async def test_whoever_waits_for_it_goes_on() -> None:
+    """Its frame is in the error's traceback, too, and only waits."""
+
+    async def work() -> str:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[str] = loop.create_future()
+
+        def give_back(error: BaseException) -> None:
+            memory_report.give_back(error)
+            done.set_result("done")
+
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            loop.call_soon(give_back, error)
+            return await done
+
+    assert await asyncio.wait_for(work(), 5) == "done"

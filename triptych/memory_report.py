@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import inspect
 import re
 import resource
 import sys
@@ -13,6 +15,8 @@ from triptych.units import bytes_text
 
 _WANTED = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
 """In torch's, numpy's and CUDA's words: "Tried to allocate 20.00 GiB", "you tried to allocate 64 bytes"."""
+_RESUMABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+"""To clear the frame of a coroutine that waits is to end it: the worker's own loop stands in the same traceback."""
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -28,7 +32,10 @@ def give_back(error: BaseException) -> None:
     """Drop what an error's frames hold, and return caches to the system. Called in the stage's thread."""
     chained: BaseException | None = error
     while chained is not None:
-        traceback.clear_frames(chained.__traceback__)
+        for frame, _line in traceback.walk_tb(chained.__traceback__):
+            if not frame.f_code.co_flags & _RESUMABLE:
+                with contextlib.suppress(RuntimeError):  # it is still running
+                    frame.clear()
         chained = chained.__cause__ or chained.__context__
     gc.collect()
     torch = sys.modules.get("torch")
