@@ -24,6 +24,7 @@ from triptych.stages.library import (
     ModularPipelineBlocks,
 )
 from triptych.stages.shells import build_shell
+from triptych.stages.undisturbed import undisturbed
 
 Overrides = Mapping[str, Mapping[str, object]]
 """Options of guiders by component name, for one job: `{"guider": {"guidance_scale": 4.0}}`."""
@@ -93,14 +94,16 @@ class Components:
         spec = copy.copy(self._specs[name])
         if spec.default_creation_method == "from_config" or not is_present(spec) or not is_model(spec):
             return self.get(name)
-        component = _load_model(spec, self._dtype).to(self._device)
+        with undisturbed():
+            component = _load_model(spec, self._dtype).to(self._device)
         self._pristine[name] = component
         return component
 
     def get(self, name: str) -> Any:
         """The component as a role that doesn't hold it sees it: a copy, a shell, or None where the model has none."""
         if name not in self._pristine:
-            self._pristine[name] = self._make(self._specs[name])
+            with undisturbed():
+                self._pristine[name] = self._make(self._specs[name])
         pristine = self._pristine[name]
         if isinstance(pristine, ConfigMixin) and not isinstance(pristine, torch.nn.Module):
             return copy.deepcopy(pristine)
@@ -114,7 +117,8 @@ class Components:
         if unknown := set(options) - set(guider.config):
             raise InvalidRequest(f"{name} options", sorted(unknown), f"{', '.join(sorted(guider.config))}")
         try:
-            return guider.new(**options)
+            with undisturbed():
+                return guider.new(**options)
         except (ValueError, TypeError) as error:
             raise InvalidRequest(name, dict(options), str(error)) from error
 
