@@ -147,6 +147,14 @@ class Reconciler:
                 continue
             unknown[held] = member.report_count
             job_ids[held] = slot.dispatch.job_id if slot.dispatch is not None else ""
+        for job_id in self._ledger.progress:  # those that were begun: also under a lease that is in no ring
+            entry = self._ledger.active.get(job_id)
+            if entry is None or not jobs.is_running(entry) or jobs.role_of(entry) != role:
+                continue
+            member = self._fleet.members.get(entry.lease.rank)
+            if member is not None and member.registration is not None and not member.knows(entry.lease):
+                held = _Held(entry.lease.slot, entry.lease.ticket, entry.lease.attempt, entry.lease.rank)
+                unknown[held], job_ids[held] = member.report_count, job_id
         suspicions = self._leases[role]
         for held, suspicion in suspicions.see(unknown, now_s):
             report_count = unknown[held] - suspicion.report_count

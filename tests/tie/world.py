@@ -1,0 +1,403 @@
+"""A seeded world in which the real controller and real workers meet over a network that loses and delays.
+
+Real: journal (SQLite, in memory), `Ledger`, `Controller`, `Supervisor`, both servicers, rings, `Link`, `RpcRing`,
+`Worker`, `EncoderServicer`, and `Phases` but for what touches tensors. One random number generator decides everything
+that happens, so a seed is a schedule: `python -m tests.tie.world SEED`.
+
+What must hold, whatever is lost or late until `FAULTS_S`: every job ends soon after; none is begun twice under one
+lease; each cancelled job's worker stops, each room that nobody needs is released; the controller never has to ask a
+worker that idles beside its ring; and where nobody was killed or silent for too long, no attempt was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import sqlite3
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from services.controller import journal_file
+from services.controller.controller import Controller
+from services.controller.fleet_service import FleetServicer
+from services.controller.journal import Journal
+from services.controller.ledger import Ledger
+from services.controller.models import MODEL_KEY
+from services.controller.ring_service import RingServicer
+from services.controller.supervisor import Supervisor
+from services.encoder.service import EncoderServicer
+from tests.tie.network import Network, Server, SimLoop, Wire
+from triptych import ids, telemetry
+from triptych.config import ControllerConfig, WorkerConfig
+from triptych.errors import JobCancelled, TriptychError
+from triptych.identity import ANYONE, set_caller
+from triptych.link import Link
+from triptych.phase import Equipment, Phases
+from triptych.rings.access import RingAccess
+from triptych.rings.layout import ATTEMPT_MAX, Geometry
+from triptych.rings.memory import MemoryRing
+from triptych.roles import NEXT, RING_OF
+from triptych.running import PhaseReporter, Running
+from triptych.stages.fake import FAKE_MODEL, FakeStage
+from triptych.v1 import encoder_service_pb2
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Role
+from triptych.v1.job_pb2 import (
+    JOB_STATE_FAILED,
+    Artifact,
+    GenerationRequest,
+)
+from triptych.v1.model_pb2 import ModelDescription
+from triptych.v1.room_pb2 import RoomRef
+from triptych.v1.worker_pb2 import DriverChoice
+from triptych.worker import Worker
+
+FAULTS_S = 12.0
+"""Until when messages are lost and processes die."""
+END_S = 150.0
+"""By when everything must be over: a lost call is noticed within 30 s, a claim within 40."""
+CONFIG = replace(ControllerConfig(), worker_timeout_s=5.0, attempts_max=50)
+CLAIM_S = 42.0
+"""A claim that was lost is asked for again within this time; until then its worker is rightly idle."""
+ADDRESS = "127.0.0.1:1"
+SETTLE_S = 45.0
+"""After the last job: for the orders that are still under way, and calls that nobody answers."""
+
+
+class Violation(AssertionError):
+    """A schedule broke what must hold."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a planted bug replaces."""
+
+    link: type[Link] = Link
+    supervisor: type[Supervisor] = Supervisor
+    prepare: Callable[[Controller], None] = lambda controller: None
+
+
+class SimArena:
+    """Names of rooms."""
+
+    host_id, size_bytes, used_bytes, largest_gap_bytes = "host", 1 << 20, 0, 1 << 20
+
+    def __init__(self) -> None:
+        self._rooms: set[int] = set()
+
+    def rooms(self) -> list[int]:
+        return sorted(self._rooms)
+
+    def put(self, room_id: int) -> None:
+        self._rooms.add(room_id)
+
+    def release(self, room_id: int) -> bool:
+        known = room_id in self._rooms
+        self._rooms.discard(room_id)
+        return known
+
+
+class SimPhases(Phases):
+    """The real way of a job, with a wait where the stage and the tensors would be."""
+
+    world: World
+
+    async def _work(self, running: Running, request: GenerationRequest, reporter: PhaseReporter) -> None:
+        world, role, dispatch = self.world, self._stage.role, running.dispatch
+        world.begins(role, running)
+        for _ in range(world.random.randrange(1, 12)):
+            await asyncio.sleep(0.2)
+            if running.should_stop():
+                raise JobCancelled("stopped")
+        while dispatch.job_id in world.endless and role == ROLE_TRANSFORMER:
+            await asyncio.sleep(0.5)
+            if running.should_stop():
+                raise JobCancelled("stopped")
+        if role == ROLE_DECODER:
+            artifact = Artifact(name="0.png", media_type="image/png", size_bytes=1, sha256=bytes(32))
+            artifact.url = f"{dispatch.job_id}/{'0' * 32}/0.png"
+            await reporter.complete(artifacts=[artifact], result_url=self._link.result_url)
+            return
+        self._room_counter += 1
+        room_id = running.room_id = ids.room_id(self._link.rank, self._room_counter)
+        self._arena.put(room_id)  # type: ignore[call-arg]
+        room = RoomRef(room_id=room_id, size_bytes=4096, xxh3_128=bytes(16), owner_rank=self._link.rank)
+        room.owner_address = ADDRESS
+        after = Dispatch(job_id=dispatch.job_id, generation=dispatch.generation, role=NEXT[role], room=room)
+        after.sender_rank = self._link.rank
+        try:
+            await reporter.complete(after)
+        except TriptychError:
+            if not (running.lost and room_id in running.declared_room_ids):
+                self._arena.release(room_id)
+            raise
+        await self._publish(running, after)
+
+
+class SimJournal(Journal):
+    """The journal's own statements on a database in memory. What a dead controller had under way is never answered."""
+
+    def __init__(self, db: sqlite3.Connection, network: Network) -> None:
+        super().__init__(Path("nowhere"))
+        self._db, self._network = db, network
+        self.server: Server | None = None
+
+    async def _call(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        await asyncio.sleep(self._network.random.uniform(0.0, 0.01))
+        await self._live()
+        result = work(self._db)
+        await asyncio.sleep(self._network.random.uniform(0.0, 0.01))
+        await self._live()
+        return result
+
+    async def _live(self) -> None:
+        if self.server is not None and self.server.dead.done():
+            await asyncio.get_running_loop().create_future()
+
+
+class Noticed(telemetry.Metrics):
+    """What the controller found to repair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reconciliations: Counter[str] = Counter()
+
+    def reconciled(self, what: str) -> None:
+        late = asyncio.get_running_loop().time() > FAULTS_S + CLAIM_S
+        self.reconciliations[f"{what}, late" if late else what] += 1
+
+
+class SimWorker:
+    """A worker's process."""
+
+    def __init__(self, world: World, role: Role.ValueType, number: int) -> None:
+        self.role, self.arena = role, SimArena()
+        nothing: Any = None
+        stage = FakeStage(role, 0.0)
+        self.equipment = Equipment(
+            WorkerConfig(), stage, FAKE_MODEL, self.arena, nothing, "", DriverChoice(), ADDRESS, world.metrics, nothing
+        )  # type: ignore[arg-type]
+        self.worker = Worker(self.equipment)
+        self.worker._instance_id = f"worker-{number}"  # so that a seed is a schedule
+        channel: Any = Wire(world.network)
+        self.link = world.parts.link(channel, self.worker)
+        names = [RING_OF[one] for one in (role, NEXT.get(role)) if one is not None]
+        access = RingAccess(channel, names, lambda: (self.link.rank, self.link.epoch), card=None)
+        self.worker.connect(self.link, access)
+        source, sink = access.ring(names[0]), access.ring(names[1]) if len(names) > 1 else None
+        self.worker._phases = phases = SimPhases(self.equipment, self.link, source, sink)
+        phases.world = world
+        self.direct = EncoderServicer("controller")
+        self.direct.worker = self.worker
+        self.tasks = [asyncio.create_task(self.link.run()), asyncio.create_task(self._work())]
+
+    async def _work(self) -> None:
+        await self.link.wait_registered()
+        await self.worker.run()
+
+    def kill(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+
+    @property
+    def is_idle(self) -> bool:
+        return self.worker._running is None
+
+
+class World:
+    """Runs one schedule."""
+
+    def __init__(self, seed: int, parts: Parts = Parts()) -> None:
+        self.seed, self.parts = seed, parts
+        self.random = random.Random(seed)
+        self.network = Network(self.random.getrandbits(32), self.random.choice((0.0, 0.1, 0.25, 0.4)), FAULTS_S)
+        self.metrics = Noticed()
+        self.endless: set[str] = set()
+        self.begun: Counter[tuple[object, ...]] = Counter()
+        self.accepted: set[str] = set()
+        self.kills = self.restarts = 0
+        self.workers: list[SimWorker] = []
+        self._db = sqlite3.connect(":memory:", isolation_level=None)
+        _template().backup(self._db)
+        self.controller: Controller
+        self.epoch = 0
+
+    def run(self) -> World:
+        """Run it. Raises Violation."""
+        random.seed(self.seed)
+        loop = SimLoop()
+        try:
+            loop.run_until_complete(self._run())
+        finally:
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+            self._db.close()
+        return self
+
+    def begins(self, role: Role.ValueType, running: Running) -> None:
+        """A stage begins: never twice under one lease."""
+        lease, d = running.claimed.lease, running.dispatch
+        key = (d.job_id, d.generation, role, self.network.server, lease.ring, lease.slot, lease.ticket, lease.attempt)
+        self.begun[key] += 1
+        self._demand(self.begun[key] == 1, f"{d.job_id} is begun twice under one lease")
+
+    def _demand(self, is_so: bool, message: str) -> None:
+        if not is_so:
+            raise Violation(f"seed {self.seed}: {message}")
+
+    async def _run(self) -> None:
+        set_caller(ANYONE)
+        await self._start_controller()
+        roles = [ROLE_ENCODER, ROLE_TRANSFORMER, ROLE_DECODER]
+        roles += self.random.sample(roles, self.random.randrange(3))
+        self.workers = [SimWorker(self, role, number) for number, role in enumerate(roles)]
+        scripts = [asyncio.create_task(self._client(number)) for number in range(self.random.randrange(2, 8))]
+        scripts += [asyncio.create_task(self._fate())]
+        await asyncio.gather(*scripts)
+        await self._until_over()
+        self.network.server.kill()  # type: ignore[union-attr]
+        for worker in self.workers:
+            worker.kill()
+
+    async def _start_controller(self) -> None:
+        self.epoch += 1
+        journal = SimJournal(self._db, self.network)
+        stored = await journal.get_meta(MODEL_KEY)
+        model = ModelDescription.FromString(stored) if stored else None
+        supervisor: Supervisor
+        rings = {
+            name: MemoryRing(
+                name,
+                self.epoch,
+                attempts_max=ATTEMPT_MAX,
+                on_dead_letter=lambda removed: supervisor.removed(removed),
+                geometry=Geometry(slot_count=16),
+                seed=self.seed,
+            )
+            for name in RING_OF.values()
+        }
+        controller = Controller(CONFIG, Ledger(journal), rings, model, self.metrics)
+        controller.media.close()
+        supervisor = self.parts.supervisor(controller, self.epoch, "memory://results")
+        self.parts.prepare(controller)
+        await supervisor.recover()
+        server = Server(
+            [
+                FleetServicer(controller, supervisor, self.epoch, ""),
+                RingServicer(rings, controller.fleet.check, None, "", controller.fleet.target_of),
+            ]
+        )
+        journal.server = server
+        server.spawn(supervisor.run())
+        self.controller, self.network.server = controller, server
+
+    async def _client(self, number: int) -> None:
+        await asyncio.sleep(self.random.uniform(0.0, FAULTS_S - 1))
+        request = GenerationRequest(prompt="a circle", seed=number)
+        request_id = f"request-{number}"
+        is_direct, is_endless = self.random.random() < 0.4, self.random.random() < 0.3
+        encoder = next(worker for worker in self.workers if worker.role == ROLE_ENCODER)
+        job_id = ""
+        while not job_id:
+            try:
+                async with asyncio.timeout(60):
+                    if is_direct:
+                        is_direct = self.random.random() < 0.8
+                        call = encoder_service_pb2.GenerateRequest(request_id=request_id, request=request)
+                        context: Any = None
+                        job_id = (await encoder.direct.Generate(call, context)).job.job_id
+                    elif self.network.server is not None:
+                        created = self.network.server.spawn(self.controller.create(request_id, request, ANYONE))
+                        await asyncio.wait([created, self.network.server.dead], return_when=asyncio.FIRST_COMPLETED)
+                        job_id = created.result().job_id if created.done() and not created.cancelled() else ""
+            except (TriptychError, TimeoutError):
+                pass
+            await asyncio.sleep(0.3)
+        self.accepted.add(job_id)
+        if is_endless:
+            self.endless.add(job_id)
+            await asyncio.sleep(self.random.uniform(0.0, FAULTS_S))
+            await self._cancel(job_id)
+
+    async def _cancel(self, job_id: str) -> None:
+        while True:
+            server = self.network.server
+            if server is not None:
+                done = server.spawn(self.controller.cancel(job_id))
+                await asyncio.wait([done, server.dead], return_when=asyncio.FIRST_COMPLETED)
+                if done.done() and not done.cancelled():
+                    return
+            await asyncio.sleep(0.3)
+
+    async def _fate(self) -> None:
+        """Restarts of the controller, and deaths of workers."""
+        moments = sorted(self.random.uniform(1.0, FAULTS_S) for _ in range(self.random.randrange(4)))
+        for moment_s in moments:
+            await asyncio.sleep(max(0.0, moment_s - asyncio.get_running_loop().time()))
+            if self.random.random() < 0.6:
+                assert self.network.server is not None
+                self.network.server.kill()
+                self.network.server = None
+                self.restarts += 1
+                await asyncio.sleep(self.random.uniform(0.05, 2.0))
+                await self._start_controller()
+            else:
+                self.kills += 1
+                index = self.random.randrange(len(self.workers))
+                self.workers[index].kill()
+                await asyncio.sleep(self.random.uniform(0.05, 1.0))
+                self.workers[index] = SimWorker(self, self.workers[index].role, 100 * self.kills + index)
+
+    async def _until_over(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self.controller.ledger.active:
+            states = {job_id: entry.job.state for job_id, entry in self.controller.ledger.active.items()}
+            self._demand(loop.time() < END_S, f"stuck: {states}")
+            await asyncio.sleep(0.5)
+        late_s = loop.time() + SETTLE_S
+        while True:  # the last answers that were lost are asked for again, and orders have their effect
+            held = sum(len(worker.arena.rooms()) for worker in self.workers)
+            if all(worker.is_idle for worker in self.workers) and not held:
+                break
+            busy = [worker.role for worker in self.workers if not worker.is_idle]
+            self._demand(loop.time() < late_s, f"an order had no effect: {held} rooms held, {busy} busy")
+            await asyncio.sleep(0.5)
+        await self._check_jobs()
+
+    async def _check_jobs(self) -> None:
+        self._demand(not self.metrics.reconciliations["worker, late"], "a worker was idle beside work")
+        for job_id in self.accepted:
+            job = await self.controller.ledger.get(job_id)
+            self._demand(job.state != JOB_STATE_FAILED, f"{job_id} is lost: {job.error}")
+            if not self.kills:
+                thrown = [a.reason for a in job.attempts if "came back without the job" in a.reason]
+                self._demand(not thrown, f"{job_id} was thrown away: {thrown}")
+
+
+def _template() -> sqlite3.Connection:
+    """An empty journal."""
+    if not _templates:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.closing(journal_file.open_file(Path(folder))) as on_disk,
+        ):
+            db = sqlite3.connect(":memory:", isolation_level=None)
+            on_disk.backup(db)
+            _templates.append(db)
+    return _templates[0]
+
+
+_templates: list[sqlite3.Connection] = []
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s")
+    World(int(sys.argv[1])).run()
