@@ -148,7 +148,7 @@ class SimJournal(Journal):
         self._db, self._network = db, network
         self.server: Server | None = None
 
-    async def _call(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    async def run(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
         await asyncio.sleep(self._network.random.uniform(0.0, 0.01))
         await self._live()
         result = work(self._db)
