@@ -4,6 +4,8 @@ What they do stands in the folder that the variable `HOLD` names, so that a test
 
 * a file `hold-PID` holds the process PID where its component works, until the file is gone. Its other threads go on.
 * a file `kill-STEPS` kills every process that begins to denoise a job of so many steps.
+* a file `spoil-STEPS` goes, with the process that finds it so, by the error of a CUDA context that is lost.
+* a file `starve-STEPS` has every such process ask for more memory than any machine has.
 * each step adds a byte to `steps-PID`.
 
 Otherwise they are what they inherit from, bit by bit.
@@ -18,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 
 POLL_S = 0.01
+HUGE_BYTES = 2**50
+"""More than an address space has."""
 
 
 def _folder() -> Path:
@@ -36,11 +41,16 @@ def _hold() -> None:
 
 
 class HeldScheduler(diffusers.UniPCMultistepScheduler):
-    """Hangs before a step; kills before the first."""
+    """Hangs before a step; kills, spoils and starves before the first."""
 
     def set_timesteps(self, num_inference_steps: int | None = None, *args: Any, **kwargs: Any) -> Any:
         if (_folder() / f"kill-{num_inference_steps}").exists():
             os.kill(os.getpid(), signal.SIGKILL)
+        if (spoiling := _folder() / f"spoil-{num_inference_steps}").exists():
+            spoiling.unlink()
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        if (_folder() / f"starve-{num_inference_steps}").exists():
+            torch.empty(HUGE_BYTES, dtype=torch.uint8)
         return super().set_timesteps(num_inference_steps, *args, **kwargs)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
