@@ -178,6 +178,7 @@ async def _serve(worker: Worker, link: Link, server: rpc.Server, stop: asyncio.E
                     await working  # raises what ended it, if that wasn't us
                 except WorkerBroken as error:
                     log.error("this worker ends: %s", error)
+                    await worker.drain()  # what it has made is whole, and others may need it
                     linked.cancel()
                     await link.leave(str(error))
                     raise

@@ -17,11 +17,12 @@ PAUSE_S_MAX = 60.0
 rarely: it may be sick in a way that no check sees, or somebody sends jobs that nobody can do."""
 
 _POISON = re.compile(
-    r"CUDA error: (?!out of memory)|device-side assert|illegal memory access|unspecified launch failure"
-    r"|uncorrectable ECC|misaligned address|CUBLAS_STATUS_(EXECUTION|INTERNAL)|CUDNN_STATUS_EXECUTION",
+    r"device-side assert|illegal (memory access|address|instruction)|misaligned address|invalid (address space|program"
+    r" counter)|unspecified launch failure|launch timed out|hardware stack error|uncorrectable ECC",
     re.IGNORECASE,
 )
-"""After these a CUDA context gives nothing but errors, in every later call (CUDA's "sticky" errors)."""
+"""After these a CUDA context gives nothing but errors, in every later call ("sticky" in CUDA's documents). Others leave
+it whole, such as a kernel that isn't built for the device: a worker that meets nothing else quarantines itself."""
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|unable to allocate|std::bad_alloc", re.IGNORECASE
 )

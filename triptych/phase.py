@@ -40,7 +40,7 @@ from triptych.link import PASSING, Link
 from triptych.rings.ring import DISPATCH_BYTES_MAX, Ring
 from triptych.roles import NEXT, RING_OF, ring_name, role_name
 from triptych.running import PhaseReporter, Running, seconds_of
-from triptych.self_check import SAMPLE_BYTES_MAX, SelfCheck
+from triptych.self_check import SelfCheck, size_of
 from triptych.stages import AnyStage, Step, request_inputs
 from triptych.stages.inputs import texts_of
 from triptych.transport import room as rooms
@@ -213,7 +213,7 @@ class Phases:
         if self._stage.role == ROLE_ENCODER:
             decode = self._equipment.decoders.decode
             inputs = await self._in_thread(lambda: request_inputs(request, self._model, decode))
-            size_bytes = SAMPLE_BYTES_MAX + 1 if request.media else request.ByteSize()
+            size_bytes = size_of(inputs)
         else:
             inputs = await self._fetch(running)
             size_bytes = running.dispatch.room.size_bytes

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from triptych import codec, results
-from triptych.errors import JobCancelled
+from triptych.errors import ArenaFull, JobCancelled, RoomGone
 from triptych.stages import AnyStage, Step
 from triptych.transport.arena import Arena
 from triptych.transport.fetcher import Fetcher
@@ -28,6 +28,18 @@ SAMPLE_BYTES_MAX = 64 * 2**20
 TIMEOUT_S = 120.0
 """Bound of a check. One step, or one decode, of the largest models takes less on the devices that can run them."""
 STORED = {"self_check": np.arange(4096, dtype=np.uint8)}
+
+
+def size_of(inputs: object) -> int:
+    """Bytes of pictures, arrays and texts in an encoder's inputs, at any depth; about what they take."""
+    if isinstance(inputs, Mapping):
+        return sum(map(size_of, inputs.values()))
+    if isinstance(inputs, list | tuple):
+        return sum(map(size_of, inputs))
+    if isinstance(inputs, str | bytes):
+        return len(inputs)
+    width, height = getattr(inputs, "width", 0), getattr(inputs, "height", 0)
+    return int(getattr(inputs, "nbytes", 4 * width * height))
 
 
 class SelfCheck:
@@ -70,9 +82,12 @@ class SelfCheck:
             self._stage.run(sample, done.append, lambda: bool(done))
 
     async def _check_arena(self, room_id: int, rank: int, address: str) -> None:
+        """Full of others' rooms it is well; and a registration meanwhile has rooms released that nobody knows of."""
         encoded = codec.encode(STORED, "self-check")
-        placement = await self._in_thread(lambda: self._arena.put(room_id, encoded.manifest, encoded.buffers))
-        try:
-            await self._fetcher.fetch(self._arena.ref(placement, owner_rank=rank, owner_address=address, mooncake=""))
-        finally:
-            self._arena.release(room_id)
+        with contextlib.suppress(ArenaFull, RoomGone):
+            placement = await self._in_thread(lambda: self._arena.put(room_id, encoded.manifest, encoded.buffers))
+            try:
+                ref = self._arena.ref(placement, owner_rank=rank, owner_address=address, mooncake="")
+                await self._fetcher.fetch(ref)
+            finally:
+                self._arena.release(room_id)

@@ -211,12 +211,21 @@ class Worker:
         """Claim nothing, have the controller know it, and find out whether the jobs or we are to blame."""
         log.error("quarantined: %d different jobs failed here in a row", FAILURES_MAX, extra={"rank": self.link.rank})
         await self.link.reported(REPORT_TIMEOUT_S)
+        await self._hand_over()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.draining.wait(), self._phases.health.pause_s)
             return
         await self._phases.check_health()
         log.warning("back from quarantine: a job of its own was done", extra={"rank": self.link.rank})
         self.link.notify()
+
+    async def _hand_over(self) -> None:
+        """What was handed to us directly goes to others. Where that can't be said, the controller finds out."""
+        while not self._direct.empty():
+            lease = self._direct.get_nowait().lease
+            with contextlib.suppress(LeaseLost, Fenced, *PASSING):
+                await self._source.nack(lease)
+            self._handed_over = [kept for kept in self._handed_over if kept != lease]
 
     async def drain(self) -> None:
         """Wait, within `release_timeout_s`, until the rooms held here are released.

@@ -65,7 +65,6 @@ from triptych.v1.job_pb2 import (
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.ring_service_pb2 import Lease
-from triptych.v1.worker_pb2 import WORKER_STATE_QUARANTINED
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +300,7 @@ class Controller:
             raise Fenced(f"rank {report.rank} has registered anew since registration {report.registration_number}")
         now_s, took_work = asyncio.get_running_loop().time(), member.takes_work
         member.saw(report, now_s)
-        self.quarantine.saw(report.rank, report.state == WORKER_STATE_QUARANTINED, report.waiting_for)
+        self.quarantine.saw(report.rank, report.state, report.waiting_for)
         if took_work and not member.takes_work:
             self.dispatcher.withdraw(report.rank)
         for ring in report.changed_rings:

@@ -15,6 +15,7 @@ from services.controller import jobs
 from services.controller.ledger import Ledger
 from triptych.errors import LeaseLost
 from triptych.v1.journal_pb2 import JournalEntry
+from triptych.v1.worker_pb2 import WORKER_STATE_DRAINING, WORKER_STATE_QUARANTINED, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,10 @@ class Quarantine:
         """A worker finished a phase."""
         self._failed.pop(rank, None)
 
-    def saw(self, rank: int, is_sick: bool, reason: str) -> None:
-        """A worker says whether it is in quarantine."""
-        if is_sick == (rank in self._sick):
+    def saw(self, rank: int, state: WorkerState.ValueType, reason: str) -> None:
+        """A worker says whether it is in quarantine. One that leaves says nothing new of its health."""
+        is_sick = state == WORKER_STATE_QUARANTINED
+        if is_sick == (rank in self._sick) or state == WORKER_STATE_DRAINING:
             return
         if is_sick:
             self._sick.add(rank)

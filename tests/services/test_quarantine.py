@@ -8,7 +8,7 @@ from tests.services.test_attempts import fail, register, take
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER
 from triptych.v1.job_pb2 import ATTEMPT_KIND_WORKER_SICK, JOB_STATE_QUEUED
-from triptych.v1.worker_pb2 import WORKER_STATE_IDLE, WORKER_STATE_QUARANTINED
+from triptych.v1.worker_pb2 import WORKER_STATE_DRAINING, WORKER_STATE_IDLE, WORKER_STATE_QUARANTINED
 
 
 async def some_failed(bench: object, rank: int, count: int) -> list[str]:
@@ -47,6 +47,9 @@ async def test_one_that_ends_in_quarantine(open_bench: OpenBench) -> None:
         sick = await register(bench, "sick", ROLE_ENCODER)
         await register(bench, "well", ROLE_ENCODER)
         job_ids = await some_failed(bench, sick, 3)
+        for state in (WORKER_STATE_QUARANTINED, WORKER_STATE_DRAINING):
+            bench.controller.report(fleet_pb.HeartbeatRequest(rank=sick, state=state))
+            await bench.supervisor.tick()
         await bench.supervisor.bury(sick, "rank 1 is broken: it fails everything", ATTEMPT_KIND_WORKER_SICK)
         await bench.supervisor.tick()
         for job_id in job_ids:

@@ -18,7 +18,7 @@ import torch
 def undisturbed() -> Iterator[None]:
     """Leave every global generator, of torch (CPU and CUDA), numpy and Python, as it was before the block."""
     python, legacy_numpy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices=devices):
             yield

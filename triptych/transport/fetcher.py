@@ -126,9 +126,6 @@ def open_fetcher(
 
 
 def _aligned_buffer(size_bytes: int) -> memoryview:
-    try:
-        memory = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
-    except MemoryError as error:
-        raise TransferFailed(f"no memory for a room of {size_bytes} bytes") from error
+    memory = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)  # MemoryError is ours, and no fault of the room's
     start = -memory.ctypes.data % ALIGNMENT_BYTES
     return memory[start : start + size_bytes].data
