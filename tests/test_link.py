@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from triptych import rpc
-from triptych.errors import AlreadyExists, Fenced, Full, TriptychError, WrongState
+from triptych.errors import AlreadyExists, Fenced, Full, LeaseLost, TriptychError, WrongState
 from triptych.link import Link
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import fleet_service_pb2_grpc as pb_grpc
@@ -85,7 +85,8 @@ async def test_a_worker_that_never_was_a_member_says_why() -> None:
 class Late(pb_grpc.FleetServiceServicer):
     """Ends the first stream when it is told to, and refuses a call of the first registration after the second."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusal: TriptychError) -> None:
+        self._refusal = refusal
         self.registered: list[int] = []
         self.asked, self.again = asyncio.Event(), asyncio.Event()
         self.open_count = 0
@@ -108,11 +109,13 @@ class Late(pb_grpc.FleetServiceServicer):
             return pb.StartDirectJobResponse()
         self.asked.set()
         await self.again.wait()
-        raise Fenced("this is of the first registration")
+        raise self._refusal
 
 
-async def test_a_late_refusal_does_not_end_a_newer_registration() -> None:
-    servicer = Late()
+@pytest.mark.parametrize("refusal", [Fenced("of the first"), LeaseLost("of the first")], ids=["rank", "lease"])
+async def test_a_late_refusal_counts_for_its_own_registration_only(refusal: TriptychError) -> None:
+    """It ends no newer one, and what it refuses is asked again as things stand now."""
+    servicer = Late(refusal)
     service = (pb_grpc.add_FleetServiceServicer_to_server, servicer, "triptych.v1.FleetService")
     server = await rpc.start_server("127.0.0.1:0", [service])
     try:

@@ -160,6 +160,10 @@ class Link:
                     raise
                 log.warning("controller: %s", error)
                 backoff_s = max(backoff_s, error.retry_after_s)
+            except TriptychError as error:
+                if self._tie.number == number:
+                    raise
+                log.info("controller refused a call of an older registration (%s); trying again", error)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 
