@@ -121,7 +121,9 @@ class Injector:
     async def _swap(self, fault: Fault) -> str:
         """No client sends anything meanwhile: what is accepted then is the other model's."""
         async with self._load.closed():
-            before = await self._load.list_all()
+            for name in self._fleet.shape.workers:
+                await self._fleet.kill(name)
+            before = await self._load.list_all()  # what is over now was done by the first model's workers
             await self._replace_workers(self._other_model)
             await asyncio.sleep(fault.duration_s)
             after = {job.job_id: job for job in await self._load.list_all()}
