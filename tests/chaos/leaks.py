@@ -8,8 +8,9 @@ import psutil
 
 FDS_GROWTH_MAX = 16
 """Connections of a worker or client that comes or goes, each with its event descriptors."""
-THREADS_GROWTH_MAX = 4
-"""gRPC's own pool gains and loses some."""
+THREADS_GROWTH_MAX = 4 + 18
+"""gRPC's own pool gains and loses some. Pools of the controller's start their threads when they need them: 16 that read
+results, one that sweeps, one that prunes."""
 RSS_GROWTH_MAX_BYTES = 64 * 2**20
 """Caches that fill once: messages' pools, SQLite's pages, and the allocator's free lists of the busiest moment."""
 
