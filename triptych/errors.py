@@ -10,7 +10,7 @@
     │   ├── RingMismatch    the ring's header isn't the one this program was built for          FAILED_PRECONDITION
     │   ├── RingRefused     the card refuses an operation: key, range, right or alignment       FAILED_PRECONDITION
     │   ├── NoCard          no RDMA device here can be used, or the controller offers none      FAILED_PRECONDITION
-    │   ├── ResultsMoved        results are stored somewhere else now                                FAILED_PRECONDITION
+    │   ├── ResultsMoved    results are stored somewhere else now                           FAILED_PRECONDITION
     │   └── JobFailed       the job ended without a result; says why (raised by clients)        FAILED_PRECONDITION
     ├── LeaseLost           (ticket, attempt) is no longer ours: reaped, acked or taken         ABORTED
     ├── Fenced              this rank was declared dead and must register anew                  PERMISSION_DENIED
@@ -20,7 +20,7 @@
     │   ├── ArenaFull       no room in the arena
     │   ├── RingFull        no free slot
     │   ├── BacklogFull     the controller keeps no more waiting jobs
-    │   ├── QuotaFull       the client has as many unfinished jobs as it may
+    │   ├── QuotaFull       the client has as many unfinished jobs, or bytes of them, as it may
     │   ├── WatchesFull     the controller keeps no more open watches
     │   ├── ChecksFull      the controller checks the media of no more requests at once
     │   └── JournalFull     the controller's disk takes no change now
@@ -28,7 +28,7 @@
     ├── Unavailable         the other side isn't there, or not ready; retry with back-off       UNAVAILABLE
     │   ├── JournalDamaged  the controller's disk is broken: it ends, and a person is needed    UNAVAILABLE
     │   ├── TransferFailed  a mover could not reach a room's bytes                              UNAVAILABLE
-    │   └── RingUnreachable an operation on far memory did not complete                         UNAVAILABLE
+    │   ├── RingUnreachable an operation on far memory did not complete                         UNAVAILABLE
     │   └── WorkerBroken    this worker can't go on; its supervisor starts another              UNAVAILABLE
     ├── AlreadyExists       the identity is taken by something else                             ALREADY_EXISTS
     ├── JobCancelled        somebody asked for the job to stop                                  CANCELLED
@@ -162,7 +162,7 @@ class BacklogFull(Full):
 
 
 class QuotaFull(Full):
-    """The client has as many unfinished jobs as it may have."""
+    """The client has as many unfinished jobs, or bytes of their requests, as it may have."""
 
     retry_after_s = 2.0
     """A place is free when one of its own jobs ends."""

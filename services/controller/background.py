@@ -9,6 +9,7 @@ in `FATAL`: jobs that others run, and clients who ask, don't depend on it.
 | expire | ending jobs whose deadline has passed |
 | publish | moving jobs from the queues into the rings |
 | prune | removing what is over |
+| sweep | removing files that attempts have left behind |
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Names on a Prometheus page: `queue_sizes{ring}`, `queue_in_flight{ring}`, `queue
 `triptych_queue_wait_seconds{stage}`, `triptych_stage_run_seconds{stage}`, `triptych_transfer_bytes_total{mover}`,
 `triptych_transfer_seconds{mover}`, `triptych_redeliveries_total{ring}`, `triptych_dead_letters_total{stage}`,
 `triptych_quarantines_total{stage}`, `triptych_checksum_failures_total{mover}`,
-`triptych_background_failures_total{task}`, `triptych_arena_used_bytes`, `triptych_arena_size_bytes`,
-`triptych_device_memory_bytes`, `triptych_event_loop_hold_seconds`.
+`triptych_background_failures_total{task}`, `triptych_reconciliations_total{what}`, `triptych_arena_used_bytes`,
+`triptych_arena_size_bytes`, `triptych_device_memory_bytes`, `triptych_event_loop_hold_seconds`.
 
 Threads: the callbacks given to `watch_…` are called from the thread that serves or sends metrics, so they only read.
 """

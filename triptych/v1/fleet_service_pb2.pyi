@@ -126,8 +126,8 @@ class RegisterWorkerRequest(_message.Message):
     parameter_bytes: _builtins.int
     """Bytes of parameters that it has loaded."""
     number: _builtins.int
-    """Counts the registrations that the worker's process has asked for, from 1. One
-    that comes after a newer is refused. 0 is always taken.
+    """Number of this registration, which the worker's process counts from 1. One that
+    is older than the last that was taken is refused. 0 is always taken.
     """
     @_builtins.property
     def model(self) -> _model_pb2.ModelDescription:

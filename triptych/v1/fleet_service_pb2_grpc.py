@@ -92,9 +92,11 @@ class FleetServiceServicer(object):
     def RegisterWorker(self, request, context):
         """Makes a worker known and gives it a rank. A worker that comes back after a
         controller's restart declares what it holds, and keeps its rank and its job.
-        Codes: INVALID_ARGUMENT, FAILED_PRECONDITION (another model than the fleet's, or
-        other settings than its role's), UNAVAILABLE (another model, and the last one's
-        workers may yet come back: retry).
+        Codes: INVALID_ARGUMENT, FAILED_PRECONDITION (another model than the fleet's,
+        other settings than its role's, or no ranks are left), PERMISSION_DENIED (older
+        than a registration that was taken, or another role than before),
+        RESOURCE_EXHAUSTED (disk full: retry), UNAVAILABLE (another model, and the last
+        one's workers may yet come back: retry).
         Retry: safe; the same `instance_id` gets the same rank.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

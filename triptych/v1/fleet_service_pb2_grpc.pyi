@@ -41,9 +41,11 @@ class FleetServiceStub:
     RegisterWorker: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.RegisterWorkerRequest, _fleet_service_pb2.RegisterWorkerResponse]
     """Makes a worker known and gives it a rank. A worker that comes back after a
     controller's restart declares what it holds, and keeps its rank and its job.
-    Codes: INVALID_ARGUMENT, FAILED_PRECONDITION (another model than the fleet's, or
-    other settings than its role's), UNAVAILABLE (another model, and the last one's
-    workers may yet come back: retry).
+    Codes: INVALID_ARGUMENT, FAILED_PRECONDITION (another model than the fleet's,
+    other settings than its role's, or no ranks are left), PERMISSION_DENIED (older
+    than a registration that was taken, or another role than before),
+    RESOURCE_EXHAUSTED (disk full: retry), UNAVAILABLE (another model, and the last
+    one's workers may yet come back: retry).
     Retry: safe; the same `instance_id` gets the same rank.
     """
     Heartbeat: _grpc.StreamStreamMultiCallable[_fleet_service_pb2.HeartbeatRequest, _fleet_service_pb2.HeartbeatResponse]
@@ -90,9 +92,11 @@ class FleetServiceAsyncStub(FleetServiceStub):
     RegisterWorker: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.RegisterWorkerRequest, _fleet_service_pb2.RegisterWorkerResponse]  # type: ignore[assignment]
     """Makes a worker known and gives it a rank. A worker that comes back after a
     controller's restart declares what it holds, and keeps its rank and its job.
-    Codes: INVALID_ARGUMENT, FAILED_PRECONDITION (another model than the fleet's, or
-    other settings than its role's), UNAVAILABLE (another model, and the last one's
-    workers may yet come back: retry).
+    Codes: INVALID_ARGUMENT, FAILED_PRECONDITION (another model than the fleet's,
+    other settings than its role's, or no ranks are left), PERMISSION_DENIED (older
+    than a registration that was taken, or another role than before),
+    RESOURCE_EXHAUSTED (disk full: retry), UNAVAILABLE (another model, and the last
+    one's workers may yet come back: retry).
     Retry: safe; the same `instance_id` gets the same rank.
     """
     Heartbeat: _aio.StreamStreamMultiCallable[_fleet_service_pb2.HeartbeatRequest, _fleet_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
@@ -142,9 +146,11 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fleet_service_pb2.RegisterWorkerResponse, _abc.Awaitable[_fleet_service_pb2.RegisterWorkerResponse]]:
         """Makes a worker known and gives it a rank. A worker that comes back after a
         controller's restart declares what it holds, and keeps its rank and its job.
-        Codes: INVALID_ARGUMENT, FAILED_PRECONDITION (another model than the fleet's, or
-        other settings than its role's), UNAVAILABLE (another model, and the last one's
-        workers may yet come back: retry).
+        Codes: INVALID_ARGUMENT, FAILED_PRECONDITION (another model than the fleet's,
+        other settings than its role's, or no ranks are left), PERMISSION_DENIED (older
+        than a registration that was taken, or another role than before),
+        RESOURCE_EXHAUSTED (disk full: retry), UNAVAILABLE (another model, and the last
+        one's workers may yet come back: retry).
         Retry: safe; the same `instance_id` gets the same rank.
         """
 

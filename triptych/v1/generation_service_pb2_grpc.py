@@ -112,8 +112,8 @@ class GenerationServiceServicer(object):
 
         Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
         queued), ALREADY_EXISTS (the `request_id` was used for another request),
-        RESOURCE_EXHAUSTED (backlog or the client's quota full, disk full), UNAVAILABLE
-        (no encoder has described the model yet). Retry: safe with the same
+        RESOURCE_EXHAUSTED (backlog, the client's quota, checks of media or disk full),
+        UNAVAILABLE (no encoder has described the model yet). Retry: safe with the same
         `request_id`, which returns the same job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -167,9 +167,9 @@ class GenerationServiceServicer(object):
 
     def DiscardJobs(self, request, context):
         """Ends all jobs that wait for a model that the fleet doesn't serve, CANCELLED.
-        For administrators. Codes: INVALID_ARGUMENT (no or several such models),
-        FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED (disk full).
-        Retry: safe.
+        For administrators. Codes: INVALID_ARGUMENT (too few digits, or those of
+        several models), FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED
+        (disk full). Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

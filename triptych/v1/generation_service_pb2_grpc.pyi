@@ -50,8 +50,8 @@ class GenerationServiceStub:
 
     Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
     queued), ALREADY_EXISTS (the `request_id` was used for another request),
-    RESOURCE_EXHAUSTED (backlog or the client's quota full, disk full), UNAVAILABLE
-    (no encoder has described the model yet). Retry: safe with the same
+    RESOURCE_EXHAUSTED (backlog, the client's quota, checks of media or disk full),
+    UNAVAILABLE (no encoder has described the model yet). Retry: safe with the same
     `request_id`, which returns the same job.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.GetJobRequest, _generation_service_pb2.GetJobResponse]
@@ -80,9 +80,9 @@ class GenerationServiceStub:
     """
     DiscardJobs: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.DiscardJobsRequest, _generation_service_pb2.DiscardJobsResponse]
     """Ends all jobs that wait for a model that the fleet doesn't serve, CANCELLED.
-    For administrators. Codes: INVALID_ARGUMENT (no or several such models),
-    FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED (disk full).
-    Retry: safe.
+    For administrators. Codes: INVALID_ARGUMENT (too few digits, or those of
+    several models), FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED
+    (disk full). Retry: safe.
     """
     DownloadResult: _grpc.UnaryStreamMultiCallable[_generation_service_pb2.DownloadResultRequest, _generation_service_pb2.DownloadResultResponse]
     """Streams one file of a result. Codes: NOT_FOUND (no such job or file),
@@ -116,8 +116,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
 
     Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
     queued), ALREADY_EXISTS (the `request_id` was used for another request),
-    RESOURCE_EXHAUSTED (backlog or the client's quota full, disk full), UNAVAILABLE
-    (no encoder has described the model yet). Retry: safe with the same
+    RESOURCE_EXHAUSTED (backlog, the client's quota, checks of media or disk full),
+    UNAVAILABLE (no encoder has described the model yet). Retry: safe with the same
     `request_id`, which returns the same job.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.GetJobRequest, _generation_service_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -146,9 +146,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """
     DiscardJobs: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.DiscardJobsRequest, _generation_service_pb2.DiscardJobsResponse]  # type: ignore[assignment]
     """Ends all jobs that wait for a model that the fleet doesn't serve, CANCELLED.
-    For administrators. Codes: INVALID_ARGUMENT (no or several such models),
-    FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED (disk full).
-    Retry: safe.
+    For administrators. Codes: INVALID_ARGUMENT (too few digits, or those of
+    several models), FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED
+    (disk full). Retry: safe.
     """
     DownloadResult: _aio.UnaryStreamMultiCallable[_generation_service_pb2.DownloadResultRequest, _generation_service_pb2.DownloadResultResponse]  # type: ignore[assignment]
     """Streams one file of a result. Codes: NOT_FOUND (no such job or file),
@@ -185,8 +185,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
         queued), ALREADY_EXISTS (the `request_id` was used for another request),
-        RESOURCE_EXHAUSTED (backlog or the client's quota full, disk full), UNAVAILABLE
-        (no encoder has described the model yet). Retry: safe with the same
+        RESOURCE_EXHAUSTED (backlog, the client's quota, checks of media or disk full),
+        UNAVAILABLE (no encoder has described the model yet). Retry: safe with the same
         `request_id`, which returns the same job.
         """
 
@@ -251,9 +251,9 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_generation_service_pb2.DiscardJobsResponse, _abc.Awaitable[_generation_service_pb2.DiscardJobsResponse]]:
         """Ends all jobs that wait for a model that the fleet doesn't serve, CANCELLED.
-        For administrators. Codes: INVALID_ARGUMENT (no or several such models),
-        FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED (disk full).
-        Retry: safe.
+        For administrators. Codes: INVALID_ARGUMENT (too few digits, or those of
+        several models), FAILED_PRECONDITION (the fleet serves it), RESOURCE_EXHAUSTED
+        (disk full). Retry: safe.
         """
 
     @_abc_1.abstractmethod
