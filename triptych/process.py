@@ -71,9 +71,9 @@ def announce(address: str, client_address: str = "") -> None:
 
     The address for clients without a certificate follows, where there is one.
     """
+    watch_of(asyncio.get_running_loop()).is_starting = False
     with contextlib.suppress(OSError):  # whoever started it has gone: those who know the address go on
-        watch_of(asyncio.get_running_loop()).is_starting = False
-    print(f"READY {address} {client_address}".rstrip(), flush=True)
+        print(f"READY {address} {client_address}".rstrip(), flush=True)
 
 
 def show_holds(config: ProcessConfig, metrics: telemetry.Metrics) -> None:
