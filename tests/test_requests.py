@@ -16,6 +16,7 @@ from triptych.v1.model_pb2 import (
     INPUT_KIND_INTEGER,
     INPUT_KIND_LIST,
     INPUT_KIND_MAPPING,
+    INPUT_KIND_NUMBER,
     INPUT_KIND_TEXT,
     ModelDescription,
 )
@@ -123,3 +124,21 @@ def test_the_pixels_of_a_result_are_bounded() -> None:
     requests.validate(asked, model(), result_bytes_max=0)
     largest_known = request(num_frames=121, height=720, width=1280)
     requests.validate(largest_known, model(), result_bytes_max=ControllerConfig().result_bytes_max)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good"),
+    [
+        ("max_sequence_length", -1, 512),
+        ("max_sequence_length", 100_000, 4096),
+        ("clip_skip", 99, 1),
+        ("strength", 0, 1),
+        ("strength", 0.2, 0.25),
+    ],
+)
+def test_numbers_that_no_pipeline_works_with_are_refused_at_once(name: str, bad: float, good: float) -> None:
+    described = model(num_inference_steps=4)
+    described.inputs.add(name=name, kind=INPUT_KIND_NUMBER)
+    requests.validate(request({name: good}), described)
+    with pytest.raises(InvalidRequest, match=rf"parameters\.{name} is '{bad:g}'; accepted: "):
+        requests.validate(request({name: bad}), described)

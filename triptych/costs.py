@@ -19,6 +19,9 @@ PARAMETERS_VALUES_MAX = 10_000
 where all other calls wait, and so many take milliseconds."""
 WORK_INPUTS = ("num_frames", "height", "width", "num_inference_steps")
 """What multiplies the work of a job, together with `num_outputs`."""
+RANGES = {"max_sequence_length": (1, 4096), "clip_skip": (0, 30), "strength": (1e-3, 1), "padding_mask_crop": (0, 8192)}
+"""What such parameters may be, of any model: four times the longest text that a known encoder reads; the layers of the
+largest CLIP but two; one step of a thousand; a side."""
 PIXEL_BYTES = 12
 """Of a pixel as decoders make it: three float32."""
 
@@ -99,6 +102,19 @@ def _counted(count: int, more: int) -> int:
             "parameters", f"{count + more} values or more", f"at most {PARAMETERS_VALUES_MAX}, at all depths together"
         )
     return count + more
+
+
+def check_ranges(request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription) -> None:
+    """Raise InvalidRequest for numbers that no pipeline can work with, and that it would notice late, if at all."""
+    for name, (least, most) in RANGES.items():
+        value = request.parameters.fields.get(name)
+        if value is not None and value.HasField("number_value") and not least <= value.number_value <= most:
+            raise InvalidRequest(f"parameters.{name}", f"{value.number_value:g}", f"{least:g} to {most:g}")
+    steps = _work_factors(request, description)["num_inference_steps"]
+    strength = request.parameters.fields.get("strength")
+    if strength is not None and strength.HasField("number_value") and 1 < steps < 1 / strength.number_value - 1e-6:
+        accepted = f"{1 / steps:g} to 1, so that one of {steps:g} steps is left"
+        raise InvalidRequest("parameters.strength", f"{strength.number_value:g}", accepted)
 
 
 def check_text_bytes(field: str, text: str) -> None:

@@ -102,6 +102,7 @@ def validate(
     _check_required(request, inputs)
     costs.check_parameters_size(request)
     parameter_values(request, description)
+    costs.check_ranges(request, description)
     _check_delivery(request)
     if work_max:
         costs.check_work(request, description, work_max)

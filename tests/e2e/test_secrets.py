@@ -50,6 +50,7 @@ REFUSED: list[dict[str, Any]] = [
     {"parameters": {"attention_kwargs": [MARKER]}},
     {"parameters": {"latents": MARKER}},
     {"output_format": MARKER},
+    {"parameters": {"max_sequence_length": -1}},
     {"height": 33},
     {"negative_prompt": MARKER * 6000},
 ]
@@ -61,7 +62,6 @@ FAILING: list[dict[str, Any]] = [
     {"parameters": {"output_type": PROMPT}},
     {"parameters": {"attention_kwargs": {"scale": MARKER, MARKER: MARKER}}},
     {"parameters": {"attention_kwargs": {MARKER: 1.0}}},
-    {"parameters": {"max_sequence_length": -1}},
     {"parameters": {"sigmas": [0.5, -1e308, 1e308]}},
 ]
 """What only a stage can find out, in each of the roles."""
