@@ -26,6 +26,7 @@ from triptych.errors import (
 )
 from triptych.health import is_out_of_memory, is_poison
 from triptych.link import Link
+from triptych.places import place_of
 from triptych.rings.ring import Claimed
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import Dispatch, Role
@@ -136,7 +137,9 @@ class PhaseReporter:
         """The stage failed; what was said of it. A job that is over by now, or another's, needs no report."""
         reason, message = _reason_of(error, self._device)
         message = privacy.redact(message, self._private)
+        place = ""
         if reason == pb.FAILURE_REASON_STAGE_ERROR:
+            place = place_of(error, message)
             whole = "".join(traceback.format_exception(error))
             log.error("stage failed: %s", privacy.redact(whole, self._private))
 
@@ -149,6 +152,7 @@ class PhaseReporter:
                 role=self._role,
                 reason=reason,
                 message=message[:FAILURE_CHARS_MAX],
+                place=place,
             )
             return self._link.fleet.FailPhase(request)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.controller import completion, jobs
+from services.controller import completion, jobs, repeats
 from services.controller.admission import Admission
 from services.controller.background import Background
 from services.controller.dispatcher import Dispatcher
@@ -228,6 +228,8 @@ class Controller:
         message = request.message[:FAILURE_CHARS_MAX]
         kind = KIND_OF.get(reason, ATTEMPT_KIND_UNSPECIFIED)
         attempt = attempt_of(request.role, request.lease.rank, message or FailureReason.Name(reason), kind)
+        attempt.place = repeats.accepted_place(request.place)
+        fields = await repeats.fields(self.ledger.journal, request.job_id, attempt)
         now = Timestamp()
         now.GetCurrentTime()
 
@@ -242,7 +244,7 @@ class Controller:
                 return jobs.go_back(
                     entry, attempt, cap, lambda d: d.room.room_id != bad.room.room_id and self._is_readable(d)
                 )
-            return jobs.retry(entry, attempt, cap)
+            return jobs.retry(entry, attempt, cap, repeats.verdict(entry.job, attempt, fields))
 
         log.warning("stage failed: %s", message, extra={"job_id": request.job_id, "rank": request.lease.rank})
         await self._apply(request.job_id, change)

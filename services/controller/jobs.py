@@ -83,6 +83,8 @@ UNCOUNTED_MAX = 100
 one job is under way is not going to finish it; and the record of so many takes some 30 KiB."""
 OUT_OF_MEMORY_MAX = 2
 """A job that is too large for two workers is too large."""
+SICK_MAX = 8
+"""Workers that one job may meet broken: each starts again for it, and it may be the job's inputs that spoil them."""
 Change = Callable[[JournalEntry], JournalEntry]
 OVER = frozenset({JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED, JOB_STATE_EXPIRED})
 
@@ -157,9 +159,9 @@ def complete(entry: JournalEntry, role: Role.ValueType, generation: int, lease: 
     return after
 
 
-def retry(entry: JournalEntry, attempt: Attempt, attempts_max: int) -> JournalEntry:
-    """The running stage failed: wait for the same role again, or FAIL past the cap (see `COUNTED`)."""
-    return _send_back(entry, attempt, attempts_max, role_of(entry))
+def retry(entry: JournalEntry, attempt: Attempt, attempts_max: int, verdict: str = "") -> JournalEntry:
+    """The running stage failed: wait for the same role again, or FAIL past the cap (see `COUNTED`) or for `verdict`."""
+    return _send_back(entry, attempt, attempts_max, role_of(entry), verdict)
 
 
 def lose_lease(entry: JournalEntry, attempt: Attempt, attempts_max: int) -> JournalEntry:
@@ -240,6 +242,9 @@ def _verdict(job: Job, attempts_max: int) -> str:
     if count >= attempts_max:
         reason = next(a.reason for a in reversed(job.attempts) if a.kind in COUNTED)
         return f"gave up after {count} attempts; the last: {reason}"
+    sick = [a.reason for a in job.attempts if a.kind == ATTEMPT_KIND_WORKER_SICK]
+    if len(sick) >= SICK_MAX:
+        return f"gave up after {SICK_MAX} attempts by workers that broke; the last: {sick[-1]}"
     if len(job.attempts) - count >= UNCOUNTED_MAX:
         return f"gave up after {UNCOUNTED_MAX} interruptions; the last: {last.reason}"
     return ""
@@ -249,13 +254,15 @@ def _count(job: Job, kind: AttemptKind.ValueType) -> int:
     return sum(attempt.kind == kind for attempt in job.attempts)
 
 
-def _send_back(entry: JournalEntry, attempt: Attempt, attempts_max: int, role: Role.ValueType) -> JournalEntry:
+def _send_back(
+    entry: JournalEntry, attempt: Attempt, attempts_max: int, role: Role.ValueType, verdict: str = ""
+) -> JournalEntry:
     after = _copy(entry)
     after.ClearField("lease")
     after.job.attempts.append(attempt)
     after.job.generation += 1
     after.job.step = 0
-    if verdict := _verdict(after.job, attempts_max):
+    if verdict := verdict or _verdict(after.job, attempts_max):
         after.job.state = JOB_STATE_FAILED
         after.job.dead_letter = True
         after.job.error = verdict

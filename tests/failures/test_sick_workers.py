@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.controller.jobs import counted
 from tests.e2e.fleet import wait_until
 from tests.failures.loads import check, fake_fleet, request, wait_over
 from triptych.health import FAILURES_MAX
@@ -55,6 +56,9 @@ def test_jobs_that_fail_anywhere_cost_no_worker(tmp_path: Path) -> None:
         good = [client.submit(request(seed)).job_id for seed in range(4)]
         jobs = wait_over(client, [*bad, *good], 120)
         assert {jobs[job_id].state for job_id in bad} == {JOB_STATE_FAILED}
+        assert max(counted(jobs[job_id]) for job_id in bad) == 2, "the same error twice is the job's"
+        same = "the transformer fails this request in the same way each time (RuntimeError in fake._denoise)"
+        assert all(same in jobs[job_id].error for job_id in bad), {jobs[job_id].error for job_id in bad}
         for seed, job_id in enumerate(good):
             check(client, jobs[job_id], seed, tmp_path)
         assert [process.poll() for process in fleet.processes.values()] == [None] * 5

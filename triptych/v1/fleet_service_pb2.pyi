@@ -601,6 +601,7 @@ class FailPhaseRequest(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     generation: _builtins.int
@@ -611,6 +612,10 @@ class FailPhaseRequest(_message.Message):
     """What happened."""
     message: _builtins.str
     """One sentence for people. Holds no prompt."""
+    place: _builtins.str
+    """Where a stage's error happened, as `Attempt.place`. Empty where the machine
+    may be the cause and not the request.
+    """
     @_builtins.property
     def lease(self) -> _ring_service_pb2.Lease:
         """The lease under which the work was done."""
@@ -624,10 +629,11 @@ class FailPhaseRequest(_message.Message):
         role: _dispatch_pb2.Role.ValueType = ...,
         reason: Global___FailureReason.ValueType = ...,
         message: _builtins.str = ...,
+        place: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "job_id", b"job_id", "lease", b"lease", "message", b"message", "reason", b"reason", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "job_id", b"job_id", "lease", b"lease", "message", b"message", "place", b"place", "reason", b"reason", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

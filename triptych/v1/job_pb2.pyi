@@ -458,6 +458,7 @@ class Attempt(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     role: _dispatch_pb2.Role.ValueType
     """The role that tried."""
     rank: _builtins.int
@@ -467,6 +468,11 @@ class Attempt(_message.Message):
     kind: Global___AttemptKind.ValueType
     """What ended it; decides whether it counts against the controller's
     `attempts_max`.
+    """
+    place: _builtins.str
+    """Where the stage's error happened: its type, module and function, then a
+    digest of its innermost lines and text. The same place again ends the job.
+    Empty where the machine may be the cause and not the request.
     """
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
@@ -480,10 +486,11 @@ class Attempt(_message.Message):
         reason: _builtins.str = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         kind: Global___AttemptKind.ValueType = ...,
+        place: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "kind", b"kind", "rank", b"rank", "reason", b"reason", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "kind", b"kind", "place", b"place", "rank", b"rank", "reason", b"reason", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

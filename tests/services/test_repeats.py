@@ -1,0 +1,106 @@
+"""An error that will come again isn't tried again; one that may be the machine's is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from services.controller.jobs import SICK_MAX
+from tests.services.conftest import Bench, OpenBench
+from tests.services.test_attempts import ATTEMPTS_MAX, common, register, take
+from triptych.errors import RoomGone
+from triptych.places import place_of
+from triptych.v1 import fleet_service_pb2 as fleet_pb
+from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER
+from triptych.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_QUEUED, Job
+
+PLACE = "IndexError in scheduling_unipc_multistep.step #0123456789ab"
+OTHER = "ValueError in scheduling_unipc_multistep.step #0123456789ab"
+
+
+async def fail(bench: Bench, rank: int, place: str, reason: Any = fleet_pb.FAILURE_REASON_STAGE_ERROR) -> Job:
+    claimed = await take(bench, ROLE_ENCODER, rank)
+    assert claimed is not None
+    request = fleet_pb.FailPhaseRequest(
+        reason=reason, message="tuple index", place=place, **common(claimed, ROLE_ENCODER)
+    )
+    await bench.controller.fail_phase(request)
+    await bench.rings[RING_REQUEST].ack(claimed.lease)
+    return await bench.controller.ledger.get(claimed.dispatch.job_id)
+
+
+@pytest.mark.parametrize("names", [("e1", "e2"), ("e1",)], ids=["of two workers", "of the only one"])
+async def test_the_same_error_again_ends_the_job(open_bench: OpenBench, names: tuple[str, ...]) -> None:
+    async with open_bench() as bench:
+        ranks = [await register(bench, name, ROLE_ENCODER) for name in names]
+        await bench.create(num_inference_steps=400)
+        assert (await fail(bench, ranks[0], PLACE)).state == JOB_STATE_QUEUED
+        job = await fail(bench, ranks[-1], PLACE)
+        assert (job.state, len(job.attempts)) == (JOB_STATE_FAILED, 2)
+        assert job.error == (
+            "the encoder fails this request in the same way each time (IndexError in scheduling_unipc_multistep.step): "
+            "it sets num_inference_steps 400, prompt; change one of them"
+        )
+
+
+@pytest.mark.parametrize(
+    "places",
+    [("", ""), (PLACE, OTHER), (PLACE, "not a place"), ("x" * 300, "x" * 300)],
+    ids=["the machine's", "another", "none", "too long"],
+)
+async def test_other_errors_are_tried_again(open_bench: OpenBench, places: tuple[str, str]) -> None:
+    async with open_bench() as bench:
+        rank = await register(bench, "e", ROLE_ENCODER)
+        await bench.create()
+        for place in places:
+            job = await fail(bench, rank, place)
+        assert job.state == JOB_STATE_QUEUED
+
+
+async def test_a_job_that_spoils_its_workers_ends(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        rank = await register(bench, "e", ROLE_ENCODER)
+        await bench.create()
+        for number in range(SICK_MAX):
+            job = await fail(bench, rank, "", fleet_pb.FAILURE_REASON_WORKER_BROKEN)
+            assert (job.state == JOB_STATE_FAILED) == (number == SICK_MAX - 1)
+        assert ATTEMPTS_MAX < SICK_MAX
+        assert (job.error, job.dead_letter) == (
+            f"gave up after {SICK_MAX} attempts by workers that broke; the last: tuple index",
+            True,
+        )
+
+
+def raised(error: Exception, cause: Exception | None = None) -> Exception:
+    try:
+        raise error from cause
+    except type(error) as caught:
+        return caught
+
+
+def test_a_place_is_the_same_whatever_the_numbers() -> None:
+    first, second = [place_of(raised(IndexError("")), f"index {n} at 0x7f{n}") for n in (3, 1412)]
+    assert first == second
+    assert first.startswith("IndexError in test_repeats.raised #")
+    assert place_of(raised(IndexError("")), "another text") != first
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("full"),
+        MemoryError(),
+        TimeoutError(),
+        ImportError("no module"),
+        RoomGone("gone"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("can't start new thread"),
+        raised(ValueError("can't load"), OSError("no such file")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_the_machine_has_no_place(error: Exception) -> None:
+    assert (
+        place_of(raised(error, error.__cause__ if isinstance(error.__cause__, Exception) else None), "it broke") == ""
+    )
