@@ -29,7 +29,7 @@ PIXEL_BYTES = 12
 def work(request: job_pb2.GenerationRequest, description: model_pb2.ModelDescription) -> float:
     """Outputs x frames x pixels x steps, with the model's defaults where the request leaves them out.
 
-    What the model says no default of, because it computes it, counts as 1.
+    What the model says no default of counts as 1; what its pipeline computes is in the description.
     """
     return math.prod(_work_factors(request, description).values())
 

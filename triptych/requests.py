@@ -93,8 +93,11 @@ def validate(
             _check_size(name, getattr(request, name), description.size_multiple)
     if request.HasField("num_frames"):
         _check_frames(request.num_frames, description.frame_multiple)
-    if request.HasField("num_inference_steps") and not 1 <= request.num_inference_steps <= STEPS_MAX:
-        raise InvalidRequest("num_inference_steps", request.num_inference_steps, f"a whole number, 1 to {STEPS_MAX}")
+    steps_max = description.num_inference_steps_max or STEPS_MAX
+    if request.HasField("num_inference_steps") and not 1 <= request.num_inference_steps <= steps_max:
+        whose = " (this model's scheduler can do no more)" if steps_max < STEPS_MAX else ""
+        accepted = f"a whole number, 1 to {steps_max}{whose}"
+        raise InvalidRequest("num_inference_steps", request.num_inference_steps, accepted)
     if request.HasField("guidance_scale") and not math.isfinite(request.guidance_scale):
         raise InvalidRequest("guidance_scale", request.guidance_scale, "a finite number")
     _check_outputs(request, description, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from tests import models
 from tests.stages.conftest import FAMILIES
+from triptych import costs
 from triptych.errors import ModelInvalid
 from triptych.stages import ROLES, Stage, Whole, request_inputs
 from triptych.v1 import model_pb2
@@ -37,6 +39,10 @@ def test_description_is_read_off_the_blocks(model: Any) -> None:
     assert inputs["prompt"].kind == model_pb2.INPUT_KIND_TEXT
     assert inputs["num_inference_steps"].kind == model_pb2.INPUT_KIND_INTEGER
     assert inputs["num_inference_steps"].default_json == "50"
+    computed = [inputs[name].default_json for name in ("height", "width", "num_frames")]
+    assert computed == ["240", "416", "41"], "what the pipeline computes where a request leaves them out"
+    asked = {"height": 240, "width": 416, "num_frames": 41, "num_inference_steps": 50}
+    assert costs.work(GenerationRequest(prompt="a"), description) == math.prod(asked.values())
     assert inputs["sigmas"].kind == model_pb2.INPUT_KIND_LIST
     assert inputs["attention_kwargs"].kind == model_pb2.INPUT_KIND_MAPPING
     assert inputs["latents"].kind == model_pb2.INPUT_KIND_INTERNAL

@@ -12,6 +12,7 @@ import PIL.Image
 from triptych.errors import ModelInvalid
 from triptych.roles import role_name
 from triptych.stages.library import INPUT_PARAM_TEMPLATES, BaseGuidance, InputParam, diffusers
+from triptych.stages.step_counts import steps_max
 from triptych.v1 import model_pb2
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ _PLAIN_KINDS: dict[object, model_pb2.InputKind.ValueType] = {
     dict: model_pb2.INPUT_KIND_MAPPING,
 }
 
+
+_COMPUTED = ("height", "width", "num_frames")
+"""Inputs whose default may be the pipeline's property `default_` and the name."""
 
 _REQUIRABLE_KINDS = (model_pb2.INPUT_KIND_TEXT, model_pb2.INPUT_KIND_IMAGE, model_pb2.INPUT_KIND_VIDEO)
 """Kinds for which the blocks' word `required` can be believed. Of numbers and tensors some blocks require what other
@@ -61,7 +65,9 @@ def describe(whole: Whole) -> model_pb2.ModelDescription:
         size_multiple=_size_multiple(pipeline),
         frame_multiple=_first_factor(pipeline, _TEMPORAL_FACTORS) if _has(inputs, "num_frames") else 0,
         components=_components(whole),
+        num_inference_steps_max=steps_max(whole.components().get("scheduler")),
     )
+    _add_computed_defaults(pipeline, inputs_of=description)
     scale = getattr(next(iter(guiders.values()), None), "guidance_scale", None)
     if isinstance(scale, (int, float)) and not _has(inputs, "guidance_scale"):
         description.guidance_scale = scale
@@ -71,6 +77,14 @@ def describe(whole: Whole) -> model_pb2.ModelDescription:
         raise ModelInvalid(f"triptych.json of {whole.model!r} recommends values for unknown inputs {unknown}")
     description.defaults_json = json.dumps(recommended, sort_keys=True) if recommended else ""
     return description
+
+
+def _add_computed_defaults(pipeline: Any, inputs_of: model_pb2.ModelDescription) -> None:
+    """Sizes and lengths that the blocks take from the pipeline where a request leaves them out."""
+    for described in inputs_of.inputs:
+        default = getattr(pipeline, f"default_{described.name}", None)
+        if described.name in _COMPUTED and not described.default_json and isinstance(default, int):
+            described.default_json = json.dumps(default)
 
 
 def describe_input(parameter: InputParam) -> model_pb2.InputDescription:

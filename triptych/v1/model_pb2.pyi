@@ -89,6 +89,7 @@ class ModelDescription(_message.Message):
     GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
     DEFAULTS_JSON_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
+    NUM_INFERENCE_STEPS_MAX_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The folder or hub id that was asked for."""
     revision: _builtins.str
@@ -111,6 +112,10 @@ class ModelDescription(_message.Message):
     defaults_json: _builtins.str
     """Defaults by name that the model's folder recommends over the pipeline's
     (file `triptych.json`), as JSON.
+    """
+    num_inference_steps_max: _builtins.int
+    """Most denoising steps that the scheduler can do. 0 means as many as any
+    request may ask for.
     """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputDescription]:
@@ -139,10 +144,11 @@ class ModelDescription(_message.Message):
         guidance_scale: _builtins.float | None = ...,
         defaults_json: _builtins.str = ...,
         components: _abc.Iterable[Global___ComponentDescription] | None = ...,
+        num_inference_steps_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "guidance_scale", b"guidance_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "components", b"components", "config_digest", b"config_digest", "defaults_json", b"defaults_json", "diffusers_version", b"diffusers_version", "frame_multiple", b"frame_multiple", "guidance_scale", b"guidance_scale", "inputs", b"inputs", "model", b"model", "outputs", b"outputs", "pipeline_class", b"pipeline_class", "revision", b"revision", "size_multiple", b"size_multiple"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "components", b"components", "config_digest", b"config_digest", "defaults_json", b"defaults_json", "diffusers_version", b"diffusers_version", "frame_multiple", b"frame_multiple", "guidance_scale", b"guidance_scale", "inputs", b"inputs", "model", b"model", "num_inference_steps_max", b"num_inference_steps_max", "outputs", b"outputs", "pipeline_class", b"pipeline_class", "revision", b"revision", "size_multiple", b"size_multiple"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
