@@ -74,7 +74,8 @@ def test_a_fleet_from_start_to_drain(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_an_embedded_fleet_and_its_job(tmp_path: Path) -> None:
-    command = (*CLI, "generate", "a circle", *SMALL, "1000", "--model", str(MODEL), "-o", str(tmp_path / "out.mp4"))
+    long = (*SMALL, "333", "--num-frames", "33")
+    command = (*CLI, "generate", "a circle", *long, "--model", str(MODEL), "-o", str(tmp_path / "out.mp4"))
     env = {**ENV, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
         wait_for(process, "denoising")

@@ -1,7 +1,7 @@
 """How many denoising steps a scheduler can do, asked of the scheduler itself.
 
 Some round their timesteps: past a number of steps the first two are equal, and the search for the first finds the
-second. UniPC fails an assertion then, after all steps but the last.
+second. Multistep schedulers may fail an assertion then, after all steps but the last.
 """
 
 from __future__ import annotations
