@@ -6,6 +6,7 @@ The only module of the client that imports torch.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -54,11 +55,12 @@ class FusedModel:
     ) -> dict[str, object]:
         """Run the three stages and return what the decoder yields.
 
-        Raises InvalidRequest for what the model can't take, DeadlinePassed when the request's deadline is over.
+        Raises InvalidRequest for what the model can't take, DeadlinePassed when the request's deadline is over, and
+        JobFailed, in one sentence, for whatever else a stage raises.
         """
         notify = on_update or (lambda _update: None)
         values = request_inputs(request, self._description)
-        for stage, state in zip(self._stages, _STATES, strict=True):
+        for (name, stage), state in zip(zip(ROLE_NAMES, self._stages, strict=True), _STATES, strict=True):
             notify(WatchJobResponse(job=Job(job_id="job", state=state)))
 
             def on_step(step: Step, state: job_pb2.JobState.ValueType = state) -> None:
@@ -69,6 +71,10 @@ class FusedModel:
                 values = stage.run(values, on_step, lambda: _is_expired(request))
             except errors.JobCancelled as error:
                 raise errors.DeadlinePassed("the job did not end before its deadline") from error
+            except errors.TriptychError:
+                raise
+            except Exception as error:
+                raise errors.JobFailed(_sentence(name, error)) from error
         return values
 
     def generate(
@@ -82,6 +88,14 @@ class FusedModel:
         for target, artifact in zip(paths, artifacts, strict=True):
             write_file(target, artifact.data)
         return paths
+
+
+def _sentence(role: str, error: Exception) -> str:
+    """What a stage raised, in one line, and where."""
+    said = " ".join(str(error).split())[: errors.FAILURE_CHARS_MAX]
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(where.filename).stem}.{where.name}"
+    return f"the {role} failed: {type(error).__name__} in {place}{': ' if said else ''}{said}"
 
 
 def _is_expired(request: GenerationRequest) -> bool:
