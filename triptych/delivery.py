@@ -50,14 +50,18 @@ class Delivery:
             url, token = self._link.result_url, results.new_token()
             try:
                 artifacts = await self._store(running, files, url, token)
+            except BaseException:
+                await self._discard(url, job_id, token)
+                raise
+            try:
                 await reporter.complete(artifacts=artifacts, result_url=url)
                 return
             except ResultsMoved as error:
                 log.warning("the result is stored again: %s", error)
                 await self._discard(url, job_id, token)
                 await self._link.wait_registered()
-            except BaseException as error:
-                if not (isinstance(error, LeaseLost) and running.lost):  # else it may have been accepted
+            except LeaseLost:  # every other error may come after an acceptance whose answer was lost
+                if not running.lost:
                     await self._discard(url, job_id, token)
                 raise
         raise ResultsMoved(f"the controller's result URL changed {MOVES_MAX} times while this result was stored")
@@ -85,5 +89,5 @@ class Delivery:
 
     async def _discard(self, url: str, job_id: str, token: str) -> None:
         """Where the store fails now, the controller sweeps later."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # stores raise anything
             await self._in_thread(lambda: results.discard(url, job_id, token))

@@ -1,6 +1,6 @@
 """A small job of a worker's own, by which it finds out whether it is well: no other worker and no ring takes part.
 
-It runs the stage up to the first step, on inputs that it has had success with where there are any, then stores
+It runs the stage up to the first step, where there are inputs that it has had success with; then it stores
 something and reads it back: a room in its own arena, or a file where results go.
 """
 
@@ -74,12 +74,11 @@ class SelfCheck:
             await self._check_arena(room_id, rank, address)
 
     def _run_stage(self) -> None:
-        sample = self._proven or self._newest
-        if sample is None:
-            return  # nothing has ever reached the stage, so what is wrong isn't there
+        if self._proven is None:
+            return  # what has only ever failed may be at fault itself
         done: list[Step] = []
         with contextlib.suppress(JobCancelled):  # after the first step
-            self._stage.run(sample, done.append, lambda: bool(done))
+            self._stage.run(self._proven, done.append, lambda: bool(done))
 
     async def _check_arena(self, room_id: int, rank: int, address: str) -> None:
         """Full of others' rooms it is well; and a registration meanwhile has rooms released that nobody knows of."""
@@ -87,7 +86,8 @@ class SelfCheck:
         with contextlib.suppress(ArenaFull, RoomGone):
             placement = await self._in_thread(lambda: self._arena.put(room_id, encoded.manifest, encoded.buffers))
             try:
-                ref = self._arena.ref(placement, owner_rank=rank, owner_address=address, mooncake="")
-                await self._fetcher.fetch(ref)
+                if self._fetcher.reaches_itself:
+                    ref = self._arena.ref(placement, owner_rank=rank, owner_address=address, mooncake="")
+                    await self._fetcher.fetch(ref)
             finally:
                 self._arena.release(room_id)

@@ -257,7 +257,8 @@ class Worker:
 
     async def _next(self) -> Claimed | None:
         """The next dispatch, from the ring or handed over directly; None when there was none for a while."""
-        await self.link.wait_registered()
+        if not await self._until_registered():
+            return None
         claim = asyncio.create_task(self._claim())
         others = [asyncio.create_task(self._direct.get()), asyncio.create_task(self.draining.wait())]
         await asyncio.wait([claim, *others], return_when=asyncio.FIRST_COMPLETED)
@@ -269,6 +270,14 @@ class Worker:
         if isinstance(claimed, Claimed) and isinstance(handed, Claimed):
             self._direct.put_nowait(handed)  # both came at once: this one next time
         return next((c for c in (claimed, handed) if isinstance(c, Claimed)), None)
+
+    async def _until_registered(self) -> bool:
+        """Wait for a controller; False where this worker is to end first."""
+        waits = [asyncio.create_task(self.link.wait_registered()), asyncio.create_task(self.draining.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        return not self.draining.is_set()
 
     async def _claim(self) -> Claimed | None:
         try:

@@ -186,6 +186,7 @@ class Admission:
         if request.HasField("deadline_time"):
             job.deadline_time.CopyFrom(request.deadline_time)
         entry = JournalEntry(job=job, traceparent=telemetry.inject())
+        entry.transformer_rank, entry.decoder_rank = request.transformer_rank, request.decoder_rank
         existing = await self._ledger.journal.add(entry, request)
         if existing is None:
             self._ledger.add(entry)

@@ -250,6 +250,10 @@ class Controller:
         await self._apply(request.job_id, change)
         self.quarantine.failed(request.lease.rank, request.job_id)
 
+    async def unlease(self, entry: JournalEntry) -> None:
+        """The worker of a running job has handed it back: it waits, and its entry in the ring is as good as before."""
+        await self._apply_if_same(entry, jobs.unlease)
+
     async def lease_lost(self, entry: JournalEntry, attempt: Attempt, *, redelivered: bool) -> None:
         """The worker of a running job is gone. `redelivered`: the ring has put its dispatch up again."""
         change, cap = jobs.lose_lease if redelivered else jobs.retry, self.config.attempts_max

@@ -126,7 +126,8 @@ class Dispatcher:
             return ring.slot_count
         if any(self._is_deep(later) for later in (ROLE_TRANSFORMER, ROLE_DECODER)):
             return 0
-        return REQUESTS_PER_ENCODER * len(self._fleet.alive(role)) - ring.stats().ready_count
+        able = sum(member.takes_work for member in self._fleet.alive(role))
+        return REQUESTS_PER_ENCODER * able - ring.stats().open_count
 
     def _is_deep(self, role: Role.ValueType) -> bool:
         """Whether the role's workers have enough to do. A role without workers counts as one that will come.
@@ -141,9 +142,11 @@ class Dispatcher:
         dispatch, role = jobs.dispatch_of(entry), jobs.role_of(entry)
         dispatch.publish_time.GetCurrentTime()
         dispatch.sender_rank = 0
-        if role == ROLE_TRANSFORMER and not dispatch.decoder_rank:
-            dispatch.decoder_rank = elsewhere(entry, ROLE_DECODER, self._fleet)
-        target = self._fleet.target_of(dispatch.receiver_rank) or elsewhere(entry, role, self._fleet)
+        wanted = {ROLE_TRANSFORMER: entry.transformer_rank, ROLE_DECODER: entry.decoder_rank}
+        if role == ROLE_TRANSFORMER:
+            dispatch.decoder_rank = entry.decoder_rank or elsewhere(entry, ROLE_DECODER, self._fleet)
+        # Not what the dispatch names: that may be a choice of ours, which has failed since.
+        target = self._fleet.target_of(wanted.get(role, 0)) or elsewhere(entry, role, self._fleet)
         await ring.publish(dispatch, target)
 
     def withdraw_stale(self) -> None:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from services.controller import journal_file
-from triptych.errors import InvalidRequest, JournalDamaged, JournalFull
+from triptych.errors import JournalDamaged, JournalFull
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class JournalThread:
     def _run(self) -> None:
         try:
             db = journal_file.open_file(self._folder)
-        except (InvalidRequest, sqlite3.Error) as error:
+        except Exception as error:  # noqa: BLE001  (delivered: whoever opens it would wait for ever)
             self._opened.set_exception(error)
             return
         self._opened.set_result(None)

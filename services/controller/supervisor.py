@@ -273,8 +273,9 @@ class Supervisor:
         if entry is None:
             return False
         if jobs.is_running(entry) and entry.lease.rank == grave.rank:
-            if _token(entry.lease) in grave.handed_back:
-                return False  # it drained: the next to claim it supersedes the lease, and nothing went wrong
+            if _token(entry.lease) in grave.handed_back:  # it drained, and nothing was wrong
+                await self._controller.unlease(entry)
+                return False
             redelivered = job_id in grave.redelivered
             await self._lost(entry, grave.rank, grave.reason, grave.kind, redelivered=redelivered)
             return True
@@ -334,6 +335,9 @@ class Supervisor:
         for part in (self._fill_graves, controller.quarantine.settle, self._settle_removed):
             await self._background.attempt("tick", part)
         controller.dispatcher.withdraw_stale()
+        for member in self._fleet.registered():
+            if not member.takes_work:  # over RDMA something may still be addressed to it
+                controller.dispatcher.withdraw(member.rank)
         await self._background.attempt("tick", lambda: self._reconciler.look(asyncio.get_running_loop().time()))
 
     async def _bury_silent(self) -> None:
@@ -346,7 +350,14 @@ class Supervisor:
         now_s, config = asyncio.get_running_loop().time(), self._controller.config
         for entry in list(self._ledger.active.values()):
             progress = self._ledger.progress.get(entry.job.job_id)
-            if not jobs.is_running(entry) or progress is None:
+            if not jobs.is_running(entry):
+                continue
+            rank = entry.lease.rank
+            if rank not in self._fleet.members and all(grave.rank != rank for grave in self._graves):
+                attempt = attempt_of(jobs.role_of(entry), rank, f"rank {rank} is no more", ATTEMPT_KIND_GIVEN_UP)
+                await self._controller.lease_lost(entry, attempt, redelivered=False)
+                continue
+            if progress is None:
                 continue
             # While the disk was full, workers that are done could not say so.
             if now_s - max(progress.seen_s, self._ledger.journal.full_s) > config.stall_timeout_s:

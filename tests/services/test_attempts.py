@@ -128,6 +128,8 @@ async def test_drains_and_one_crash_make_no_dead_letter(open_bench: OpenBench) -
             assert claimed is not None
             await bench.rings[RING_REQUEST].nack(claimed.lease)
             await leave(bench, rank)
+            found = await bench.controller.ledger.get(job.job_id)
+            assert (found.state, len(found.attempts)) == (JOB_STATE_QUEUED, 0), "it waits, under nobody's lease"
         crashed = await register(bench, "crash", ROLE_ENCODER)
         assert await take(bench, ROLE_ENCODER, crashed) is not None
         await bench.supervisor.bury(crashed, "it was silent")
@@ -228,6 +230,34 @@ async def test_a_decoder_that_can_not_fetch_does_not_get_the_job_again(open_benc
         claimed = await take(bench, ROLE_TRANSFORMER, transformer)
         assert claimed is not None
         assert claimed.dispatch.decoder_rank == well
+
+
+async def test_a_rank_that_the_controller_chose_is_not_the_clients_wish(open_bench: OpenBench) -> None:
+    """Whom a retry was sent to has failed it, too: the next goes to the one that has failed it less."""
+    async with open_bench() as bench:
+        encoder = await register(bench, "e", ROLE_ENCODER)
+        first, second = [await register(bench, name, ROLE_TRANSFORMER) for name in ("t1", "t2")]
+        await bench.create()
+        claimed = await take(bench, ROLE_ENCODER, encoder)
+        assert claimed is not None
+        await complete(bench, claimed, ROLE_ENCODER, 1)
+        for rank in (first, second, first):
+            claimed = await take(bench, ROLE_TRANSFORMER, rank)
+            assert claimed is not None
+            await fail(bench, claimed, ROLE_TRANSFORMER, fleet_pb.FAILURE_REASON_STAGE_ERROR)
+
+
+async def test_a_job_under_a_rank_that_is_no_more_is_taken_up_again(open_bench: OpenBench) -> None:
+    """However it came to that."""
+    async with open_bench() as bench:
+        rank, other = [await register(bench, name, ROLE_ENCODER) for name in ("e1", "e2")]
+        job = await bench.create()
+        assert await take(bench, ROLE_ENCODER, rank) is not None
+        bench.controller.fleet.remove(rank)
+        claimed = await take(bench, ROLE_ENCODER, other)
+        assert claimed is not None
+        assert claimed.dispatch.job_id == job.job_id
+        assert jobs.counted(await bench.controller.ledger.get(job.job_id)) == 0
 
 
 async def test_too_little_memory_twice_ends_the_job(open_bench: OpenBench) -> None:

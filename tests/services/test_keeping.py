@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -169,3 +170,16 @@ async def test_a_file_that_may_not_be_written_is_no_full_disk(tmp_path: Path) ->
         with pytest.raises(JournalDamaged, match="can't be used"):
             await journal.next_epoch()
         assert journal.damaged.done()
+
+
+async def test_a_request_that_can_not_be_read_holds_up_no_migration(tmp_path: Path) -> None:
+    one = entry(1)
+    head = (one.job.job_id, "", one.job.request_id, None, one.job.state, one.job.dead_letter)
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as db, db:
+        db.executescript(FORMAT_2)
+        columns = "job_id, client, request_id, retry_of, state, dead, entry, request"
+        body = (one.SerializeToString(), b"\xff no message")
+        db.execute(f"INSERT INTO jobs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*head, *body))
+    async with asyncio.timeout(30), Journal(tmp_path) as journal:
+        assert [kept.job.job_id for kept in await journal.unfinished(sorted(jobs.OVER))] == ["job-1"]
+        assert await journal.get_request("job-1") is None

@@ -84,6 +84,11 @@ class Fetcher:
             return Fetched(buffer, mover.name, mover.protocol, time.monotonic() - started, read_count)
         raise TransferFailed(f"room {ref.room_id:#x} can't be read ({'; '.join(failures)})")
 
+    @property
+    def reaches_itself(self) -> bool:
+        """Whether a room of this process's own arena can be read, by another mover than Mooncake."""
+        return any(mover.name != "mooncake" for mover in self._movers)
+
     def close(self) -> None:
         """Stop taking reads. Those that still block end by their own timeout."""
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -32,6 +32,8 @@ class JournalEntry(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     REQUEST_SHA256_FIELD_NUMBER: _builtins.int
     REQUEST_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    TRANSFORMER_RANK_FIELD_NUMBER: _builtins.int
+    DECODER_RANK_FIELD_NUMBER: _builtins.int
     traceparent: _builtins.str
     """W3C trace context of the accepting call."""
     request_sha256: _builtins.bytes
@@ -40,6 +42,12 @@ class JournalEntry(_message.Message):
     """
     request_size_bytes: _builtins.int
     """Length of the client's request."""
+    transformer_rank: _builtins.int
+    """The only transformer that the client wants. 0 means anyone; what the
+    controller chooses stands in dispatches only.
+    """
+    decoder_rank: _builtins.int
+    """The only decoder that the client wants."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """The job as clients see it."""
@@ -66,10 +74,12 @@ class JournalEntry(_message.Message):
         traceparent: _builtins.str = ...,
         request_sha256: _builtins.bytes = ...,
         request_size_bytes: _builtins.int = ...,
+        transformer_rank: _builtins.int = ...,
+        decoder_rank: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2", "request_sha256", b"request_sha256", "request_size_bytes", b"request_size_bytes", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoder_rank", b"decoder_rank", "job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2", "request_sha256", b"request_sha256", "request_size_bytes", b"request_size_bytes", "traceparent", b"traceparent", "transformer_rank", b"transformer_rank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
