@@ -1,4 +1,4 @@
-"""`python -m tests.stages.short_of_memory MODEL`: each role of a model meets too little memory, and then works again.
+"""`python -m tests.failures.short_of_memory MODEL`: each role of a model meets too little memory, and then works again.
 
 A process of its own, because its address space is capped. One line of JSON for each role: see `main`.
 """

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from tests.stages import short_of_memory
+from tests.failures import short_of_memory
 
 SENTENCE = re.compile(
     r"out of memory on cpu: [\d.e+]+ [KMG]iB more were asked for; "
@@ -17,10 +17,10 @@ SENTENCE = re.compile(
 )
 
 
-def test_each_role_works_again_after_it(folder_of: Callable[[str], str]) -> None:
+def test_each_role_works_again_after_it(model_folder: Callable[[str], str]) -> None:
     """With the same bits, and nothing of the failed job left."""
     done = subprocess.run(
-        [sys.executable, "-m", short_of_memory.__name__, folder_of("wan_t2v")],
+        [sys.executable, "-m", short_of_memory.__name__, model_folder("wan_t2v")],
         env={**os.environ, **short_of_memory.ALLOCATOR, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
