@@ -57,7 +57,8 @@ class Dispatcher:
     def enqueue(self, entry: JournalEntry) -> None:
         """Have a waiting job published in its present generation, when it is its turn."""
         job = entry.job
-        queues = self._queues.setdefault(job.model_digest, {role: FairQueue() for role in jobs.WAITING})
+        if (queues := self._queues.get(job.model_digest)) is None:
+            queues = self._queues[job.model_digest] = {role: FairQueue() for role in jobs.WAITING}
         queues[jobs.role_of(entry)].put(job.job_id, job.generation, job.client, job.priority)
         self.work.set()
 

@@ -60,14 +60,14 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
                 raise InvalidRequest("states", state, ", ".join(name for name in JobState.keys()[1:]))
         before = _sequence_of(request.page_token) if request.page_token else _NEWEST
         ledger = self._controller.ledger
-        page = await ledger.journal.page(
+        page, has_more = await ledger.journal.page(
             sorted(set(request.states)),
             before,
             size,
             client=owner_filter(caller()),
             dead_only=request.dead_letters_only,
         )
-        token = _token_of(page[-1][0]) if len(page) == size else ""
+        token = _token_of(page[-1][0]) if has_more else ""
         found = [ledger.describe(entry) for _sequence, entry in page]
         return pb.ListJobsResponse(jobs=found, next_page_token=token)
 

@@ -86,6 +86,7 @@ OUT_OF_MEMORY_MAX = 2
 SICK_MAX = 8
 """Workers that one job may meet broken: each starts again for it, and it may be the job's inputs that spoil them."""
 Change = Callable[[JournalEntry], JournalEntry]
+_RUNNING = frozenset(RUNNING.values())
 OVER = frozenset({JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED, JOB_STATE_EXPIRED})
 
 
@@ -101,7 +102,7 @@ def is_over(entry: JournalEntry) -> bool:
 
 def is_running(entry: JournalEntry) -> bool:
     """Whether a worker runs the job."""
-    return entry.job.state in RUNNING.values()
+    return entry.job.state in _RUNNING
 
 
 def name(state: JobState.ValueType) -> str:
@@ -114,6 +115,11 @@ def rooms(entry: JournalEntry) -> dict[int, int]:
     transformer that dies costs one denoise and not the encode."""
     held = (d.room for d in (entry.phase1, entry.phase2) if d.HasField("room"))
     return {room.room_id: room.owner_rank for room in held}
+
+
+def ranks(entry: JournalEntry) -> set[int]:
+    """Workers that the job concerns: who runs it, and whose rooms it keeps."""
+    return {entry.lease.rank, *rooms(entry).values()} if is_running(entry) else set(rooms(entry).values())
 
 
 def dispatch_of(entry: JournalEntry) -> Dispatch:

@@ -25,6 +25,8 @@ from triptych.v1.model_pb2 import ModelDescription
 Result = TypeVar("Result")
 
 
+PAGE_BYTES_MAX = 2**20
+"""Of the entries in a page: one with a hundred attempts has some 30 KiB. It is copied to the client in some 10 ms."""
 COUNTER_MAX = 2**63 - 1
 """SQLite's largest integer: the last epoch, and the last job's sequence."""
 
@@ -197,8 +199,7 @@ class Journal:
     async def unfinished(self, over: Sequence[JobState.ValueType]) -> list[JournalEntry]:
         """Every entry whose state is not in `over`, oldest first."""
         sql = f"SELECT entry FROM jobs WHERE state NOT IN ({_marks(over)}) ORDER BY sequence"
-        rows = await self.run(lambda db: db.execute(sql, tuple(over)).fetchall())
-        return [_entry(row) for row in rows]
+        return await self.run(lambda db: [_entry(row) for row in db.execute(sql, tuple(over))])
 
     async def page(
         self,
@@ -208,10 +209,10 @@ class Journal:
         *,
         client: str | None = None,
         dead_only: bool = False,
-    ) -> list[tuple[int, JournalEntry]]:
-        """Up to `limit` (sequence, entry) pairs below sequence `before`, newest first.
+    ) -> tuple[list[tuple[int, JournalEntry]], bool]:
+        """Up to `limit` (sequence, entry) pairs below sequence `before`, newest first, and whether there may be more.
 
-        Any state when none is given; anybody's unless a `client` is.
+        Any state when none is given; anybody's unless a `client` is. Large entries make it fewer: `PAGE_BYTES_MAX`.
         """
         conditions = ["sequence < ?"]
         if states:
@@ -222,8 +223,17 @@ class Journal:
             conditions.append("dead")
         sql = f"SELECT sequence, entry FROM jobs WHERE {' AND '.join(conditions)} ORDER BY sequence DESC LIMIT ?"
         values = (before, *states, *([] if client is None else [client]), limit)
-        rows = await self.run(lambda db: db.execute(sql, values).fetchall())
-        return [(int(row[0]), _entry(row[1:])) for row in rows]
+
+        def read(db: sqlite3.Connection) -> tuple[list[tuple[int, JournalEntry]], bool]:
+            found, size_bytes = [], 0
+            for row in db.execute(sql, values):  # parsed here: the event loop has others to serve
+                found.append((int(row[0]), _entry(row[1:])))
+                size_bytes += len(row[1])
+                if size_bytes >= PAGE_BYTES_MAX:
+                    return found, True
+            return found, len(found) == limit
+
+        return await self.run(read)
 
     async def delete(self, job_ids: Sequence[str]) -> None:
         """Forget jobs, and with them their request ids."""

@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.controller import jobs
 from services.controller.journal import Journal
+from services.controller.turns import in_turns
 from triptych.errors import LeaseLost, NotFound
 from triptych.v1.generation_service_pb2 import WatchJobResponse
 from triptych.v1.job_pb2 import Job
@@ -47,15 +48,23 @@ class Ledger:
         """Of the requests that aren't over, by client."""
         self._counts_by_model: Counter[tuple[str, str, str]] = Counter()
         """By client, digest and name of the model."""
+        self._by_rank: dict[int, set[str]] = defaultdict(set)
+        """Ids of the jobs that a worker runs, or whose rooms it holds."""
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._changed: dict[str, asyncio.Event] = {}
 
     async def load(self) -> list[JournalEntry]:
         """Read every job that isn't over; called once, at start."""
         entries = await self.journal.unfinished(sorted(jobs.OVER))
-        for entry in entries:
+        async for entry in in_turns(entries):
             self.add(entry)
         return entries
+
+    def concerning(self, rank: int) -> list[str]:
+        """Ids of the jobs that a worker runs or whose rooms it holds, and of all that are just being changed: they may
+        come to be such."""
+        changing = {job_id for job_id, lock in self._locks.items() if lock.locked()}
+        return sorted(changing.union(self._by_rank.get(rank, ())))
 
     def count_of(self, client: str) -> int:
         """How many jobs of a client aren't over."""
@@ -78,6 +87,16 @@ class Ledger:
         _add(self._bytes, job.client, change * entry.request_size_bytes)
         _add(self._counts, job.client, change)
         _add(self._counts_by_model, (job.client, job.model_digest, job.model), change)
+
+    def _index(self, before: JournalEntry | None, after: JournalEntry | None) -> None:
+        if before is not None:
+            for rank in jobs.ranks(before):
+                self._by_rank[rank].discard(before.job.job_id)
+                if not self._by_rank[rank]:
+                    del self._by_rank[rank]
+        if after is not None:
+            for rank in jobs.ranks(after):
+                self._by_rank[rank].add(after.job.job_id)
 
     @asynccontextmanager
     async def _locked(self, job_id: str) -> AsyncIterator[None]:
@@ -111,8 +130,10 @@ class Ledger:
                 self.progress.pop(job_id, None)
                 del self.active[job_id]
                 self._count(before, -1)
+                self._index(before, None)
             else:
                 self.active[job_id] = after
+                self._index(before, after)
         self._wake(job_id)
         return before, after
 
@@ -127,6 +148,7 @@ class Ledger:
         """Take up an entry that the journal has."""
         self.active[entry.job.job_id] = entry
         self._count(entry, 1)
+        self._index(None, entry)
 
     async def get(self, job_id: str) -> Job:
         """A job as it stands now, with its progress. Raises NotFound."""

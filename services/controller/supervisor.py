@@ -15,6 +15,7 @@ from services.controller import jobs
 from services.controller.controller import Controller, attempt_of
 from services.controller.fleet import check_role
 from services.controller.reconciler import Reconciler
+from services.controller.turns import in_turns
 from triptych.errors import Fenced, InvalidRequest, JournalFull, LeaseLost, NotAllowed, RingFull
 from triptych.rings.layout import Kind
 from triptych.rings.recovery import PAST_CAP
@@ -83,7 +84,7 @@ class Supervisor:
         await self._ledger.journal.name_models()
         for rank in await self._ledger.journal.ranks():  # jobs may be addressed to it, and it may never come back
             self._fleet.expect(rank, now_s)
-        for entry in await self._ledger.load():
+        async for entry in in_turns(await self._ledger.load()):
             for rank in jobs.rooms(entry).values():
                 self._fleet.expect(rank, now_s)
             if jobs.is_running(entry):
@@ -156,8 +157,9 @@ class Supervisor:
             adopted = await self._adopt(rank, entry, running)
         if adopted is None:
             await self._let_go(rank, running)
-        for other in list(self._ledger.active.values()):
-            if jobs.is_running(other) and other.lease.rank == rank and other.lease != adopted:
+        for job_id in self._ledger.concerning(rank):
+            other = self._ledger.active.get(job_id)
+            if other is not None and jobs.is_running(other) and other.lease.rank == rank and other.lease != adopted:
                 reason = "the worker came back without the job"
                 await self._lost(other, rank, reason, ATTEMPT_KIND_GIVEN_UP, redelivered=False)
         return adopted
@@ -204,7 +206,10 @@ class Supervisor:
     async def _settle_rooms(self, rank: int, held: set[int]) -> list[int]:
         """Publish what waited for these rooms, send back what needs lost ones. Returns the rooms nobody needs."""
         needed: set[int] = set()
-        for entry in list(self._ledger.active.values()):
+        for job_id in self._ledger.concerning(rank):
+            entry = self._ledger.active.get(job_id)
+            if entry is None:
+                continue
             rooms = jobs.rooms(entry)
             needed.update(room_id for room_id, owner in rooms.items() if owner == rank)
             source = jobs.dispatch_of(entry).room
@@ -259,7 +264,7 @@ class Supervisor:
 
     async def _fill(self, grave: _Grave) -> None:
         """Jobs first: they should know of the attempt before another worker begins the next."""
-        for job_id in list(self._ledger.active):
+        for job_id in self._ledger.concerning(grave.rank):
             while await self._bereave(job_id, grave):
                 pass  # the job may have moved on meanwhile: look again
         await self._ledger.journal.forget_worker(grave.rank)

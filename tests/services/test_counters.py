@@ -102,7 +102,7 @@ async def test_after_the_last_sequence_no_job_is_taken_and_the_others_go_on(tmp_
         assert await journal.add(entry(2), GenerationRequest()) is None
         with pytest.raises(JournalFull):
             await journal.add(entry(3), GenerationRequest())
-        page = await journal.page([], COUNTER_MAX, 9)
+        page, _more = await journal.page([], COUNTER_MAX, 9)
         assert [one.job.job_id for _, one in page] == ["job-1"]
         await journal.save(entry(2))
         assert await journal.get("job-2") is not None

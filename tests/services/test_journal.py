@@ -85,11 +85,11 @@ async def test_pages_are_newest_first_and_filtered(tmp_path: Path) -> None:
             await journal.add(
                 entry(number, JOB_STATE_CANCELLED if number % 2 else JOB_STATE_QUEUED), GenerationRequest()
             )
-        page = await journal.page([], 2**62, 3)
+        page, _more = await journal.page([], 2**62, 3)
         assert [e.job.job_id for _, e in page] == ["job-4", "job-3", "job-2"]
-        rest = await journal.page([], page[-1][0], 3)
+        rest, _more = await journal.page([], page[-1][0], 3)
         assert [e.job.job_id for _, e in rest] == ["job-1", "job-0"]
-        only = await journal.page([JOB_STATE_CANCELLED], 2**62, 9)
+        only, _more = await journal.page([JOB_STATE_CANCELLED], 2**62, 9)
         assert [e.job.job_id for _, e in only] == ["job-3", "job-1"]
 
 

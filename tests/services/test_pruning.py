@@ -53,7 +53,7 @@ class State:
 
     async def left(self) -> list[int]:
         """The jobs in the journal, which must be those with files."""
-        found = sorted(int(e.job.request_id) for _, e in await self.journal.page([], 2**62, 10_000))
+        found = sorted(int(e.job.request_id) for _, e in (await self.journal.page([], 2**62, 10_000))[0])
         names = os.listdir(self.url.removeprefix("file://"))
         assert sorted(int(name.removeprefix("job-")) for name in names) == found
         return found

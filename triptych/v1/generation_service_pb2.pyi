@@ -132,7 +132,7 @@ class ListJobsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     DEAD_LETTERS_ONLY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many, 1 to 1000; 0 means 50."""
+    """At most so many, 1 to 1000; 0 means 50. Large jobs make a page shorter."""
     page_token: _builtins.str
     """`next_page_token` of the page before."""
     dead_letters_only: _builtins.bool

@@ -1,0 +1,117 @@
+"""Ten thousand unfinished jobs: whatever looks at all of them lets others be served meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from services.controller import jobs
+from services.controller.discarding import discard
+from services.controller.fleet_service import FleetServicer
+from services.controller.journal_file import kept_bytes
+from tests.services.conftest import Bench, OpenBench
+from triptych.errors import FAILURE_CHARS_MAX
+from triptych.identity import ANYONE, set_caller
+from triptych.loop_watch import HOLD_MAX_S, Hold, watch_of
+from triptych.v1 import fleet_service_pb2 as fleet_pb
+from triptych.v1 import generation_service_pb2 as pb
+from triptych.v1.job_pb2 import ATTEMPT_KIND_GIVEN_UP, JOB_STATE_ENCODED, JOB_STATE_QUEUED, Attempt, Job
+from triptych.v1.journal_pb2 import JournalEntry
+
+JOBS = 10_000
+NOBODY: Any = None
+FOREIGN = "b" * 64
+ROOM_RANK = 500
+
+
+def entry(number: int, digest: str) -> JournalEntry:
+    """A job that waits: of eight, one for a transformer. One in ten has failed as often as a job may."""
+    job = Job(job_id=f"job-{number:05}", request_id=f"r-{number}", client=f"token:c{number % 7}", model_digest=digest)
+    job.model, job.state = "toy", JOB_STATE_QUEUED if number % 8 else JOB_STATE_ENCODED
+    job.create_time.GetCurrentTime()
+    job.deadline_time.seconds = job.create_time.seconds + 3600
+    if number % 10 == 0 or number >= JOBS - 1000:
+        reason = "x" * FAILURE_CHARS_MAX
+        job.attempts.extend([Attempt(kind=ATTEMPT_KIND_GIVEN_UP, reason=reason)] * jobs.UNCOUNTED_MAX)
+    result = JournalEntry(job=job)
+    if job.state == JOB_STATE_ENCODED:
+        result.phase1.job_id, result.phase1.room.room_id, result.phase1.room.owner_rank = job.job_id, number, ROOM_RANK
+    return result
+
+
+async def fill(bench: Bench) -> None:
+    """The journal as if all had been accepted."""
+    rows = []
+    for number in range(JOBS):
+        one = entry(number, bench.model.config_digest if number % 5 else FOREIGN)
+        job = one.job
+        rows.append((job.job_id, job.client, job.request_id, job.state, kept_bytes(one), one.SerializeToString()))
+
+    def insert(db: sqlite3.Connection) -> None:
+        columns = "job_id, client, request_id, state, kept_bytes, entry, dead"
+        db.executemany(f"INSERT INTO jobs ({columns}) VALUES (?, ?, ?, ?, ?, ?, 0)", rows)
+
+    await bench.journal.run(insert)
+
+
+async def held(call: Callable[[], Awaitable[object]]) -> Hold:
+    """The longest hold of the loop while a call runs."""
+    watch = watch_of(asyncio.get_running_loop())
+    watch.longest = Hold()
+    await asyncio.create_task(_run(call))
+    return watch.longest
+
+
+async def _run(call: Callable[[], Awaitable[object]]) -> None:
+    set_caller(ANYONE)
+    await call()
+
+
+async def listed(bench: Bench) -> int:
+    """How many jobs there are on all pages."""
+    found, token = set[str](), ""
+    while True:
+        page = await bench.service.ListJobs(pb.ListJobsRequest(page_size=1000, page_token=token), NOBODY)
+        found.update(job.job_id for job in page.jobs)
+        token = page.next_page_token
+        if not token:
+            return len(found)
+
+
+async def test_no_part_of_the_controller_holds_the_loop(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        await fill(bench)
+        controller, supervisor, service = bench.controller, bench.supervisor, bench.service
+        fleet = FleetServicer(controller, supervisor, 1, "")
+        found: dict[str, Hold] = {}
+
+        async def look(name: str, call: Callable[[], Awaitable[object]]) -> None:
+            found[name] = await held(call)
+
+        async def sync(call: Callable[[], object]) -> None:
+            call()
+
+        await look("recover", supervisor.recover)
+        assert len(controller.ledger.active) == JOBS
+        encoder = await bench.encoder()
+        await look("register", bench.encoder)
+        await look("tick", supervisor.tick)
+        for number in range(4):  # a ring each
+            await look(f"tick {number}", supervisor.tick)
+        await look("stalled", supervisor._bury_stalled)
+        await look("expire", controller.expire)
+        await look("publish", controller.dispatcher.publish_waiting)
+        await look("GetFleet", lambda: fleet.GetFleet(fleet_pb.GetFleetRequest(), NOBODY))
+        await look("ListJobs", lambda: service.ListJobs(pb.ListJobsRequest(page_size=1000), NOBODY))
+        assert await listed(bench) == JOBS
+        await look("enqueue_all", lambda: sync(controller.dispatcher.enqueue_all))
+        await look("withdraw_stale", lambda: sync(controller.dispatcher.withdraw_stale))
+        await look("bury", lambda: supervisor.bury(ROOM_RANK, "gone"))
+        await look("room's owner", lambda: supervisor._settle_rooms(ROOM_RANK + 1, set()))
+        await look("a death", lambda: supervisor.bury(encoder, "gone"))
+        await look("discard", lambda: discard(controller, FOREIGN))
+        for name, hold in found.items():
+            print(f"HOLD {name:16} {hold}")
+        assert {name: str(hold) for name, hold in found.items() if hold.cpu_s > HOLD_MAX_S} == {}
