@@ -83,7 +83,7 @@ class Admission:
                     entry, existing = await self._accept_new(request_id, request, client.name)
                 if existing is None:
                     return entry, False
-        _check_same(existing, request)
+        await asyncio.to_thread(_check_same, existing, request)  # its digest takes time where it is large
         return existing, True
 
     async def _accept_new(

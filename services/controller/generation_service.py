@@ -55,13 +55,13 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         size = request.page_size or PAGE_SIZE_DEFAULT
         if not 1 <= size <= PAGE_SIZE_MAX:
             raise InvalidRequest("page_size", request.page_size, f"1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}")
-        for state in request.states:
-            if state not in JobState.values() or state == 0:
-                raise InvalidRequest("states", state, ", ".join(name for name in JobState.keys()[1:]))
+        states = set(request.states)
+        for state in states.difference(JobState.values()[1:]):
+            raise InvalidRequest("states", state, ", ".join(name for name in JobState.keys()[1:]))
         before = _sequence_of(request.page_token) if request.page_token else _NEWEST
         ledger = self._controller.ledger
         page, has_more = await ledger.journal.page(
-            sorted(set(request.states)),
+            sorted(states),
             before,
             size,
             client=owner_filter(caller()),

@@ -137,12 +137,12 @@ class Journal:
 
     async def add(self, entry: JournalEntry, request: GenerationRequest) -> JournalEntry | None:
         """Accept a job. Returns the entry that has its client's `request_id`, or its `retry_of`, already; else None."""
-        job, body = entry.job, request.SerializeToString(deterministic=True)
-        entry.request_sha256, entry.request_size_bytes = digest_of(request), len(body)
-        row = (job.job_id, job.client, job.request_id, job.retry_of or None, job.state, job.dead_letter)
-        values = (*row, ended_s(entry), kept_bytes(entry), entry.SerializeToString())
 
-        def insert(db: sqlite3.Connection) -> JournalEntry | None:
+        def insert(db: sqlite3.Connection) -> JournalEntry | None:  # large requests take time: not the event loop's
+            job, body = entry.job, request.SerializeToString(deterministic=True)
+            entry.request_sha256, entry.request_size_bytes = digest_of(request), len(body)
+            row = (job.job_id, job.client, job.request_id, job.retry_of or None, job.state, job.dead_letter)
+            values = (*row, ended_s(entry), kept_bytes(entry), entry.SerializeToString())
             columns = "job_id, client, request_id, retry_of, state, dead, ended_s, kept_bytes, entry"
             try:
                 db.execute(f"INSERT INTO jobs ({columns}) VALUES ({_marks(values)})", values)
@@ -190,11 +190,15 @@ class Journal:
     async def get_request(self, job_id: str) -> GenerationRequest | None:
         """What the client asked for; None when there is no such job, it is over, or its request is damaged."""
         sql = "SELECT request FROM requests WHERE job_id = ?"
-        row = await self.run(lambda db: db.execute(sql, (job_id,)).fetchone())
-        try:
-            return GenerationRequest.FromString(row[0]) if row else None
-        except DecodeError:
-            return None
+
+        def read(db: sqlite3.Connection) -> GenerationRequest | None:
+            row = db.execute(sql, (job_id,)).fetchone()
+            try:
+                return GenerationRequest.FromString(row[0]) if row else None
+            except DecodeError:
+                return None
+
+        return await self.run(read)
 
     async def unfinished(self, over: Sequence[JobState.ValueType]) -> list[JournalEntry]:
         """Every entry whose state is not in `over`, oldest first."""

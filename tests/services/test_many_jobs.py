@@ -17,7 +17,14 @@ from triptych.identity import ANYONE, set_caller
 from triptych.loop_watch import HOLD_MAX_S, Hold, watch_of
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1 import generation_service_pb2 as pb
-from triptych.v1.job_pb2 import ATTEMPT_KIND_GIVEN_UP, JOB_STATE_ENCODED, JOB_STATE_QUEUED, Attempt, Job
+from triptych.v1.job_pb2 import (
+    ATTEMPT_KIND_GIVEN_UP,
+    JOB_STATE_ENCODED,
+    JOB_STATE_QUEUED,
+    Attempt,
+    GenerationRequest,
+    Job,
+)
 from triptych.v1.journal_pb2 import JournalEntry
 
 JOBS = 10_000
@@ -59,6 +66,7 @@ async def fill(bench: Bench) -> None:
 async def held(call: Callable[[], Awaitable[object]]) -> Hold:
     """The longest hold of the loop while a call runs."""
     watch = watch_of(asyncio.get_running_loop())
+    await asyncio.sleep(0)  # what the test itself did before doesn't count
     watch.longest = Hold()
     await asyncio.create_task(_run(call))
     return watch.longest
@@ -115,3 +123,14 @@ async def test_no_part_of_the_controller_holds_the_loop(open_bench: OpenBench) -
         for name, hold in found.items():
             print(f"HOLD {name:16} {hold}")
         assert {name: str(hold) for name, hold in found.items() if hold.cpu_s > HOLD_MAX_S} == {}
+
+
+async def test_a_large_request_is_written_and_read_elsewhere(open_bench: OpenBench) -> None:
+    """Its copies and its digest take the journal's thread, not the event loop."""
+    async with open_bench() as bench:
+        request = GenerationRequest(prompt="a circle", seed=3)
+        request.media.add(name="image", data=bytes(48 * 2**20))
+        added = await held(lambda: bench.journal.add(JournalEntry(job=Job(job_id="job-1")), request))
+        assert request.seed == 3
+        read = await held(lambda: bench.journal.get_request("job-1"))
+        assert max(added.cpu_s, read.cpu_s) < HOLD_MAX_S / 4, (str(added), str(read))
