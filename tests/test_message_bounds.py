@@ -64,6 +64,7 @@ async def refusal(channel: grpc.aio.Channel, method: str, data: bytes) -> str:
     return caught.value.details() or ""
 
 
+@pytest.mark.large_messages
 async def test_parameters_of_48_mb_cost_nothing(channel: grpc.aio.Channel) -> None:
     data = create(NESTED) * 5  # a message that comes several times in one is merged
     assert len(data) > 48e6

@@ -62,9 +62,10 @@ class Ledger:
 
     def concerning(self, rank: int) -> list[str]:
         """Ids of the jobs that a worker runs or whose rooms it holds, and of all that are just being changed: they may
-        come to be such."""
+        come to be such. In the order in which they were accepted."""
         changing = {job_id for job_id, lock in self._locks.items() if lock.locked()}
-        return sorted(changing.union(self._by_rank.get(rank, ())))
+        found = [self.active[one] for one in changing.union(self._by_rank.get(rank, ())) if one in self.active]
+        return [entry.job.job_id for entry in sorted(found, key=lambda entry: entry.job.create_time.ToNanoseconds())]
 
     def count_of(self, client: str) -> int:
         """How many jobs of a client aren't over."""
