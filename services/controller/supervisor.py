@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass
 
 from services.controller import jobs
 from services.controller.controller import Controller, attempt_of
 from services.controller.fleet import check_role
+from services.controller.graves import Grave
 from services.controller.reconciler import Reconciler
 from services.controller.turns import in_turns
 from triptych.errors import Fenced, InvalidRequest, JournalFull, LeaseLost, NotAllowed, RingFull
@@ -43,20 +43,6 @@ NAME_CHARS_MAX = 256
 """Longest instance id, address or host id: a UUID takes 36 characters, a host's name at most 253."""
 
 
-@dataclass(frozen=True)
-class _Grave:
-    """A dead rank whose end isn't in the journal yet."""
-
-    rank: int
-    reason: str
-    kind: AttemptKind.ValueType
-    """What its end is to the job that it ran."""
-    handed_back: frozenset[tuple[int, int, int]]
-    """Dispatches that it had given up itself."""
-    redelivered: frozenset[str]
-    """Jobs whose dispatch the ring has put up again."""
-
-
 class Supervisor:
     """Registers and buries workers on behalf of a `Controller`."""
 
@@ -69,7 +55,7 @@ class Supervisor:
         self._background = controller.background
         self._reconciler = Reconciler(controller, lambda rank, reason: self.bury(rank, reason, ATTEMPT_KIND_GIVEN_UP))
         self._removed: list[Removed] = []
-        self._graves: list[_Grave] = []
+        self._graves: list[Grave] = []
         """What a full disk must not make us forget: each stays until the journal has taken what follows from it."""
         self._unpublished: set[str] = set()
         """Jobs found waiting for a room's owner to come back, after a restart."""
@@ -252,7 +238,7 @@ class Supervisor:
             for removed in reaped.removed:
                 self.removed(removed)
         self._controller.quarantine.gone(rank, kind == ATTEMPT_KIND_WORKER_SICK)
-        self._graves.append(_Grave(rank, reason, kind, frozenset(handed_back), frozenset(redelivered)))
+        self._graves.append(Grave(rank, reason, kind, frozenset(handed_back), frozenset(redelivered)))
 
     async def _fill_graves(self) -> None:
         """Write down what follows from each death. Raises JournalFull with the rest left for the next tick."""
@@ -262,14 +248,14 @@ class Supervisor:
                 self._graves.remove(grave)
             self._controller.dispatcher.work.set()
 
-    async def _fill(self, grave: _Grave) -> None:
+    async def _fill(self, grave: Grave) -> None:
         """Jobs first: they should know of the attempt before another worker begins the next."""
         for job_id in self._ledger.concerning(grave.rank):
             while await self._bereave(job_id, grave):
                 pass  # the job may have moved on meanwhile: look again
         await self._ledger.journal.forget_worker(grave.rank)
 
-    async def _bereave(self, job_id: str, grave: _Grave) -> bool:
+    async def _bereave(self, job_id: str, grave: Grave) -> bool:
         """Send a job back that the dead rank ran, or whose next room it held; whether there was something to do.
 
         What the rank itself had asked for before it was fenced, and what is just being written, comes first.

@@ -28,8 +28,6 @@ from tests.failures.fleet import (
 )
 from triptych.errors import InvalidRequest
 from triptych.v1.dispatch_pb2 import RING_PHASE1, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch
-from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest
-from triptych.v1.fleet_service_pb2_grpc import FleetServiceStub
 from triptych.v1.job_pb2 import (
     JOB_STATE_CANCELLED,
     JOB_STATE_DECODING,
@@ -187,7 +185,7 @@ def test_a_bad_request_queues_nothing(fleet: HeldFleet, client: Client) -> None:
 
 
 def test_a_full_ring_is_waited_for(fleet: HeldFleet, client: Client, tmp_path: Path) -> None:
-    """Somebody fills phase1 with dispatches of jobs that never were; the encoders keep their leases and try again."""
+    """Somebody fills phase1 with a job that already runs; the encoders keep their leases and try again."""
     with fleet.held(*TRANSFORMERS):
         ids = [create(client, seed=n) for n in range(2)]
         for job_id in ids:
@@ -198,8 +196,8 @@ def test_a_full_ring_is_waited_for(fleet: HeldFleet, client: Client, tmp_path: P
         for job_id in ids[2:]:
             wait_state(client, job_id, JOB_STATE_ENCODING)
         with grpc.insecure_channel(fleet.endpoint) as channel:
-            rank = stranger(channel, client)
-            refused = fill(channel, rank)
+            rank = next(worker.rank for worker in client.get_fleet().workers if worker.role == ROLE_ENCODER)
+            refused = fill(channel, rank, ids[0])
         assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "200"
         for name in ENCODERS:
@@ -211,17 +209,10 @@ def test_a_full_ring_is_waited_for(fleet: HeldFleet, client: Client, tmp_path: P
         assert client.get_job(job_id).attempts == []
 
 
-def stranger(channel: grpc.Channel, client: Client) -> int:
-    """Register a worker that claims nothing; its rank."""
-    request = RegisterWorkerRequest(instance_id=f"stranger {time.time_ns()}", role=ROLE_ENCODER, address="127.0.0.1:9")
-    request.model.CopyFrom(client.describe_model())
-    return FleetServiceStub(channel).RegisterWorker(request, timeout=30).rank
-
-
-def fill(channel: grpc.Channel, rank: int) -> grpc.RpcError:
-    """Publish into phase1 until it is refused; the refusal."""
-    for number in range(10_000):
-        dispatch = Dispatch(job_id=f"never {number}", role=ROLE_TRANSFORMER, sender_rank=rank)
+def fill(channel: grpc.Channel, rank: int, job_id: str) -> grpc.RpcError:
+    """Publish a job that already runs into phase1, in an encoder's name, until that is refused; the refusal."""
+    for _ in range(10_000):
+        dispatch = Dispatch(job_id=job_id, role=ROLE_TRANSFORMER, sender_rank=rank)
         try:
             RingServiceStub(channel).Publish(PublishRequest(ring=RING_PHASE1, rank=rank, dispatch=dispatch), timeout=30)
         except grpc.RpcError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 from pathlib import Path
@@ -14,7 +15,11 @@ from tests.clients.test_up import CLI, ENV, MODEL, STEPS_S, free_port, wait_for
 
 
 def workers_of(up: psutil.Process) -> dict[int, str]:
-    return {child.pid: " ".join(child.cmdline()) for child in up.children()}
+    found = {}
+    for child in up.children():
+        with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # one that has just ended
+            found[child.pid] = " ".join(child.cmdline())
+    return found
 
 
 def test_nobody_reads_what_it_says_and_it_is_told_twice_to_stop(tmp_path: Path) -> None:
