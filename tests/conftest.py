@@ -36,10 +36,11 @@ def loop_watch(request: pytest.FixtureRequest) -> Iterator[None]:
     """A call to a server in the test's own process that holds the loop fails the test; what tests do themselves
     doesn't, and copies of messages of tens of megabytes don't (marker `large_messages`)."""
     yield
+    is_emulated = request.path.is_relative_to(Path(__file__).parent / "rdma")  # a processor of another speed
     for loop in _loops:
         _longest.append((loop.watch.longest, request.node.nodeid))
-        is_large = request.node.get_closest_marker("large_messages") is not None
-        calls = [] if is_large else [str(hold) for hold in loop.watch.too_long if hold.what.startswith("/triptych.")]
+        is_let_off = is_emulated or request.node.get_closest_marker("large_messages") is not None
+        calls = [] if is_let_off else [str(hold) for hold in loop.watch.too_long if hold.what.startswith("/triptych.")]
         loop.watch.too_long.clear()
         assert not calls, f"the event loop was held: {calls}"
     _loops[:] = [loop for loop in _loops if not loop.is_closed()]
