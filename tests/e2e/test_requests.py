@@ -261,7 +261,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"width": 8200}, "width is 8200", "8 to 8192 pixels in multiples of 8"),
     ({"num_frames": 4}, "num_frames is 4", "1 to 4096, one more than a multiple of 2"),
     ({"num_inference_steps": 0}, "num_inference_steps is 0", "a whole number, 1 to 333"),
-    ({"num_inference_steps": 400}, "num_inference_steps is 400", "1 to 333 (this model's scheduler can do no more)"),
+    (
+        {"num_inference_steps": 400},
+        "num_inference_steps is 400",
+        "a whole number, 1 to 333 (this model's scheduler can do no more)",
+    ),
     ({"num_inference_steps": 10**9}, "num_inference_steps is 1000000000", "a whole number, 1 to 333"),
     ({"guidance_scale": NAN}, "guidance_scale is nan", "a finite number"),
     ({"guidance_scale": float("inf")}, "guidance_scale is inf", "a finite number"),
