@@ -1,4 +1,5 @@
-# `make setup` makes .venv and installs through constraints.txt; every other target depends on it.
+# `make setup` makes .venv and installs through constraints.txt, and the system's libraries where it may; every other
+# target depends on it.
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
@@ -9,17 +10,23 @@ PROMPT ?= a big red circle moving right on a blue background
 OUT ?= demo.mp4
 STAGES ?= fake
 MINUTES ?= 30
+TESTS ?= tests
 
+# What Mooncake loads.
+MOONCAKE_PACKAGES := libibverbs1 libnuma1 libcurl4
 # What the suites of RDMA and of the model need beyond Python; installed by apt where that is allowed.
-RDMA_PACKAGES := python3-pyverbs libibverbs1 ibverbs-providers libnuma1 libcurl4 perftest
+RDMA_PACKAGES := python3-pyverbs ibverbs-providers perftest $(MOONCAKE_PACKAGES)
 MODEL_PACKAGES := spin gcc libc6-dev
 # A virtual machine with two soft-RoCE devices. Mooncake's own default of workers would spin on all its processors.
 IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --timeout-s 1200
 
-.PHONY: setup setup-rdma demo test test-failures test-fuzz test-chaos test-model test-rdma check
-.PHONY: proto proto-baseline bench bench-rdma bench-recovery fuzz soak clean
+BARE := $(PYTHON) tests/bare
+
+.PHONY: setup setup-rdma setup-bare demo test test-bare test-bare-quick test-documents test-failures test-families test-fuzz
+.PHONY: test-chaos test-model test-rdma test-wheel check proto proto-baseline bench bench-rdma bench-recovery fuzz soak clean
 
 setup: $(VENV)/.done
+	@.ci/install --or-else "tensors go by shared memory and gRPC only" $(MOONCAKE_PACKAGES)
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,11 +37,15 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest tests --ignore tests/rdma --ignore tests/model --ignore tests/failures --ignore tests/fuzz
+	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows wheel,--ignore tests/$(suite))
 
-# The failure table of ARCHITECTURE.md, row by row, on real processes. As root it also fills disks.
+# The tables of docs/failures.md, row by row, on real processes. As root it also fills disks.
 test-failures: setup
 	$(BIN)/python -m pytest tests/failures
+
+# A tiny model of each of diffusers' families: its start, guidance off, and the packages that it would miss.
+test-families: setup
+	$(BIN)/python -m pytest tests/families tests/workflows
 
 # A share for every change; `make fuzz` is the whole, and docs/fuzzing.md says what it found.
 test-fuzz: setup
@@ -44,9 +55,10 @@ fuzz: setup
 	$(BIN)/python -m tests.fuzz.drive --runs 300000
 	TRIPTYCH_FUZZ_CALLS=60000 $(BIN)/python -m pytest tests/fuzz/test_calls.py -s
 
+# The rings, exhaustively, and the tie between worker and controller, by seeded schedules.
 test-model: setup
 	.ci/install $(MODEL_PACKAGES)
-	$(BIN)/python -m pytest tests/model
+	$(BIN)/python -m pytest tests/model_checker tests/tie
 
 # pyverbs comes with the machine's rdma-core, for the system's Python; where that isn't ours, the wheel ibverbs serves.
 setup-rdma: setup
@@ -55,6 +67,28 @@ setup-rdma: setup
 
 test-rdma: setup-rdma
 	$(IN_VM) '$(BIN)/python -m pytest tests/rdma -p no:cacheprovider'
+
+# The README's two commands on a new Debian, as root and as a user who may install nothing (tests/bare says how).
+test-bare: setup-bare
+	$(BARE) --user root 'make demo && make test'
+	$(BARE) --user newcomer 'make demo && make test'
+
+# A share for every change.
+test-bare-quick: setup-bare
+	$(BARE) --user root 'make demo'
+	$(BARE) --user newcomer 'make demo && make test TESTS="tests/transport tests/clients tests/rings"'
+
+setup-bare:
+	.ci/install debootstrap
+
+# The wheel, in an environment of its own.
+test-wheel: setup
+	$(BIN)/python -m pytest tests/wheel
+
+# Every command of the documents, as it is written.
+test-documents: setup
+	.ci/install curl
+	$(BIN)/python -m pytest tests/documents
 
 # Faults by a plan that follows from its seed (docs/reliability.md). SEED=7, SEED=1-20; without it, the two of CI.
 test-chaos: setup

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 
-from triptych import codec, rpc
+from triptych import rpc
 from triptych.errors import MissingExtra, WrongState
+from triptych.transport import codec
 from triptych.transport.arena import Arena
 from triptych.transport.fetcher import Fetcher, open_fetcher
 from triptych.transport.mooncake_engine import MooncakeEngine
@@ -103,7 +104,7 @@ async def measure() -> list[Row]:
         for size_bytes in SIZES_BYTES:
             memcpy_s = time_memcpy(size_bytes)
             for mover in [name for name in MOVERS if name != "mooncake" or engine is not None]:
-                fetcher = open_fetcher(arena, engine, rpc.open_channel, mover)
+                fetcher = open_fetcher(arena, engine, forced=mover)
                 times = [await hand_off(owner, fetcher, size_bytes) for _repeat in range(1 + REPEATS)][1:]
                 fetcher.close()
                 put_s, fetch_s = (statistics.median(column) for column in zip(*times, strict=True))

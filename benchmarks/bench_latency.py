@@ -20,9 +20,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from triptych_client import AsyncClient, RolePlan, build_request, embedded_fleet
-from triptych_client.fleet import threads_default
-from triptych_client.fused import ROLE_NAMES, FusedModel
+from triptych.config import WorkerConfig
+from triptych_client import AsyncClient, build_request, embedded_fleet
+from triptych_client.fused import FusedModel
+from triptych_client.local_fleet import threads_default
 
 PROMPTS = (
     "a big red circle moving right on a blue background",
@@ -48,9 +49,8 @@ async def measure(model: str, runs: int, steps: int, mover: str = "") -> Timings
     """Time `runs` jobs on each side, in turns."""
     timings = Timings()
     threads = threads_default()
-    roles = {name: RolePlan() for name in ROLE_NAMES}
     with tempfile.TemporaryDirectory() as folder:
-        fused = FusedModel.load(model, "", roles, threads)
+        fused = FusedModel.load(WorkerConfig(model=model, threads=threads))
         async with embedded_fleet(model, threads=threads, mover=mover) as fleet, AsyncClient(fleet.endpoint) as client:
             for run in range(-WARM_UP_RUNS, runs):
                 prompt = PROMPTS[run % len(PROMPTS)]

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from benchmarks.bench_rings import Line, lines
@@ -32,7 +33,7 @@ from triptych.errors import RingFull
 from triptych.rings import layout, protocol
 from triptych.rings.memory import MemoryRing
 from triptych.rings.program import FetchAdd, Program
-from triptych.rings.ring import Ring
+from triptych.rings.ring import Membership, Ring
 from triptych.rings.rpc import RpcRing
 from triptych.rings.verbs.card import open_card
 from triptych.rings.verbs.connector import Connector
@@ -40,8 +41,10 @@ from triptych.rings.verbs.host import RingHost
 from triptych.rings.verbs.ring import VerbsRing
 from triptych.rpc import open_channel, start_server
 from triptych.v1.dispatch_pb2 import RING_PHASE1, Dispatch
+from triptych.v1.dispatch_pb2 import Ring as RingName
 from triptych.v1.ring_service_pb2_grpc import add_RingServiceServicer_to_server
 
+EPOCH = 1
 FAA_COUNT = 500
 MESSAGES_EACH = 150
 """Published by each of the two workers."""
@@ -57,6 +60,16 @@ ROUND_TRIPS = {
 }
 
 
+@dataclass
+class BenchMember:
+    """A worker that tells nobody what it has changed."""
+
+    membership: Membership
+
+    def changed(self, ring: RingName.ValueType) -> None:
+        """See `rings.ring.Member`."""
+
+
 class Waiting(NamedTuple):
     """What an idle worker is like."""
 
@@ -69,8 +82,8 @@ async def served(device: str) -> AsyncIterator[str]:
     """A controller's ring on a card; the address of its RingService."""
     card = open_card(device)
     host = RingHost(card, 1)
-    ring = MemoryRing(RING_PHASE1, 1, attempts_max=3, driver=host.driver(0), on_fence=host.disconnect)
-    servicer = RingServicer({RING_PHASE1: ring}, lambda rank: None, host)
+    ring = MemoryRing(RING_PHASE1, EPOCH, attempts_max=3, driver=host.driver(0), on_fence=host.disconnect)
+    servicer = RingServicer([ring], lambda rank: None, host)
     server = await start_server("127.0.0.1:0", [(add_RingServiceServicer_to_server, servicer, "RingService")])
     yield server.address
     await server.stop(0)
@@ -83,7 +96,7 @@ async def connected(address: str, device: str) -> AsyncIterator[Connector]:
     """A worker's connection over RDMA."""
     async with open_channel(address) as channel:
         card = open_card(device)
-        connector = Connector(channel, card, [RING_PHASE1], lambda: 1)
+        connector = Connector(channel, card, [RING_PHASE1])
         yield connector
         await connector.close()
         card.close()
@@ -97,13 +110,13 @@ async def worker(way: str, address: str, device: str, rank: int) -> AsyncIterato
             yield RpcRing(channel, RING_PHASE1)
     else:
         async with connected(address, device) as connector:
-            yield VerbsRing(connector, RING_PHASE1, lambda: rank, lambda: None)
+            yield VerbsRing(connector, RING_PHASE1, BenchMember(Membership(rank, EPOCH)))
 
 
 async def faa_per_second(address: str, device: str) -> float:
     """Fetch-and-adds in a row on the scratch word, each waited for."""
     async with connected(address, device) as connector:
-        driver = await connector.driver(RING_PHASE1, 1)
+        driver = await connector.driver(RING_PHASE1, Membership(1, EPOCH))
         started_s = time.perf_counter()
         for _ in range(FAA_COUNT):
             driver.execute(_add_one())

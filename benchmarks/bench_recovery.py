@@ -20,9 +20,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.chaos.fleet import Fleet
 from tests.chaos.plan import CONTROLLER, Shape
 from tests.chaos.stages import FakeStages
+from tests.fleet.watched import WatchedFleet
 from triptych.v1.job_pb2 import JOB_STATE_DECODING, JOB_STATE_DENOISING, JOB_STATE_ENCODING, Job, JobState
 from triptych_client import AsyncClient
 
@@ -42,10 +42,10 @@ STATES: Mapping[str, JobState.ValueType] = {
 
 
 @asynccontextmanager
-async def _fleet(slow: str, folder: Path, timeout_s: float) -> AsyncIterator[tuple[Fleet, AsyncClient]]:
+async def _fleet(slow: str, folder: Path, timeout_s: float) -> AsyncIterator[tuple[WatchedFleet, AsyncClient]]:
     seconds = {role: STAGE_S if role == slow else SHORT_S for role in STATES}
     shape = Shape(encoders=2, transformers=2, decoders=2)
-    fleet = Fleet(folder, shape, FakeStages(seconds).worker_flags, worker_timeout_s=timeout_s)
+    fleet = WatchedFleet(folder, shape, FakeStages(seconds).worker_flags, worker_timeout_s=timeout_s)
     try:
         await fleet.open()
         async with AsyncClient(fleet.endpoint) as client:
@@ -80,7 +80,7 @@ async def of_worker(role: str, runs: int, folder: Path, timeout_s: float) -> lis
             await asyncio.sleep(random.uniform(0.3, 0.8))  # anywhere between two heartbeats
             victim, rank = await _name_of(client, fleet, _rank(job, role)), _rank(job, role)
             started_s = time.monotonic()
-            await fleet.kill(victim)
+            await fleet.end(victim)
             await watch.until(lambda job, rank=rank: job.state == STATES[role] and _rank(job, role) != rank)
             found.append(time.monotonic() - started_s)
             await client.cancel_job(job.job_id)
@@ -97,31 +97,29 @@ async def of_controller(runs: int, folder: Path, timeout_s: float) -> list[float
             watch = _Watch(client, job)
             job = await watch.until(lambda job: job.state == JOB_STATE_DENOISING and job.step > 3)
             started_s = time.monotonic()
-            await fleet.kill(CONTROLLER)
-            await fleet.start(CONTROLLER)
+            await fleet.end(CONTROLLER)
+            fleet.spawn(CONTROLLER)
             await watch.until(lambda job, step=job.step: job.step > step + 5)
             found.append(time.monotonic() - started_s)
             await client.cancel_job(job.job_id)
     return found
 
 
-async def _renew(fleet: Fleet, role: str) -> None:
+async def _renew(fleet: WatchedFleet, role: str) -> None:
     """New workers of a role: the one that took over is busy for long, since a stage isn't stopped between two steps."""
-    names = [name for name in fleet.shape.workers if name.startswith(role)]
+    names = [name for name in fleet.workers if name.startswith(role)]
     for name in names:
-        await fleet.kill(name)
-        await fleet.start(name)
-    for name in names:
-        await fleet.wait_ready(name)
+        await fleet.end(name)
+    await fleet.begin(names)
 
 
 def _rank(job: Job, role: str) -> int:
     return int(getattr(job, f"{role}_rank"))
 
 
-async def _name_of(client: AsyncClient, fleet: Fleet, rank: int) -> str:
-    (pid,) = [worker.process_id for worker in (await client.get_fleet()).workers if worker.rank == rank]
-    return next(name for name in fleet.members if fleet.pid(name) == pid)
+async def _name_of(client: AsyncClient, fleet: WatchedFleet, rank: int) -> str:
+    (pid,) = [worker.info.process_id for worker in (await client.get_fleet()).workers if worker.rank == rank]
+    return fleet.name_of(pid)
 
 
 def row(name: str, found: list[float], timeout_s: float) -> str:

@@ -71,7 +71,7 @@ async def _memory_lines() -> list[Line]:
 
 
 async def _rpc_lines() -> list[Line]:
-    async with _served(_Nothing({}, lambda rank: None)) as channel:
+    async with _served(_Nothing([], lambda rank: None)) as channel:
         request = pb.PublishRequest(ring=RING_PHASE1, dispatch=DISPATCH)
         publish: Callable[[pb.PublishRequest], Awaitable[Any]] = RingServiceStub(channel).Publish
         spent_s, count = 0.0, 0
@@ -80,7 +80,7 @@ async def _rpc_lines() -> list[Line]:
             count += BATCH
     floors = dict.fromkeys(("publish", "claim", "ack", "empty claim"), count / spent_s)
     host = MemoryRing(RING_PHASE1, 1, attempts_max=3)
-    async with _served(RingServicer({RING_PHASE1: host}, lambda rank: None)) as channel:
+    async with _served(RingServicer([host], lambda rank: None)) as channel:
         return await lines("rpc", RpcRing(channel, RING_PHASE1), floors)
 
 

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 
-from triptych import auth, codec, rpc, tokens
+from triptych import rpc
+from triptych.security import auth, tokens
+from triptych.transport import codec
 from triptych.transport.arena import Arena
 from triptych.transport.movers import read_room
 from triptych.v1 import worker_service_pb2 as pb

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = (
     ("operations of the leased rings, beside what promises nothing", "benchmarks.bench_rings"),
     ("hand-off of one room from phase to phase, on one host", "benchmarks.bench_handoff"),
+    ("what it costs to look for numbers that are none", "benchmarks.bench_finite"),
     ("what it costs to ask who calls", "benchmarks.bench_security"),
     ("a whole job on the demo model", "benchmarks.bench_latency"),
 )

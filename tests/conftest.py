@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from triptych.loop_watch import Hold, WatchedLoop
+from tests import needs
+from triptych.telemetry.loop_watch import Hold, WatchedLoop
 
 HOLDS = Path(tempfile.gettempdir()) / f"triptych-holds-{os.getpid()}"
 """Where the services that tests start say what held their loops."""
@@ -48,8 +49,14 @@ def loop_watch(request: pytest.FixtureRequest) -> Iterator[None]:
     del _longest[SHOWN:]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_mooncake") is not None and (reason := needs.without_mooncake()):
+        needs.skip(reason)
+
+
 def pytest_configure() -> None:
     os.environ.setdefault("TRIPTYCH_HOLD_FILE", str(HOLDS))
+    os.environ.pop("PYTHONUNBUFFERED", None)  # users don't set it, and it hides what a buffered stdout does
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,7 +3,7 @@
 Every function takes the folder to hold the model, fills it once and returns it as text. Scale factors, channel counts
 and scheduler settings are *not* the defaults, so that code that falls back to a default in silence is caught.
 
-This is the one file of the project that names model families: the library must not.
+Only tests name model families: the library must not. `tests/families` has a model of every one.
 """
 
 from __future__ import annotations

@@ -86,6 +86,26 @@ def test_infinity_in_a_file_is_named(tmp_path: Path) -> None:
         load(ControllerConfig, ["--config", str(file)], {})
 
 
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("attempts_max = 3.0", "attempts_max is 3.0; accepted: a value of type int"),
+        ("attempts_max = true", "attempts_max is True; accepted: a value of type int"),
+        ('attempts_max = "3"', "attempts_max is '3'; accepted: a value of type int"),
+        ("keep_days = false", "keep_days is False; accepted: a value of type float"),
+        ("state = 3", "state is 3; accepted: a value of type str"),
+    ],
+)
+def test_a_file_has_the_type_of_the_setting(line: str, named: str, tmp_path: Path) -> None:
+    file = tmp_path / "controller.toml"
+    file.write_text(line)
+    with pytest.raises(InvalidRequest) as caught:
+        load(ControllerConfig, ["--config", str(file)], {})
+    assert str(caught.value) == named
+    file.write_text("keep_days = 3")
+    assert load(ControllerConfig, ["--config", str(file)], {}).keep_days == 3.0
+
+
 @pytest.mark.parametrize("cls", [ControllerConfig, WorkerConfig])
 def test_every_number_has_both_bounds_and_a_default_within(cls: type) -> None:
     for f in dataclasses.fields(cls):

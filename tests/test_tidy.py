@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import filecmp
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from triptych.config import ControllerConfig, WorkerConfig
+from triptych_client.cli import build_parser
+from triptych_client.local_fleet import OWN_SETTINGS
 
 ROOT = Path(__file__).parent.parent
 FUNCTION_LINES_MAX = 60
@@ -78,11 +84,95 @@ def test_import_direction(source: tuple[str, ast.Module, str]) -> None:
         assert allowed is None or any(name.startswith(a) for a in allowed), f"{name} imports {module}"
 
 
+WINGS = ("v1", "security", "telemetry", "rpc", "media", "model", "transport", "rings", "stages")
+"""Lowest first, as ARCHITECTURE.md draws them: a wing imports from those before it. Loose modules lie below all but v1,
+and `services` and the clients above all."""
+LOOSE_MODULES_MAX = 8
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "clients" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in SOURCES if not name_of(path).startswith(("benchmarks/", "examples/"))}
+
+
+def imported_modules(module: str) -> set[str]:
+    """What a module imports of ours, also late and for types only."""
+    path, found = MODULES[module], set()
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            named = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else base for name in named}
+    return (found & set(MODULES)) - {module}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {module: imported_modules(module) for module in MODULES}
+    order = TopologicalSorter(graph)
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def wing_of(module: str) -> str | None:
+    name = [*module.split("."), ""][1]
+    return name if module.startswith("triptych.") and name in WINGS else None
+
+
+def test_wings_import_downwards_only() -> None:
+    for module in MODULES:
+        if not module.startswith("triptych."):
+            continue
+        wing = wing_of(module)
+        below = WINGS[: WINGS.index(wing)] if wing else ("v1",)
+        for other in imported_modules(module):
+            is_own_or_loose = wing_of(other) in (wing, None)
+            assert is_own_or_loose or wing_of(other) in below, f"{module} imports {other}, which is above it"
+    loose = [path.name for path in (ROOT / "triptych").glob("*.py") if path.name != "__init__.py"]
+    assert len(loose) <= LOOSE_MODULES_MAX, loose
+
+
 def test_environment_is_read_in_one_place(source: tuple[str, ast.Module, str]) -> None:
     name, _, text = source
     if name.startswith(("triptych/", "services/")) and name not in ENVIRONMENT_IN:
         assert "os.environ" not in text, f"{name} touches the environment; triptych/config.py does that"
         assert "getenv" not in text, f"{name} touches the environment; triptych/config.py does that"
+
+
+def constants(path: Path) -> Iterator[str]:
+    """Names in capitals that a module defines. Private ones and type variables are no facts that others use."""
+    for node in ast.parse(path.read_text()).body:
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.AnnAssign) or (isinstance(node, ast.Assign) and not is_call_of(node.value, "TypeVar")):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        for target in targets:
+            names = target.elts if isinstance(target, ast.Tuple) else [target]
+            yield from (one.id for one in names if isinstance(one, ast.Name) and one.id.isupper() and one.id[0] != "_")
+
+
+def is_call_of(value: ast.expr, name: str) -> bool:
+    return isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == name
+
+
+def test_no_constant_is_defined_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for name in constants(path):
+            places.setdefault(name, []).append(module)
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
+def test_every_setting_can_be_given_to_up() -> None:
+    flags = vars(build_parser(["up"]).parse_args(["up"]))
+    settings = {f.name for cls in (ControllerConfig, WorkerConfig) for f in dataclasses.fields(cls)}
+    assert settings - flags.keys() == OWN_SETTINGS
+    assert [name for name in settings - OWN_SETTINGS if flags[name] is not None] == [], "a default is declared twice"
 
 
 def test_no_pickle_and_no_blocking_sleep(source: tuple[str, ast.Module, str]) -> None:
@@ -116,8 +206,32 @@ def test_generated_code_is_fresh(tmp_path: Path) -> None:
     assert (different, errors) == ([], []), "run `make proto`"
 
 
-@pytest.mark.parametrize("document", ["SECURITY.md", "ARCHITECTURE.md"])
-def test_the_tests_that_a_document_names_are_there(document: str) -> None:
-    named = set(re.findall(r"`((?:\w+/)*test_\w+\.py)", (ROOT / document).read_text()))
-    assert named
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_the_tests_that_a_document_names_are_there(document: Path) -> None:
+    named = set(re.findall(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)", document.read_text()))
+    assert named or document.name != "SECURITY.md"
     assert [name for name in sorted(named) if not (ROOT / "tests" / name).is_file()] == []
+
+
+MAPS = [path for path in DOCUMENTS if path not in (ROOT / "README.md", ROOT / "SECURITY.md")]
+"""Documents that name files of the project only. (The other two also name files that a reader makes.)"""
+PATH = re.compile(
+    r"`((?:triptych|services|clients|tests|protos|docs|deploy|examples|benchmarks)/[\w./*-]*|[\w./-]+\.py)"
+)
+"""From the project's folder, or from that of the tests."""
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+
+
+@pytest.mark.parametrize("document", MAPS, ids=name_of)
+def test_the_files_that_a_document_names_are_there(document: Path) -> None:
+    named = PATH.findall(document.read_text())
+    assert [name for name in named if not any(ROOT.glob(name)) and not any((ROOT / "tests").glob(name))] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
+    links = LINK.findall(document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []

@@ -1,45 +1,16 @@
-"""Everything that Triptych raises on purpose, and what each becomes on the wire.
+"""Every error that Triptych raises on purpose. `triptych/rpc/status.py` gives the gRPC status of each.
 
-    TriptychError
-    ├── InvalidRequest      the caller's input is wrong; names field, value, what is accepted   INVALID_ARGUMENT
-    ├── ModelInvalid        a model folder or hub id can't be loaded or split                   FAILED_PRECONDITION
-    ├── MissingExtra        an optional package is not installed; names the extra               FAILED_PRECONDITION
-    ├── NotFound            no such job, room, worker or component                              NOT_FOUND
-    │   └── RoomGone        the room was released, or its owner died                            NOT_FOUND
-    ├── WrongState          the thing exists, but not in a state that allows this               FAILED_PRECONDITION
-    │   ├── RingMismatch    the ring's header isn't the one this program was built for          FAILED_PRECONDITION
-    │   ├── RingRefused     the card refuses an operation: key, range, right or alignment       FAILED_PRECONDITION
-    │   ├── NoCard          no RDMA device here can be used, or the controller offers none      FAILED_PRECONDITION
-    │   ├── ResultsMoved    results are stored somewhere else now                           FAILED_PRECONDITION
-    │   └── JobFailed       the job ended without a result; says why (raised by clients)        FAILED_PRECONDITION
-    ├── LeaseLost           (ticket, attempt) is no longer ours: reaped, acked or taken         ABORTED
-    ├── Fenced              this rank was declared dead and must register anew                  PERMISSION_DENIED
-    ├── Unauthenticated     the caller didn't prove who it is                                   UNAUTHENTICATED
-    ├── NotAllowed          the caller is known, and may not do this                            PERMISSION_DENIED
-    ├── Full                back-pressure: try again later                                      RESOURCE_EXHAUSTED
-    │   ├── ArenaFull       no room in the arena
-    │   ├── RingFull        no free slot
-    │   ├── BacklogFull     the controller keeps no more waiting jobs
-    │   ├── QuotaFull       the client has as many unfinished jobs, or bytes of them, as it may
-    │   ├── WatchesFull     the controller keeps no more open watches
-    │   ├── ChecksFull      the controller checks the media of no more requests at once
-    │   └── JournalFull     the controller's disk takes no change now
-    ├── SourceCorrupt       the checksum of a room was wrong twice                              DATA_LOSS
-    ├── Unavailable         the other side isn't there, or not ready; retry with back-off       UNAVAILABLE
-    │   ├── JournalDamaged  the controller's disk is broken: it ends, and a person is needed    UNAVAILABLE
-    │   ├── TransferFailed  a mover could not reach a room's bytes                              UNAVAILABLE
-    │   ├── RingUnreachable an operation on far memory did not complete                         UNAVAILABLE
-    │   └── WorkerBroken    this worker can't go on; its supervisor starts another              UNAVAILABLE
-    ├── AlreadyExists       the identity is taken by something else                             ALREADY_EXISTS
-    ├── JobCancelled        somebody asked for the job to stop                                  CANCELLED
-    └── DeadlinePassed      the job's deadline, or the bound of a wait, is over                 DEADLINE_EXCEEDED
-
-Anything else that escapes is a bug and reaches the caller as INTERNAL.
+Any other exception that escapes is a bug, and the caller gets INTERNAL.
 """
 
 from __future__ import annotations
 
-import grpc
+import os
+
+EXIT_FAILED = 1
+"""What a process or a command exits with when it can't go on."""
+EXIT_CONFIGURATION = 2
+"""What it exits with for bad input or configuration: another start with the same would end in the same way."""
 
 
 class TriptychError(Exception):
@@ -64,7 +35,8 @@ class InvalidRequest(TriptychError, ValueError):
         Exception.__init__(error, message)
         field, _, rest = message.partition(" is ")
         error.field = field if rest else ""
-        error.accepted = rest.rpartition("; accepted: ")[2] if "; accepted: " in rest else ""  # it may have been cut
+        # The text may have been cut.
+        error.accepted = rest.rpartition("; accepted: ")[2] if "; accepted: " in rest else ""
         return error
 
 
@@ -73,10 +45,13 @@ class ModelInvalid(TriptychError):
 
 
 class MissingExtra(TriptychError, ImportError):
-    """An optional dependency is missing."""
+    """An optional dependency is missing, or can't be imported."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}: pip install 'triptych[{extra}]'")
+    def __init__(self, package: str, extra: str, purpose: str, reason: str = "") -> None:
+        """`extra` is Triptych's extra that installs the package; empty if none does."""
+        what = f"'triptych[{extra}]'" if extra else package
+        why = f"; {reason}" if reason else ""
+        super().__init__(f"{purpose} needs the package {package!r}: pip install {what}{why}")
 
 
 class NotFound(TriptychError):
@@ -84,7 +59,7 @@ class NotFound(TriptychError):
 
 
 class RoomGone(NotFound):
-    """The room's tensors are no longer there."""
+    """The room was released, or its owner died."""
 
 
 class WrongState(TriptychError):
@@ -92,7 +67,7 @@ class WrongState(TriptychError):
 
 
 class RingMismatch(WrongState):
-    """Magic, layout version, geometry, epoch or byte order differ."""
+    """The ring's magic, layout version, geometry, epoch or byte order differs from this program's."""
 
 
 class RingRefused(WrongState):
@@ -100,39 +75,39 @@ class RingRefused(WrongState):
 
 
 class NoCard(WrongState):
-    """Rings can't be reached over RDMA: there is no card, no binding, no right one, or the other side has none."""
+    """Rings can't be reached over RDMA: a card or a binding is missing here, or the other side has none."""
 
 
 class ResultsMoved(WrongState):
-    """Results were stored under a URL that the controller no longer has: store them again under its present one."""
+    """Results were stored under an old URL of the controller: store them again under its present one."""
 
 
 class JobFailed(WrongState):
-    """The job ended FAILED, so there is no result."""
+    """The job ended FAILED, so there is no result. Clients raise it."""
 
 
 class LeaseLost(TriptychError):
-    """The lease's compare-and-swap was refused."""
+    """The lease is no longer held: its entry was reaped, acked or taken by another."""
 
 
 class Fenced(TriptychError):
-    """The rank was cut off; only a new registration helps."""
+    """The rank was cut off; the worker must register again."""
 
 
 class Unauthenticated(TriptychError):
-    """The caller has neither a certificate nor a token that is known here."""
+    """The caller has neither a known certificate nor a known token."""
 
 
 class NotAllowed(TriptychError):
-    """The caller's certificate or token isn't good for this."""
+    """The caller's certificate or token doesn't allow this."""
 
 
 class Full(TriptychError):
     """A bounded thing is full. Nothing was lost; try again later."""
 
     retry_after_s = 1.0
-    """When it is worth a try: the caller waits at least so long. Each class has a default, an error may have its own.
-    Servers send it as gRPC's push-back, `grpc-retry-pushback-ms`."""
+    """The caller waits at least so long. Each class has a default; an error can have its own. Servers send it as
+    gRPC's push-back, `grpc-retry-pushback-ms`."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -144,7 +119,7 @@ class ArenaFull(Full):
     """No contiguous space in the arena."""
 
     retry_after_s = 0.5
-    """A room is released when its job ends: seconds, but there are many."""
+    """A room is released when its job ends. That takes seconds, but there are many jobs."""
 
 
 class RingFull(Full):
@@ -158,47 +133,58 @@ class BacklogFull(Full):
     """The controller's bound on waiting jobs is reached."""
 
     retry_after_s = 2.0
-    """A place is free when a job ends. Thousands may wait for it, and each should ask rarely."""
+    """A place becomes free when a job ends. Thousands may wait for it, so each should ask rarely."""
 
 
 class QuotaFull(Full):
     """The client has as many unfinished jobs, or bytes of their requests, as it may have."""
 
     retry_after_s = 2.0
-    """A place is free when one of its own jobs ends."""
+    """A place becomes free when one of the client's own jobs ends."""
 
 
 class WatchesFull(Full):
     """The controller's bound on open watches is reached."""
 
     retry_after_s = 2.0
-    """A place is free when somebody's job ends."""
+    """A place becomes free when a watched job ends."""
+
+
+class EncoderBusy(Full):
+    """An encoder takes no job directly while it has another."""
+
+    def __init__(self, message: str = "this encoder is busy; ask another, or send the job to the controller") -> None:
+        super().__init__(message)
 
 
 class ChecksFull(Full):
     """The controller's bound on requests whose media are being checked is reached."""
 
     retry_after_s = 2.0
-    """Most checks take less than a second, the dearest 20."""
+    """Most checks take less than a second, the most expensive 20."""
 
 
 class JournalFull(Full):
     """The controller's disk takes no change now; nothing was changed."""
 
     retry_after_s = 1.0
-    """A person has to make space, and then it should go on at once."""
+    """A person has to make space, and work should go on soon after that."""
 
 
 class SourceCorrupt(TriptychError):
-    """A room's bytes differ from its checksum, also after reading again."""
+    """A room's bytes differ from its checksum, even in a second read."""
 
 
 class Unavailable(TriptychError):
     """The other side isn't there or isn't ready yet."""
 
 
+class Unreachable(Unavailable):
+    """No connection can be made to an address. Clients raise it."""
+
+
 class JournalDamaged(Unavailable):
-    """The journal can't be read or written, for a reason that doesn't pass by itself."""
+    """The journal can't be read or written, and waiting doesn't help."""
 
 
 class TransferFailed(Unavailable):
@@ -210,7 +196,11 @@ class RingUnreachable(Unavailable):
 
 
 class WorkerBroken(Unavailable):
-    """The worker fails everything, or its process is spoiled: it ends."""
+    """The worker ends, because it fails every job or its process is broken."""
+
+
+class NotFinite(TriptychError):
+    """A stage made numbers that aren't finite, because of the model, this request or a faulty device."""
 
 
 class AlreadyExists(TriptychError):
@@ -222,7 +212,7 @@ class JobCancelled(TriptychError):
 
 
 class DeadlinePassed(TriptychError, TimeoutError):
-    """A bound in time was reached."""
+    """A deadline, or the bound of a wait, has passed."""
 
 
 FAILURE_CHARS_MAX = 300
@@ -230,28 +220,9 @@ FAILURE_CHARS_MAX = 300
 SHOWN_CHARS_MAX = 120
 """Longest piece of a caller's value repeated in an error: enough to recognise it, too little to leak or flood."""
 
-STATUS_BY_ERROR: dict[type[TriptychError], grpc.StatusCode] = {
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    ModelInvalid: grpc.StatusCode.FAILED_PRECONDITION,
-    MissingExtra: grpc.StatusCode.FAILED_PRECONDITION,
-    NotFound: grpc.StatusCode.NOT_FOUND,
-    WrongState: grpc.StatusCode.FAILED_PRECONDITION,
-    LeaseLost: grpc.StatusCode.ABORTED,
-    Fenced: grpc.StatusCode.PERMISSION_DENIED,
-    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
-    Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    SourceCorrupt: grpc.StatusCode.DATA_LOSS,
-    Unavailable: grpc.StatusCode.UNAVAILABLE,
-    AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
-    JobCancelled: grpc.StatusCode.CANCELLED,
-    DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-"""The one table from error to gRPC status; a subclass takes its nearest listed ancestor's."""
-
 
 def public_text(error: BaseException) -> str:
-    """What logs, spans and job records may say of an error: no value of a caller's, and no text that isn't ours."""
+    """An error for logs, spans and job records: without a caller's values and without other libraries' texts."""
     if isinstance(error, InvalidRequest):
         head = error.field.partition(".")[0].partition("[")[0]  # what follows may be the caller's own words
         return f"InvalidRequest: {head} can't be used; accepted: {error.accepted}"
@@ -260,9 +231,8 @@ def public_text(error: BaseException) -> str:
     return type(error).__name__
 
 
-def status_of(error: BaseException) -> grpc.StatusCode:
-    """The gRPC status of an error; INTERNAL for anything not raised on purpose."""
-    for cls in type(error).__mro__:
-        if cls in STATUS_BY_ERROR:
-            return STATUS_BY_ERROR[cls]
-    return grpc.StatusCode.INTERNAL
+def system_text(error: OSError) -> str:
+    """The system's error as a sentence that names the file."""
+    name = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    said = error.strerror or str(error) or type(error).__name__
+    return f"{os.fsdecode(name)!r} can't be used: {said}" if name else said

@@ -6,11 +6,11 @@ import uuid
 from typing import Final
 
 RANK_BITS: Final = 28
-"""268 million workers in a fleet's life: one a second for eight years. Ranks are never given twice. It is also the
-width of the rank in a ring's state word (`rings/layout.py`)."""
+"""268 million workers in a fleet's life: one a second for eight years. Ranks are never reused. A ring's state word has
+as many bits for the rank (`rings/layout.py`)."""
 RANK_MAX: Final = 2**RANK_BITS - 1
 ROOM_COUNTER_BITS: Final = 64 - RANK_BITS
-"""Rooms of one worker: 2^36, so a thousand a second last two years. Then it ends, and starts under another rank."""
+"""Rooms of one worker: 2^36, a thousand a second for two years. Then the worker ends and starts with another rank."""
 ROOM_COUNTER_MAX: Final = 2**ROOM_COUNTER_BITS - 1
 
 
@@ -20,12 +20,12 @@ def new_job_id() -> str:
 
 
 def new_instance_id() -> str:
-    """A fresh identity of a worker's process."""
+    """A fresh id of a worker's process."""
     return uuid.uuid4().hex
 
 
 def room_id(rank: int, counter: int) -> int:
-    """The id of a worker's room number `counter`. Unique for ever, because ranks are never given twice."""
+    """The id of a worker's room number `counter`. No other room ever has it, because ranks are never reused."""
     assert 0 < rank <= RANK_MAX, rank
     assert 0 <= counter < 2**ROOM_COUNTER_BITS, counter
     return rank << ROOM_COUNTER_BITS | counter

@@ -1,7 +1,7 @@
-"""Takes what callers wrote out of what libraries say: errors quote their input, whole, cut short or escaped.
+"""Removes callers' texts from libraries' messages, which quote their input whole, cut short or escaped.
 
-A text is private where it is a request's: prompts, and the texts among its parameters. Pieces of it are found by
-runs of `RUN_CHARS` letters, so that neither a cut nor an escaped quote hides one; what was covered becomes `…`.
+Every text of a request is private: prompts, and the texts among its parameters. Pieces of it are found by runs of
+`RUN_CHARS` letters, so that neither a cut nor an escaped quote hides one. Each piece becomes `…`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 RUN_CHARS = 8
-"""Shortest piece of a private text that is taken out: about a word."""
+"""Shortest piece of a private text that is removed: about a word."""
 WORD_CHARS_MIN = 4
-"""Texts from here to `RUN_CHARS` are taken out where they stand whole. Shorter ones say nothing and are everywhere."""
+"""Texts from this length to `RUN_CHARS` are removed as whole words only. Shorter ones say nothing and are common."""
 PRIVATE_CHARS_MAX = 1 << 20
-"""Characters of private texts that are looked for, in all: sixteen prompts of the longest kind."""
+"""Most characters of private texts that are looked for: sixteen prompts of the longest kind."""
 
 
 def texts_in(value: Any) -> list[str]:
-    """Every text inside plain values, at any depth. Keys of an outermost mapping are inputs' names, others texts."""
+    """Every text inside plain values, at any depth, but not the keys of an outermost mapping: they name inputs."""
     items = value.values() if isinstance(value, Mapping) else [value]
     return [text for item in items for text in _texts(item)]
 

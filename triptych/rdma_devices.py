@@ -1,7 +1,7 @@
-"""The RDMA devices of this machine, as the kernel shows them, and the choice of one. No binding is needed.
+"""The RDMA devices of this machine, as the kernel lists them, and the choice of one. No binding is needed.
 
-A setting names a device: `DEVICE[:PORT[:GID_INDEX]]`, for example `mlx5_0`, `mlx5_0:1` or `mlx5_0:1:3`. What it leaves
-out is chosen: the first active port, and there
+A setting names a device: `DEVICE[:PORT[:GID_INDEX]]`, for example `mlx5_0`, `mlx5_0:1` or `mlx5_0:1:3`. Without a port
+it is the first active one, and without a GID index, by the port's link layer,
 
     Ethernet      the first RoCE v2 GID with an IPv4 address, else the first RoCE v2 one that isn't link-local, else any
     InfiniBand    GID 0
@@ -9,6 +9,8 @@ out is chosen: the first active port, and there
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +21,12 @@ from triptych.errors import InvalidRequest, NoCard
 DEVICES = Path("/sys/class/infiniband")
 """Where the kernel lists RDMA devices; absent where it has none."""
 GIDS_READ_MAX = 64
-"""Entries of a GID table that are looked at. Tables are filled from the start, two for each address of the interface;
-some have a thousand entries, and each is a file."""
+"""Most entries of a GID table that are read. Tables are filled from the start, with two entries for each address of the
+interface. Some tables have a thousand entries, and each is a file."""
 ETHERNET = "Ethernet"
 ROCE_V2 = "RoCE v2"
 IPV4_MAPPED = bytes(10) + b"\xff\xff"
-"""First twelve bytes of a GID that stands for an IPv4 address."""
+"""First twelve bytes of a GID made from an IPv4 address."""
 LINK_LOCAL = b"\xfe\x80"
 
 
@@ -59,7 +61,7 @@ class Port(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What a queue pair is bound to."""
+    """The device, port and GID that a queue pair is bound to."""
 
     device: str
     port: int
@@ -72,7 +74,7 @@ class Place(NamedTuple):
 
 
 def ports(devices: Path = DEVICES) -> list[Port]:
-    """Every port of every device, by name."""
+    """Every port of every device, ordered by name."""
     if not devices.is_dir():
         return []
     return [
@@ -83,9 +85,9 @@ def ports(devices: Path = DEVICES) -> list[Port]:
 
 
 def choose(setting: str, found: Sequence[Port]) -> Place:
-    """The place that the setting names, or the best where it is empty.
+    """The place that the setting names, or the best one if it is empty.
 
-    Raises NoCard where there is none to choose, InvalidRequest where what the setting names isn't there.
+    Raises NoCard if no place can be used, InvalidRequest if the setting names a device that isn't there.
     """
     device, number, index = _parse(setting)
     if not found:
@@ -137,8 +139,14 @@ def _port(device: str, path: Path) -> Port:
 
 
 def _read(path: Path) -> str:
-    """A file's line; empty where the kernel refuses, as it does for entries that went away meanwhile."""
+    """The line of a file; empty if the kernel refuses, as it does for entries that are gone."""
     try:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def address_of(mapping: mmap.mmap) -> int:
+    """Where a writable mapping lies in this process."""
+    # The temporary export is dropped immediately. It would keep the mapping from being closed.
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))

@@ -1,4 +1,4 @@
-"""How roles and rings are joined: request -> encoder -> phase1 -> transformer -> phase2 -> decoder."""
+"""The three roles and their rings: request -> encoder -> phase1 -> transformer -> phase2 -> decoder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from triptych.v1.dispatch_pb2 import (
 )
 
 ROLES = (ROLE_ENCODER, ROLE_TRANSFORMER, ROLE_DECODER)
-"""In the order in which a job passes them."""
+"""In the order in which a job passes through them."""
 RING_OF: dict[Role.ValueType, Ring.ValueType] = {
     ROLE_ENCODER: RING_REQUEST,
     ROLE_TRANSFORMER: RING_PHASE1,
     ROLE_DECODER: RING_PHASE2,
 }
-"""Where each role claims."""
+"""The name of the ring that each role claims from. Messages name rings, code keys them by role."""
 NEXT: dict[Role.ValueType, Role.ValueType] = {ROLE_ENCODER: ROLE_TRANSFORMER, ROLE_TRANSFORMER: ROLE_DECODER}
-"""Whom each role publishes for; decoders are the last."""
-SINK_OF: dict[Role.ValueType, Ring.ValueType] = {role: RING_OF[after] for role, after in NEXT.items()}
-"""Where each role publishes."""
+"""The role that each role publishes for. Decoders are the last."""
 
 
 def role_name(role: Role.ValueType) -> str:
@@ -37,3 +35,7 @@ def role_name(role: Role.ValueType) -> str:
 def ring_name(ring: Ring.ValueType) -> str:
     """A ring in lower case, for people: `phase1`."""
     return Ring.Name(ring).removeprefix("RING_").lower()
+
+
+ROLE_NAMES = tuple(map(role_name, ROLES))
+"""Their names, in the same order."""

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from triptych_client.client import AsyncClient as AsyncClient
-    from triptych_client.fleet import FleetPlan as FleetPlan
-    from triptych_client.fleet import RolePlan as RolePlan
-    from triptych_client.fleet import embedded_fleet as embedded_fleet
-    from triptych_client.fleet import run_fleet as run_fleet
-    from triptych_client.jobs import Generated as Generated
-    from triptych_client.jobs import is_over as is_over
+    from triptych_client.job_states import Generated as Generated
+    from triptych_client.job_states import is_over as is_over
+    from triptych_client.local_fleet import FleetPlan as FleetPlan
+    from triptych_client.local_fleet import RolePlan as RolePlan
+    from triptych_client.local_fleet import embedded_fleet as embedded_fleet
+    from triptych_client.local_fleet import run_fleet as run_fleet
     from triptych_client.request import GenerationFields as GenerationFields
     from triptych_client.request import build_request as build_request
     from triptych_client.retry import RetryPolicy as RetryPolicy
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 _MODULE_BY_NAME = {
     "AsyncClient": "client",
     "Client": "sync",
-    "FleetPlan": "fleet",
-    "Generated": "jobs",
+    "FleetPlan": "local_fleet",
+    "Generated": "job_states",
     "GenerationFields": "request",
     "RetryPolicy": "retry",
-    "RolePlan": "fleet",
+    "RolePlan": "local_fleet",
     "build_request": "request",
-    "embedded_fleet": "fleet",
-    "is_over": "jobs",
-    "run_fleet": "fleet",
+    "embedded_fleet": "local_fleet",
+    "is_over": "job_states",
+    "run_fleet": "local_fleet",
 }
 
 __all__ = list(_MODULE_BY_NAME)

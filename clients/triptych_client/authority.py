@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +23,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from triptych.certificates import CA_FILE, CERTIFICATE_FILE, KEY_FILE, SPIFFE_PREFIX
 from triptych.errors import InvalidRequest
-from triptych.files import replace_file
+from triptych.security.certificates import CA_FILE, CERTIFICATE_FILE, KEY_FILE, SPIFFE_PREFIX
+from triptych.security.live_files import replace_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-ROLES = ("controller", "encoder", "transformer", "decoder", "client", "admin")
-"""Whom certificates are made for. A client may submit and read, an admin may everything."""
+HOLDERS = ("controller", "encoder", "transformer", "decoder", "client", "admin")
+"""Holders of certificates. A client may submit and read; an admin has every right."""
 CALLERS = ("client", "admin")
-"""Those of `ROLES` that serve nothing."""
+"""Those of them that serve nothing."""
 AUTHORITY = "ca"
 DAYS_DEFAULT = 365
 """How long a role's certificate is valid: a year, as most authorities give."""
@@ -46,24 +47,28 @@ _BACKDATED = datetime.timedelta(minutes=5)
 def init(folder: Path, hosts: Sequence[str], days: int = DAYS_DEFAULT) -> None:
     """Make an authority in a new folder, and a certificate for every role that is valid for `hosts`.
 
-    Raises InvalidRequest for a folder that has an authority, a bad host name or number of days.
+    Raises InvalidRequest for a folder that has an authority or anything else under the roles' names, a bad host name or
+    number of days.
     """
     if (folder / AUTHORITY).exists():
         raise InvalidRequest("folder", str(folder), "one without an authority; `triptych certs renew` renews")
+    for name in (AUTHORITY, *HOLDERS):
+        if os.path.lexists(folder / name):
+            raise InvalidRequest("folder", str(folder), f"one without {folder / name}, which isn't overwritten")
     names = _names(hosts)
+    _check_days(days)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"triptych {secrets.token_hex(4)}")])
     builder = _builder(subject, subject, key.public_key(), AUTHORITY_DAYS)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
     certificate = builder.sign(key, hashes.SHA256())
-    _check_days(days)
-    _write(folder / AUTHORITY, None, certificate, key)
-    for role in ROLES:
+    for role in HOLDERS:
         _issue(folder, role, certificate, key, names, days)
+    _write(folder / AUTHORITY, None, certificate, key)  # last, since it says that all is there
 
 
-def renew(folder: Path, hosts: Sequence[str] = (), days: int = DAYS_DEFAULT, roles: Sequence[str] = ROLES) -> None:
+def renew(folder: Path, hosts: Sequence[str] = (), days: int = DAYS_DEFAULT, roles: Sequence[str] = HOLDERS) -> None:
     """Make new certificates and keys for `roles`, by the authority of `folder`; without `hosts`, for the same ones.
 
     Processes that use these files take them up with their next connection. Raises InvalidRequest.
@@ -72,7 +77,7 @@ def renew(folder: Path, hosts: Sequence[str] = (), days: int = DAYS_DEFAULT, rol
     try:
         certificate = x509.load_pem_x509_certificate((folder / AUTHORITY / CERTIFICATE_FILE).read_bytes())
         key = serialization.load_pem_private_key((folder / AUTHORITY / KEY_FILE).read_bytes(), None)
-        kept = x509.load_pem_x509_certificate((folder / ROLES[0] / CERTIFICATE_FILE).read_bytes())
+        kept = x509.load_pem_x509_certificate((folder / HOLDERS[0] / CERTIFICATE_FILE).read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise InvalidRequest("folder", str(folder), f"one that `triptych certs init` made ({error})") from error
     names = _names(hosts) if hosts else _hosts_of(kept)
@@ -92,7 +97,7 @@ def _issue(
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role)])
     spiffe_id = x509.UniformResourceIdentifier(SPIFFE_PREFIX + role)
-    # Who only calls must not be able to pass for a server.
+    # A caller must not be able to pass for a server.
     serves = role not in CALLERS
     uses = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if serves else [])]
     usages = x509.ExtendedKeyUsage(uses)

@@ -15,9 +15,8 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
+from triptych.config import JOURNAL_FILE, RESULTS_FOLDER
 from triptych.errors import InvalidRequest, SourceCorrupt
-
-JOURNAL, RESULTS = "journal.db", "results"
 
 
 class Copied(NamedTuple):
@@ -34,17 +33,21 @@ def back_up(state: Path, target: Path) -> Copied:
     Raises InvalidRequest for a folder without a journal or a target that can't be made, SourceCorrupt for a journal
     that can't be read, OSError where a disk fails.
     """
-    journal = state / JOURNAL
+    journal = state / JOURNAL_FILE
     if not journal.is_file():
-        raise InvalidRequest("state", str(state), f"the state folder of a controller, which holds {JOURNAL}")
-    if os.path.lexists(target) or not target.absolute().parent.is_dir():
+        raise InvalidRequest("state", str(state), f"the state folder of a controller, which holds {JOURNAL_FILE}")
+    if not _is_free(target) or not target.absolute().parent.is_dir():
         raise InvalidRequest("target", str(target), "a name that is free, in a folder that exists")
-    part = target.absolute().with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    if target.absolute().parent.resolve().is_relative_to((state / RESULTS_FOLDER).resolve()):
+        raise InvalidRequest(
+            "target", str(target), "a name outside of the results, which would hold a copy of themselves"
+        )
+    part = target.absolute().with_name(f".triptych-{uuid.uuid4().hex}.part")
     part.mkdir(mode=0o700)
     try:
-        _copy_journal(journal, part / JOURNAL)
-        count, size_bytes = _copy_results(state / RESULTS, part / RESULTS)
-        copied = Copied((part / JOURNAL).stat().st_size, count, size_bytes)
+        _copy_journal(journal, part / JOURNAL_FILE)
+        count, size_bytes = _copy_results(state / RESULTS_FOLDER, part / RESULTS_FOLDER)
+        copied = Copied((part / JOURNAL_FILE).stat().st_size, count, size_bytes)
         os.sync()  # the names, too, before the folder gets its own
         part.rename(target)
     except BaseException:
@@ -53,8 +56,19 @@ def back_up(state: Path, target: Path) -> Copied:
     return copied
 
 
+def _is_free(target: Path) -> bool:
+    """Whether nothing is there and something may be; false for a name that is too long."""
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _copy_journal(journal: Path, copy: Path) -> None:
-    """By SQLite itself, which gives one moment's content and doesn't hold up whoever writes."""
+    """By SQLite itself, which copies one moment's content and doesn't block the controller."""
     try:
         with (
             contextlib.closing(sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True)) as source,
@@ -78,5 +92,6 @@ def _copy_results(results: Path, copy: Path) -> tuple[int, int]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # a job that was removed meanwhile
             shutil.copy2(file, target)
-            count, size_bytes = count + 1, size_bytes + target.stat().st_size
+            size_bytes += target.stat().st_size
+            count += 1
     return count, size_bytes

@@ -1,18 +1,22 @@
-"""The client for asyncio. `triptych_client.sync.Client` is the same for everybody else."""
+"""The client for asyncio. `triptych_client.sync.Client` is the same without asyncio."""
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from triptych import auth, config, rpc, telemetry
-from triptych.errors import DeadlinePassed, Full, InvalidRequest, SourceCorrupt, TriptychError, Unavailable
+from triptych import addresses, config, limits, rpc, telemetry
+from triptych.errors import DeadlinePassed, InvalidRequest, SourceCorrupt, TriptychError, Unavailable, Unreachable
+from triptych.security import auth
 from triptych.v1 import (
     fleet_service_pb2,
     fleet_service_pb2_grpc,
@@ -21,43 +25,66 @@ from triptych.v1 import (
     job_pb2,
     model_pb2,
 )
-from triptych_client.files import PartFile, check_folder, output_format, output_paths
-from triptych_client.jobs import Generated, check_succeeded, is_over
+from triptych_client.download import download
+from triptych_client.job_states import Generated, check_succeeded, is_over
 from triptych_client.request import GenerationFields, build_request
-from triptych_client.retry import Backoff, RetryPolicy, call, error_of, is_worth_retrying
+from triptych_client.result_files import (
+    PartFile,
+    check_free,
+    check_outputs,
+    check_target,
+    output_format,
+    output_paths,
+    spare_paths,
+)
+from triptych_client.retry import Attempts, RetryPolicy, call, transient
+
+Response = TypeVar("Response")
+
+log = logging.getLogger(__name__)
 
 PAGE_SIZE = 100
-"""Jobs asked for at once: a few tens of KiB."""
+"""Jobs asked for in one call: a few tens of KiB."""
 
 DOWNLOAD_ATTEMPTS_MAX = 2
 """A file whose digest is wrong is read once more, as rooms are."""
-
-DOWNLOAD_TIMEOUT_S = 3600.0
-"""Longest download of one file: many GiB over a slow line."""
 
 Watcher = Callable[[generation_service_pb2.WatchJobResponse], None]
 """Told of each change of a job."""
 
 
 class AsyncClient:
-    """A connection to a controller. Retries what is safe to retry, which is everything.
+    """A connection to a controller. Every call is safe to repeat, and is repeated.
 
     All methods raise classes of `triptych.errors`: Unavailable when the controller can't be reached for as long as the
     policy says, InvalidRequest, NotFound and so on as the service documents.
     """
 
     def __init__(
-        self, endpoint: str, retry: RetryPolicy | None = None, access: config.ClientAccess | None = None
+        self,
+        endpoint: str,
+        retry: RetryPolicy | None = None,
+        access: config.ClientAccess | None = None,
+        proxy: str | None = None,
     ) -> None:
-        """`access` is how the client proves who it is; by default as the environment says (`TRIPTYCH_TLS` …)."""
-        host, _, port = endpoint.rpartition(":")
-        if not host or not port.isdigit():
-            raise InvalidRequest("endpoint", endpoint, "host:port, for example 127.0.0.1:7070")
-        self.endpoint = endpoint
+        """`access` is how the client proves who it is; by default as the environment says (`TRIPTYCH_TLS` …).
+
+        `proxy` is the URL of an HTTP proxy, by default that of `TRIPTYCH_PROXY`; empty for none. This machine
+        is never reached through one.
+        """
+        address = addresses.parse("endpoint", endpoint)
+        self.endpoint = str(address)
+        through = config.proxy_for(address.host, proxy)
+        self._peer = self.endpoint
+        """The controller, and the way to it: for errors."""
+        if through is not None:
+            self._peer += f", through the proxy {through},"
+        elif not address.is_loopback and (ignored := config.ignored_proxy()):
+            self._peer += f", without the proxy of {ignored} (only TRIPTYCH_PROXY counts),"
         self._retry = retry or RetryPolicy()
         access = access or config.client_access()
         security = auth.open_security(access.tls, "", access.token_file, access.token)
-        self._channel = rpc.open_channel(endpoint, security)
+        self._channel = rpc.open_channel(self.endpoint, security, through)
         self._jobs = generation_service_pb2_grpc.GenerationServiceStub(self._channel)
         self._fleet = fleet_service_pb2_grpc.FleetServiceStub(self._channel)
 
@@ -73,6 +100,21 @@ class AsyncClient:
         """Close the connection."""
         await self._channel.close()
 
+    async def _call(self, method: Callable[..., Awaitable[Response]], message: Message) -> Response:
+        """Call a method of a server until it answers, within the policy."""
+        size_bytes = message.ByteSize()
+        return await call(lambda left_s: method(message, timeout=left_s), self._retry, self._peer, size_bytes)
+
+    async def check_reachable(self) -> None:
+        """Return when a server gives any answer. Raises Unreachable where none does."""
+        health = health_pb2_grpc.HealthStub(self._channel)
+        try:
+            await self._call(health.Check, health_pb2.HealthCheckRequest())
+        except Unreachable:
+            raise
+        except TriptychError as error:
+            log.debug("the server answers: %s", error)
+
     async def create_job(
         self, prompt: str = "", *, request_id: str = "", **fields: Unpack[GenerationFields]
     ) -> job_pb2.Job:
@@ -86,17 +128,12 @@ class AsyncClient:
     async def submit(self, request: job_pb2.GenerationRequest, request_id: str = "") -> job_pb2.Job:
         """As `create_job`, from a ready message."""
         message = generation_service_pb2.CreateJobRequest(request_id=request_id or str(uuid.uuid4()), request=request)
-        response = await call(
-            lambda timeout_s: self._jobs.CreateJob(message, timeout=timeout_s), self._retry, self.endpoint
-        )
+        response = await self._call(self._jobs.CreateJob, message)
         return response.job
 
     async def get_job(self, job_id: str) -> job_pb2.Job:
         """Return a job. Raises NotFound."""
-        message = generation_service_pb2.GetJobRequest(job_id=job_id)
-        response = await call(
-            lambda timeout_s: self._jobs.GetJob(message, timeout=timeout_s), self._retry, self.endpoint
-        )
+        response = await self._call(self._jobs.GetJob, generation_service_pb2.GetJobRequest(job_id=job_id))
         return response.job
 
     async def list_jobs(
@@ -105,20 +142,21 @@ class AsyncClient:
         page_size: int = PAGE_SIZE,
         *,
         dead_letters_only: bool = False,
+        job_id_prefix: str = "",
     ) -> AsyncGenerator[job_pb2.Job, None]:
         """Yield jobs, newest first, page by page; only those in one of `states`, where some are given.
 
-        Dead letters are jobs that FAILED because they were tried too often; see `retry_job`.
+        Dead letters are jobs that FAILED because they were tried too often; see `retry_job`. With `job_id_prefix`, only
+        jobs whose ids begin so.
         """
         message = generation_service_pb2.ListJobsRequest(
-            page_size=page_size, states=states, dead_letters_only=dead_letters_only
+            page_size=page_size, states=states, dead_letters_only=dead_letters_only, job_id_prefix=job_id_prefix
         )
         while True:
-            response = await call(
-                lambda timeout_s: self._jobs.ListJobs(message, timeout=timeout_s), self._retry, self.endpoint
-            )
+            response = await self._call(self._jobs.ListJobs, message)
             for job in response.jobs:
-                yield job
+                if job.job_id.startswith(job_id_prefix):  # older controllers don't know of prefixes
+                    yield job
             if not response.next_page_token:
                 return
             message.page_token = response.next_page_token
@@ -131,16 +169,16 @@ class AsyncClient:
         Raises NotFound, DeadlinePassed after `timeout_s`, Unavailable when the controller stays away, and WatchesFull
         when it keeps refusing one more watch.
         """
-        end_s = None if timeout_s is None else time.monotonic() + timeout_s
-        backoff = Backoff(self._retry)
+        end_s = None if timeout_s is None else time.monotonic() + limits.check_seconds("timeout_s", timeout_s)
+        attempts = Attempts(self._retry)
         seen: job_pb2.Job | None = None
         while True:
             remaining_s = None if end_s is None else max(end_s - time.monotonic(), 0.0)
-            found: TriptychError = Unavailable(f"{self.endpoint} ended the stream before {job_id} was over")
+            found: TriptychError = Unavailable(f"{self._peer} ended the stream before {job_id} was over")
             try:
                 stream = self._jobs.WatchJob(generation_service_pb2.WatchJobRequest(job_id=job_id), timeout=remaining_s)
                 async for update in stream:
-                    backoff.reset()
+                    attempts.reset()
                     if update.job != seen or update.preview_png:
                         yield update
                     seen = update.job
@@ -149,19 +187,12 @@ class AsyncClient:
             except grpc.aio.AioRpcError as error:
                 if end_s is not None and time.monotonic() >= end_s:
                     raise DeadlinePassed(f"{job_id} was not over after {timeout_s:g} s") from error
-                found = error_of(error, self.endpoint)
-                if not is_worth_retrying(error, found):
-                    raise found from error
-                if not isinstance(found, Full):
-                    found = Unavailable(str(found))
-            await backoff.wait(found)
+                found = transient(error, self._peer)
+            await attempts.wait(found)
 
     async def cancel_job(self, job_id: str) -> job_pb2.Job:
         """Ask for a job to stop, and return it. One that is over stays as it is. Raises NotFound."""
-        message = generation_service_pb2.CancelJobRequest(job_id=job_id)
-        response = await call(
-            lambda timeout_s: self._jobs.CancelJob(message, timeout=timeout_s), self._retry, self.endpoint
-        )
+        response = await self._call(self._jobs.CancelJob, generation_service_pb2.CancelJobRequest(job_id=job_id))
         return response.job
 
     async def retry_job(self, job_id: str) -> job_pb2.Job:
@@ -169,20 +200,17 @@ class AsyncClient:
 
         Raises NotFound, WrongState for a job that is no dead letter, and as `create_job`.
         """
-        message = generation_service_pb2.RetryJobRequest(job_id=job_id)
-        response = await call(
-            lambda timeout_s: self._jobs.RetryJob(message, timeout=timeout_s), self._retry, self.endpoint
-        )
+        response = await self._call(self._jobs.RetryJob, generation_service_pb2.RetryJobRequest(job_id=job_id))
         return response.job
 
     async def discard_jobs(self, model_digest: str) -> int:
         """End all jobs that wait for a model that the fleet doesn't serve; how many. For administrators.
 
-        Raises InvalidRequest for what is no digest (or its first 12 digits), WrongState for the fleet's own model.
+        Raises InvalidRequest for a text that is neither a digest nor its first 12 digits, WrongState for the
+        fleet's own model.
         """
-        message = generation_service_pb2.DiscardJobsRequest(model_digest=model_digest)
-        response = await call(
-            lambda timeout_s: self._jobs.DiscardJobs(message, timeout=timeout_s), self._retry, self.endpoint
+        response = await self._call(
+            self._jobs.DiscardJobs, generation_service_pb2.DiscardJobsRequest(model_digest=model_digest)
         )
         return response.job_count
 
@@ -193,48 +221,47 @@ class AsyncClient:
         InvalidRequest for a path that can't be written, OSError for a disk that is full.
         """
         target = Path(path)
-        check_folder(target)
+        check_target(target)
+        await self._download_to(target, job_id, artifact_index)
+        return target
+
+    async def _download_to(self, target: Path, job_id: str, artifact_index: int, *, overwrites: bool = True) -> None:
         message = generation_service_pb2.DownloadResultRequest(job_id=job_id, artifact_index=artifact_index)
         for attempt in range(1, DOWNLOAD_ATTEMPTS_MAX + 1):
             try:
-                await call(lambda _timeout_s: self._download(message, target), self._retry, self.endpoint)
+                with PartFile(target, overwrites=overwrites) as part:
+                    part.check(await download(self._jobs, message, part, self._retry, self._peer))
+                    part.commit()
                 break
             except SourceCorrupt:
                 if attempt == DOWNLOAD_ATTEMPTS_MAX:
                     raise
-        return target
-
-    async def _download(self, message: generation_service_pb2.DownloadResultRequest, path: Path) -> None:
-        artifact: job_pb2.Artifact | None = None
-        with PartFile(path) as part:
-            async for response in self._jobs.DownloadResult(message, timeout=DOWNLOAD_TIMEOUT_S):
-                if artifact is None:
-                    artifact = response.artifact
-                part.write(response.chunk)
-            part.check(artifact or job_pb2.Artifact())
-            part.commit()
 
     async def download_results(self, job: job_pb2.Job, path: Path | str) -> tuple[Path, ...]:
-        """Write all files of a job that succeeded: to `path`, or numbered beside it where there are several."""
-        paths = output_paths(Path(path), [artifact.name for artifact in job.artifacts])
-        for index, target in enumerate(paths):
-            await self.download_result(job.job_id, target, index)
-        return paths
+        """Write all files of a job that succeeded: to `path`, or numbered beside it where there are several.
+
+        What is at `path` is overwritten, and nothing else: InvalidRequest where one of the other names is taken.
+        """
+        told = Path(path)
+        targets = output_paths(told, [artifact.name for artifact in job.artifacts])
+        for target in targets:
+            if target != told:
+                check_free(target)
+        return await self._download_all(job, told, targets)
+
+    async def _download_all(self, job: job_pb2.Job, told: Path, targets: tuple[Path, ...]) -> tuple[Path, ...]:
+        for index, target in enumerate(targets):
+            await self._download_to(target, job.job_id, index, overwrites=target == told)
+        return targets
 
     async def describe_model(self) -> model_pb2.ModelDescription:
         """Return what the loaded model accepts."""
-        message = generation_service_pb2.DescribeModelRequest()
-        response = await call(
-            lambda timeout_s: self._jobs.DescribeModel(message, timeout=timeout_s), self._retry, self.endpoint
-        )
+        response = await self._call(self._jobs.DescribeModel, generation_service_pb2.DescribeModelRequest())
         return response.model
 
     async def get_fleet(self) -> fleet_service_pb2.GetFleetResponse:
         """Return workers, rings and job counts."""
-        message = fleet_service_pb2.GetFleetRequest()
-        return await call(
-            lambda timeout_s: self._fleet.GetFleet(message, timeout=timeout_s), self._retry, self.endpoint
-        )
+        return await self._call(self._fleet.GetFleet, fleet_service_pb2.GetFleetRequest())
 
     async def generate(
         self,
@@ -247,19 +274,26 @@ class AsyncClient:
     ) -> Generated:
         """Create a job, watch it to its end and download what it made, as one trace.
 
-        The format follows from the suffix of `path` unless `output_format` says otherwise. Raises JobFailed,
-        JobCancelled or DeadlinePassed when the job ends otherwise, and all that the single calls raise.
+        The format follows from the suffix of `path`; what is there is overwritten, and nothing else is. `on_update` is
+        told of the accepted job first, then of each change. Raises JobFailed, JobCancelled or DeadlinePassed when the
+        job ends otherwise, and all that the single calls raise.
         """
         target = Path(path)
-        check_folder(target)
-        if not fields.get("output_format"):
-            fields["output_format"] = output_format(target)
+        check_outputs(target, fields.get("num_outputs") or 1)
+        asked = fields.get("output_format")
+        if asked and target.suffix.lower() != f".{asked}":
+            raise InvalidRequest("output", str(target), f"a file name that ends in .{asked}, as the output format is")
+        fields["output_format"] = output_format(target)
         with telemetry.span("generate") as span:
             job = await self.create_job(prompt, request_id=request_id, **fields)
             span.set_attribute("triptych.job_id", job.job_id)
+            if on_update is not None:
+                on_update(generation_service_pb2.WatchJobResponse(job=job))
             async for update in self.watch_job(job.job_id):
                 job = update.job
                 if on_update is not None:
                     on_update(update)
             check_succeeded(job)
-            return Generated(job, await self.download_results(job, target))
+            # The result is kept: where its name was taken meanwhile, the new one has a part of the job's id.
+            targets = spare_paths(target, [artifact.name for artifact in job.artifacts], job.job_id)
+            return Generated(job, await self._download_all(job, target, targets))

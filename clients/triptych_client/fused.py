@@ -10,25 +10,24 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from triptych import errors, media
+from triptych import errors
+from triptych.config import WorkerConfig
+from triptych.media import encoding
+from triptych.model import rates
+from triptych.model.fields import check_deadline
+from triptych.roles import ROLES, role_name
 from triptych.v1 import job_pb2
-from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER
 from triptych.v1.generation_service_pb2 import WatchJobResponse
-from triptych.v1.job_pb2 import GenerationRequest, Job
-from triptych_client.files import output_paths, write_file
-from triptych_client.fleet import RolePlan
+from triptych.v1.job_pb2 import GenerationRequest, Job, TokensCut
+from triptych_client.local_fleet import RolePlan, threads_default
+from triptych_client.result_files import spare_paths, write_file
 
 try:
-    from triptych.stages import Stage, Step, Whole, request_inputs
+    from triptych.stages import Stage, Step, Whole, resolve
+    from triptych.stages.describe import describe
 except ModuleNotFoundError as error:
     raise errors.MissingExtra(error.name or "torch", "serve", "running the stages in this process") from error
-
-ROLE_NAMES: Mapping[str, Role.ValueType] = {
-    "encoder": ROLE_ENCODER,
-    "transformer": ROLE_TRANSFORMER,
-    "decoder": ROLE_DECODER,
-}
-"""Roles by name, in the order in which a job passes them."""
 
 _STATES = (job_pb2.JOB_STATE_ENCODING, job_pb2.JOB_STATE_DENOISING, job_pb2.JOB_STATE_DECODING)
 
@@ -37,17 +36,31 @@ class FusedModel:
     """A model with all its stages loaded. Used by one thread at a time."""
 
     def __init__(self, whole: Whole, stages: list[Stage]) -> None:
-        self._description = whole.describe()
+        self._description = describe(whole)
         self._stages = stages
+        self.tokens_cut: list[TokensCut] = []
+        """What tokenizers cut off of the last request's texts."""
 
     @classmethod
-    def load(cls, model: str, revision: str, roles: Mapping[str, RolePlan], threads: int) -> FusedModel:
-        """Load a model on the roles' devices. Raises ModelInvalid and InvalidRequest as `Whole` and `Stage` do."""
-        whole = Whole.open(model, revision)
-        stages = [
-            Stage.load(whole, role, device=roles[name].device, dtype=roles[name].dtype, threads=threads)
-            for name, role in ROLE_NAMES.items()
-        ]
+    def load(cls, config: WorkerConfig, roles: Mapping[str, RolePlan] | None = None) -> FusedModel:
+        """Load a model as workers with these settings would. Raises ModelInvalid and InvalidRequest as they do.
+
+        `roles` may give a role another device or dtype than the settings do.
+        """
+        whole = Whole.open(config.model, config.revision, config.variant)
+        stages = []
+        for role in ROLES:
+            plan = (roles or {}).get(role_name(role), RolePlan())
+            stages.append(
+                Stage.load(
+                    whole,
+                    role,
+                    device=plan.device or config.device,
+                    dtype=plan.dtype or config.dtype,
+                    threads=config.threads or threads_default(),
+                    nonfinite=config.nonfinite,
+                )
+            )
         return cls(whole, stages)
 
     def run(
@@ -56,11 +69,12 @@ class FusedModel:
         """Run the three stages and return what the decoder yields.
 
         Raises InvalidRequest for what the model can't take, DeadlinePassed when the request's deadline is over, and
-        JobFailed, in one sentence, for whatever else a stage raises.
+        JobFailed, in one sentence, for anything else that a stage raises.
         """
         notify = on_update or (lambda _update: None)
-        values = request_inputs(request, self._description)
-        for (name, stage), state in zip(zip(ROLE_NAMES, self._stages, strict=True), _STATES, strict=True):
+        check_deadline(request, time.time())
+        values = resolve(request, self._description).for_encoder()
+        for stage, state in zip(self._stages, _STATES, strict=True):
             notify(WatchJobResponse(job=Job(job_id="job", state=state)))
 
             def on_step(step: Step, state: job_pb2.JobState.ValueType = state) -> None:
@@ -74,19 +88,24 @@ class FusedModel:
             except errors.TriptychError:
                 raise
             except Exception as error:
-                raise errors.JobFailed(_sentence(name, error)) from error
+                raise errors.JobFailed(_sentence(role_name(stage.role), error)) from error
+            if stage.role == ROLE_ENCODER:
+                self.tokens_cut = [TokensCut(input=i, tokenizer=t, token_count=n) for i, t, n in stage.tokens_cut]
         return values
 
     def generate(
         self, request: GenerationRequest, path: Path, on_update: Callable[[WatchJobResponse], None] | None = None
     ) -> tuple[Path, ...]:
-        """Run the stages and write the files that the services would store, to the same bytes."""
+        """Run the stages and write the files that the services would store, to the same bytes.
+
+        What is at `path` is overwritten, and nothing else is.
+        """
         outputs = self.run(request, on_update)
-        fps = request.frames_per_second or media.frames_per_second(self._description)
-        artifacts = media.encode_outputs(outputs, request.output_format, fps)
-        paths = output_paths(path, [artifact.name for artifact in artifacts])
+        fps = rates.frames_per_second(request, self._description)
+        artifacts = encoding.encode_outputs(outputs, request.output_format, fps)
+        paths = spare_paths(path, [artifact.name for artifact in artifacts])
         for target, artifact in zip(paths, artifacts, strict=True):
-            write_file(target, artifact.data)
+            write_file(target, artifact.data, overwrites=target == path)
         return paths
 
 

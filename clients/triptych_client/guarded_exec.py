@@ -10,18 +10,17 @@ import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h; survives exec."""
-
 
 def main() -> None:
     """Set the environment and the guard, then become the command."""
-    parent_pid, rest = int(sys.argv[1]), sys.argv[2:]
+    parent_pid = int(sys.argv[1])
+    rest = sys.argv[2:]
     split = rest.index("--")
     for assignment in rest[:split]:
         os.putenv(*assignment.split("=", 1))
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        set_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h; survives exec
+        ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent_pid:
             sys.exit(1)  # the parent died before the guard was set
     command = rest[split + 1 :]

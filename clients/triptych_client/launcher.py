@@ -2,25 +2,35 @@
 
 One task per process holds its whole life: start, READY, exit, wait, start again. Two ends are not retried: exit code
 2, which means bad configuration, and a process that keeps ending before it was ever ready. Either stops all.
+
+The end of a process is reported while it already starts again: see `EndTold`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from triptych.errors import InvalidRequest, TriptychError, Unavailable
+from triptych.errors import EXIT_CONFIGURATION, InvalidRequest, TriptychError, Unavailable
+from triptych_client.endings import ending, ran_out_of_memory
 from triptych_client.processes import Process, ProcessSpec
-
-EXIT_CONFIGURATION = 2
-"""What a service exits with when its settings can't be used."""
 
 Notice = Callable[[str], None]
 """Told, in a sentence, what happened to a process."""
+
+EndTold = Callable[[ProcessSpec, str, str], Awaitable[None]]
+"""Told of the end of a process that `tells_end`: its spec, its instance id, and how it ended. Must have a bound."""
+
+INSTANCE_VARIABLE = "TRIPTYCH_INSTANCE_ID"
+"""The setting by which a worker takes the identity that it is given."""
+LAST_TOLD_S = 5.0
+"""How long a stop waits for the last ends to be told: the controller is on this machine, and stops next."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +47,28 @@ class RestartPolicy:
     """Attempts at becoming ready for the first time."""
 
 
+def notify(notice: Notice | None, sentence: str) -> None:
+    """Tell, if that works: the processes are kept even where a sentence is lost."""
+    if notice is not None:
+        with contextlib.suppress(Exception):  # the caller's own, so it may raise anything
+            notice(sentence)
+
+
 class Supervisor:
     """Starts processes and keeps them. All methods belong to one event loop, whose thread the children live with."""
 
-    def __init__(self, log_folder: Path, policy: RestartPolicy | None = None, notice: Notice | None = None) -> None:
+    def __init__(
+        self,
+        log_folder: Path,
+        policy: RestartPolicy | None = None,
+        notice: Notice | None = None,
+        end_told: EndTold | None = None,
+    ) -> None:
         self._log_folder = log_folder
+        self._end_told = end_told
+        self._telling: set[asyncio.Task[None]] = set()
         self._policy = policy or RestartPolicy()
-        self._tell = notice or (lambda _sentence: None)
+        self._notice = functools.partial(notify, notice)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ready: dict[str, asyncio.Future[str]] = {}
         self._running: dict[str, Process] = {}
@@ -88,9 +113,11 @@ class Supervisor:
             for task in late:
                 self._notice(f"{task.get_name()} has not ended after {timeout_s:g} s and is killed")
         await self.kill(names)
+        if self._telling:
+            await asyncio.wait(self._telling, timeout=LAST_TOLD_S)
 
     async def kill(self, names: Sequence[str] | None = None) -> None:
-        """End the named processes (or all) at once, and wait until they are gone."""
+        """End the named processes (or all) without a drain, and wait until they are gone."""
         chosen = [name for name in self._tasks if names is None or name in names]
         self._stopping.update(chosen)
         for name in chosen:
@@ -99,6 +126,10 @@ class Supervisor:
             else:
                 self._tasks[name].cancel()  # between two starts
         await asyncio.gather(*(self._tasks[name] for name in chosen), return_exceptions=True)
+        if names is None:  # the controller is gone as well
+            for task in self._telling:
+                task.cancel()
+            await asyncio.gather(*self._telling, return_exceptions=True)
 
     def kill_now(self) -> None:
         """End all processes without waiting; for a second Ctrl-C."""
@@ -115,30 +146,34 @@ class Supervisor:
         """Process ids by name, of those that run."""
         return {name: process.pid for name, process in self._running.items()}
 
-    def _notice(self, sentence: str) -> None:
-        """Tell, if that works: whatever becomes of a sentence, the processes are kept."""
-        with contextlib.suppress(Exception):  # the caller's own, so it may raise anything
-            self._tell(sentence)
-
     async def _supervise(self, spec: ProcessSpec) -> None:
-        first, failed_count, delay_s = self._ready[spec.name], 0, self._policy.delay_s_initial
+        first = self._ready[spec.name]
+        failed_count = 0
+        delay_s = self._policy.delay_s_initial
         while spec.name not in self._stopping:
             address = first.result() if first.done() and spec.keeps_address else ""
-            lived_s, code, words = await self._run_once(spec, address)
+            lived_s, code, words, how = await self._run_once(spec, address)
             if spec.name in self._stopping:
                 return
             failed_count += 1
             if not first.done() and (code == EXIT_CONFIGURATION or failed_count >= self._policy.starts_max):
-                raise self._fatal(spec.name, code, words)
+                raise self._fatal(spec.name, code, how, words)
             if lived_s >= self._policy.stable_s:
                 delay_s = self._policy.delay_s_initial
-            self._notice(f"{spec.name} ended ({_ending(code)}) and starts again in {delay_s:g} s")
+            self._notice(f"{spec.name} ended ({how}) and starts again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, self._policy.delay_s_max)
 
-    async def _run_once(self, spec: ProcessSpec, address: str) -> tuple[float, int, str]:
-        """Run the process to its end. Returns for how long it was ready (0 if never), exit code and last words."""
+    async def _run_once(self, spec: ProcessSpec, address: str) -> tuple[float, int, str, str]:
+        """Run the process to its end.
+
+        Returns for how long it was ready (0 if never), its exit code, its last words, and how it ended.
+        """
         argv = [*spec.argv, "--address", address] if address else spec.argv
+        instance_id = uuid.uuid4().hex
+        out_of_memory = ran_out_of_memory()
+        if spec.tells_end:
+            spec = replace(spec, env={**spec.env, INSTANCE_VARIABLE: instance_id})
         process = await Process.start(spec, self.log(spec.name), argv)
         self._running[spec.name] = process
         if spec.name in self._stopping:
@@ -151,17 +186,23 @@ class Supervisor:
             if announced:
                 self._notice(f"{spec.name} serves on {announced} (process {process.pid})")
             code = await process.wait()
-            return (time.monotonic() - since_s if announced else 0.0), code, process.last_words()
+            how = ending(code, out_of_memory)
+            if code and spec.tells_end:
+                self._tell_end(spec, instance_id, how)
+            return (time.monotonic() - since_s if announced else 0.0), code, process.last_words(), how
         finally:
             process.kill()  # only where this task was cancelled
             del self._running[spec.name]
 
-    def _fatal(self, name: str, code: int, words: str) -> TriptychError:
+    def _tell_end(self, spec: ProcessSpec, instance_id: str, how: str) -> None:
+        """Beside the next start, which shouldn't wait for it. A worker that ends with 0 has unregistered by itself."""
+        if self._end_told is not None:
+            task = asyncio.ensure_future(self._end_told(spec, instance_id, how))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    def _fatal(self, name: str, code: int, how: str, words: str) -> TriptychError:
         if code == EXIT_CONFIGURATION:
             return InvalidRequest.from_message(f"{name}: {words or 'its configuration is refused'}")
         reason = f": {words}" if words else ""
-        return Unavailable(f"{name} can't start ({_ending(code)}){reason}; its log is {self.log(name)}")
-
-
-def _ending(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return Unavailable(f"{name} can't start ({how}){reason}; its log is {self.log(name)}")

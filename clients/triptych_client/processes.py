@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ READY = "READY "
 """What a process prints when it serves, followed by `host:port` (and, maybe, an address for clients)."""
 
 LOG_BYTES_MAX = 16 * 2**20
-"""A log larger than this is set aside (one generation) when its process starts anew."""
+"""A log larger than this is set aside (one generation) when its process starts again."""
 
 LOG_TAIL_BYTES = 64 * 2**10
 """How much of a log's end is searched for a process's last words."""
@@ -34,6 +35,8 @@ class ProcessSpec:
     """Command line."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Additions to the environment."""
+    tells_end: bool = False
+    """Give each start an instance id of its own, under which its end is told to the controller."""
     keeps_address: bool = False
     """Start it again with `--address` as it first announced, so that others find it again."""
 
@@ -98,7 +101,7 @@ class Process:
         return last_words(self._log, self._log_offset)
 
     def kill(self) -> None:
-        """End it and what it started, at once."""
+        """End it, and all processes that it started, immediately."""
         if self.is_running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -107,14 +110,37 @@ class Process:
 def last_words(log: Path, offset: int = 0) -> str:
     """The sentence with which a process that began to log at `offset` ended; empty where there is none.
 
-    That is its last line after `error: `, or else its last line that is no JSON record.
+    That is its last line after `error: `, or else its last line that is no JSON record, or a native library's.
     """
-    with log.open("rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES, offset))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    spoken = [line for line in lines if line and not line.startswith("{")]
+    spoken = [words for line in _last_lines(log, offset) if (words := _message(line, of="native"))]
     errors = [line.removeprefix("error: ") for line in spoken if line.startswith("error: ")]
     return (errors or spoken or [""])[-1]
+
+
+def last_message(log: Path, offset: int = 0) -> str:
+    """The message of the last record, or the last line where that is no record; empty where there is none."""
+    return next(filter(None, map(_message, reversed(_last_lines(log, offset)))), "")
+
+
+def _last_lines(log: Path, offset: int) -> list[str]:
+    """The end of a log, from `offset` on where the log reaches so far."""
+    try:
+        with log.open("rb") as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            file.seek(max(size_bytes - LOG_TAIL_BYTES, offset if offset <= size_bytes else 0))
+            return [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return []
+
+
+def _message(line: str, of: str = "") -> str:
+    """A line, or the message where it is a JSON record (of the logger `of`, where that is given)."""
+    if not line.startswith("{"):
+        return line
+    with contextlib.suppress(ValueError):  # half of one
+        record = json.loads(line)
+        return str(record.get("message", "")) if of in ("", record.get("logger")) else ""
+    return ""
 
 
 def _open_log(log: Path) -> BinaryIO:

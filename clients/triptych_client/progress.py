@@ -6,12 +6,16 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from triptych.v1 import job_pb2
 from triptych.v1.job_pb2 import Job
-from triptych_client.jobs import state_name
+from triptych_client.job_states import state_name
+from triptych_client.terminal import spelled
 from triptych_client.voice import say
+
+if TYPE_CHECKING:  # it takes a while to import, and only a terminal needs it
+    from rich.progress import Progress
 
 PLAIN_STEP_S = 2.0
 """Least time between two lines about steps; changes of state are always said."""
@@ -26,8 +30,8 @@ WORDS_BY_STATE = {
 }
 
 
-class Display(Protocol):
-    """Shows what happens to one job."""
+class Display:
+    """Shows what happens to one job. This one shows nothing."""
 
     def say(self, words: str) -> None:
         """Show what is going on before there is a job."""
@@ -40,25 +44,15 @@ class Display(Protocol):
 def display(*, quiet: bool = False) -> Iterator[Display]:
     """The display that fits stderr."""
     if quiet:
-        yield Silent()
-    elif sys.stderr.isatty():
+        yield Display()
+    elif sys.stderr is not None and sys.stderr.isatty():
         with _bar() as bar:
             yield bar
     else:
         yield Lines()
 
 
-class Silent:
-    """Shows nothing."""
-
-    def say(self, words: str) -> None:
-        """Nothing."""
-
-    def update(self, job: Job) -> None:
-        """Nothing."""
-
-
-class Lines:
+class Lines(Display):
     """A line for each change, for logs and pipes."""
 
     def __init__(self) -> None:
@@ -66,35 +60,32 @@ class Lines:
         self._said_s = 0.0
 
     def say(self, words: str) -> None:
-        """Print the words."""
         say(words)
 
     def update(self, job: Job) -> None:
-        """Print the state when it changes, and steps now and then."""
         now_s = time.monotonic()
         if job.state == self._state and not (is_stepping(job) and now_s - self._said_s >= PLAIN_STEP_S):
             return
-        self._state, self._said_s = job.state, now_s
+        self._state = job.state
+        self._said_s = now_s
         self.say(f"{job.job_id}: {words_of(job)}")
 
 
-class Bar:
+class Bar(Display):
     """A progress bar."""
 
-    def __init__(self, progress: object, task: int) -> None:
+    def __init__(self, progress: Progress, encoding: str) -> None:
         self._progress = progress
-        self._task = task
+        self._task = progress.add_task("starting", total=None)
+        self._encoding = encoding
 
     def say(self, words: str) -> None:
-        """Show the words beside a pulsing bar."""
-        self._progress.update(self._task, description=words, total=None)  # type: ignore[attr-defined]
+        self._progress.update(self._task, description=spelled(words, self._encoding), total=None)
 
     def update(self, job: Job) -> None:
-        """Show stage and steps."""
         total = job.step_count if is_stepping(job) else None
-        self._progress.update(  # type: ignore[attr-defined]
-            self._task, description=words_of(job), total=total, completed=job.step if total else 0
-        )
+        words = spelled(words_of(job), self._encoding)
+        self._progress.update(self._task, description=words, total=total, completed=job.step if total else 0)
 
 
 @contextlib.contextmanager
@@ -102,9 +93,16 @@ def _bar() -> Iterator[Bar]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description:<26}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield Bar(progress, progress.add_task("starting", total=None))
+    console = Console(stderr=True)
+    is_unicode = console.encoding.startswith("utf")
+    columns = (
+        SpinnerColumn("dots" if is_unicode else "line"),
+        TextColumn("{task.description:<26}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Bar(progress, console.encoding)
 
 
 def is_stepping(job: Job) -> bool:

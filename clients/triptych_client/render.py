@@ -1,44 +1,35 @@
-"""Tables for people: rings, workers, jobs, models."""
+"""What people are shown of fleets, jobs and models."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from triptych.models import DIGEST_CHARS, named, waiting_sentence
-from triptych.units import bytes_text
-from triptych.v1 import job_pb2, model_pb2
+from triptych.limits import bytes_text
+from triptych.model.description import Description
+from triptych.model.names import DIGEST_CHARS, named, waiting_sentence
+from triptych.v1 import model_pb2
 from triptych.v1.dispatch_pb2 import Ring, Role
 from triptych.v1.fleet_service_pb2 import GetFleetResponse
-from triptych.v1.job_pb2 import Job
-from triptych.v1.worker_pb2 import Worker, WorkerState
-from triptych_client.jobs import is_over, state_name
-
-STYLE_BY_STATE = {
-    job_pb2.JOB_STATE_SUCCEEDED: "green",
-    job_pb2.JOB_STATE_FAILED: "red",
-    job_pb2.JOB_STATE_CANCELLED: "yellow",
-    job_pb2.JOB_STATE_EXPIRED: "yellow",
-}
+from triptych.v1.job_pb2 import AttemptKind, Job, Priority
+from triptych.v1.worker_pb2 import StepProgress, Worker, WorkerState
+from triptych_client.job_states import cut_sentences, enum_name, is_over, state_name
+from triptych_client.tables import Facts, Headline, Table, View
 
 
-def fleet_view(endpoint: str, fleet: GetFleetResponse) -> tuple[RenderableType, ...]:
+def fleet_view(endpoint: str, fleet: GetFleetResponse) -> View:
     """Headline, what waits for other models, rings, workers, and which ways queues and tensors go."""
     counts = ", ".join(f"{count.count} {state_name(count.state)}" for count in fleet.job_counts if count.count)
-    headline = Text(f"{endpoint} · epoch {fleet.epoch} · jobs: {counts or 'none'}", style="bold")
-    waiting = (
-        Text(waiting_sentence(one.job_count, one.model, one.model_digest), style="yellow")
+    waiting = [
+        Headline("waiting", (waiting_sentence(one.job_count, one.model, one.model_digest),), "yellow")
         for one in fleet.waiting_models
-    )
+    ]
     return (
-        headline,
+        Headline("fleet", (endpoint, f"epoch {fleet.epoch}", f"jobs: {counts or 'none'}")),
         *waiting,
         _rings_table(fleet),
         _workers_table(fleet.workers),
@@ -49,50 +40,92 @@ def fleet_view(endpoint: str, fleet: GetFleetResponse) -> tuple[RenderableType, 
 
 def jobs_table(jobs: Iterable[Job], title: str) -> Table:
     """Jobs with state, progress, age, model and, where one failed, why."""
-    table = _table(title, "job", "state", "step", "took", "ranks", "model", "note")
+    rows = []
     for job in jobs:
-        state = Text(state_name(job.state), style=STYLE_BY_STATE.get(job.state, ""))
-        steps = f"{job.step}/{job.step_count}" if job.step_count else ""
-        ranks = "·".join(
-            str(rank) if rank else "-" for rank in (job.encoder_rank, job.transformer_rank, job.decoder_rank)
-        )
         retried = f"{len(job.attempts)} undone: {job.attempts[-1].reason}" if job.attempts else ""
         model = f"{job.model.rstrip('/').rpartition('/')[2]} {job.model_digest[:DIGEST_CHARS]}".strip()
-        table.add_row(job.job_id, state, steps, _took(job), ranks, Text(model), Text(job.error or retried))
-    return table
+        rows.append(
+            (job.job_id, state_name(job.state), _steps(job), _took(job), _ranks(job), model, job.error or retried)
+        )
+    return Table(
+        "jobs",
+        ("job", "state", "step", "took", "ranks", "model", "note"),
+        rows,
+        title,
+        prose=("model", "note"),
+        minor=("ranks", "model", "took", "step"),
+    )
 
 
 def dead_letters_table(jobs: Iterable[Job], title: str) -> Table:
     """Dead letters, each with the reason of every attempt."""
-    table = _table(title, "job", "client", "ended", "attempts")
-    for job in jobs:
-        reasons = "\n".join(f"{_role(attempt.role)} {attempt.rank}: {attempt.reason}" for attempt in job.attempts)
-        table.add_row(job.job_id, job.client, _moment(job.end_time), Text(reasons))
-    return table
+    rows = [
+        (
+            job.job_id,
+            job.client,
+            _moment(job.end_time),
+            tuple(f"{_role(attempt.role)} {attempt.rank}: {attempt.reason}" for attempt in job.attempts),
+        )
+        for job in jobs
+    ]
+    columns = ("job", "client", "ended", "attempts")
+    return Table("dead", columns, rows, title, prose=("attempts",), minor=("client", "ended"))
 
 
-def dead_letter_view(job: Job) -> tuple[RenderableType, ...]:
-    """One dead letter, whole."""
-    facts = _table("", "", "")
-    for name, value in (
+def job_view(job: Job) -> View:
+    """One job, whole."""
+    facts = (
         ("error", job.error),
+        ("step", _steps(job)),
+        ("seed", str(job.seed)),
+        ("latents", "x".join(map(str, job.latent_shape.dimensions))),
+        ("texts cut", "; ".join(cut_sentences(job))),
+        ("model", named(job.model, job.model_digest) if job.model_digest else ""),
         ("client", job.client),
         ("request id", job.request_id),
-        ("seed", str(job.seed)),
-        ("model", named(job.model, job.model_digest) if job.model_digest else ""),
+        ("priority", enum_name(Priority, job.priority, "PRIORITY_") if job.priority else ""),
         ("accepted", _moment(job.create_time)),
-        ("ended", _moment(job.end_time)),
+        ("deadline", _moment(job.deadline_time) if job.HasField("deadline_time") else ""),
+        ("ended", _moment(job.end_time) if job.HasField("end_time") else ""),
+        ("took", _took(job)),
+        ("encoder", str(job.encoder_rank or "")),
+        ("transformer", str(job.transformer_rank or "")),
+        ("decoder", str(job.decoder_rank or "")),
+        ("times sent back", str(job.generation or "")),
+        ("dead letter", "yes; triptych jobs --dead --retry makes a new job of it" if job.dead_letter else ""),
         ("retry of", job.retry_of),
-    ):
-        if value:
-            facts.add_row(name, Text(value))
-    table = _table("attempts", "role", "rank", "time", "reason")
-    for attempt in job.attempts:
-        table.add_row(_role(attempt.role), str(attempt.rank), _moment(attempt.end_time), Text(attempt.reason))
-    return Text(f"{job.job_id} · {state_name(job.state)}", style="bold"), facts, table
+        ("trace id", job.trace_id),
+    )
+    files = [
+        (str(index), one.name, one.media_type, bytes_text(one.size_bytes), one.url, one.sha256.hex())
+        for index, one in enumerate(job.artifacts)
+    ]
+    file_columns = ("index", "name", "type", "size", "place", "sha256")
+    return (
+        Headline("job", (job.job_id, state_name(job.state))),
+        Facts("fact", facts),
+        *([_attempts_table(job)] if job.attempts else []),
+        *([Table("files", file_columns, files, minor=("sha256", "place", "type"))] if files else []),
+    )
 
 
-def model_view(model: model_pb2.ModelDescription) -> tuple[RenderableType, ...]:
+def _attempts_table(job: Job) -> Table:
+    rows = [
+        (
+            _role(attempt.role),
+            str(attempt.rank or ""),
+            _moment(attempt.end_time),
+            enum_name(AttemptKind, attempt.kind, "ATTEMPT_KIND_"),
+            attempt.reason,
+            attempt.place,
+        )
+        for attempt in job.attempts
+    ]
+    columns = ("role", "rank", "ended", "kind", "reason", "place")
+    return Table("attempts", columns, rows, prose=("reason", "place"), minor=("place", "kind"))
+
+
+def model_view(model: model_pb2.ModelDescription) -> View:
     """Headline, inputs and components of a model."""
     rules = []
     if model.size_multiple:
@@ -101,95 +134,97 @@ def model_view(model: model_pb2.ModelDescription) -> tuple[RenderableType, ...]:
         rules.append(f"num_frames one more than a multiple of {model.frame_multiple}")
     if model.HasField("guidance_scale"):
         rules.append(f"guidance_scale {model.guidance_scale:g} unless told otherwise")
+    if model.without_guidance:
+        rules.append("no guidance: guidance_scale at most 1")
+    if not all(workflow.is_served for workflow in model.workflows):
+        served = dict.fromkeys(workflow.name for workflow in model.workflows if workflow.is_served)
+        rules.append(f"only the workflows {', '.join(served)}")
     name = f"{model.model}{'@' + model.revision if model.revision else ''}"
-    headline = Text(f"{name} · {model.pipeline_class} · yields {', '.join(model.outputs)}", style="bold")
-    return headline, Text("; ".join(rules)), _inputs_table(model), _components_table(model)
+    headline = Headline("model", (name, model.pipeline_class, f"yields {', '.join(model.outputs)}"))
+    ruled = [Headline("rules", ("; ".join(rules),), "")] if rules else []
+    components = [(one.name, one.class_name, ", ".join(one.roles)) for one in model.components]
+    columns = ("name", "class", "loaded by")
+    return (headline, *ruled, _inputs_table(model), Table("components", columns, components, prose=("loaded by",)))
 
 
 def _inputs_table(model: model_pb2.ModelDescription) -> Table:
-    table = _table("inputs", "name", "kind", "default", "about")
-    recommended = json.loads(model.defaults_json or "{}")
+    rows = []
+    defaults = Description(model).defaults
     for described in model.inputs:
         if described.kind == model_pb2.INPUT_KIND_INTERNAL:
             continue
-        kind = model_pb2.InputKind.Name(described.kind).removeprefix("INPUT_KIND_").lower()
+        kind = enum_name(model_pb2.InputKind, described.kind, "INPUT_KIND_") + ("s" if described.takes_several else "")
         default = "required" if described.required else described.default_json
-        if described.name in recommended:
-            default = json.dumps(recommended[described.name])
-        about = " ".join(described.description.split())
-        table.add_row(described.name, "any" if kind == "unspecified" else kind, Text(default), Text(about))
-    return table
-
-
-def _components_table(model: model_pb2.ModelDescription) -> Table:
-    table = _table("components", "name", "class", "loaded by")
-    for component in model.components:
-        table.add_row(component.name, component.class_name, ", ".join(component.roles))
-    return table
+        if described.name in defaults:
+            default = json.dumps(defaults[described.name])
+        rows.append((described.name, "any" if kind == "unspecified" else kind, default, described.description))
+    return Table("inputs", ("name", "kind", "default", "about"), rows, prose=("default", "about"))
 
 
 def _rings_table(fleet: GetFleetResponse) -> Table:
-    table = _table("rings", "ring", "waiting", "held", "slots", "delivered again", "driver")
+    rows = []
     for ring in fleet.rings:
-        name = Ring.Name(ring.ring).removeprefix("RING_").lower()
+        name = enum_name(Ring, ring.ring, "RING_")
         numbers = (ring.ready_count, ring.leased_count, ring.slot_count, ring.redelivered_count)
-        table.add_row(name, *map(str, numbers), ring.driver)
-    return table
+        rows.append((name, *map(str, numbers), ring.driver))
+    return Table("rings", ("ring", "waiting", "held", "slots", "delivered again", "driver"), rows)
 
 
 def _workers_table(workers: Iterable[Worker]) -> Table:
-    table = _table(
-        "workers", "rank", "role", "state", "job", "step", "arena", "weights", "fetched by", "seen", "address"
-    )
-    for worker in sorted(workers, key=lambda w: (w.role, w.rank)):
-        state = WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
-        table.add_row(
-            str(worker.rank),
-            _role(worker.role),
-            state,
-            worker.job_id,
-            f"{worker.step}/{worker.step_count}" if worker.step_count else "",
-            f"{bytes_text(worker.arena_used_bytes)} of {bytes_text(worker.arena_size_bytes)}",
-            bytes_text(worker.parameter_bytes),
-            _counts(worker.fetch_count_by_mover),
-            _ago(worker.heartbeat_time) if worker.HasField("heartbeat_time") else "",
-            f"{worker.address} ({worker.process_id})",
+    rows = []
+    for worker in sorted(workers, key=lambda w: (w.info.role, w.rank)):
+        info, status = worker.info, worker.status
+        rows.append(
+            (
+                str(worker.rank),
+                _role(info.role),
+                enum_name(WorkerState, status.state, "WORKER_STATE_"),
+                status.progress.job_id,
+                _steps(status.progress),
+                f"{bytes_text(status.arena_used_bytes)} of {bytes_text(info.arena_size_bytes)}",
+                bytes_text(info.parameter_bytes),
+                _counts(status.fetch_count_by_mover),
+                _ago(worker.heartbeat_time) if worker.HasField("heartbeat_time") else "",
+                f"{info.address} ({info.process_id})",
+            )
         )
-    return table
+    columns = ("rank", "role", "state", "job", "step", "arena", "weights", "fetched by", "seen", "address")
+    minor = ("weights", "fetched by", "seen", "arena", "address")
+    return Table("workers", columns, rows, prose=("arena", "fetched by", "address"), minor=minor)
 
 
-def _waits_tables(workers: Iterable[Worker]) -> list[Table]:
+def _waits_tables(workers: Iterable[Worker]) -> Sequence[Table]:
     """What workers wait for, and why; no table where none does."""
-    table = _table("waits", "rank", "for")
-    for worker in sorted(workers, key=lambda w: w.rank):
-        if worker.waiting_for:
-            table.add_row(str(worker.rank), Text(worker.waiting_for))
-    return [table] if table.row_count else []
+    rows = [
+        (str(one.rank), one.status.waiting_for)
+        for one in sorted(workers, key=lambda w: w.rank)
+        if one.status.waiting_for
+    ]
+    return [Table("waits", ("rank", "for"), rows, prose=("for",))] if rows else []
 
 
 def _ways_table(fleet: GetFleetResponse) -> Table:
-    """What is in use and why, workers that agree in one line."""
-    table = _table("ways", "what", "goes by", "because", "ranks")
-    for driver, reason in sorted({(ring.driver, ring.driver_reason) for ring in fleet.rings}):
-        table.add_row("rings", driver, Text(reason), "")
+    """The drivers and transports in use, and why; workers that agree share a line."""
+    choices = sorted({(ring.driver, ring.driver_reason) for ring in fleet.rings})
+    rows = [("rings", driver, reason, "") for driver, reason in choices]
     ranks: dict[tuple[str, str, str], list[str]] = {}
     for worker in sorted(fleet.workers, key=lambda worker: worker.rank):
-        for what, choice in (("claims", worker.rings), ("Mooncake", worker.mooncake)):
+        for what, choice in (("claims", worker.status.rings), ("Mooncake", worker.info.mooncake)):
             ranks.setdefault((what, choice.name or "-", choice.reason), []).append(str(worker.rank))
-    for (what, name, reason), agreeing in sorted(ranks.items()):
-        table.add_row(what, name, Text(reason), ", ".join(agreeing))
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    rows += [(*choice, ", ".join(agreeing)) for choice, agreeing in sorted(ranks.items())]
+    return Table("ways", ("what", "goes by", "because", "ranks"), rows, prose=("because", "ranks"))
 
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+def _steps(job: Job | StepProgress) -> str:
+    return f"{job.step}/{job.step_count}" if job.step_count else ""
+
+
+def _ranks(job: Job) -> str:
+    return "·".join(str(rank) if rank else "-" for rank in (job.encoder_rank, job.transformer_rank, job.decoder_rank))
 
 
 def _took(job: Job) -> str:
@@ -198,7 +233,7 @@ def _took(job: Job) -> str:
 
 
 def _role(role: Role.ValueType) -> str:
-    return Role.Name(role).removeprefix("ROLE_").lower()
+    return enum_name(Role, role, "ROLE_")
 
 
 def _moment(moment: Timestamp) -> str:

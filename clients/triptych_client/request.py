@@ -10,7 +10,7 @@ from typing import Any, TypedDict, TypeVar
 from google.protobuf.message import Message
 
 from triptych.errors import InvalidRequest
-from triptych.message_bounds import REQUEST_BYTES_MAX
+from triptych.limits import REQUEST_BYTES_MAX
 from triptych.v1 import job_pb2
 
 PRIORITIES = ("high", "normal", "low")
@@ -26,7 +26,7 @@ Value = TypeVar("Value", bound=Message)
 
 
 class GenerationFields(TypedDict, total=False):
-    """Everything but the prompt. What is left out, or None, takes the loaded pipeline's default."""
+    """Everything but the prompt. A field that is left out, or None, takes the loaded pipeline's default."""
 
     negative_prompt: str | None
     """Text to steer away from."""
@@ -62,6 +62,9 @@ class GenerationFields(TypedDict, total=False):
     """Only this decoder may decode."""
     priority: str | None
     """`high`, `normal` or `low`: which of the jobs that wait are begun first."""
+
+
+MOMENT_ACCEPTED = "a time in the future, before the year 10000"
 
 
 def build_request(prompt: str = "", **fields: Any) -> job_pb2.GenerationRequest:
@@ -142,7 +145,13 @@ def _priority(name: Any) -> job_pb2.Priority.ValueType:
 
 def _moment(deadline: datetime | timedelta) -> datetime:
     if isinstance(deadline, timedelta):
-        return datetime.now(UTC) + deadline
+        try:
+            return datetime.now(UTC) + deadline
+        except OverflowError as error:
+            raise InvalidRequest("deadline", f"{deadline.total_seconds():g} s", MOMENT_ACCEPTED) from error
     if deadline.tzinfo is None:
         raise InvalidRequest("deadline", deadline.isoformat(), "a moment with its time zone")
-    return deadline.astimezone(UTC)
+    try:
+        return deadline.astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidRequest("deadline", deadline.isoformat(), MOMENT_ACCEPTED) from error

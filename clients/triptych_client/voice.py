@@ -1,7 +1,7 @@
-"""Sentences on stderr that may get lost, and never stop work: not where nobody reads them, and not where it is gone.
+"""Sentences on stderr. They may get lost, and never stop work: neither a slow reader nor a closed stderr does.
 
-`say` is for commands that end soon. `Voice` is for those that keep others running: what it says is written by a
-thread of its own, so that a reader that stands still holds up nothing. It belongs to any thread.
+`say` is for commands that end soon. `Voice` is for those that keep processes running: a thread of its own writes, so
+that a reader that stands still blocks nothing. Any thread may use it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import queue
 import sys
 import threading
 
+from triptych_client.terminal import SPELLED, visible
+
 WAITING_MAX = 1000
 """Sentences that wait for a slow reader; later ones are dropped."""
 CLOSE_TIMEOUT_S = 1.0
@@ -19,9 +21,11 @@ CLOSE_TIMEOUT_S = 1.0
 
 
 def say(sentence: str) -> None:
-    """Write a line to stderr, if that can be done."""
+    """Write a line to stderr, if that can be done, without anything that a terminal acts on."""
+    if sys.stderr is None:  # as after 2>&-
+        return
     with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
-        data = f"{sentence}\n".encode(errors="replace")
+        data = f"{visible(sentence)}\n".encode(sys.stderr.encoding or "utf-8", SPELLED)
         descriptor = (
             sys.stderr.fileno()
         )  # past Python's buffer, which would keep what failed and try it again at the end

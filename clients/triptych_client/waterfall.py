@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from triptych.errors import InvalidRequest, NotFound
+from triptych_client.terminal import spelled
 
 BAR_SHARE_MIN = 0.008
 """Shortest bar as a share of the whole, so that a span of microseconds is still seen."""
 SPANS_SHOWN_MAX = 500
 """Rows drawn at most: more than a job makes, few enough to scroll through."""
+NAMES_SHOWN_MAX = 5
+"""Ids named in a sentence about a beginning that several have."""
 COLORS = ("cyan", "green", "magenta", "yellow", "blue", "bright_red", "bright_cyan", "bright_green")
 
 _STATUS_ERROR = 2  # Status.StatusCode.STATUS_CODE_ERROR of opentelemetry.proto.trace.v1
@@ -69,24 +72,58 @@ class _Reader:
             return []
 
 
-def render(trace_file: str | os.PathLike[str], job_or_trace_id: str) -> RenderableType:
-    """The waterfall of a job, by its job id or its trace id (32 hexadecimal digits).
+@dataclass(frozen=True)
+class Trace:
+    """A job's spans, parents before children, each with its depth."""
 
-    Raises InvalidRequest when the file can't be read, NotFound when it has no such job or trace.
+    spans: Sequence[tuple[int, Span]]
+    unreadable_count: int
+    """Lines of the file that could not be parsed."""
+
+    @property
+    def start_ns(self) -> int:
+        """When the first span began."""
+        return min(span.start_ns for _depth, span in self.spans)
+
+    @property
+    def total_ns(self) -> int:
+        """From the first begin to the last end."""
+        return max(1, max(span.end_ns for _depth, span in self.spans) - self.start_ns)
+
+
+def read(trace_file: str | os.PathLike[str], wanted: str) -> Trace:
+    """The trace of a job, by its job id or its trace id (32 hexadecimal digits), or a beginning that no other has.
+
+    Raises InvalidRequest when the file can't be read or several begin so, NotFound when it has no such job or trace.
     """
     reader = _Reader(os.fspath(trace_file))
-    wanted = job_or_trace_id.strip()
+    wanted = wanted.strip()
     if not wanted:
-        raise InvalidRequest("job", job_or_trace_id, "a job id or a trace id")
-    trace_ids = {
-        span.trace_id
-        for span in reader.spans({wanted, wanted.lower()})
-        if wanted.lower() == span.trace_id or span.attributes.get("triptych.job_id") == wanted
-    }
+        raise InvalidRequest("job", wanted, "a job id or a trace id")
+    traces: dict[str, set[str]] = {}
+    for span in reader.spans({wanted, wanted.lower()}):
+        job_id = span.attributes.get("triptych.job_id", "")
+        for name in (job_id if job_id.startswith(wanted) else "", span.trace_id):
+            if name.startswith((wanted, wanted.lower())):
+                traces.setdefault(name, set()).add(span.trace_id)
+    trace_ids = _chosen(traces, wanted)
     spans = [span for span in reader.spans(trace_ids) if span.trace_id in trace_ids]
     if not spans:
         raise NotFound(f"no job and no trace {wanted!r} in {reader.path}; was the fleet started with --trace-file?")
-    return _draw(spans, len(reader.unreadable))
+    return Trace(tuple(_in_order(spans)), len(reader.unreadable))
+
+
+def _chosen(traces: dict[str, set[str]], wanted: str) -> set[str]:
+    """The traces of the job or trace that is called so, or else of the only one whose name begins so."""
+    for name in (wanted, wanted.lower()):
+        if name in traces:
+            return traces[name]
+    if len(traces) > 1:
+        shown = sorted(traces)
+        more = ", …" if len(shown) > NAMES_SHOWN_MAX else ""
+        names = ", ".join(shown[:NAMES_SHOWN_MAX]) + more
+        raise InvalidRequest("job", wanted, f"more of the id: {names} begin so")
+    return next(iter(traces.values()), set())
 
 
 def _spans_of(request: dict[str, Any]) -> Iterator[Span]:
@@ -125,36 +162,56 @@ def _in_order(spans: list[Span]) -> Iterator[tuple[int, Span]]:
         stack.extend((depth + 1, child) for child in children.get(span.span_id, ()))
 
 
-def _draw(spans: list[Span], unreadable_count: int) -> RenderableType:
-    start_ns, end_ns = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
-    total_ns = max(1, end_ns - start_ns)
-    services = list(dict.fromkeys(span.service for span in sorted(spans, key=lambda span: span.start_ns)))
+def lines(trace: Trace) -> Iterator[tuple[str, ...]]:
+    """Every span as cells: service, rank, name (indented by its depth), begin, length, whether it failed, trace id."""
+    for depth, span in trace.spans:
+        yield (
+            span.service,
+            span.attributes.get("triptych.rank", ""),
+            "." * depth + span.name,
+            _duration(span.start_ns - trace.start_ns),
+            _duration(span.end_ns - span.start_ns),
+            "failed" if span.failed else "",
+            span.trace_id,
+        )
+
+
+def draw(trace: Trace, encoding: str) -> RenderableType:
+    """The trace as a waterfall, for a terminal of that encoding."""
+    total_ns = trace.total_ns
+    all_spans = [span for _depth, span in trace.spans]
+    services = list(dict.fromkeys(span.service for span in sorted(all_spans, key=lambda span: span.start_ns)))
     table = Table(box=None, expand=True, pad_edge=False, header_style="bold")
     table.add_column("service", no_wrap=True)
     table.add_column("span", no_wrap=True, overflow="ellipsis", ratio=2)
     table.add_column("", ratio=3)
     table.add_column("time", justify="right", no_wrap=True)
-    for depth, span in list(_in_order(spans))[:SPANS_SHOWN_MAX]:
+    for depth, span in trace.spans[:SPANS_SHOWN_MAX]:
         color = COLORS[services.index(span.service) % len(COLORS)]
         rank = span.attributes.get("triptych.rank", "")
-        begin = min((span.start_ns - start_ns) / total_ns, 1 - BAR_SHARE_MIN)
-        end = max((span.end_ns - start_ns) / total_ns, begin + BAR_SHARE_MIN)
+        begin = min((span.start_ns - trace.start_ns) / total_ns, 1 - BAR_SHARE_MIN)
+        end = max((span.end_ns - trace.start_ns) / total_ns, begin + BAR_SHARE_MIN)
+        name = " " * depth + spelled(span.name + (" ✗" if span.failed else ""), encoding)
         table.add_row(
-            Text(f"{span.service} {rank}".strip(), style=color),
-            Text(" " * depth + span.name + (" ✗" if span.failed else ""), style="red" if span.failed else ""),
+            Text(spelled(f"{span.service} {rank}".strip(), encoding), style=color),
+            Text(name, style="red" if span.failed else ""),
             Bar(1.0, begin, end, color=color),
-            _duration(span.end_ns - span.start_ns),
+            spelled(_duration(span.end_ns - span.start_ns), encoding),
         )
+    return Group(table, Text(spelled(_notes(trace, len(services)), encoding), style="dim"))
+
+
+def _notes(trace: Trace, service_count: int) -> str:
     notes = [
-        "trace " + ", ".join(sorted({span.trace_id for span in spans})),
-        f"spans: {len(spans)}, services: {len(services)}",
-        _duration(total_ns),
+        "trace " + ", ".join(sorted({span.trace_id for _depth, span in trace.spans})),
+        f"spans: {len(trace.spans)}, services: {service_count}",
+        _duration(trace.total_ns),
     ]
-    if len(spans) > SPANS_SHOWN_MAX:
+    if len(trace.spans) > SPANS_SHOWN_MAX:
         notes.append(f"shown: the first {SPANS_SHOWN_MAX}")
-    if unreadable_count:
-        notes.append(f"unreadable lines skipped: {unreadable_count}")
-    return Group(table, Text(" · ".join(notes), style="dim"))
+    if trace.unreadable_count:
+        notes.append(f"unreadable lines skipped: {trace.unreadable_count}")
+    return " · ".join(notes)
 
 
 def _duration(duration_ns: int) -> str:

@@ -72,7 +72,7 @@ inline undo(line, following_word) {
     compare_swap(line, slot, found[slot], following_word);
     if
     :: seen == found[slot] && line == redeliver && !is_abandoning -> holder[payloads[slot]] = 0
-    :: seen == found[slot] && (line == bury || line == refuse) -> note_taken_out(payloads[slot]); note_unreported
+    :: seen == found[slot] && (line == drop || line == refuse) -> note_taken_out(payloads[slot]); note_unreported
     :: else                     /* abandoned; or an ack that was on its way arrived first */
     fi;
     seen = 0; found[slot] = 0; headers[slot] = 0; payloads[slot] = 0
@@ -186,7 +186,7 @@ swap:
             :: kind_of(found[slot]) == WRITING -> undo(abandon, FREE_WORD)
 #endif
             :: kind_of(found[slot]) == READY -> undo(refuse, FREE_WORD)
-            :: kind_of(found[slot]) == LEASED && is_spent(found[slot]) -> undo(bury, FREE_WORD)
+            :: kind_of(found[slot]) == LEASED && is_spent(found[slot]) -> undo(drop, FREE_WORD)
             :: kind_of(found[slot]) == LEASED && !is_spent(found[slot]) -> undo(redeliver, redelivered_word)
             fi;
             next_concerned(slot + 1)

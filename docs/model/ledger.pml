@@ -47,9 +47,9 @@ inline note_taken_out(which) {
     removed = removed | bit(which)
 }
 
-/* ---- TABLE of protocol.py: tests/model/test_table.py compares line by line --------------------------------------- */
+/* ---- TABLE of protocol.py: tests/model_checker/test_table.py compares line by line --------------------------------------- */
 
-mtype = { reserve, ready, adopt, claim, ack, nack, park, abandon, redeliver, bury, refuse };
+mtype = { reserve, ready, adopt, claim, ack, nack, park, abandon, redeliver, drop, refuse };
 
 #define is_next(attempt_step) (attempt_of(after) == attempt_of(before) + attempt_step)
 #define is_same_entry (ticket_of(after) == ticket_of(before))
@@ -68,7 +68,7 @@ inline check_line(line, before, after) {
     :: line == park      && changes(LEASED,  LEASED,  0)
     :: line == abandon   && changes(WRITING, FREE,    0)
     :: line == redeliver && changes(LEASED,  READY,   1)
-    :: line == bury      && changes(LEASED,  FREE,    0)
+    :: line == drop      && changes(LEASED,  FREE,    0)
     :: line == refuse    && changes(READY,   FREE,    0)
 #ifdef TABLE_UNCHECKED          /* a planted mistake must be caught by what it breaks, not by its looks */
     :: else

@@ -1,12 +1,12 @@
 /* The leased ring of triptych/rings/protocol.py and recovery.py, for the model checker spin. README.md tells the rest.
  *
  * Every access to the ring's memory is one step: a read of a state word, a read or a write of half a slot (header,
- * payload: a slot isn't written at once), a fetch-and-add, a compare-and-swap. What a process makes of the answer
+ * payload: a slot isn't written in one go), a fetch-and-add, a compare-and-swap. What a process makes of the answer
  * belongs to the same step, because nobody else sees it. Between any two steps others move, or a mishap strikes.
  *
- * Names are those of protocol.py; the sizes in use stand in tests/model/configurations.py. Sets of ranks, of slots and
+ * Names are those of protocol.py; the sizes in use stand in tests/model_checker/configurations.py. Sets of ranks, of slots and
  * of messages are bit masks. What a program can't use any more it forgets (0), which keeps the states few. Every step
- * is printed, and tests/model/replay.py has the real programs do the same. Planted mistakes are marked by #ifdef.
+ * is printed, and tests/model_checker/replay.py has the real programs do the same. Planted mistakes are marked by #ifdef.
  *
  *      ring.pml         sizes, the ring, what may happen to a process, operations
  *      ledger.pml       what must hold, and the table of transitions

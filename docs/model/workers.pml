@@ -1,5 +1,5 @@
 /* What workers run: publish, claim, ack and nack of protocol.py; and adopt, which the controller runs for one of them.
- * A step ends in a goto although the next one follows: in simulations spin would else run both at once. */
+ * A step ends in a goto although the next one follows: in simulations spin would otherwise run both as one. */
 
 /* ---- publish, and adopt ------------------------------------------------------------------------------------------ */
 

@@ -1,4 +1,4 @@
-"""Which jobs are taken: checked against the model, the fleet, the backlog and the client's quota, then written down."""
+"""Accepts jobs: checks them against the model, the fleet, the backlog and the client's quota, and writes them down."""
 
 from __future__ import annotations
 
@@ -6,57 +6,44 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.controller.fleet import Fleet
-from services.controller.journal_file import digest_of
-from services.controller.ledger import Ledger, is_past
-from services.controller.media_checks import MediaChecks
-from services.controller.models import Models
-from triptych import ids, requests, rpc, telemetry
-from triptych.config import ControllerConfig
-from triptych.errors import (
-    AlreadyExists,
-    BacklogFull,
-    ChecksFull,
-    InvalidRequest,
-    NotFound,
-    QuotaFull,
-    Unavailable,
-    WrongState,
-)
-from triptych.identity import Identity
+from triptych import errors, ids, limits, rpc, telemetry
+from triptych.model import costs
+from triptych.model.fields import check_deadline
+from triptych.model.inputs import Inputs, resolve
+from triptych.security.identity import Identity
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_TRANSFORMER
 from triptych.v1.job_pb2 import JOB_STATE_QUEUED, PRIORITY_NORMAL, GenerationRequest, Job
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.model_pb2 import ModelDescription
+
+from .core import Core
+from .journal_file import digest_of
+from .ledger import is_past
+from .media_checks import MediaChecks
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID_CHARS_MAX = 128
 """Longest request id; a UUID takes 36."""
 REPEATED_CALLS_MAX = 4
-"""Calls at once with one request id: the first, and those of a caller that waits half a minute and asks again."""
-SEED_LIMIT = 2**32
-"""Drawn seeds are below this, so that they are easy to repeat by hand."""
+"""Calls at a time with one request id: the first, and those of a caller that waits half a minute and asks again."""
 _RANKS = (("transformer_rank", ROLE_TRANSFORMER), ("decoder_rank", ROLE_DECODER))
 
 
 class Admission:
-    """Accepts jobs into the ledger. What it returns is on disk; whether it was there before is said beside it."""
+    """Accepts jobs into the ledger. Returns a job that is on disk, and whether it was there before."""
 
-    def __init__(
-        self,
-        config: ControllerConfig,
-        ledger: Ledger,
-        fleet: Fleet,
-        models: Models,
-        media: MediaChecks,
-    ) -> None:
-        self._config, self._ledger, self._fleet, self._models = config, ledger, fleet, models
+    def __init__(self, core: Core, media: MediaChecks) -> None:
+        self._config = core.config
+        self._ledger = core.ledger
+        self._fleet = core.fleet
+        self._served = core.model
         self._media = media
         self._under_way: dict[tuple[str, str], asyncio.Lock] = {}
         """By client and request id: calls with the same wait for the first one's end, and find its job."""
@@ -64,17 +51,17 @@ class Admission:
         self._accepting: Counter[str] = Counter()
         """Jobs that are being checked or written, by client: they count before the ledger has them."""
         self._bytes: Counter[str] = Counter()
-        """What their requests take."""
+        """The size of their requests."""
 
     async def accept(self, request_id: str, request: GenerationRequest, client: Identity) -> tuple[JournalEntry, bool]:
         """Accept a client's request. Its `request_id` names one job among its own.
 
-        What costs least is asked first, and files come last: a request that is refused for anything else costs no
-        decoding, and nobody has more files decoded at once than it may have jobs. Raises InvalidRequest, AlreadyExists,
+        The cheapest checks come first and files last: a request that is refused for anything else costs no decoding,
+        and no client has more files decoded at a time than it may have jobs. Raises InvalidRequest, AlreadyExists,
         BacklogFull, QuotaFull, ChecksFull, JournalFull, Unavailable.
         """
         if len(request_id) > REQUEST_ID_CHARS_MAX:
-            raise InvalidRequest("request_id", request_id, f"up to {REQUEST_ID_CHARS_MAX} characters")
+            raise errors.InvalidRequest("request_id", request_id, f"up to {REQUEST_ID_CHARS_MAX} characters")
         async with self._alone(client.name, request_id):
             existing = await self._ledger.journal.find(client.name, request_id) if request_id else None
             if existing is None:  # else a retry: whatever has changed since, the job is accepted
@@ -91,28 +78,33 @@ class Admission:
     ) -> tuple[JournalEntry, JournalEntry | None]:
         """Check a request that has a place, and write it down; see `_add`."""
         model = self._model()
-        self._validate(request, model)
+        inputs = self._resolve(request, model)
         self._check_ranks(request)
-        await self._media.check(request, model, client)
+        await self._media.check(inputs.files, client)
         if (present := self._model()) is not model:
-            self._validate(request, present)
+            self._resolve(request, present)
             model = present
         self._check_ranks(request)
         stored = GenerationRequest()
         stored.CopyFrom(request)
         if not request.HasField("seed"):
-            stored.seed = secrets.randbelow(SEED_LIMIT)
+            stored.seed = secrets.randbelow(limits.SEED_LIMIT)
         job = Job(client=client, request_id=request_id, model=model.model, model_digest=model.config_digest)
         return await self._add(job, stored)
 
-    def _validate(self, request: GenerationRequest, model: ModelDescription) -> None:
-        requests.validate(request, model, self._config.work_max, self._config.result_bytes_max)
+    def _resolve(self, request: GenerationRequest, model: ModelDescription) -> Inputs:
+        inputs = resolve(request, model)
+        check_deadline(request, time.time())
+        costs.check_work(inputs.work, self._config.work_max)
+        costs.check_result(inputs.work, self._config.result_bytes_max)
+        return inputs
 
     def _check_ranks(self, request: GenerationRequest) -> None:
         for name, role in _RANKS:
-            rank, alive = getattr(request, name), [member.rank for member in self._fleet.alive(role)]
+            rank = getattr(request, name)
+            alive = [member.rank for member in self._fleet.alive(role)]
             if rank and rank not in alive:
-                raise InvalidRequest(name, rank, f"0 for anyone, or a rank that is alive: {alive}")
+                raise errors.InvalidRequest(name, rank, f"0 for anyone, or a rank that is alive: {alive}")
 
     @contextlib.asynccontextmanager
     async def _alone(self, client: str, request_id: str) -> AsyncIterator[None]:
@@ -122,7 +114,7 @@ class Admission:
             return
         key = (client, request_id)
         if self._calls[key] >= REPEATED_CALLS_MAX:
-            raise ChecksFull(f"{REPEATED_CALLS_MAX} calls with this request_id are under way; try again later")
+            raise errors.ChecksFull(f"{REPEATED_CALLS_MAX} calls with this request_id are under way; try again later")
         self._calls[key] += 1
         try:
             async with self._under_way.setdefault(key, asyncio.Lock()):
@@ -135,23 +127,24 @@ class Admission:
     async def retry(self, dead: JournalEntry, client: Identity) -> tuple[JournalEntry, bool]:
         """Accept a dead letter's request once more, for the client that it belongs to; the same job each time.
 
-        Raises WrongState for what is no dead letter, and as `accept`.
+        Raises WrongState for a job that is no dead letter, and as `accept`.
         """
         job = dead.job
         if not job.dead_letter:
-            raise WrongState(f"job {job.job_id} is no dead letter: only jobs that FAILED after too many attempts are")
+            raise errors.WrongState(
+                f"job {job.job_id} is no dead letter: only jobs that FAILED after too many attempts are"
+            )
         existing = await self._ledger.journal.retry_of(job.job_id)
         if existing is None:
             request = await self._ledger.journal.get_request(job.job_id)
             if request is None:
-                raise NotFound(f"the request of job {job.job_id!r} can't be read any more")
+                raise errors.NotFound(f"the request of job {job.job_id!r} can't be read any more")
             self._drop_past(request)
-            if not self._models.is_foreign(job):  # else it waits for its model, which it was checked against
-                self._validate(request, self._model())
+            if not self._served.is_foreign(job):  # else it waits for its model, which it was checked against
+                self._resolve(request, self._model())
             jobs_max = client.jobs_max if job.client == client.name else 0
-            again = Job(
-                client=job.client, retry_of=job.job_id, model=job.model, model_digest=job.model_digest
-            )  # which is tried on what it was accepted for
+            # It is tried on the model that it was accepted for.
+            again = Job(client=job.client, retry_of=job.job_id, model=job.model, model_digest=job.model_digest)
             with self._place(job.client, jobs_max, dead.request_size_bytes):
                 entry, existing = await self._add(again, request)
             if existing is None:
@@ -159,7 +152,7 @@ class Admission:
         return existing, True
 
     def _drop_past(self, request: GenerationRequest) -> None:
-        """What can't be met any more: a deadline that has passed, ranks that are gone."""
+        """Drop a deadline that has passed and ranks that are gone."""
         now = Timestamp()
         now.GetCurrentTime()
         if request.HasField("deadline_time") and is_past(request.deadline_time, now):
@@ -169,15 +162,17 @@ class Admission:
                 request.ClearField(name)  # type: ignore[arg-type]
 
     def _model(self) -> ModelDescription:
-        model = self._models.present
+        model = self._served.present
         if model is None:
-            raise Unavailable("no encoder has described the model yet; try again when one has started")
+            raise errors.Unavailable("no encoder has described the model yet; try again when one has started")
         return model
 
     async def _add(self, job: Job, request: GenerationRequest) -> tuple[JournalEntry, JournalEntry | None]:
-        """Write a job down, in a place that the caller keeps. The second of what is returned is the job that was there
-        before, if one was."""
-        job.job_id, job.state, job.seed = ids.new_job_id(), JOB_STATE_QUEUED, request.seed
+        """Write a job down, in a place that the caller keeps. The second value is the job that was there before, if
+        one was."""
+        job.job_id = ids.new_job_id()
+        job.state = JOB_STATE_QUEUED
+        job.seed = request.seed
         job.request_id = job.request_id or job.job_id
         job.priority = request.priority or PRIORITY_NORMAL
         job.trace_id = telemetry.trace_id()
@@ -185,8 +180,12 @@ class Admission:
         job.update_time.CopyFrom(job.create_time)
         if request.HasField("deadline_time"):
             job.deadline_time.CopyFrom(request.deadline_time)
-        entry = JournalEntry(job=job, traceparent=telemetry.inject())
-        entry.transformer_rank, entry.decoder_rank = request.transformer_rank, request.decoder_rank
+        entry = JournalEntry(
+            job=job,
+            traceparent=telemetry.inject(),
+            transformer_rank=request.transformer_rank,
+            decoder_rank=request.decoder_rank,
+        )
         existing = await self._ledger.journal.add(entry, request)
         if existing is None:
             self._ledger.add(entry)
@@ -198,15 +197,18 @@ class Admission:
         """Keep a place for a job while it is checked and written, so that calls at the same time don't share one."""
         unfinished = len(self._ledger.active) + self._accepting.total()
         if unfinished >= self._config.backlog_jobs_max:
-            foreign = sum(one.job_count for one in self._models.waiting())
+            foreign = sum(one.job_count for one in self._served.waiting())
             of_them = f", {foreign} of which wait for another model" if foreign else ""
-            raise BacklogFull(f"{unfinished} unfinished jobs{of_them}, the most that are kept; try again later")
+            raise errors.BacklogFull(f"{unfinished} unfinished jobs{of_them}, the most that are kept; try again later")
         own = self._ledger.count_of(client) + self._accepting[client]
         if jobs_max and own >= jobs_max:
-            raise QuotaFull(f"client {client!r} has {own} unfinished jobs, the most that it may have; try again later")
-        taken_bytes, bytes_max = self._ledger.bytes_of(client) + self._bytes[client], self._config.client_bytes_max
+            raise errors.QuotaFull(
+                f"client {client!r} has {own} unfinished jobs, the most that it may have; try again later"
+            )
+        taken_bytes = self._ledger.bytes_of(client) + self._bytes[client]
+        bytes_max = self._config.client_bytes_max
         if bytes_max and taken_bytes + size_bytes > bytes_max:
-            raise QuotaFull(
+            raise errors.QuotaFull(
                 f"the unfinished requests of client {client!r} take {taken_bytes} bytes, this one {size_bytes}, and "
                 f"client_bytes_max is {bytes_max}; try again later"
             )
@@ -220,7 +222,7 @@ class Admission:
 
 
 def _check_same(existing: JournalEntry, request: GenerationRequest) -> None:
-    """Whether it is the request that the job was made for, by its digest: the request itself goes with its job."""
+    """Raise AlreadyExists unless the job was made for this request, by its digest: the request goes with its job."""
     is_same_seed = not request.HasField("seed") or request.seed == existing.job.seed
     if not is_same_seed or digest_of(request) != existing.request_sha256:
-        raise AlreadyExists(f"request_id {existing.job.request_id!r} was used for another request")
+        raise errors.AlreadyExists(f"request_id {existing.job.request_id!r} was used for another request")

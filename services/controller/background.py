@@ -1,14 +1,14 @@
-"""What the controller does unasked: each kind of work goes on for ever, whatever becomes of one round of it.
+"""The controller's background work: each kind goes on indefinitely, however a round of it ends.
 
-A round that fails is logged and counted, and the next comes after a pause. Nothing here ends the controller but what is
-in `FATAL`: jobs that others run, and clients who ask, don't depend on it.
+A round that fails is logged and counted, and the next comes after a pause. Only the errors in `FATAL` end the
+controller: jobs that run, and clients who ask, don't depend on a round.
 
 | task | what a failed round leaves undone until the next |
 | --- | --- |
-| tick | noticing silence and stalls; what follows from deaths; each part by itself |
+| tick | noticing silence and stalls; what follows from evictions; each part by itself |
 | expire | ending jobs whose deadline has passed |
 | publish | moving jobs from the queues into the rings |
-| prune | removing what is over |
+| prune | removing finished jobs beyond their limits |
 | sweep | removing files that attempts have left behind |
 """
 
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 PAUSE_S = 0.5
 """After a round that failed: nearly as quick as the work itself, and no busy loop."""
 PAUSE_S_MAX = 30.0
-"""Where it fails again and again. Times that matter are looked at each time anew, so a pause loses none of them."""
+"""Where it fails again and again. Each round looks at the present time, so a pause loses no deadline."""
 
 FATAL = (RingUnreachable, RingMismatch, RingRefused)
-"""What another round can't mend, but a new start does: the controller's own rings, on a card that fails."""
+"""The controller's own rings, on a card that fails: a new start mends that, another round doesn't."""
 
 Round = Callable[[], Awaitable[object]]
 
@@ -41,10 +41,7 @@ class Background:
         self._metrics = metrics
 
     async def attempt(self, name: str, work: Round) -> bool:
-        """Do one round; whether it succeeded. A full disk or store is said in a line, everything else with its place.
-
-        Raises what is in `FATAL`.
-        """
+        """Do one round; whether it succeeded. Raises only the errors in `FATAL`."""
         try:
             await work()
         except FATAL:

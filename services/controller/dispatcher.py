@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from services.controller import jobs
-from services.controller.background import FATAL
-from services.controller.fair_queue import FairQueue
-from services.controller.fleet import Fleet
-from services.controller.ledger import Ledger
-from services.controller.routing import elsewhere
-from triptych.errors import Fenced, RingFull
+from triptych.errors import RingFull
 from triptych.rings.layout import Kind
 from triptych.rings.memory import MemoryRing
-from triptych.roles import RING_OF
-from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
+from triptych.rings.ring import Removed
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Role
 from triptych.v1.journal_pb2 import JournalEntry
-from triptych.v1.ring_service_pb2 import Lease
+
+from . import jobs
+from .background import FATAL
+from .fair_queue import FairQueue
+from .fleet import Fleet
+from .ledger import Ledger
+from .routing import elsewhere
+from .served_model import ServedModel
 
 log = logging.getLogger(__name__)
 
@@ -31,24 +32,27 @@ REQUESTS_PER_ENCODER = 2
 PUBLISH_AGAIN_S = 5.0
 """Before a job whose publication failed, for no full ring, is tried again."""
 AHEAD_PER_WORKER = 2
-"""Entries of a later ring for each of its workers beyond which nothing new is begun. Two keep a worker busy; what is
-more only has a client that comes later wait behind jobs that can't be overtaken any more."""
+"""Entries of a later ring for each of its workers beyond which nothing new is begun. Two keep a worker busy; with more,
+a client that comes later waits behind jobs that it can't overtake any more."""
 
 
 class Dispatcher:
     """Queues of jobs that wait for a place in a ring, one for each role and model.
 
-    Only those of the model that `get_digest` names are published; the others' wait for their model.
+    Only jobs of the fleet's present model are published; the others wait for theirs.
     """
 
     def __init__(
         self,
-        rings: Mapping[Ring.ValueType, MemoryRing],
+        rings: Mapping[Role.ValueType, MemoryRing],
         ledger: Ledger,
         fleet: Fleet,
-        get_digest: Callable[[], str] = lambda: "",
+        model: ServedModel,
     ) -> None:
-        self._rings, self._ledger, self._fleet, self._get_digest = rings, ledger, fleet, get_digest
+        self._rings = rings
+        self._ledger = ledger
+        self._fleet = fleet
+        self._model = model
         self._queues: dict[str, dict[Role.ValueType, FairQueue]] = {}
         """By digest of the model, by role."""
         self.work = asyncio.Event()
@@ -67,8 +71,10 @@ class Dispatcher:
         queues = self._queues.get(entry.job.model_digest)
         return queues is not None and queues[jobs.role_of(entry)].waits(entry.job.job_id, entry.job.generation)
 
-    def enqueue_all(self) -> None:
-        """Have every waiting job published in the journal's order; for when the rings were emptied."""
+    def start_over(self) -> None:
+        """Empty the rings and have every waiting job published, in the journal's order."""
+        for ring in self._rings.values():
+            ring.withdraw(lambda _dispatch: True)
         self._queues.clear()
         for entry in self._ledger.active.values():
             if not jobs.is_running(entry):
@@ -85,13 +91,14 @@ class Dispatcher:
     async def publish_waiting(self) -> None:
         """Move jobs from the queues into the rings, as far as these have (or should have) room.
 
-        What finds its ring full stays where it is in its queue, until `work` is set for another reason: with shared
-        memory nobody here can tell which slots are about to become free.
+        A job whose ring is full keeps its place in its queue until `work` is set for another reason: with shared memory
+        the controller can't tell which slots are about to become free.
         """
-        for role, queue in self._queues.get(self._get_digest(), {}).items():
+        for role, queue in self._queues.get(self._model.digest, {}).items():
             if not queue:
                 continue
-            ring, wanted = self._rings[RING_OF[role]], self._wanted_count(role)
+            ring = self._rings[role]
+            wanted = self._wanted_count(role)
             while wanted > 0 and (head := queue.head()) is not None:
                 job_id, generation = head
                 entry = self._ledger.active.get(job_id)
@@ -122,7 +129,7 @@ class Dispatcher:
 
     def _wanted_count(self, role: Role.ValueType) -> int:
         """How many more entries the role's ring should get."""
-        ring = self._rings[RING_OF[role]]
+        ring = self._rings[role]
         if role != ROLE_ENCODER:
             return ring.slot_count
         if any(self._is_deep(later) for later in (ROLE_TRANSFORMER, ROLE_DECODER)):
@@ -136,50 +143,50 @@ class Dispatcher:
         Entries for one rank only don't count, or they would keep the others idle, until they are half the ring.
         """
         enough = AHEAD_PER_WORKER * max(1, len(self._fleet.alive(role)))
-        stats = self._rings[RING_OF[role]].stats()
+        stats = self._rings[role].stats()
         return stats.open_count >= enough or stats.ready_count >= stats.slot_count // 2
 
     async def _publish(self, ring: MemoryRing, entry: JournalEntry) -> None:
-        dispatch, role = jobs.dispatch_of(entry), jobs.role_of(entry)
+        role = jobs.role_of(entry)
+        dispatch = jobs.dispatch_of(entry)
         dispatch.publish_time.GetCurrentTime()
         dispatch.sender_rank = 0
         wanted = {ROLE_TRANSFORMER: entry.transformer_rank, ROLE_DECODER: entry.decoder_rank}
         if role == ROLE_TRANSFORMER:
             dispatch.decoder_rank = entry.decoder_rank or elsewhere(entry, ROLE_DECODER, self._fleet)
-        # Not what the dispatch names: that may be a choice of ours, which has failed since.
+        # Not the dispatch's own ranks: the controller may have chosen those, and they may have failed since.
         target = self._fleet.target_of(wanted.get(role, 0)) or elsewhere(entry, role, self._fleet)
         await ring.publish(dispatch, target)
 
-    def withdraw_stale(self) -> None:
-        """Take out of the rings what nobody may start any more: it would look like work that waits."""
-        for ring in self._rings.values():
-            ring.withdraw(self._is_stale)
+    def withdraw(self) -> list[Removed]:
+        """Take out of the rings what no worker may start any more, which would look like waiting work, and what is
+        addressed to a worker that claims nothing any more. Returns the latter: others can do these jobs."""
+        removed = [one for ring in self._rings.values() for one in ring.withdraw(self._waits_in_vain)]
+        return [one for one in removed if not self._is_stale(one.dispatch)]
+
+    def _waits_in_vain(self, dispatch: Dispatch) -> bool:
+        receiver = self._fleet.members.get(dispatch.receiver_rank)
+        return self._is_stale(dispatch) or (receiver is not None and not receiver.takes_work)
 
     def _is_stale(self, dispatch: Dispatch) -> bool:
         entry = self._ledger.active.get(dispatch.job_id)
-        if entry is None or entry.job.model_digest != self._get_digest():
+        if entry is None or entry.job.model_digest != self._model.digest:
             return True
         return (entry.job.generation, jobs.role_of(entry)) != (dispatch.generation, dispatch.role)
 
-    def withdraw(self, rank: int) -> None:
-        """A worker claims nothing any more: what waits for it alone goes to others."""
-        for ring in self._rings.values():
-            for removed in ring.withdraw(lambda dispatch: dispatch.receiver_rank == rank):
-                entry = self._ledger.active.get(removed.dispatch.job_id)
-                if entry is not None and entry.job.generation == removed.dispatch.generation:
-                    self.enqueue(entry)
+    def within_reach(self, rank: int) -> set[str]:
+        """Jobs of the request ring that an encoder holds or would claim next."""
+        found = set()
+        for slot in self._rings[ROLE_ENCODER].slots():
+            is_held = slot.kind is Kind.LEASED and slot.rank == rank
+            is_next = slot.kind is Kind.READY and slot.rank in (0, rank)
+            if slot.dispatch is not None and (is_held or is_next):
+                found.add(slot.dispatch.job_id)
+        return found
 
-    def lease_to(self, rank: int, entry: JournalEntry) -> Lease | None:
-        """Lease an accepted job to an encoder without a publication; None where that can't be, and the job queues.
-
-        A repeated call, whose first answer was lost, gives the same lease as long as the job wasn't started.
-        """
-        ring = self._rings[RING_REQUEST]
-        for s in ring.slots():
-            if s.kind == Kind.LEASED and s.rank == rank and s.dispatch and s.dispatch.job_id == entry.job.job_id:
-                return Lease(ring=RING_REQUEST, slot=s.slot, ticket=s.ticket, attempt=s.attempt, rank=rank)
+    async def publish_to(self, rank: int, entry: JournalEntry) -> None:
+        """Address a new job to one encoder; where the ring is full, it is queued for anyone."""
         try:
-            return ring.adopt(jobs.dispatch_of(entry), rank)
-        except (RingFull, Fenced):
+            await self._rings[ROLE_ENCODER].publish(jobs.dispatch_of(entry), rank)
+        except RingFull:
             self.enqueue(entry)
-            return None

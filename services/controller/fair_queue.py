@@ -1,4 +1,4 @@
-"""Who is next: three priorities, clients in turn within each, first come first served within a client.
+"""The order of waiting jobs: three priorities, clients in turn within each, first come first served within a client.
 
 Pure data: no clock, no I/O. Any job of a higher priority comes before any of a lower one, so a client that may use
 `PRIORITY_HIGH` can hold up all others; within a priority nobody can, however many jobs it has.
@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 from triptych.v1.job_pb2 import PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL, Priority
 
-PRIORITIES = (PRIORITY_HIGH, PRIORITY_NORMAL, PRIORITY_LOW)
+PRIORITY_ORDER = (PRIORITY_HIGH, PRIORITY_NORMAL, PRIORITY_LOW)
 """In the order in which they are served."""
 
 
@@ -19,7 +19,7 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._turns: dict[Priority.ValueType, OrderedDict[str, OrderedDict[str, int]]] = {
-            priority: OrderedDict() for priority in PRIORITIES
+            priority: OrderedDict() for priority in PRIORITY_ORDER
         }
         """By priority: clients in the order of their turns, each with its jobs in the order in which they came."""
         self._place: dict[str, tuple[Priority.ValueType, str]] = {}
@@ -40,7 +40,7 @@ class FairQueue:
         A client that had nothing waiting has its turn after all that have.
         """
         if job_id not in self._place:
-            self._place[job_id] = priority if priority in PRIORITIES else PRIORITY_NORMAL, client
+            self._place[job_id] = priority if priority in PRIORITY_ORDER else PRIORITY_NORMAL, client
         priority, client = self._place[job_id]
         self._turns[priority].setdefault(client, OrderedDict())[job_id] = generation
 

@@ -1,4 +1,4 @@
-"""The workers that the controller knows: pure bookkeeping, no I/O, the clock is passed in.
+"""The workers that the controller knows, in memory.
 
 A worker is *expected* when the journal names its rank but it hasn't (re)registered in this epoch, *alive* while
 it reports, and gone otherwise. Expected workers time out exactly like silent ones, so a controller's restart
@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.controller.tie import Orders, Registrations
 from triptych.errors import FAILURE_CHARS_MAX, Fenced, NotAllowed
-from triptych.identity import caller
 from triptych.roles import RING_OF, role_name
-from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Ring, Role
+from triptych.security.identity import caller
+from triptych.v1 import worker_pb2 as pb
+from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Role
 from triptych.v1.fleet_service_pb2 import HeartbeatRequest, HeartbeatResponse, RegisterWorkerRequest
 from triptych.v1.ring_service_pb2 import Lease
-from triptych.v1.worker_pb2 import WORKER_STATE_DRAINING, WORKER_STATE_IDLE, WORKER_STATE_QUARANTINED, Worker
+
+from .orders import Orders, Registrations
 
 
 def check_role(role: Role.ValueType) -> None:
@@ -49,23 +50,29 @@ class Member:
     stream: int = 0
 
     @property
+    def status(self) -> pb.WorkerStatus:
+        """How it is, as of its last report."""
+        return self.report.status
+
+    @property
     def role(self) -> Role.ValueType:
         """Its role; unspecified while it is only expected."""
-        return self.registration.role if self.registration else ROLE_UNSPECIFIED
+        return self.registration.info.role if self.registration else ROLE_UNSPECIFIED
 
     @property
     def address(self) -> str:
         """`host:port` of its services; empty while it is only expected."""
-        return self.registration.address if self.registration else ""
+        return self.registration.info.address if self.registration else ""
 
     @property
     def takes_work(self) -> bool:
         """Whether it claims, or will when it has space: it is neither leaving nor in quarantine."""
-        return self.report.state not in (WORKER_STATE_DRAINING, WORKER_STATE_QUARANTINED)
+        return self.status.state not in (pb.WORKER_STATE_DRAINING, pb.WORKER_STATE_QUARANTINED)
 
     def saw(self, report: HeartbeatRequest, now_s: float) -> None:
         """Take note of a heartbeat."""
-        self.seen_s, self.report = now_s, report
+        self.seen_s = now_s
+        self.report = report
         self.report_count += 1
         self.orders.acknowledged(report.orders_number)
         self.seen_time.GetCurrentTime()
@@ -77,7 +84,7 @@ class Member:
         return self.stream
 
     def end_stream(self) -> None:
-        """Have the worker register anew."""
+        """Have the worker register again."""
         self.stream += 1
         self.changed.set()
 
@@ -90,31 +97,13 @@ class Member:
         """Whether the last report names a lease; True for a worker that doesn't say what it holds."""
         return not self.report.registration_number or lease in self.report.held_leases
 
-    def describe(self) -> Worker:
+    def describe(self) -> pb.Worker:
         """The worker for people."""
-        r = self.registration or RegisterWorkerRequest()
-        return Worker(
-            rank=self.rank,
-            role=r.role,
-            state=self.report.state or WORKER_STATE_IDLE,
-            address=r.address,
-            host_id=r.host_id,
-            process_id=r.process_id,
-            model=r.model.model,
-            job_id=self.report.progress.job_id,
-            step=self.report.progress.step,
-            step_count=self.report.progress.step_count,
-            arena_size_bytes=r.arena_size_bytes,
-            arena_used_bytes=self.report.arena_used_bytes,
-            room_count=self.report.room_count,
-            parameter_bytes=r.parameter_bytes,
-            device_memory_bytes=self.report.device_memory_bytes,
-            heartbeat_time=self.seen_time,
-            fetch_count_by_mover=self.report.fetch_count_by_mover,
-            rings=self.report.rings,
-            mooncake=r.mooncake,
-            waiting_for=self.report.waiting_for[:FAILURE_CHARS_MAX],
-        )
+        info = self.registration.info if self.registration else None
+        worker = pb.Worker(rank=self.rank, info=info, status=self.status, heartbeat_time=self.seen_time)
+        worker.status.state = self.status.state or pb.WORKER_STATE_IDLE
+        worker.status.waiting_for = self.status.waiting_for[:FAILURE_CHARS_MAX]
+        return worker
 
 
 class Fleet:
@@ -128,10 +117,10 @@ class Fleet:
         self.members.setdefault(rank, Member(rank, now_s))
 
     def register(self, rank: int, request: RegisterWorkerRequest, now_s: float) -> Member:
-        """Make a worker alive, keeping the orders that wait for it. Raises Fenced for what a newer one came before."""
+        """Make a worker alive, keeping its orders. Raises Fenced for a registration older than the last."""
         member = self.members.setdefault(rank, Member(rank, now_s))
         if not member.registrations.take(request.number):
-            raise Fenced(f"rank {rank} has registered anew since registration {request.number}")
+            raise Fenced(f"rank {rank} has registered again since registration {request.number}")
         member.registration = request
         member.seen_s = now_s
         member.seen_time.GetCurrentTime()
@@ -139,10 +128,10 @@ class Fleet:
         return member
 
     def get(self, rank: int) -> Member:
-        """The registered member. Raises Fenced when the rank is unknown, dead or only expected."""
+        """The registered member. Raises Fenced when the rank is unknown, evicted or only expected."""
         member = self.members.get(rank)
         if member is None or member.registration is None:
-            raise Fenced(f"rank {rank} is not registered in this epoch; register anew")
+            raise Fenced(f"rank {rank} is not registered in this epoch; register again")
         return member
 
     def check(self, rank: int, role: Role.ValueType = ROLE_UNSPECIFIED) -> Member:
@@ -157,7 +146,7 @@ class Fleet:
         return member
 
     def target_of(self, rank: int) -> int:
-        """The only rank that may claim what is meant for `rank`: 0, anyone, for one that is dead or claims nothing."""
+        """The only rank that may claim what is addressed to `rank`; 0, anyone, where that is gone or claims nothing."""
         member = self.members.get(rank)
         return rank if member is not None and member.takes_work else 0
 
@@ -180,18 +169,18 @@ class Fleet:
         """Ranks that have said nothing for longer than the timeout."""
         return [m.rank for m in self.members.values() if now_s - m.seen_s > timeout_s]
 
+    def hint(self, role: Role.ValueType) -> None:
+        """Tell the role's workers that claim over RDMA, and so can't be woken by their ring, to look at it."""
+        for member in self.registered():
+            if member.role == role and member.status.rings.name == "verbs":
+                member.orders.hint(RING_OF[role])
+                member.changed.set()
+
     def cancel(self, rank: int, job_id: str) -> None:
         """Order a worker to stop a job."""
         if member := self.members.get(rank):
             member.orders.cancel(job_id)
             member.changed.set()
-
-    def hint(self, ring: Ring.ValueType) -> None:
-        """Tell those who claim from a ring over RDMA, and so can't be woken by it, that it is worth a look."""
-        for member in self.registered():
-            if member.report.rings.name == "verbs" and RING_OF[member.role] == ring:
-                member.orders.hint(ring)
-                member.changed.set()
 
     def release(self, rank: int, room_id: int) -> None:
         """Order a worker to release a room."""

@@ -9,16 +9,16 @@ from typing import Any
 
 import grpc
 
-from services.controller.controller import Controller
-from services.controller.fleet import Member
-from services.controller.supervisor import Supervisor
-from services.controller.visibility import check_client, owner_filter, visible_worker
 from triptych import rpc
-from triptych.errors import FAILURE_CHARS_MAX, Fenced
-from triptych.identity import SCOPE_SUBMIT, Identity, caller
+from triptych.errors import Fenced
+from triptych.security.identity import SCOPE_SUBMIT, Identity, caller
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import fleet_service_pb2_grpc as pb_grpc
-from triptych.v1.job_pb2 import ATTEMPT_KIND_GIVEN_UP, ATTEMPT_KIND_WORKER_SICK, JobState
+from triptych.v1.job_pb2 import JobState
+
+from .controller import Controller
+from .fleet import Member
+from .visibility import check_client, owner_filter, visible_worker
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -26,15 +26,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class FleetServicer(pb_grpc.FleetServiceServicer):
     """The controller's side for workers."""
 
-    def __init__(self, controller: Controller, supervisor: Supervisor, epoch: int, rings_reason: str) -> None:
-        self._controller = controller
-        self._supervisor = supervisor
-        self._epoch = epoch
+    def __init__(self, controller: Controller, rings_reason: str) -> None:
+        """`rings_reason` says why the rings are reached as they are."""
+        self._core = controller.core
+        self._lifecycle = controller.lifecycle
+        self._phases = controller.phases
+        self._membership = controller.membership
         self._rings_reason = rings_reason
 
     @rpc.uninterrupted
     async def RegisterWorker(self, request: pb.RegisterWorkerRequest, context: Context) -> pb.RegisterWorkerResponse:
-        return await self._supervisor.register(request)
+        return await self._membership.register(request)
 
     async def Heartbeat(
         self, request_iterator: AsyncIterator[pb.HeartbeatRequest], context: Context
@@ -43,8 +45,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None:
             return
-        self._controller.report(first)
-        member = self._controller.fleet.get(first.rank)
+        self._membership.report(first)
+        member = self._core.fleet.get(first.rank)
         stream = member.open_stream()
         reader = asyncio.create_task(self._read(request_iterator, member))
         try:
@@ -52,8 +54,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
                 orders = member.take_orders()
                 if orders.ByteSize():
                     yield orders
-                if self._controller.fleet.members.get(member.rank) is not member:
-                    raise Fenced(f"rank {member.rank} was declared dead; register anew")
+                if self._core.fleet.members.get(member.rank) is not member:
+                    raise Fenced(f"rank {member.rank} was declared dead; register again")
                 await member.changed.wait()
         finally:
             reader.cancel()
@@ -63,7 +65,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
     async def _read(self, reports: AsyncIterator[pb.HeartbeatRequest], member: Member) -> None:
         try:
             async for report in reports:
-                self._controller.report(report)
+                self._membership.report(report)
         except Fenced:
             return  # `Heartbeat` itself says so to the worker
         finally:
@@ -71,16 +73,16 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
 
     @rpc.uninterrupted
     async def StartPhase(self, request: pb.StartPhaseRequest, context: Context) -> pb.StartPhaseResponse:
-        return pb.StartPhaseResponse(request=await self._controller.start_phase(request))
+        return pb.StartPhaseResponse(request=await self._phases.start(request))
 
     @rpc.uninterrupted
     async def CompletePhase(self, request: pb.CompletePhaseRequest, context: Context) -> pb.CompletePhaseResponse:
-        await self._controller.complete_phase(request, self._supervisor.result_url)
+        await self._phases.complete(request)
         return pb.CompletePhaseResponse()
 
     @rpc.uninterrupted
     async def FailPhase(self, request: pb.FailPhaseRequest, context: Context) -> pb.FailPhaseResponse:
-        await self._controller.fail_phase(request)
+        await self._phases.fail(request)
         return pb.FailPhaseResponse()
 
     @rpc.uninterrupted
@@ -88,41 +90,37 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         # The encoder has asked its caller who it is; nobody else may call this.
         check_client(request.client, caller())
         client = Identity(request.client, frozenset((SCOPE_SUBMIT,)), request.jobs_max)
-        job, lease, dispatch = await self._controller.start_direct(
-            request.rank, request.request_id, request.request, client
-        )
-        return pb.StartDirectJobResponse(job=job, lease=lease, dispatch=dispatch if lease else None)
+        job = await self._lifecycle.start_direct(request.rank, request.request_id, request.request, client)
+        return pb.StartDirectJobResponse(job=job)
 
     @rpc.uninterrupted
     async def UnregisterWorker(
         self, request: pb.UnregisterWorkerRequest, context: Context
     ) -> pb.UnregisterWorkerResponse:
-        if request.rank in self._controller.fleet.members:
-            self._controller.fleet.check(request.rank)
-        reason = f"rank {request.rank} is broken: {request.broken}" if request.broken else f"rank {request.rank} left"
-        kind = ATTEMPT_KIND_WORKER_SICK if request.broken else ATTEMPT_KIND_GIVEN_UP
-        await self._supervisor.bury(request.rank, reason[:FAILURE_CHARS_MAX], kind)
+        await self._membership.unregister(request)
         return pb.UnregisterWorkerResponse()
 
     async def GetFleet(self, request: pb.GetFleetRequest, context: Context) -> pb.GetFleetResponse:
-        response = pb.GetFleetResponse(epoch=self._epoch)
-        ledger, who = self._controller.ledger, caller()
-        for member in self._controller.fleet.registered():
+        response = pb.GetFleetResponse(epoch=self._core.epoch)
+        ledger = self._core.ledger
+        who = caller()
+        for member in self._core.fleet.registered():
             response.workers.append(visible_worker(ledger, member.describe(), who))
-        for ring, memory in self._controller.rings.items():
-            stats = memory.stats()
+        for ring in self._core.rings.values():
+            stats = ring.stats()
             response.rings.add(
-                ring=ring,
+                ring=ring.name,
                 slot_count=stats.slot_count,
                 ready_count=stats.ready_count,
                 leased_count=stats.leased_count,
                 redelivered_count=stats.redelivered_count,
-                driver=memory.driver_name,
+                driver=ring.driver_name,
                 driver_reason=self._rings_reason,
             )
-        response.waiting_models.extend(self._controller.models.waiting(owner_filter(who)))
-        if (model := self._controller.model) is not None:
-            response.model, response.model_digest = model.model, model.config_digest
+        response.waiting_models.extend(self._core.model.waiting(owner_filter(who)))
+        if (model := self._core.model.present) is not None:
+            response.model = model.model
+            response.model_digest = model.config_digest
         counts = await ledger.journal.counts(owner_filter(who))
         for state, count in sorted(counts.items()):
             response.job_counts.add(state=JobState.ValueType(state), count=count)

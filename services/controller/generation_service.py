@@ -11,16 +11,18 @@ from typing import Any
 
 import grpc
 
-from services.controller.controller import Controller
-from services.controller.discarding import discard
-from services.controller.threads import FairThreads
-from services.controller.visibility import owner_filter, visible_job
-from triptych import results, rpc
+from triptych import rpc
 from triptych.errors import InvalidRequest, NotFound, Unavailable, WatchesFull, WrongState
-from triptych.identity import caller
+from triptych.media import results
+from triptych.security.identity import caller
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1 import generation_service_pb2_grpc as pb_grpc
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job, JobState
+
+from .core import Core
+from .lifecycle import Lifecycle
+from .threads import FairThreads
+from .visibility import owner_filter, visible_job
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -30,22 +32,24 @@ PAGE_SIZE_MAX = 1000
 WATCH_SHARES = 2
 """One client may hold this part of all watches: half, so that nobody alone can shut the others out."""
 READERS = 16
-"""Pieces of results read at once: a store may be far away, and threads that wait cost nothing. One client has half."""
+"""Pieces of results read at a time: a store may be far away, and waiting threads cost nothing. One client has half."""
 _NEWEST = 2**62
 
 
 class GenerationServicer(pb_grpc.GenerationServiceServicer):
     """The front door."""
 
-    def __init__(self, controller: Controller, result_url: str) -> None:
-        self._controller, self._result_url = controller, result_url
+    def __init__(self, core: Core, lifecycle: Lifecycle) -> None:
+        self._core = core
+        self._lifecycle = lifecycle
+        self._result_url = core.result_url
         self._watches: Counter[str] = Counter()
         """Open ones, by client."""
         self._readers = FairThreads("results", READERS, READERS // WATCH_SHARES)
 
     @rpc.uninterrupted
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
-        job = await self._controller.create(request.request_id, request.request, caller())
+        job = await self._lifecycle.create(request.request_id, request.request, caller())
         return pb.CreateJobResponse(job=job)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
@@ -59,20 +63,22 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         for state in states.difference(JobState.values()[1:]):
             raise InvalidRequest("states", state, ", ".join(name for name in JobState.keys()[1:]))
         before = _sequence_of(request.page_token) if request.page_token else _NEWEST
-        ledger = self._controller.ledger
+        ledger = self._core.ledger
         page, has_more = await ledger.journal.page(
             sorted(states),
             before,
             size,
             client=owner_filter(caller()),
             dead_only=request.dead_letters_only,
+            job_id_prefix=request.job_id_prefix,
         )
         token = _token_of(page[-1][0]) if has_more else ""
         found = [ledger.describe(entry) for _sequence, entry in page]
         return pb.ListJobsResponse(jobs=found, next_page_token=token)
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
-        watches_max, client = self._controller.config.watches_max, caller().name
+        watches_max = self._core.config.watches_max
+        client = caller().name
         share = max(1, watches_max // WATCH_SHARES) if client else watches_max
         if self._watches.total() >= watches_max:
             raise WatchesFull(f"{watches_max} watches are open, the most that are kept; try again later")
@@ -81,7 +87,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         self._watches[client] += 1
         try:
             await self._visible(request.job_id)
-            async for response in self._controller.ledger.watch(request.job_id):
+            async for response in self._core.ledger.watch(request.job_id):
                 yield response
         finally:
             self._watches -= Counter({client: 1})  # which also forgets those who have none
@@ -89,16 +95,16 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
     @rpc.uninterrupted
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
         await self._visible(request.job_id)
-        return pb.CancelJobResponse(job=await self._controller.cancel(request.job_id))
+        return pb.CancelJobResponse(job=await self._lifecycle.cancel(request.job_id))
 
     @rpc.uninterrupted
     async def RetryJob(self, request: pb.RetryJobRequest, context: Context) -> pb.RetryJobResponse:
         await self._visible(request.job_id)
-        return pb.RetryJobResponse(job=await self._controller.retry(request.job_id, caller()))
+        return pb.RetryJobResponse(job=await self._lifecycle.retry(request.job_id, caller()))
 
     @rpc.uninterrupted
     async def DiscardJobs(self, request: pb.DiscardJobsRequest, context: Context) -> pb.DiscardJobsResponse:
-        return pb.DiscardJobsResponse(job_count=await discard(self._controller, request.model_digest))
+        return pb.DiscardJobsResponse(job_count=await self._lifecycle.discard(request.model_digest))
 
     async def DownloadResult(
         self, request: pb.DownloadResultRequest, context: Context
@@ -111,18 +117,22 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         artifact = job.artifacts[request.artifact_index]
         client = caller().name
         await self._readers.run(client, functools.partial(results.locate, self._result_url, artifact, job.job_id))
-        yield pb.DownloadResultResponse(artifact=artifact)
-        next_chunk = functools.partial(next, results.read(self._result_url, artifact, job.job_id), b"")
+        offset_bytes = request.offset_bytes
+        if offset_bytes > artifact.size_bytes:
+            raise InvalidRequest("offset_bytes", offset_bytes, f"up to the file's size, {artifact.size_bytes}")
+        yield pb.DownloadResultResponse(artifact=artifact, offset_bytes=offset_bytes)
+        pieces = results.read(self._result_url, artifact, job.job_id, offset_bytes)
+        next_chunk = functools.partial(next, pieces, b"")
         while chunk := await self._readers.run(client, next_chunk):
             yield pb.DownloadResultResponse(chunk=chunk)
 
     async def DescribeModel(self, request: pb.DescribeModelRequest, context: Context) -> pb.DescribeModelResponse:
-        if self._controller.model is None:
+        if (model := self._core.model.present) is None:
             raise Unavailable("no encoder has described the model yet; try again when one has started")
-        return pb.DescribeModelResponse(model=self._controller.model)
+        return pb.DescribeModelResponse(model=model)
 
     async def _visible(self, job_id: str) -> Job:
-        return await visible_job(self._controller.ledger, job_id, caller())
+        return await visible_job(self._core.ledger, job_id, caller())
 
 
 def _token_of(sequence: int) -> str:

@@ -8,19 +8,21 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import sqlite3
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from services.controller.journal_file import digest_of, ended_s, kept_bytes
-from services.controller.journal_thread import JournalThread
 from triptych.errors import InvalidRequest, JournalDamaged, JournalFull, WrongState
 from triptych.ids import RANK_MAX
 from triptych.v1.job_pb2 import GenerationRequest, JobState
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.model_pb2 import ModelDescription
+
+from .journal_file import digest_of, ended_s, kept_bytes
+from .journal_thread import JournalThread
 
 Result = TypeVar("Result")
 
@@ -56,10 +58,7 @@ class Journal:
             raise InvalidRequest("state", str(self._folder), "a folder that no other controller uses") from error
         try:
             await self._thread.start()
-        except sqlite3.Error as error:
-            self._lock.close()
-            raise InvalidRequest("state", str(self._folder), f"a journal that SQLite can read ({error})") from error
-        except InvalidRequest:
+        except BaseException:
             self._lock.close()
             raise
         return self
@@ -96,23 +95,27 @@ class Journal:
 
         return await self.run(find)
 
+    async def known_rank(self, instance_id: str) -> int:
+        """The rank of a worker's process; 0 for one that isn't known, or not any more."""
+        rows = await self._rows("SELECT rank FROM workers WHERE instance_id = ?", instance_id)
+        return int(rows[0][0]) if rows else 0
+
     async def forget_worker(self, rank: int) -> None:
-        """The process with this rank was declared dead or left: if it comes back it gets a new rank."""
-        await self.run(lambda db: db.execute("DELETE FROM workers WHERE rank = ?", (rank,)) and None)
+        """The process with this rank was evicted or left: if it comes back it gets a new rank."""
+        await self._rows("DELETE FROM workers WHERE rank = ?", rank)
 
     async def ranks(self) -> list[int]:
-        """Ranks of the processes that were neither declared dead nor have left."""
-        rows = await self.run(lambda db: db.execute("SELECT rank FROM workers ORDER BY rank").fetchall())
-        return [int(row[0]) for row in rows]
+        """Ranks of the processes that were neither evicted nor have left."""
+        return [int(rank) for (rank,) in await self._rows("SELECT rank FROM workers ORDER BY rank")]
 
     async def get_meta(self, key: str) -> bytes:
         """A stored value, empty when there is none."""
-        row = await self.run(lambda db: db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone())
-        return bytes(row[0]) if row else b""
+        rows = await self._rows("SELECT value FROM meta WHERE key = ?", key)
+        return bytes(rows[0][0]) if rows else b""
 
     async def set_meta(self, key: str, value: bytes) -> None:
         """Store a value."""
-        await self.run(lambda db: db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)) and None)
+        await self._rows("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
     async def name_models(self) -> int:
         """Once for each journal: jobs that name no model are of the one that it served so far. Returns how many."""
@@ -120,12 +123,14 @@ class Journal:
         def name(db: sqlite3.Connection) -> int:
             if db.execute("SELECT 1 FROM meta WHERE key = 'models_named'").fetchone():
                 return 0
-            row, count = db.execute("SELECT value FROM meta WHERE key = 'model'").fetchone(), 0
+            row = db.execute("SELECT value FROM meta WHERE key = 'model'").fetchone()
+            count = 0
             model = ModelDescription.FromString(row[0]) if row else ModelDescription()
             for job_id, data in db.execute("SELECT job_id, entry FROM jobs").fetchall():
                 entry = JournalEntry.FromString(data)
                 if not entry.job.model_digest:
-                    entry.job.model, entry.job.model_digest = model.model, model.config_digest
+                    entry.job.model = model.model
+                    entry.job.model_digest = model.config_digest
                     db.execute("UPDATE jobs SET entry = ? WHERE job_id = ?", (entry.SerializeToString(), job_id))
                     count += 1
             db.execute("INSERT INTO meta VALUES ('models_named', 1)")
@@ -139,8 +144,10 @@ class Journal:
         """Accept a job. Returns the entry that has its client's `request_id`, or its `retry_of`, already; else None."""
 
         def insert(db: sqlite3.Connection) -> JournalEntry | None:  # large requests take time: not the event loop's
-            job, body = entry.job, request.SerializeToString(deterministic=True)
-            entry.request_sha256, entry.request_size_bytes = digest_of(request), len(body)
+            job = entry.job
+            body = request.SerializeToString(deterministic=True)
+            entry.request_sha256 = digest_of(request)
+            entry.request_size_bytes = len(body)
             row = (job.job_id, job.client, job.request_id, job.retry_of or None, job.state, job.dead_letter)
             values = (*row, ended_s(entry), kept_bytes(entry), entry.SerializeToString())
             columns = "job_id, client, request_id, retry_of, state, dead, ended_s, kept_bytes, entry"
@@ -155,8 +162,9 @@ class Journal:
         return await self.run(insert)
 
     async def save(self, entry: JournalEntry) -> None:
-        """Store a job's new state. The request of one that is over goes, but for dead letters, which may be retried."""
-        job, end_s = entry.job, ended_s(entry)
+        """Store a job's new state. A job that is over loses its request, unless it is a dead letter."""
+        job = entry.job
+        end_s = ended_s(entry)
         is_over = end_s is not None
         size_bytes = kept_bytes(entry) if is_over else 0
         row = (job.state, job.dead_letter, end_s, size_bytes, entry.SerializeToString(), job.job_id)
@@ -171,28 +179,21 @@ class Journal:
 
     async def get(self, job_id: str) -> JournalEntry | None:
         """A job's entry, or None."""
-        sql = "SELECT entry FROM jobs WHERE job_id = ?"
-        row = await self.run(lambda db: db.execute(sql, (job_id,)).fetchone())
-        return _entry(row) if row else None
+        return await self._entry("job_id = ?", job_id)
 
     async def find(self, client: str, request_id: str) -> JournalEntry | None:
         """The entry of a client's request, or None."""
-        sql = "SELECT entry FROM jobs WHERE (client, request_id) = (?, ?)"
-        row = await self.run(lambda db: db.execute(sql, (client, request_id)).fetchone())
-        return _entry(row) if row else None
+        return await self._entry("(client, request_id) = (?, ?)", client, request_id)
 
     async def retry_of(self, job_id: str) -> JournalEntry | None:
-        """The entry of the job that tries a dead letter anew, or None."""
-        sql = "SELECT entry FROM jobs WHERE retry_of = ?"
-        row = await self.run(lambda db: db.execute(sql, (job_id,)).fetchone())
-        return _entry(row) if row else None
+        """The entry of the job that tries a dead letter again, or None."""
+        return await self._entry("retry_of = ?", job_id)
 
     async def get_request(self, job_id: str) -> GenerationRequest | None:
-        """What the client asked for; None when there is no such job, it is over, or its request is damaged."""
-        sql = "SELECT request FROM requests WHERE job_id = ?"
+        """The client's request; None when there is no such job, it is over, or its request is damaged."""
 
         def read(db: sqlite3.Connection) -> GenerationRequest | None:
-            row = db.execute(sql, (job_id,)).fetchone()
+            row = db.execute("SELECT request FROM requests WHERE job_id = ?", (job_id,)).fetchone()
             try:
                 return GenerationRequest.FromString(row[0]) if row else None
             except DecodeError:
@@ -213,23 +214,30 @@ class Journal:
         *,
         client: str | None = None,
         dead_only: bool = False,
+        job_id_prefix: str = "",
     ) -> tuple[list[tuple[int, JournalEntry]], bool]:
         """Up to `limit` (sequence, entry) pairs below sequence `before`, newest first, and whether there may be more.
 
-        Any state when none is given; anybody's unless a `client` is. Large entries make it fewer: `PAGE_BYTES_MAX`.
+        Any state and any id where none is given; anybody's unless a `client` is. Large entries make it fewer:
+        `PAGE_BYTES_MAX`.
         """
-        conditions = ["sequence < ?"]
+        # Beginnings of ids go by the ids' index, which has few such: `+` keeps the others from being used.
+        by_id, begin = ("+", [job_id_prefix, job_id_prefix + chr(sys.maxunicode)]) if job_id_prefix else ("", [])
+        conditions = [f"{by_id}sequence < ?"]
         if states:
-            conditions.append(f"state IN ({_marks(states)})")
+            conditions.append(f"{by_id}state IN ({_marks(states)})")
         if client is not None:
-            conditions.append("client = ?")
+            conditions.append(f"{by_id}client = ?")
+        if begin:
+            conditions.append("job_id >= ? AND job_id < ?")
         if dead_only:
             conditions.append("dead")
-        sql = f"SELECT sequence, entry FROM jobs WHERE {' AND '.join(conditions)} ORDER BY sequence DESC LIMIT ?"
-        values = (before, *states, *([] if client is None else [client]), limit)
+        sql = f"SELECT sequence, entry FROM jobs WHERE {' AND '.join(conditions)} ORDER BY {by_id}sequence DESC LIMIT ?"
+        values = (before, *states, *([] if client is None else [client]), *begin, limit)
 
         def read(db: sqlite3.Connection) -> tuple[list[tuple[int, JournalEntry]], bool]:
-            found, size_bytes = [], 0
+            found = []
+            size_bytes = 0
             for row in db.execute(sql, values):  # parsed here: the event loop has others to serve
                 found.append((int(row[0]), _entry(row[1:])))
                 size_bytes += len(row[1])
@@ -251,8 +259,7 @@ class Journal:
     async def counts(self, client: str | None = None) -> dict[int, int]:
         """Number of jobs by state; of all clients where none is given."""
         condition, values = ("", ()) if client is None else ("WHERE client = ?", (client,))
-        sql = f"SELECT state, COUNT(*) FROM jobs {condition} GROUP BY state"
-        return dict(await self.run(lambda db: db.execute(sql, values).fetchall()))
+        return dict(await self._rows(f"SELECT state, COUNT(*) FROM jobs {condition} GROUP BY state", *values))
 
     async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Do `work` in a transaction of the journal's thread. Raises JournalFull, JournalDamaged."""
@@ -265,6 +272,13 @@ class Journal:
             if not self.damaged.done():
                 self.damaged.set_result(error)
             raise
+
+    async def _rows(self, sql: str, *values: object) -> list[Any]:
+        return await self.run(lambda db: db.execute(sql, values).fetchall())
+
+    async def _entry(self, condition: str, *values: str) -> JournalEntry | None:
+        rows = await self._rows(f"SELECT entry FROM jobs WHERE {condition}", *values)
+        return _entry(rows[0]) if rows else None
 
 
 def _increment(db: sqlite3.Connection, key: str) -> int:

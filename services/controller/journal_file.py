@@ -1,9 +1,9 @@
-"""The journal's file: its layout, and what is looked at before a controller builds on it.
+"""The journal's file: its layout, and the checks before a controller builds on it.
 
 A file that isn't wholly understood is left exactly as it is, and the controller doesn't start.
 
 Requests have a table of their own, so that neither a change of a job's state nor a start reads or writes them. They go
-when their job is over; only dead letters keep theirs, to be tried anew.
+when their job is over; only dead letters keep theirs, to be tried again.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from triptych.config import JOURNAL_FILE
 from triptych.errors import InvalidRequest
 from triptych.v1.job_pb2 import GenerationRequest
 from triptych.v1.journal_pb2 import JournalEntry
 
 log = logging.getLogger(__name__)
 
-NAME = "journal.db"
 SUSPECT = "journal.suspect"
 """Its presence asks for a look at the whole file, requests and all, before it is used again."""
 FORMAT_VERSION = 3
 """Layout of the database. Format 2 is brought up to it; another version is refused, never guessed at."""
-LOG_BYTES_MAX = 64 * 2**20
-"""What the write-ahead log is cut back to once SQLite has moved it into the file."""
+WAL_BYTES_MAX = 64 * 2**20
+"""The write-ahead log is cut back to this once SQLite has moved it into the file."""
 
 _TABLES = """
 CREATE TABLE jobs (
@@ -63,7 +63,7 @@ CREATE TABLE workers (instance_id TEXT PRIMARY KEY, rank INTEGER NOT NULL UNIQUE
 INSERT INTO meta VALUES ('format', {FORMAT_VERSION});
 COMMIT;
 """
-"""All or nothing: half a journal would be refused for ever."""
+"""All or nothing: half a journal would be refused indefinitely."""
 
 
 def open_file(folder: Path) -> sqlite3.Connection:
@@ -72,7 +72,7 @@ def open_file(folder: Path) -> sqlite3.Connection:
     Raises InvalidRequest for one of another format or with damage, sqlite3.Error for what SQLite can't open.
     """
     _keep_private(folder)
-    db = sqlite3.connect(folder / NAME, isolation_level=None)
+    db = sqlite3.connect(folder / JOURNAL_FILE, isolation_level=None)
     try:
         is_new = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,)
         found = FORMAT_VERSION if is_new else _check_format(db, folder)
@@ -82,7 +82,7 @@ def open_file(folder: Path) -> sqlite3.Connection:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # or the file would never shrink
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES_MAX}")
+        db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
         if is_new:
             db.executescript(_CREATE)
         if found == 2:
@@ -99,8 +99,8 @@ def _keep_private(folder: Path) -> None:
     SQLite gives files that it adds the journal's own mode.
     """
     try:
-        os.close(os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o600))
-        for file in folder.glob(f"{NAME}*"):
+        os.close(os.open(folder / JOURNAL_FILE, os.O_RDWR | os.O_CREAT, 0o600))
+        for file in folder.glob(f"{JOURNAL_FILE}*"):
             file.chmod(0o600)
     except OSError as error:
         raise InvalidRequest("state", str(folder), f"a folder whose journal is ours ({error})") from error
@@ -113,7 +113,7 @@ def suspect(folder: Path) -> None:
 
 
 def digest_of(request: GenerationRequest) -> bytes:
-    """What a client asked for, in 32 bytes: all but the seed, which may have been drawn, and stands in its job."""
+    """A digest of a request in 32 bytes, without the seed, which may have been drawn and stands in the job."""
     seed = request.seed if request.HasField("seed") else None
     request.ClearField("seed")  # and back: a copy of a large request takes as long as all the rest
     try:
@@ -124,7 +124,7 @@ def digest_of(request: GenerationRequest) -> bytes:
 
 
 def kept_bytes(entry: JournalEntry) -> int:
-    """What a finished job takes on disks."""
+    """The bytes that a finished job takes on disks."""
     results = sum(artifact.size_bytes for artifact in entry.job.artifacts)
     return min(results + (entry.request_size_bytes if entry.job.dead_letter else 0), 2**62)
 
@@ -137,7 +137,7 @@ def ended_s(entry: JournalEntry) -> float | None:
 
 def _check_format(db: sqlite3.Connection, folder: Path) -> int:
     if db.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'meta'").fetchone() == (0,):
-        raise InvalidRequest("state", str(folder), f"a folder whose {NAME} was made by a controller")
+        raise InvalidRequest("state", str(folder), f"a folder whose {JOURNAL_FILE} was made by a controller")
     found = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
     if found not in ((2,), (FORMAT_VERSION,)):
         shown = found[0] if found else "none"
@@ -163,7 +163,7 @@ def _check_content(db: sqlite3.Connection, folder: Path) -> None:
 
 
 def _migrate(db: sqlite3.Connection) -> None:
-    """From format 2, where each job's row held its request for ever: in one transaction, a job at a time."""
+    """From format 2, where each job's row held its request: in one transaction, a job at a time."""
     db.execute("BEGIN IMMEDIATE")
     db.execute("ALTER TABLE jobs RENAME TO old_jobs")
     for (index,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index' AND sql NOT NULL").fetchall():

@@ -6,7 +6,7 @@ each. A call is answered when it is on disk.
 | SQLite says | it means | what happens |
 | --- | --- | --- |
 | FULL; IOERR, CANTOPEN where a probe finds no space or quota | the disk is full | JournalFull: nothing was changed |
-| BUSY, LOCKED, NOMEM | somebody else holds it, or memory is short | JournalFull: it passes, too |
+| BUSY, LOCKED, NOMEM | somebody else holds it, or memory is short | JournalFull: this passes, too |
 | CORRUPT, NOTADB, READONLY, PERM; IOERR, CANTOPEN otherwise | it is damaged, or may not be written | JournalDamaged |
 | anything else | a bug | the caller gets it |
 
@@ -28,8 +28,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.controller import journal_file
-from triptych.errors import JournalDamaged, JournalFull
+from triptych.errors import InvalidRequest, JournalDamaged, JournalFull
+
+from . import journal_file
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,9 @@ Work = Callable[[sqlite3.Connection], Result]
 COMMIT_BATCH_MAX = 256
 """Calls that share a commit: bounds how long the first of them waits."""
 PROBE_BYTES = 2**16
-"""What must fit on a disk that isn't full: more than SQLite writes at once for a job's change of state."""
+"""These fit on a disk that isn't full: more than SQLite writes for one change of a job's state."""
 
-_PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM)
+_TRANSIENT = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM)
 _MAYBE_FULL = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 _BROKEN_FILE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _BROKEN = (*_BROKEN_FILE, *_MAYBE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
@@ -59,7 +60,7 @@ class JournalThread:
         """The thread's own: once it is set nothing more is done, since nobody knows what holds."""
 
     async def start(self) -> None:
-        """Open the database. Raises InvalidRequest, or sqlite3.Error where SQLite can't."""
+        """Open the database. Raises InvalidRequest."""
         self._thread.start()
         await asyncio.wrap_future(self._opened)
 
@@ -79,7 +80,11 @@ class JournalThread:
     def _run(self) -> None:
         try:
             db = journal_file.open_file(self._folder)
-        except Exception as error:  # noqa: BLE001  (delivered: whoever opens it would wait for ever)
+        except sqlite3.Error as error:
+            accepted = f"a journal that SQLite can read ({error})"
+            self._opened.set_exception(InvalidRequest("state", str(self._folder), accepted))
+            return
+        except Exception as error:  # noqa: BLE001  (delivered: its opener would wait indefinitely)
             self._opened.set_exception(error)
             return
         self._opened.set_result(None)
@@ -95,8 +100,8 @@ class JournalThread:
     def _commit(self, db: sqlite3.Connection, calls: Sequence[_Call]) -> None:
         """Run the calls in one transaction; none is delivered before it is on disk.
 
-        Where the disk can't take them together each is tried alone, so that reads, and what still fits, go on. What it
-        can't take alone fails, and the journal stays as it was.
+        Where the disk can't take them together each is tried alone, so that reads and small writes go on. A call that
+        fails alone leaves the journal as it was.
         """
         if not calls:
             return
@@ -120,7 +125,7 @@ class JournalThread:
     def _verdict(self, error: sqlite3.Error) -> BaseException:
         code = getattr(error, "sqlite_errorcode", None)
         code = code & 0xFF if code is not None else None  # the rest says more of the same
-        if code in _PASSING or (code in _MAYBE_FULL and _is_full(self._folder)):
+        if code in _TRANSIENT or (code in _MAYBE_FULL and _is_full(self._folder)):
             return JournalFull(f"the journal can't be written now ({error}); try again later")
         if code not in _BROKEN:
             return error
@@ -136,7 +141,9 @@ class _Call:
     """Work for the journal's thread, and where to deliver its result."""
 
     def __init__(self, work: Work[Any], future: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._work, self._future, self._loop = work, future, loop
+        self._work = work
+        self._future = future
+        self._loop = loop
         self._result: Any = None
         self._error: BaseException | None = None
 

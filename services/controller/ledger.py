@@ -9,18 +9,19 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.controller import jobs
-from services.controller.journal import Journal
-from services.controller.turns import in_turns
 from triptych.errors import LeaseLost, NotFound
 from triptych.v1.generation_service_pb2 import WatchJobResponse
 from triptych.v1.job_pb2 import Job
 from triptych.v1.journal_pb2 import JournalEntry
+
+from . import jobs
+from .journal import Journal
+from .turns import in_turns
 
 Key = TypeVar("Key")
 
@@ -67,12 +68,16 @@ class Ledger:
         found = [self.active[one] for one in changing.union(self._by_rank.get(rank, ())) if one in self.active]
         return [entry.job.job_id for entry in sorted(found, key=lambda entry: entry.job.create_time.ToNanoseconds())]
 
+    def ranks(self) -> set[int]:
+        """Workers that run a job or hold a room of one."""
+        return set(self._by_rank)
+
     def count_of(self, client: str) -> int:
         """How many jobs of a client aren't over."""
         return self._counts[client]
 
     def bytes_of(self, client: str) -> int:
-        """What the requests of a client's jobs that aren't over take."""
+        """The size of the requests of a client's jobs that aren't over."""
         return self._bytes[client]
 
     def counts_by_model(self, client: str | None = None) -> dict[tuple[str, str], int]:
@@ -104,7 +109,7 @@ class Ledger:
         try:
             async with self._locks[job_id]:
                 yield
-        finally:  # also for ids that never were a job's: whoever makes them up must not fill the memory
+        finally:  # also for ids that never were a job's: a caller who makes them up must not fill the memory
             if job_id not in self.active:
                 self._locks.pop(job_id, None)
 
@@ -113,7 +118,7 @@ class Ledger:
     ) -> tuple[JournalEntry, JournalEntry]:
         """Change a job durably. Returns the entry before and after.
 
-        Raises LeaseLost when the job is over or unknown, and whatever `change` raises; then nothing changed.
+        Raises LeaseLost when the job is over or unknown, and what `change` raises; then nothing changed.
         """
         async with self._locked(job_id):
             before = self.active.get(job_id)
@@ -125,7 +130,7 @@ class Ledger:
             after.job.update_time.GetCurrentTime()
             if jobs.is_over(after):
                 after.job.end_time.CopyFrom(after.job.update_time)
-                _show(self.progress.get(job_id, Progress()), after.job)
+                _show(self._progress_of(job_id), after.job)
             await self.journal.save(after)
             if jobs.is_over(after):
                 self.progress.pop(job_id, None)
@@ -135,8 +140,15 @@ class Ledger:
             else:
                 self.active[job_id] = after
                 self._index(before, after)
+                if jobs.is_running(before) and not jobs.is_running(after):
+                    self._end_steps(job_id)
         self._wake(job_id)
         return before, after
+
+    def _end_steps(self, job_id: str) -> None:
+        """A stage is over: its last report is older than what the entry says now, be it all steps or none."""
+        if progress := self.progress.get(job_id):
+            self.progress[job_id] = replace(progress, step=0, step_count=0)
 
     async def settled(self, job_id: str) -> JournalEntry | None:
         """An active job when all changes of it that are under way by now are done; None when it is over or unknown."""
@@ -165,9 +177,30 @@ class Ledger:
         _show(self.progress.get(job.job_id, Progress()), job)
         return job
 
-    def set_progress(self, job_id: str, progress: Progress) -> None:
-        """Record how far a job is and wake its watchers."""
-        self.progress[job_id] = progress
+    def restart_progress(self, job_id: str) -> None:
+        """A stage begins: no step is done yet."""
+        self._set_progress(job_id, Progress(preview_number=self._progress_of(job_id).preview_number))
+
+    def touch_progress(self, job_id: str) -> None:
+        """A stage goes on: its time without a step begins again."""
+        self._set_progress(job_id, self._progress_of(job_id))
+
+    def take_progress(self, job_id: str, step: int, step_count: int, preview_png: bytes) -> None:
+        """A worker reports how far a stage is. Steps never go back."""
+        before = self._progress_of(job_id)
+        is_news = step >= before.step and (step, step_count) != (before.step, before.step_count)
+        after = replace(before, step=step, step_count=step_count) if is_news else before
+        if preview_png:
+            after = replace(after, preview_png=preview_png, preview_number=before.preview_number + 1)
+        if after is not before:
+            self._set_progress(job_id, after)
+
+    def _progress_of(self, job_id: str) -> Progress:
+        return self.progress.get(job_id, Progress())
+
+    def _set_progress(self, job_id: str, progress: Progress) -> None:
+        """Record how far a job is now, and wake its watchers."""
+        self.progress[job_id] = replace(progress, seen_s=asyncio.get_running_loop().time())
         self._wake(job_id)
 
     async def watch(self, job_id: str) -> AsyncIterator[WatchJobResponse]:
@@ -180,9 +213,10 @@ class Ledger:
             except NotFound:
                 self._changed.pop(job_id, None)
                 raise
-            progress = self.progress.get(job_id, Progress())
+            progress = self._progress_of(job_id)
             if progress.preview_number > preview_number:
-                preview_number, response.preview_png = progress.preview_number, progress.preview_png
+                preview_number = progress.preview_number
+                response.preview_png = progress.preview_png
             yield response
             if response.job.state in jobs.OVER:
                 self._changed.pop(job_id, None)
@@ -204,7 +238,8 @@ def _add(counts: Counter[Key], key: Key, change: int) -> None:
 def _show(progress: Progress, job: Job) -> None:
     """Put a running stage's steps into the job. A stage without steps leaves those of the stage before."""
     if progress.step_count:
-        job.step, job.step_count = progress.step, progress.step_count
+        job.step = progress.step
+        job.step_count = progress.step_count
 
 
 def is_past(deadline: Timestamp, now: Timestamp) -> bool:

@@ -1,7 +1,7 @@
 """Whether the pictures and videos of a request can be decoded: found out in child processes, each client in turn.
 
 A file costs seconds where a call costs microseconds. So checks are bounded in number and bytes, for one client and in
-all, and what was found is remembered for a while: a call that is repeated isn't checked anew.
+all, and each result is remembered for a while: a call that is repeated isn't checked again.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import hashlib
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from services.controller.threads import FairThreads
 from triptych import rpc
-from triptych.decoding.pool import Decoders, files_of
 from triptych.errors import ChecksFull, InvalidRequest
-from triptych.v1.job_pb2 import GenerationRequest
-from triptych.v1.model_pb2 import ModelDescription
+from triptych.media.decoding.headers import File
+from triptych.media.decoding.pool import Decoders
+
+from .threads import FairThreads
 
 CHILDREN = 2
-"""Checks at once, so that a slow one leaves a place to others; a client that has a name has one."""
+"""Checks at a time, so that a slow one leaves a place to others; a client that has a name has one."""
 CHECKS_MAX = 64
 """Most checks that wait or run; each is an open call."""
 CHECK_BYTES_MAX = 256 * 2**20
@@ -32,7 +32,7 @@ TURN_WAIT_S_MAX = 20.0
 """Longest wait for a turn: as long as one check may take. Then the caller is told to come again."""
 KNOWN_MAX = 1024
 KNOWN_S = 600.0
-"""What was found is remembered of so many requests, for so long: callers repeat within seconds."""
+"""So many results are remembered, for so long: callers repeat within seconds."""
 
 
 class MediaChecks:
@@ -47,15 +47,13 @@ class MediaChecks:
         self._known: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
         """By digest: until when it holds, and the refusal (empty for none)."""
 
-    async def check(self, request: GenerationRequest, model: ModelDescription, client: str) -> None:
+    async def check(self, files: Sequence[File], client: str) -> None:
         """Raises InvalidRequest for files that can't be decoded within the bounds, ChecksFull, Unavailable."""
-        if not request.media:
+        if not files:
             return
-        with self._place(client, rpc.message_bytes() or request.ByteSize()):
+        with self._place(client, rpc.message_bytes() or sum(len(file.data) for file in files)):
             try:
-                refusal = await self._threads.run(
-                    client, lambda: self._look(request, model, client), wait_s=TURN_WAIT_S_MAX
-                )
+                refusal = await self._threads.run(client, lambda: self._look(files, client), wait_s=TURN_WAIT_S_MAX)
             except TimeoutError as error:
                 raise ChecksFull(f"media wait to be checked for {TURN_WAIT_S_MAX:g} s; try again later") from error
         if refusal:
@@ -83,14 +81,15 @@ class MediaChecks:
             self._checks -= Counter({client: 1})  # which also forgets those who have none
             self._bytes -= Counter({client: size_bytes})
 
-    def _look(self, request: GenerationRequest, model: ModelDescription, client: str) -> str:
+    def _look(self, files: Sequence[File], client: str) -> str:
         """In a thread: the refusal, or nothing."""
-        files = files_of(request, model)
         digest = hashlib.sha256(client.encode())  # by client, or times would tell what others have sent
         for file in files:
-            digest.update(f"\n{file.name} {file.is_video} {file.frame_pixels} {len(file.data)}\n".encode())
+            what = (file.name, file.is_video, file.frame_pixels, file.is_crop_mask, len(file.data))
+            digest.update(f"\n{what}\n".encode())
             digest.update(file.data)
-        key, now_s = digest.digest(), time.monotonic()
+        key = digest.digest()
+        now_s = time.monotonic()
         with self._lock:
             until_s, refusal = self._known.get(key, (0.0, ""))
         if until_s > now_s:

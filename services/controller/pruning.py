@@ -5,7 +5,7 @@ journal's rows: a crash between the two leaves a job that the next pass removes,
 
 Age is counted by a clock of the pruner's own, kept in the journal. It follows the machine's, but forward only
 `CLOCK_RATE` times as fast as time passes while the controller runs: where the machine's clock jumps a month ahead,
-nothing goes at once, and a person who sets it right in the next days has lost nothing or little.
+nothing goes immediately, and a person who sets it right in the next days has lost nothing or little.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import sqlite3
 import time
 from typing import NamedTuple
 
-from services.controller.journal import Journal
-from services.controller.threads import FairThreads
-from triptych import results
+from triptych.media import results
 from triptych.v1.journal_pb2 import JournalEntry
+
+from .journal import Journal
+from .threads import FairThreads
 
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 60.0
 """Between two passes: what is kept for days needs no better clock."""
 BATCH_JOBS = 256
-"""Looked at and removed at once: bounds how long others wait for the journal."""
+"""Looked at and removed at a time: bounds how long others wait for the journal."""
 SECONDS_A_DAY = 86_400
 CLOCK_KEY = "pruning_clock"
 CLOCK_RATE = 8.0
@@ -36,11 +37,11 @@ CLOCK_LAG_S = 3600.0
 STUCK_MAX = 64
 """Jobs whose files can't be removed after which a pass ends: each may take a store's whole timeout."""
 VACUUM_PAGES = 1024
-"""Given back to the disk at once: 4 MiB, for which others wait a quarter of a second on a busy machine."""
+"""Given back to the disk in one piece: 4 MiB, for which others wait a quarter of a second on a busy machine."""
 
 
 class Keep(NamedTuple):
-    """How much of what is over is kept. A limit of 0 is none."""
+    """How many finished jobs are kept. A limit of 0 is none."""
 
     days: float = 0.0
     jobs: int = 0
@@ -50,16 +51,18 @@ class Keep(NamedTuple):
 
 
 class Pruner:
-    """Removes what is over and no longer wanted."""
+    """Removes finished jobs beyond the limits."""
 
     def __init__(self, journal: Journal, result_url: str, keep: Keep) -> None:
-        self._journal, self._result_url, self._keep = journal, result_url, keep
+        self._journal = journal
+        self._result_url = result_url
+        self._keep = keep
         self._thread = FairThreads("pruning", 1, 1)
         self._passed_s = time.monotonic()
         """When the clock was last moved, by the clock that can't be set."""
 
     async def once(self) -> None:
-        """A pass. Raises Full, and whatever a result store does."""
+        """A pass. Raises Full, and what a result store raises."""
         if count := await self.prune(await self.clock(time.time(), time.monotonic())):
             log.info("removed %d finished jobs and their results", count)
 
@@ -83,7 +86,9 @@ class Pruner:
         first of the store's errors.
         """
         cutoff_s = now_s - self._keep.days * SECONDS_A_DAY if self._keep.days else float("-inf")
-        removed, stuck, errors = 0, set[str](), list[Exception]()
+        removed = 0
+        stuck: set[str] = set()
+        errors: list[Exception] = []
         while doomed := await self._journal.run(functools.partial(_doomed, cutoff_s, self._keep, frozenset(stuck))):
             for entry in doomed:
                 try:
@@ -124,9 +129,10 @@ def _doomed(cutoff_s: float, keep: Keep, stuck: frozenset[str], db: sqlite3.Conn
 def _excess(db: sqlite3.Connection, client: str, keep: Keep) -> list[int]:
     """A client's finished jobs beyond its bounds, oldest first: those behind the newest that fit."""
     sql = "SELECT sequence, kept_bytes FROM jobs WHERE client = ? AND ended_s IS NOT NULL ORDER BY ended_s DESC"
-    count, total_bytes, found = 0, 0, []
-    for sequence, size_bytes in db.execute(sql, (client,)):
-        count, total_bytes = count + 1, total_bytes + size_bytes
+    total_bytes = 0
+    found = []
+    for count, (sequence, size_bytes) in enumerate(db.execute(sql, (client,)), 1):
+        total_bytes += size_bytes
         if (keep.jobs and count > keep.jobs) or (keep.size_bytes and total_bytes > keep.size_bytes and count > 1):
             found.append(sequence)
     return found[::-1]

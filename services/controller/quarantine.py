@@ -1,36 +1,26 @@
-"""Workers that fail one job after another: what they failed doesn't count against the jobs.
+"""Workers that fail one job after another: their failures don't count against the jobs.
 
-A worker finds out by itself (`triptych.health`), and says so with its heartbeat. What follows for the jobs is written
-down by `settle`, at the next tick; when the worker turns out to be well after all, it is taken back.
+A worker finds out by itself (`services.worker.health`) and says so with its heartbeat. At the next tick `settle` writes
+down what follows for the jobs, and takes it back when the worker turns out to be well after all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections import defaultdict
-from typing import NamedTuple
 
-from services.controller import jobs
-from services.controller.ledger import Ledger
 from triptych.errors import LeaseLost
-from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.worker_pb2 import WORKER_STATE_DRAINING, WORKER_STATE_QUARANTINED, WorkerState
+
+from . import attempts
+from .ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 JOBS_MAX = 64
 """Jobs kept of one worker's failures in a row; it looks at itself after three different ones."""
-
-
-class _Verdict(NamedTuple):
-    rank: int
-    job_ids: tuple[str, ...]
-    is_sick: bool
-
-    def absolve(self, entry: JournalEntry) -> JournalEntry:
-        """See `jobs.absolve`."""
-        return jobs.absolve(entry, self.rank, is_sick=self.is_sick)
 
 
 class Quarantine:
@@ -41,7 +31,8 @@ class Quarantine:
         self._failed: defaultdict[int, dict[str, None]] = defaultdict(dict)
         """By rank: the jobs that failed there since its last success, in order."""
         self._sick: set[int] = set()
-        self._verdicts: list[_Verdict] = []
+        self._verdicts: list[tuple[int, bool, list[str]]] = []
+        """Ranks, whether they are sick, and the jobs that they failed, until the journal has it."""
 
     def failed(self, rank: int, job_id: str) -> None:
         """A worker failed a job."""
@@ -64,22 +55,23 @@ class Quarantine:
         else:
             self._sick.discard(rank)
             log.info("worker is back from quarantine", extra={"rank": rank})
-        self._verdicts.append(_Verdict(rank, tuple(self._failed[rank]), is_sick))
+        self._verdicts.append((rank, is_sick, list(self._failed[rank])))
         if not is_sick:
             self._failed.pop(rank, None)
 
     def gone(self, rank: int, is_broken: bool) -> None:
         """A worker's rank is no more."""
         if is_broken and rank not in self._sick:
-            self._verdicts.append(_Verdict(rank, tuple(self._failed[rank]), True))
+            self._verdicts.append((rank, True, list(self._failed[rank])))
         self._sick.discard(rank)
         self._failed.pop(rank, None)
 
     async def settle(self) -> None:
         """Write down what follows. Raises JournalFull with the rest left for the next time."""
         while self._verdicts:
-            verdict = self._verdicts[0]
-            for job_id in verdict.job_ids:
+            rank, is_sick, job_ids = self._verdicts[0]
+            absolve = functools.partial(attempts.absolve, rank=rank, is_sick=is_sick)
+            for job_id in job_ids:
                 with contextlib.suppress(LeaseLost):  # the job is over
-                    await self._ledger.apply(job_id, verdict.absolve)
+                    await self._ledger.apply(job_id, absolve)
             self._verdicts.pop(0)

@@ -1,31 +1,31 @@
 """`RingService`: the leased rings for workers without RDMA, and the way in for those with it. Decode, call, encode.
 
 A claim's answer may be lost on its way. Two things see to its lease: a retry with the same `claim_id` gets the lease
-again, and an answer that the server itself saw fail is handed back at once. Whichever comes first ends the other.
+again, and an answer that the server itself saw fail is handed back immediately. The first of the two ends the other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import grpc
 
-from services.controller import completion
-from services.controller.fleet import Member
 from triptych import errors
 from triptych.rings.layout import LAYOUT_VERSION, Kind
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import WAIT_S_MAX, Claimed, SlotState
 from triptych.rings.verbs.connector import address_message, peer_of
 from triptych.rings.verbs.host import RingHost
-from triptych.roles import RING_OF, SINK_OF, ring_name, role_name
+from triptych.roles import NEXT, RING_OF, ring_name, role_name
 from triptych.v1 import ring_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import Ring as RingName
-from triptych.v1.dispatch_pb2 import Role
 from triptych.v1.ring_service_pb2_grpc import RingServiceServicer
+
+from . import completion
+from .fleet import Member
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Answer(NamedTuple):
 class RingServicer(RingServiceServicer):
     """Serves rings. `member_of` gives the worker with a rank, or None where ranks are nobody's and may do all.
 
-    It raises Fenced for a rank that is unknown in this epoch or was declared dead, and what else the caller may not.
+    It raises Fenced for a rank that is unknown in this epoch or was evicted, NotAllowed for a caller of another role.
 
     `target_of` is `Fleet.target_of`, so that nothing waits for a rank that never claims.
     `host` serves the rings' memory over RDMA, in the order of `rings`; without one there is a `reason`.
@@ -64,22 +64,24 @@ class RingServicer(RingServiceServicer):
 
     def __init__(
         self,
-        rings: Mapping[RingName.ValueType, MemoryRing],
+        rings: Iterable[MemoryRing],
         member_of: Callable[[int], Member | None],
         host: RingHost | None = None,
         reason: str = "",
         target_of: Callable[[int], int] = lambda rank: rank,
     ) -> None:
-        self._rings = rings
-        self._member_of, self._target_of = member_of, target_of
-        self._host, self._reason = host, reason
+        self._rings = {ring.name: ring for ring in rings}
+        self._member_of = member_of
+        self._target_of = target_of
+        self._host = host
+        self._reason = reason
         self._answers: dict[tuple[RingName.ValueType, int], _Answer] = {}
         self._hand_backs: set[asyncio.Task[None]] = set()
 
     async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:
         """Put a dispatch into a ring."""
         member = self._member_of(request.rank)
-        ring = self._used(member, request.ring, SINK_OF)
+        ring = self._used(member, request.ring, publishes=True)
         if request.dispatch.sender_rank != request.rank:
             raise errors.InvalidRequest("dispatch.sender_rank", request.dispatch.sender_rank, f"{request.rank}, `rank`")
         if member is not None and request.dispatch.HasField("room"):
@@ -89,7 +91,7 @@ class RingServicer(RingServiceServicer):
 
     async def Claim(self, request: pb.ClaimRequest, context: Context) -> pb.ClaimResponse:
         """Lease the oldest dispatch for a rank, waiting for one; ends when the client goes away."""
-        ring = self._used(self._member_of(request.rank), request.ring, RING_OF)
+        ring = self._used(self._member_of(request.rank), request.ring)
         if len(request.claim_id) > CLAIM_ID_CHARS_MAX:
             raise errors.InvalidRequest("claim_id", request.claim_id, f"at most {CLAIM_ID_CHARS_MAX} characters")
         claimed = self._sent_before(request, ring)
@@ -105,12 +107,12 @@ class RingServicer(RingServiceServicer):
 
     async def Ack(self, request: pb.AckRequest, context: Context) -> pb.AckResponse:
         """End a lease."""
-        await self._used(self._member_of(request.lease.rank), request.lease.ring, RING_OF).ack(request.lease)
+        await self._used(self._member_of(request.lease.rank), request.lease.ring).ack(request.lease)
         return pb.AckResponse()
 
     async def Nack(self, request: pb.NackRequest, context: Context) -> pb.NackResponse:
         """Hand a lease back."""
-        await self._used(self._member_of(request.lease.rank), request.lease.ring, RING_OF).nack(request.lease)
+        await self._used(self._member_of(request.lease.rank), request.lease.ring).nack(request.lease)
         return pb.NackResponse()
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
@@ -144,7 +146,7 @@ class RingServicer(RingServiceServicer):
             raise errors.NoCard(f"the controller serves its rings by RingService only: {self._reason}")
         for ring in self._rings.values():
             if request.epoch != ring.epoch:  # it may hold a lease here that it hasn't heard of
-                raise errors.Fenced(f"this is epoch {ring.epoch}, the worker is of {request.epoch}; register anew")
+                raise errors.Fenced(f"this is epoch {ring.epoch}, the worker is of {request.epoch}; register again")
         self._host.disconnect(request.rank)
         for ring in self._rings.values():
             ring.abandon(request.rank, request.kept_leases)
@@ -155,16 +157,16 @@ class RingServicer(RingServiceServicer):
         ring = self._ring(request.ring)
         return pb.ListSlotsResponse(slots=[_slot_message(slot) for slot in ring.slots()], epoch=ring.epoch)
 
-    def _used(
-        self, member: Member | None, name: RingName.ValueType, ring_of: Mapping[Role.ValueType, RingName.ValueType]
-    ) -> MemoryRing:
-        """A ring, for a worker whose role has this use of it. Raises NotAllowed for another role's."""
+    def _used(self, member: Member | None, name: RingName.ValueType, *, publishes: bool = False) -> MemoryRing:
+        """A ring, for a worker whose role claims from it, or publishes to it. Raises NotAllowed for another role's."""
         ring = self._ring(name)
-        if member is not None and ring_of.get(member.role) != name:
-            role = role_name(member.role)
-            raise errors.NotAllowed(
-                f"rank {member.rank} is of the role {role}, which has no such use of {ring_name(name)}"
-            )
+        if member is not None:
+            claimer = NEXT.get(member.role) if publishes else member.role
+            if claimer is None or RING_OF.get(claimer) != name:
+                role = role_name(member.role)
+                raise errors.NotAllowed(
+                    f"rank {member.rank} is of the role {role}, which has no such use of {ring_name(name)}"
+                )
         return ring
 
     def _ring(self, name: RingName.ValueType) -> MemoryRing:

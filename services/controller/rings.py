@@ -14,22 +14,23 @@ from triptych.rings.layout import ATTEMPT_MAX
 from triptych.rings.memory import MemoryRing, ignore
 from triptych.rings.ring import Removed
 from triptych.rings.verbs.host import RingHost
-from triptych.roles import RING_OF
-from triptych.v1.dispatch_pb2 import Ring
+from triptych.roles import RING_OF, ROLES
+from triptych.v1.dispatch_pb2 import Role
 
 log = logging.getLogger(__name__)
-
-NAMES = tuple(RING_OF.values())
 
 
 class Rings(NamedTuple):
     """The three rings, and how they are reached."""
 
-    by_name: Mapping[Ring.ValueType, MemoryRing]
+    by_role: Mapping[Role.ValueType, MemoryRing]
+    """Each by the role that claims from it."""
     host: RingHost | None
-    """What serves them over RDMA; None where they are in plain memory."""
+    """Serves them over RDMA; None where they are in plain memory."""
     reason: str
     """Why the one or the other."""
+    removed: list[Removed]
+    """Entries that a ring took out for good. `Upkeep` decides at its next tick what becomes of their jobs."""
 
     def close(self) -> None:
         """Cut all workers off and give the card back."""
@@ -38,26 +39,22 @@ class Rings(NamedTuple):
             self.host.card.close()
 
 
-def open_rings(
-    config: ControllerConfig,
-    epoch: int,
-    on_dead_letter: Callable[[Removed], None] = ignore,
-    on_ready: Callable[[Ring.ValueType], None] = ignore,
-) -> Rings:
+def open_rings(config: ControllerConfig, epoch: int, on_ready: Callable[[Role.ValueType], None] = ignore) -> Rings:
     """Make three empty rings of this epoch, over RDMA where the setting `rings` and the machine allow it.
 
     Raises InvalidRequest for a device that isn't there, NoCard where `verbs` is asked for and can't be had.
     """
+    removed: list[Removed] = []
 
-    def make(name: Ring.ValueType, host: RingHost | None) -> MemoryRing:
+    def make(role: Role.ValueType, host: RingHost | None) -> MemoryRing:
         return MemoryRing(
-            name,
+            RING_OF[role],
             epoch,
             attempts_max=ATTEMPT_MAX,  # the journal counts, and tells what failed from what was only handed back
-            on_dead_letter=on_dead_letter,
-            on_ready=lambda: on_ready(name),
+            on_dead_letter=removed.append,
+            on_ready=lambda: on_ready(role),
             on_fence=host.disconnect if host is not None else ignore,
-            driver=host.driver(NAMES.index(name)) if host is not None else None,
+            driver=host.driver(ROLES.index(role)) if host is not None else None,
         )
 
     card, reason = try_card(config.rings, config.rdma_device)
@@ -65,14 +62,14 @@ def open_rings(
         try:
             with contextlib.ExitStack() as undo:
                 undo.callback(card.close)
-                host = RingHost(card, len(NAMES))
+                host = RingHost(card, len(ROLES))
                 undo.callback(host.close)
-                by_name = {name: make(name, host) for name in NAMES}
+                by_role = {role: make(role, host) for role in ROLES}
                 undo.pop_all()
-            return Rings(by_name, host, f"{card.place} serves them, by {card.binding}")
+            return Rings(by_role, host, f"{card.place} serves them, by {card.binding}", removed)
         except (NoCard, RingMismatch, RingRefused, RingUnreachable) as error:
             if config.rings == "verbs":
                 raise NoCard(f"the rings can't be served over RDMA: {error}") from error
             reason = str(error)
             log.warning("the rings are in plain memory: %s", reason)
-    return Rings({name: make(name, None) for name in NAMES}, None, reason)
+    return Rings({role: make(role, None) for role in ROLES}, None, reason, removed)

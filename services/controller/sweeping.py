@@ -1,7 +1,7 @@
 """Files that attempts have left behind are removed: those that died between storing and completing, or came too late.
 
-A worker removes what it is refused for. What a dead one has stored is swept when its job is over; once more later, for
-one that was only stopped and woke up; and with the job's record, at the latest, by pruning.
+A worker removes the files of a completion that is refused. Those of a dead worker are swept when the job is over; again
+later, in case the worker was only stopped and woke up; and at the latest with the job's record, by pruning.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import functools
 import logging
 from collections import deque
 
-from services.controller import jobs
-from services.controller.threads import FairThreads
-from triptych import results
+from triptych.media import results
 from triptych.v1.dispatch_pb2 import ROLE_DECODER
 from triptych.v1.job_pb2 import Job
 from triptych.v1.journal_pb2 import JournalEntry
+
+from . import jobs
+from .threads import FairThreads
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 600.0
 """When a job's folder is swept for the second time: a process that was stopped for longer is not expected back."""
-WAITING_MAX = 4096
+SWEEPS_WAITING_MAX = 4096
 """Jobs that wait to be swept. More are left to pruning."""
-PAUSE_S = 5.0
+SWEEP_PAUSE_S = 5.0
 """Between two looks."""
 
 
@@ -34,7 +35,7 @@ class Sweeper:
     def __init__(self, result_url: str) -> None:
         self._result_url = result_url
         self._thread = FairThreads("sweeping", 1, 1)
-        self._waiting: deque[tuple[float, Job]] = deque(maxlen=WAITING_MAX)
+        self._waiting: deque[tuple[float, Job]] = deque(maxlen=SWEEPS_WAITING_MAX)
 
     def ended(self, entry: JournalEntry) -> None:
         """A job is over. Only those that more than one decoder may have stored something for are looked at."""
@@ -46,7 +47,7 @@ class Sweeper:
             self._waiting.append((now_s + AGAIN_S, job))
 
     async def once(self) -> None:
-        """Sweep what is due. What a store refuses now is left to the second time, or to pruning."""
+        """Sweep the folders that are due. A file that the store keeps now is left to the second time, or to pruning."""
         now_s = asyncio.get_running_loop().time()
         for _ in range(len(self._waiting)):
             due_s, job = self._waiting.popleft()

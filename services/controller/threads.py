@@ -1,4 +1,4 @@
-"""Threads for one kind of blocking work, shared fairly: nobody's work keeps everybody else's waiting.
+"""Threads for one kind of blocking work, shared fairly: one client's work doesn't keep the others' waiting.
 
 Results are read, media checked and jobs pruned in threads of their own each, so that one kind can't starve another;
 and within a kind one client has a share only.
@@ -18,12 +18,13 @@ Result = TypeVar("Result")
 
 
 class FairThreads:
-    """`count` threads; those who have a name get at most `share` of them at once. All methods are the event loop's."""
+    """`count` threads; a client that has a name gets at most `share` of them. All methods are the event loop's."""
 
     def __init__(self, name: str, count: int, share: int) -> None:
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
         self._free = asyncio.Semaphore(count)
-        self._count, self._share = count, share
+        self._count = count
+        self._share = share
         self._turns: dict[str, asyncio.Semaphore] = {}
         self._asking: Counter[str] = Counter()
 
@@ -35,7 +36,7 @@ class FairThreads:
             try:
                 return await asyncio.shield(future)
             except asyncio.CancelledError:
-                await asyncio.wait([future])  # the thread is taken until then, whoever has gone
+                await asyncio.wait([future])  # the thread is taken until then, although the caller has gone
                 raise
 
     def close(self) -> None:

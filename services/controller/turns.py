@@ -13,7 +13,7 @@ TURN_COUNT = 256
 
 
 async def in_turns(items: Sequence[T]) -> AsyncIterator[T]:
-    """Yield each; others have their turn now and then, and may change what isn't yielded yet."""
+    """Yield each item. Other tasks have their turn now and then, and may change what isn't yielded yet."""
     for start in range(0, len(items), TURN_COUNT):
         for item in items[start : start + TURN_COUNT]:
             yield item

@@ -1,4 +1,4 @@
-"""Whose jobs a caller sees and touches: its own, and an administrator everybody's. The one place that says so.
+"""Which jobs a caller sees and changes: its own, or all of them for an administrator. The one place that says so.
 
 Journals from before names had kinds hold jobs of `alice`, those of open fleets jobs of nobody. Whether a certificate
 or a token was alice then, nobody knows now, so they are nobody's: administrators see, download, cancel and retry them.
@@ -6,15 +6,16 @@ or a token was alice then, nobody knows now, so they are nobody's: administrator
 
 from __future__ import annotations
 
-from services.controller.ledger import Ledger
 from triptych.errors import InvalidRequest, NotFound
-from triptych.identity import ANYONE, CLIENT_NAME, SCOPE_ADMIN, Identity
+from triptych.security.identity import ANYONE, CLIENT_NAME, SCOPE_ADMIN, Identity
 from triptych.v1.job_pb2 import Job
 from triptych.v1.worker_pb2 import Worker
 
+from .ledger import Ledger
+
 
 def check_client(name: str, encoder: Identity) -> None:
-    """Whom an encoder names as the client of a direct job. Raises InvalidRequest for what no caller is called here."""
+    """Check the client that an encoder names for a direct job. Raises InvalidRequest for no client's name."""
     is_nobody = not name and encoder is ANYONE
     if not is_nobody and not CLIENT_NAME.fullmatch(name):
         raise InvalidRequest("client", name, "a client's name with its kind, cert:NAME or token:NAME")
@@ -27,10 +28,10 @@ def owner_filter(caller: Identity) -> str | None:
 
 def visible_worker(ledger: Ledger, worker: Worker, caller: Identity) -> Worker:
     """A worker without the job that it runs, where that is somebody else's."""
-    owner, entry = owner_filter(caller), ledger.active.get(worker.job_id)
+    owner = owner_filter(caller)
+    entry = ledger.active.get(worker.status.progress.job_id)
     if owner is not None and (entry is None or entry.job.client != owner):
-        for name in ("job_id", "step", "step_count"):
-            worker.ClearField(name)
+        worker.status.ClearField("progress")
     return worker
 
 

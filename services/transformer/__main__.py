@@ -1,7 +1,8 @@
 """`python -P -m services.transformer`: a transformer process."""
 
-from services.stage_process import run_stage_process
 from triptych.v1.dispatch_pb2 import ROLE_TRANSFORMER
+
+from ..worker.process import run_stage_process
 
 if __name__ == "__main__":
     run_stage_process(ROLE_TRANSFORMER)

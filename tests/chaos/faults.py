@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from tests.chaos.disks import Disks
-from tests.chaos.fleet import Fleet
 from tests.chaos.load import POLICY, Load
 from tests.chaos.network import Network
 from tests.chaos.plan import Fault, Kind
+from tests.fleet.watched import WatchedFleet
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED
 from triptych_client import AsyncClient
-from triptych_client.jobs import is_over
+from triptych_client.job_states import is_over
 
 FLIPPED_BYTES = 128
 FLIP_PAUSE_S = 0.02
@@ -37,7 +37,7 @@ class Injector:
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: WatchedFleet,
         load: Load,
         other_model: Sequence[str],
         network: Network | None,
@@ -85,15 +85,13 @@ class Injector:
         }.get(kind, self._fill)
 
     async def _kill(self, fault: Fault) -> str:
-        await self._fleet.kill(fault.target)
-        await self._fleet.start(fault.target)
-        await self._fleet.wait_ready(fault.target)
+        await self._fleet.end(fault.target)
+        await self._fleet.begin([fault.target])
         return ""
 
     async def _leave(self, fault: Fault) -> str:
         await self._fleet.leave(fault.target)
-        await self._fleet.start(fault.target)
-        await self._fleet.wait_ready(fault.target)
+        await self._fleet.begin([fault.target])
         return ""
 
     async def _sicken(self, fault: Fault) -> str:
@@ -103,7 +101,7 @@ class Injector:
         await asyncio.sleep(fault.duration_s)
         if self._fleet.pid(fault.target) == pid:
             self._fleet.limit(fault.target, kind, before)
-        await self._fleet.wait_ready(fault.target)  # it may have ended meanwhile, and been started again
+        await self._fleet.ready(fault.target)  # it may have ended meanwhile, and been started again
         return ""
 
     async def _delay_decoder(self, fault: Fault) -> str:
@@ -111,7 +109,10 @@ class Injector:
         pid = self._fleet.pid(fault.target)
         async with AsyncClient(self._fleet.endpoint, POLICY) as client:
             for _look in range(LOOKS_MAX):
-                if any(worker.process_id == pid and worker.job_id for worker in (await client.get_fleet()).workers):
+                if any(
+                    worker.info.process_id == pid and worker.status.progress.job_id
+                    for worker in (await client.get_fleet()).workers
+                ):
                     break
                 await asyncio.sleep(LOOK_PAUSE_S)
             else:
@@ -121,8 +122,8 @@ class Injector:
     async def _swap(self, fault: Fault) -> str:
         """No client sends anything meanwhile: what is accepted then is the other model's."""
         async with self._load.closed():
-            for name in self._fleet.shape.workers:
-                await self._fleet.kill(name)
+            for name in self._fleet.workers:
+                await self._fleet.end(name)
             before = await self._load.list_all()  # what is over now was done by the first model's workers
             await self._replace_workers(self._other_model)
             await asyncio.sleep(fault.duration_s)
@@ -135,19 +136,16 @@ class Injector:
 
     async def _replace_workers(self, flags: Sequence[str]) -> None:
         """Kill all workers, wait until they are known to be dead, and start as many with these flags besides."""
-        names = self._fleet.shape.workers
+        names = self._fleet.workers
         for name in names:
-            await self._fleet.kill(name)
+            await self._fleet.end(name)
         async with AsyncClient(self._fleet.endpoint, POLICY) as client:
             for _look in range(LOOKS_MAX):
                 if not (await client.get_fleet()).workers:
                     break
                 await asyncio.sleep(LOOK_PAUSE_S)
         self._fleet.extra_flags = flags
-        for name in names:
-            await self._fleet.start(name)
-        for name in names:
-            await self._fleet.wait_ready(name)
+        await self._fleet.begin(names)
 
     async def _pause(self, fault: Fault) -> str:
         self._fleet.pause(fault.target)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from triptych.v1.job_pb2 import Job, JobState
-from triptych_client.jobs import TERMINAL_STATES, state_name
+from triptych_client.job_states import TERMINAL_STATES, state_name
 
 
 class Call(StrEnum):

@@ -20,7 +20,7 @@ from triptych.v1.job_pb2 import (
     JOB_STATE_SUCCEEDED,
     Job,
 )
-from triptych_client.jobs import is_over, state_name
+from triptych_client.job_states import is_over, state_name
 
 
 @dataclass

@@ -10,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.fleet import Fleet
 from tests.chaos.history import Call, Event, Seen
 from tests.chaos.plan import Submission
 from tests.chaos.stages import Stages
+from tests.fleet.watched import WatchedFleet
 from triptych import rpc
 from triptych.errors import Full, InvalidRequest, NotFound, TriptychError
 from triptych.v1 import encoder_service_pb2, encoder_service_pb2_grpc
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, GenerationRequest, Job
 from triptych_client import AsyncClient
-from triptych_client.jobs import is_over
+from triptych_client.job_states import is_over
 from triptych_client.retry import RetryPolicy
 
 POLICY = RetryPolicy(total_s_max=120.0)
@@ -34,7 +34,7 @@ AUDITOR = "auditor"
 class Load:
     """Clients of one fleet."""
 
-    def __init__(self, fleet: Fleet, stages: Stages, folder: Path, elapsed_s: Callable[[], float]) -> None:
+    def __init__(self, fleet: WatchedFleet, stages: Stages, folder: Path, elapsed_s: Callable[[], float]) -> None:
         self._fleet, self._stages, self._folder, self._elapsed_s = fleet, stages, folder, elapsed_s
         self._streams = 0
         self.on_update: Callable[[Job], None] = lambda _job: None
@@ -146,7 +146,7 @@ class Load:
         """`EncoderService.Generate`. An encoder that is busy or away is no fault: the controller is asked next."""
 
         async def generate() -> list[Job]:
-            address = self._fleet.members[submission.encoder].address
+            address = self._fleet.addresses[submission.encoder]
             message = encoder_service_pb2.GenerateRequest(request_id=submission.request_id, request=request)
             async with rpc.open_channel(address) as channel:
                 stub: Any = encoder_service_pb2_grpc.EncoderServiceStub(channel)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-CONTROLLER = "controller"
+from tests.fleet.processes import CONTROLLER, WORKER_TIMEOUT_S, worker_names
+
 ALL_WORKERS = "all workers"
 DISKS = ("results", "state")
 
@@ -66,8 +67,6 @@ WEIGHTS: Mapping[Kind, int] = {
     Kind.MODEL_SWAP: 1,
 }
 """How many of each in a full plan; a shorter one keeps the shares, as far as whole numbers allow."""
-WORKER_TIMEOUT_S = 2.0
-"""Of the fleet under test. Short, so that a run sees many deaths; the machine must only keep heartbeats of 0.3 s."""
 _DURATIONS_S: Mapping[Kind, tuple[float, float]] = {
     Kind.KILL: (0.0, 0.0),
     Kind.PAUSE_SHORT: (0.3, 0.6 * WORKER_TIMEOUT_S),
@@ -109,10 +108,14 @@ class Shape:
     clients: int = 4
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Workers by role."""
+        return {"encoder": self.encoders, "transformer": self.transformers, "decoder": self.decoders}
+
+    @property
     def workers(self) -> list[str]:
         """Names of all workers, for example `encoder-0`."""
-        counts = {"encoder": self.encoders, "transformer": self.transformers, "decoder": self.decoders}
-        return [f"{role}-{n}" for role, count in counts.items() for n in range(count)]
+        return worker_names(self.counts)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from tests.chaos import history, leaks
 from tests.chaos.disks import Disks
 from tests.chaos.faults import Injector
-from tests.chaos.fleet import Fleet
 from tests.chaos.leaks import Sample
 from tests.chaos.ledger import settle
 from tests.chaos.load import Load
@@ -24,6 +23,7 @@ from tests.chaos.network import Network
 from tests.chaos.plan import CONTROLLER, DISKS, Plan
 from tests.chaos.report import Report, success_counts
 from tests.chaos.stages import Stages
+from tests.fleet.watched import WatchedFleet
 from triptych.v1.job_pb2 import Job
 from triptych_client import AsyncClient
 
@@ -51,7 +51,7 @@ async def run(plan: Plan, stages: Stages, folder: Path, reason: str) -> Report:
     clock = _Clock()
     left: list[str] = []
     async with _surroundings(plan, folder, reason, left) as around:
-        fleet = Fleet(folder, plan.shape, stages.worker_flags, around.network)
+        fleet = WatchedFleet(folder, plan.shape, stages.worker_flags, around.network)
         load = Load(fleet, stages, folder, clock.elapsed_s)
         injector = Injector(fleet, load, stages.other_model_flags, around.network, around.disks, reason)
         try:
@@ -62,7 +62,7 @@ async def run(plan: Plan, stages: Stages, folder: Path, reason: str) -> Report:
             after, grown = await _quiet(fleet, before)
         finally:
             await fleet.close()
-        left += found + grown + fleet.complaints + [f"arena {name}" for name in fleet.arenas_left()]
+        left += found + grown + fleet.complaints + [f"arena {path.name}" for path in fleet.arenas()]
         left += [f"process {orphan}" for orphan in leaks.orphans(str(folder))]
         (folder / "faults.txt").write_text("\n".join(injector.log) + "\n")
         submissions = {s.request_id: stages.adapt(s) for s in plan.submissions}
@@ -117,7 +117,7 @@ async def _work(
     return jobs, found
 
 
-async def _quiet(fleet: Fleet, before: Sample) -> tuple[Sample, list[str]]:
+async def _quiet(fleet: WatchedFleet, before: Sample) -> tuple[Sample, list[str]]:
     """Wait until the controller holds no more than before and no worker holds a room; what still does, after all."""
     async with AsyncClient(fleet.endpoint) as client:
         deadline_s = time.monotonic() + QUIET_TIMEOUT_S
@@ -125,9 +125,13 @@ async def _quiet(fleet: Fleet, before: Sample) -> tuple[Sample, list[str]]:
             after = Sample.of(fleet.pid(CONTROLLER))
             workers = (await client.get_fleet()).workers
             found = [f"the controller's {text}" for text in leaks.growth(before, after)]
-            found += [f"rank {worker.rank} holds {worker.room_count} rooms" for worker in workers if worker.room_count]
-            if len(workers) != len(fleet.shape.workers):
-                found.append(f"{len(workers)} workers are registered, not {len(fleet.shape.workers)}")
+            found += [
+                f"rank {worker.rank} holds {worker.status.room_count} rooms"
+                for worker in workers
+                if worker.status.room_count
+            ]
+            if len(workers) != len(fleet.workers):
+                found.append(f"{len(workers)} workers are registered, not {len(fleet.workers)}")
             if not found or time.monotonic() > deadline_s:
                 return after, found
             await asyncio.sleep(1.0)

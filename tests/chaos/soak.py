@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import statistics
 import sys
 import tempfile
@@ -27,15 +26,13 @@ from pathlib import Path
 
 from tests.chaos import history, runner
 from tests.chaos.__main__ import STAGE_S
-from tests.chaos.fleet import Fleet
 from tests.chaos.leaks import Sample
 from tests.chaos.ledger import Account, settle
 from tests.chaos.load import Load
 from tests.chaos.plan import Shape, Submission, make_plan
 from tests.chaos.report import success_counts
 from tests.chaos.stages import FakeStages
-from triptych.transport.host import SHARED_MEMORY
-from triptych.transport.shared_memory import NAME_PREFIX
+from tests.fleet.watched import WatchedFleet
 from triptych.v1.job_pb2 import (
     JOB_STATE_DECODING,
     JOB_STATE_DENOISED,
@@ -100,7 +97,7 @@ async def soak(minutes: float, folder: Path, seed: int) -> tuple[list[Row], Acco
     """Load a fleet. Returns the samples, the account, what else was wrong, and a sentence about the load."""
     stages, handoffs, rows = FakeStages(STAGE_S), Handoffs(), []
     started_s = time.monotonic()
-    fleet = Fleet(folder, Shape(), stages.worker_flags, controller_flags=("--keep-jobs", str(KEEP_JOBS)))
+    fleet = WatchedFleet(folder, Shape(), stages.worker_flags, controller_flags=("--keep-jobs", str(KEEP_JOBS)))
     try:
         await fleet.open()
         per_s = await _most(fleet, stages, folder)
@@ -122,7 +119,7 @@ async def soak(minutes: float, folder: Path, seed: int) -> tuple[list[Row], Acco
     submissions = {s.request_id: s for s in plan.submissions}
     expected = {request_id: stages.digest(s) for request_id, s in submissions.items()}
     account = settle(listed, submissions, load.acknowledged, expected, success_counts(folder / "controller.log"))
-    wrong = [*fleet.complaints, *fleet.arenas_left(), *(str(violation) for violation in history.check(load.events))]
+    wrong = [*fleet.complaints, *map(str, fleet.arenas()), *map(str, history.check(load.events))]
     about = (
         f"{minutes:g} minutes, {SHARE * per_s:.2f} jobs a second ({SHARE:.0%} of {per_s:.2f}), "
         f"{account.accepted} jobs, {handoffs.missed} hand-offs not seen whole"
@@ -130,7 +127,7 @@ async def soak(minutes: float, folder: Path, seed: int) -> tuple[list[Row], Acco
     return rows, account, wrong, about
 
 
-async def _most(fleet: Fleet, stages: FakeStages, folder: Path) -> float:
+async def _most(fleet: WatchedFleet, stages: FakeStages, folder: Path) -> float:
     """Jobs a second that the fleet does when there are always more."""
     plan = make_plan(0, Shape(jobs=BURST_JOBS, faults=0, seconds=0.1))
     load = Load(fleet, stages, folder, lambda: 0.2)
@@ -148,16 +145,12 @@ def _plain(submission: Submission) -> Submission:
     return replace(submission, number=number, is_refused=False, cancel_after_s=None, deadline_s=None, encoder="")
 
 
-def _sample(at_s: float, fleet: Fleet, handoffs: Handoffs) -> Row:
+def _sample(at_s: float, fleet: WatchedFleet, handoffs: Handoffs) -> Row:
     found = handoffs.take()
-    processes = {name: Sample.of(fleet.pid(name)) for name in fleet.members}
-    blocks = sum(os.stat(path).st_blocks for path in SHARED_MEMORY.glob(NAME_PREFIX + "*") if _is_ours(path, fleet))
+    processes = {name: Sample.of(fleet.pid(name)) for name in fleet.processes}
+    blocks = sum(path.stat().st_blocks for path in fleet.arenas())
     p50, p99 = (_quantile(found, 0.5), _quantile(found, 0.99)) if found else (float("nan"), float("nan"))
     return Row(at_s, processes, 512 * blocks, p50, p99, len(found))
-
-
-def _is_ours(path: Path, fleet: Fleet) -> bool:
-    return int(path.name.removeprefix(NAME_PREFIX).partition("-")[0]) in fleet.pids
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

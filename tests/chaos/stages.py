@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.chaos.plan import Shape, Submission
-from triptych import media
-from triptych.stages.fake import FAKE_MODEL, SIDE_SHARE, expected_outputs
+from triptych.config import WorkerConfig
+from triptych.media import encoding
+from triptych.stages.fake import SIDE_SHARE, expected_outputs
 from triptych.v1.job_pb2 import GenerationRequest
 from triptych_client.request import build_request
 
@@ -79,7 +80,7 @@ class FakeStages:
         if submission.is_refused:
             return ""
         request = self.request(replace(submission, deadline_s=None))
-        (artifact,) = media.encode_outputs(expected_outputs(request), "npy", media.frames_per_second(FAKE_MODEL))
+        (artifact,) = encoding.encode_outputs(expected_outputs(request), "npy", 16.0)
         return hashlib.sha256(artifact.data).hexdigest()
 
 
@@ -88,14 +89,12 @@ class RealStages:
 
     def __init__(self, folder: Path) -> None:
         from tests.models import wan_t2v
-        from triptych_client.fleet import RolePlan
         from triptych_client.fused import FusedModel
 
         model = wan_t2v(folder / "one")
         self._other = wan_t2v(folder / "other", seed=1)
         self._flags = ("--model", model, "--arena-bytes", str(4 * ARENA_BYTES))
-        roles = {role: RolePlan() for role in ("encoder", "transformer", "decoder")}
-        self._model = FusedModel.load(model, "", roles, 1)
+        self._model = FusedModel.load(WorkerConfig(model=model, threads=1))
 
     def worker_flags(self, role: str) -> tuple[str, ...]:
         """See `Stages`."""
@@ -128,7 +127,7 @@ class RealStages:
     def digest(self, submission: Submission) -> str:
         """See `Stages`."""
         request = self.request(replace(submission, deadline_s=None))
-        (artifact,) = media.encode_outputs(self._model.run(request), "npy", 16.0)
+        (artifact,) = encoding.encode_outputs(self._model.run(request), "npy", 16.0)
         return hashlib.sha256(artifact.data).hexdigest()
 
 

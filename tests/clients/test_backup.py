@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.controller.journal import Journal
 from tests.clients.test_cli import triptych
-from triptych import results
+from triptych.media import results
 from triptych.v1.job_pb2 import GenerationRequest, Job
 from triptych.v1.journal_pb2 import JournalEntry
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fleet.processes import free_port
+from triptych_client.retry import RetryPolicy
+
 ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).with_name("toy_controller.py")
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "clients"))), "COLUMNS": "200"}
@@ -86,6 +89,10 @@ BAD_INPUT = [
     (("--media", "image=missing.png"), "media.image is 'missing.png'; accepted: a readable file"),
     (("--deadline-s", "nan"), "deadline-s is nan; accepted: a number of seconds"),
     (("--endpoint", "nowhere"), "endpoint is 'nowhere'; accepted: host:port"),
+    (("--endpoint", "http://127.0.0.1:7070"), "endpoint is 'http://127.0.0.1:7070'; accepted: host:port without a"),
+    (("--endpoint", "::1:7502"), "endpoint is '::1:7502'; accepted: host:port"),
+    (("--endpoint", "127.0.0.1:99999"), "endpoint is '127.0.0.1:99999'; accepted: host:port"),
+    (("--deadline-s", "1e12"), "deadline is '1e+12 s'; accepted: a time in the future, before the year 10000"),
     (("--model", ""), "model is ''; accepted: a folder that exists, or a hub id"),
     (("--model", "/no/such"), "model is '/no/such'; accepted: a folder that exists, or a hub id"),
 ]
@@ -124,7 +131,7 @@ def test_after_ctrl_c_a_running_fleets_job_goes_on(endpoint: str, tmp_path: Path
         last = process.stderr.read().splitlines()[-1]
         assert process.wait(TIMEOUT_S) == 130
     job_id = last.split()[0]
-    assert last == f"{job_id} goes on; see it with: triptych jobs --endpoint {endpoint}"
+    assert last == f"{job_id} goes on; see it with: triptych jobs {job_id} --endpoint {endpoint}"
     assert _state(endpoint, job_id) == "JOB_STATE_DENOISING"
     assert triptych("cancel", job_id, "--endpoint", endpoint).stdout == f"{job_id} cancelled\n"
 
@@ -154,7 +161,7 @@ def test_an_unknown_job_is_exit_code_1(endpoint: str) -> None:
 
 def test_status_and_describe_show_what_the_server_says(endpoint: str) -> None:
     shown = triptych("status", "--once", "--endpoint", endpoint).stdout
-    for words in ("epoch 4", "phase1", "transformer", "idle", "newest jobs"):
+    for words in (f"fleet\t{endpoint}\tepoch 4\t", "rings\tphase1\t3\t", "workers\t7\ttransformer\tidle\t", "jobs\t"):
         assert words in shown
     assert json.loads(triptych("status", "--json", "--endpoint", endpoint).stdout)["workers"][0]["rank"] == 7
     shown = triptych("describe", "--endpoint", endpoint).stdout
@@ -180,7 +187,7 @@ def test_dead_letters_are_listed_shown_and_retried(endpoint: str, tmp_path: Path
     (dead,) = json.loads(triptych("jobs", "--dead", "--json", "--endpoint", endpoint).stdout)
     shown = triptych("jobs", "--dead", dead["job_id"], "--endpoint", endpoint)
     assert "gave up after 2 attempts" in shown.stdout
-    assert all(f"transformer  {rank}" in " ".join(shown.stdout.split("\n")) for rank in (3, 5))
+    assert all(f"attempts\ttransformer\t{rank}\t" in shown.stdout for rank in (3, 5))
     retried = triptych("jobs", "--dead", "--retry", "all", "--endpoint", endpoint)
     assert retried.stdout.split()[0] == dead["job_id"]
     assert triptych("jobs", "--dead", "--retry", dead["job_id"], "--endpoint", endpoint).stdout == retried.stdout
@@ -189,7 +196,7 @@ def test_dead_letters_are_listed_shown_and_retried(endpoint: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--retry", "all"), "jobs is 'all'; accepted: no job and no --retry, unless with --dead"),
+        (("--retry", "all"), "retry is 'all'; accepted: nothing without --dead"),
         (("--dead", "--retry"), "retry is ''; accepted: ids of dead letters, or 'all'"),
         (("--dead", "--state", "queued"), "state is 'queued'; accepted: nothing with --dead"),
     ],
@@ -198,3 +205,52 @@ def test_bad_flags_of_jobs(endpoint: str, flags: tuple[str, ...], sentence: str)
     done = triptych("jobs", *flags, "--endpoint", endpoint)
     assert (done.returncode, done.stdout) == (2, "")
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "field"), [("--endpoint", "endpoint"), ("--client-endpoint", "client_endpoint")], ids=lambda it: it
+)
+def test_up_names_the_flag_whose_address_is_none(flag: str, field: str, tmp_path: Path) -> None:
+    """Before any process starts: a port that is none would become another."""
+    done = triptych("up", "--model", tmp_path, flag, "127.0.0.1:99999", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"triptych: {field} is '127.0.0.1:99999'; accepted: host:port without a scheme")
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            ("status", "--once"),
+            ("jobs",),
+            ("describe",),
+            ("cancel", "job-0"),
+            ("watch", "job-0"),
+            ("download", "job-0"),
+        ),
+        ("generate", "a cat", "-o", "cat.mp4"),
+    ],
+)
+def test_without_a_fleet_it_is_said_how_to_start_one(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Within seconds, though a client that has a job waits a minute for a controller that is gone."""
+    nobody = f"127.0.0.1:{free_port()}"
+    start_s = time.monotonic()
+    done = triptych(*command, "--endpoint", nobody, cwd=tmp_path)
+    assert time.monotonic() - start_s < RetryPolicy().absent_s_max / 2
+    assert done.returncode == 1
+    sentence = (
+        f"no answer from {nobody} (connection refused); `triptych up` starts a fleet, --endpoint says where one is"
+    )
+    assert done.stderr == f"triptych: {sentence}\n"
+
+
+def test_tokens_that_were_cut_off_are_told(endpoint: str, tmp_path: Path) -> None:
+    done = triptych("generate", "wordy", "-o", "out.mp4", "--endpoint", endpoint, cwd=tmp_path)
+    assert done.returncode == 0
+    *_, told, closing = done.stderr.splitlines()
+    assert told == "prompt: tokenizer_2 cut off the last 3 tokens"
+    assert closing.startswith("job ")
+    quiet = triptych("generate", "wordy", "-o", "out.mp4", "--endpoint", endpoint, "--quiet", cwd=tmp_path)
+    assert (quiet.returncode, quiet.stderr) == (0, "")

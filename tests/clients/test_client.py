@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from hypothesis import strategies as st
 
 from tests.clients.conftest import QUICK
 from tests.clients.toy_controller import STEPS, ToyController
+from tests.filled import filled
+from tests.fleet.processes import free_port
 from triptych import errors, rpc
 from triptych.errors import (
     BacklogFull,
@@ -37,12 +38,6 @@ from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
 from triptych_client import AsyncClient, Client, RetryPolicy, build_request
 
 HASTY = RetryPolicy(delay_s_initial=0.02, delay_s_max=0.05, total_s_max=0.4)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def names(folder: Path) -> list[str]:
@@ -174,7 +169,7 @@ async def test_every_full_server_says_when_to_come_back(server: rpc.Server, cont
     controller.full_count, controller.retry_after_s = 1, None
     async with grpc.aio.insecure_channel(server.address) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await GenerationServiceStub(channel).CreateJob(CreateJobRequest())
+            await GenerationServiceStub(channel).CreateJob(filled(CreateJobRequest))
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert ("grpc-retry-pushback-ms", "2000") in tuple(caught.value.trailing_metadata() or ())
     for error in vars(errors).values():
@@ -294,7 +289,7 @@ def _use_sync_client(address: str, tmp_path: Path) -> None:
 def test_the_client_and_the_launcher_import_no_torch() -> None:
     code = """
 import sys
-import triptych_client.sync, triptych_client.fleet, triptych_client.commands.generate, triptych_client.commands.up
+import triptych_client.sync, triptych_client.local_fleet, triptych_client.commands.generate, triptych_client.commands.up
 sys.exit(bool({"torch", "diffusers", "transformers", "numpy", "av"} & set(sys.modules)))
 """
     assert subprocess.run((sys.executable, "-c", code), check=False).returncode == 0

@@ -7,24 +7,31 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
+from dataclasses import Field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
 import pytest
 
 from tests.clients.conftest import QUICK
+from tests.fleet.processes import eventually
+from triptych.config import ControllerConfig, WorkerConfig, load
 from triptych.errors import InvalidRequest, Unavailable
 from triptych_client import AsyncClient, FleetPlan, RolePlan
 from triptych_client.launcher import RestartPolicy, Supervisor
-from triptych_client.processes import ProcessSpec, last_words
+from triptych_client.local_fleet import CONTROLLER_SETTINGS, SETTING_BY_NAME, WORKER_SETTINGS
+from triptych_client.processes import ProcessSpec, last_message, last_words
+from triptych_client.waits import telling
 
 TOY = Path(__file__).with_name("toy_controller.py")
 ROOT = TOY.parents[2]
 PYTHONPATH = os.pathsep.join((str(ROOT), str(ROOT / "clients")))
 READY_S = 30.0
+CONTROLLER_ONLY = {f.name for f in CONTROLLER_SETTINGS}
+WORKER_ONLY = {f.name for f in WORKER_SETTINGS}
 POLICY = RestartPolicy(delay_s_initial=0.1, delay_s_max=0.4, starts_max=2)
 
 
@@ -51,15 +58,6 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-async def until(condition: object, timeout_s: float = READY_S) -> None:
-    """Poll, because what is waited for happens in another process."""
-    assert callable(condition)
-    end_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_s, "it did not happen in time"
-        await asyncio.sleep(0.02)
-
-
 async def test_a_killed_process_comes_back_on_its_address(supervisor: Supervisor) -> None:
     argv = (sys.executable, str(TOY), "--address", "127.0.0.1:0")
     supervisor.start(ProcessSpec("controller", argv, {"PYTHONPATH": PYTHONPATH}, keeps_address=True))
@@ -68,7 +66,7 @@ async def test_a_killed_process_comes_back_on_its_address(supervisor: Supervisor
         assert (await client.get_fleet()).epoch == 4
         before = supervisor.pids["controller"]
         os.kill(before, signal.SIGKILL)
-        await until(lambda: supervisor.pids.get("controller", before) != before)
+        await eventually(lambda: supervisor.pids.get("controller", before) != before, READY_S)
         assert (await client.get_fleet()).epoch == 4
 
 
@@ -82,7 +80,7 @@ async def test_the_environment_is_added_to(supervisor: Supervisor) -> None:
 
 async def test_waits_between_starts_grow(supervisor: Supervisor, notices: list[str]) -> None:
     supervisor.start(script("child", "import sys; print('READY x:1', flush=True); sys.exit(1)"))
-    await until(lambda: sum("starts again" in notice for notice in notices) >= 4)
+    await eventually(lambda: sum("starts again" in notice for notice in notices) >= 4, READY_S)
     delays = [notice.rpartition(" in ")[2] for notice in notices if "starts again" in notice][:4]
     assert delays == ["0.1 s", "0.2 s", "0.4 s", "0.4 s"]
 
@@ -91,7 +89,7 @@ async def test_a_process_that_was_ready_long_enough_starts_again_quickly(tmp_pat
     policy = RestartPolicy(delay_s_initial=0.05, delay_s_max=10, stable_s=0.0)
     supervisor = Supervisor(tmp_path, policy, notices.append)
     supervisor.start(script("child", "import sys; print('READY x:1', flush=True); sys.exit(1)"))
-    await until(lambda: sum("starts again" in notice for notice in notices) >= 4)
+    await eventually(lambda: sum("starts again" in notice for notice in notices) >= 4, READY_S)
     await supervisor.kill()
     assert all("in 0.05 s" in notice for notice in notices if "starts again" in notice)
 
@@ -155,7 +153,7 @@ async def test_a_process_that_does_not_drain_is_killed(supervisor: Supervisor, n
 async def test_a_process_between_two_starts_can_be_stopped(tmp_path: Path, notices: list[str]) -> None:
     supervisor = Supervisor(tmp_path, RestartPolicy(delay_s_initial=60), notices.append)
     supervisor.start(script("child", "print('READY x:1', flush=True)"))
-    await until(lambda: any("starts again" in notice for notice in notices))
+    await eventually(lambda: any("starts again" in notice for notice in notices), READY_S)
     async with asyncio.timeout(5):
         await supervisor.stop(["child"], 30)
 
@@ -184,7 +182,7 @@ asyncio.run(main())
     assert all(is_alive(pid) for pid in pids)
     launcher.kill()
     await launcher.wait()
-    await until(lambda: not any(is_alive(pid) for pid in pids), 10)
+    await eventually(lambda: not any(is_alive(pid) for pid in pids), 10)
 
 
 def test_last_words_are_the_error_or_the_last_line_that_is_no_record(tmp_path: Path) -> None:
@@ -214,6 +212,27 @@ def test_a_plan_names_each_process_and_its_settings(tmp_path: Path) -> None:
     assert "--mover" not in line
 
 
+def another(setting: Field[Any]) -> object:
+    """An accepted value that isn't the default."""
+    known = setting.metadata
+    if known["among"]:
+        return known["among"][-1]
+    if isinstance(setting.default, str):
+        return "127.0.0.1:7" if setting.name.endswith("address") else "x"
+    return min(setting.default + 1, known["maximum"])
+
+
+@pytest.mark.parametrize("name", sorted(SETTING_BY_NAME))
+def test_a_setting_reaches_the_processes_that_have_it(name: str, tmp_path: Path) -> None:
+    given = {name: another(SETTING_BY_NAME[name]), "model": "a/b", "state": tmp_path, "tls": "certs"}
+    plan = FleetPlan(**given)
+    settings = load(ControllerConfig, plan.controller().argv[4:], {})
+    assert getattr(settings, name, None) != getattr(ControllerConfig, name, None) or name in WORKER_ONLY
+    for spec in plan.workers("127.0.0.1:1"):
+        worker = load(WorkerConfig, spec.argv[4:], {})
+        assert getattr(worker, name, None) != getattr(WorkerConfig, name, None) or name in CONTROLLER_ONLY
+
+
 @pytest.mark.parametrize("count", [0, 65])
 def test_a_plan_needs_a_sane_number_of_workers(tmp_path: Path, count: int) -> None:
     roles = {role: RolePlan(count if role == "decoder" else 1) for role in ("encoder", "transformer", "decoder")}
@@ -229,3 +248,50 @@ async def test_the_loop_of_grpc_and_the_supervisor_live_together(supervisor: Sup
         supervisor.start(script("other", "print('READY x:1', flush=True); input()"))
         await asyncio.wait_for(channel.channel_ready(), READY_S)
         assert await supervisor.ready("other", READY_S) == "x:1"
+
+
+async def test_who_is_waited_for_is_told_and_what_it_said_last(
+    supervisor: Supervisor, notices: list[str], tmp_path: Path
+) -> None:
+    log = supervisor.log("slow")
+    log.parent.mkdir(parents=True)
+    log.write_text('{"message": "of the last start"}\n')
+    code = """
+import sys
+print('{"message": "reads weights, 3 of 7"}', file=sys.stderr, flush=True)
+import os, select
+select.select([os.open("gate", os.O_RDWR)], [], [])
+print("READY x:1", flush=True)
+import signal; signal.pause()
+"""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    supervisor.start(script("slow", code.replace('"gate"', repr(str(gate)))))
+    ready = asyncio.ensure_future(supervisor.ready("slow", READY_S))
+
+    def waiting() -> dict[str, Path]:
+        return {} if ready.done() else {"slow": log}
+
+    async with telling(notices.append, "waiting", waiting, every_s=0.05):
+        await eventually(lambda: any("slow (reads weights, 3 of 7)" in words for words in notices), READY_S)
+        with gate.open("wb", buffering=0) as writer:
+            writer.write(b"go")
+            await ready
+    assert not any("of the last start" in words for words in notices)
+    assert notices[0].startswith("waiting for 0 s: slow")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ('{"message": "a"}\n{"message": "b"}\n', "b"),
+        ('{"message": "a"}\n{"mess', "a"),
+        ("a traceback\n", "a traceback"),
+        ("", ""),
+        ('{"message": ""}\n[1]\n', "[1]"),
+    ],
+)
+def test_the_last_message_of_a_log(lines: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(lines)
+    assert last_message(tmp_path / "log") == words
+    assert last_message(tmp_path / "none") == ""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.fleet.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "shapes" / "model"
@@ -25,12 +27,6 @@ def triptych(*args: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         (*CLI, *map(str, args)), capture_output=True, text=True, env=ENV, timeout=STEPS_S, check=False
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(process: subprocess.Popen[str], words: str) -> None:
@@ -51,14 +47,21 @@ def test_a_fleet_from_start_to_drain(tmp_path: Path) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
     command = (*CLI, "up", "--model", str(MODEL), "--state", str(tmp_path / "state"), "--endpoint", endpoint)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENV) as up:
+        wait_for(up, f"waiting for encoder-0, transformer-0, decoder-0, which load {MODEL}")
         wait_for(up, f"the fleet is ready on {endpoint}")
         children = psutil.Process(up.pid).children()
         pids = [child.pid for child in children]
         fleet = json.loads(triptych("status", "--json", "--endpoint", endpoint).stdout)
-        assert {worker["role"] for worker in fleet["workers"]} == {"ROLE_ENCODER", "ROLE_TRANSFORMER", "ROLE_DECODER"}
+        roles = {worker["info"]["role"] for worker in fleet["workers"]}
+        assert roles == {"ROLE_ENCODER", "ROLE_TRANSFORMER", "ROLE_DECODER"}
         assert len(pids) == 4
         done = triptych("generate", "a circle", *SMALL, "2", "-o", tmp_path / "out.npy", "--endpoint", endpoint)
         assert (done.returncode, done.stdout) == (0, f"{tmp_path}/out.npy\n"), done.stderr
+        told = re.fullmatch(r"job (job-[0-9a-f]{32}), seed (\d+)", done.stderr.splitlines()[-1])
+        assert told is not None, done.stderr
+        shown = triptych("jobs", told[1][:20], "--endpoint", endpoint)
+        assert shown.stdout.startswith(f"job\t{told[1]}\tsucceeded\nfact\t")
+        assert f"fact\tseed\t{told[2]}\n" in shown.stdout
         up.send_signal(signal.SIGINT)
         wait_for(up, "draining")
         assert up.wait(STEPS_S) == 0

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.clients.test_launcher import POLICY, READY_S, script, until
+from tests.clients.test_launcher import POLICY, READY_S, script
+from tests.fleet.processes import eventually
 from triptych_client.launcher import Supervisor
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ async def test_a_notice_that_cannot_be_given_keeps_the_process_running(tmp_path:
         await supervisor.ready("child", READY_S)
         before = supervisor.pids["child"]
         os.kill(before, signal.SIGKILL)
-        await until(lambda: supervisor.pids.get("child", before) != before)
+        await eventually(lambda: supervisor.pids.get("child", before) != before, READY_S)
     finally:
         await supervisor.kill()
 

@@ -1,7 +1,8 @@
 """A controller without workers, on a real port: jobs pass through their states by themselves.
 
-What a job does follows from its prompt: `fail` fails, `dead` fails as a dead letter, `forever` goes on until it is
-cancelled, `late` expires, anything else succeeds with `num_outputs` files. Also a program:
+What a job does follows from its prompt: `fail` fails, `evil` fails with an error that is meant for the terminal, `dead`
+fails as a dead letter, `wordy` loses tokens, `forever` goes on until it is cancelled, `late` expires, `spoilt` succeeds
+with a file that never comes whole, anything else succeeds with `num_outputs` files. Also a program:
 `python toy_controller.py --address 127.0.0.1:0`.
 """
 
@@ -16,7 +17,8 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from triptych import process, rpc
+from services import process
+from triptych import rpc
 from triptych.errors import BacklogFull, InvalidRequest, NotFound, WatchesFull, WrongState
 from triptych.v1 import (
     dispatch_pb2,
@@ -31,6 +33,10 @@ from triptych.v1 import generation_service_pb2 as pb
 
 STEPS = 3
 WAIT_S = 20.0
+SEED = 77
+"""What is drawn where none is given."""
+EVIL = "\x1b]0;yours\x07\x1b[2J[bold red]off[/bold red]\r\nsecond line \u202egnp.exe\x9b5n"
+"""A title, a cleared screen, rich's markup, a line of its own, a turned name, and a C1 control."""
 
 
 class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet_service_pb2_grpc.FleetServiceServicer):
@@ -46,6 +52,8 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
         """What it then says when to come back; None for the error's own default."""
         self.created_s: list[float] = []
         """When CreateJob was called."""
+        self.knows_offsets = True
+        """Whether downloads go on where they were; older controllers begin anew."""
         self.corrupt_count = 0
         """Send so many downloads with a wrong byte."""
         self.requests: list[job_pb2.GenerationRequest] = []
@@ -79,6 +87,7 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
             if job.request_id == request.request_id:
                 return pb.CreateJobResponse(job=job)
         job = job_pb2.Job(job_id=f"job-{len(self.jobs)}", request_id=request.request_id, state=job_pb2.JOB_STATE_QUEUED)
+        job.seed = request.request.seed if request.request.HasField("seed") else SEED
         job.create_time.GetCurrentTime()
         self.jobs[job.job_id] = job
         self.requests.append(request.request)
@@ -101,12 +110,17 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
             await self._set(job, state=job_pb2.JOB_STATE_FAILED, error="gave up after 2 attempts", dead_letter=True)
         elif request.prompt == "fail":
             await self._set(job, state=job_pb2.JOB_STATE_FAILED, error="encoder: it was asked to fail")
+        elif request.prompt == "evil":
+            job.model, job.model_digest = f"evil{EVIL}", "e" * 64
+            await self._set(job, state=job_pb2.JOB_STATE_FAILED, error=EVIL)
         elif request.prompt == "late":
             await self._set(job, state=job_pb2.JOB_STATE_EXPIRED)
         else:
             suffix = request.output_format or "mp4"
+            if request.prompt == "wordy":
+                job.tokens_cut.add(input="prompt", tokenizer="tokenizer_2", token_count=3)
             for index in range(max(request.num_outputs, 1)):
-                digest = hashlib.sha256(self.content).digest()
+                digest = hashlib.sha256(self.content + request.prompt.encode() * (request.prompt == "spoilt")).digest()
                 job.artifacts.add(name=f"{index}.{suffix}", size_bytes=len(self.content), sha256=digest)
             await self._set(job, state=job_pb2.JOB_STATE_SUCCEEDED)
 
@@ -129,6 +143,7 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
         found = [job for job in reversed(self.jobs.values()) if not request.states or job.state in request.states]
         found = [job for job in found if job.dead_letter or not request.dead_letters_only]
+        found = [job for job in found if job.job_id.startswith(request.job_id_prefix)]
         start = int(request.page_token or 0)
         end = start + (request.page_size or 50)
         return pb.ListJobsResponse(jobs=found[start:end], next_page_token=str(end) if end < len(found) else "")
@@ -178,9 +193,13 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
         if self.corrupt_count:
             self.corrupt_count -= 1
             content = content[:-1] + b"!"
-        for start in range(0, len(content), 2**20):
-            artifact = job.artifacts[request.artifact_index] if start == 0 else None
-            yield pb.DownloadResultResponse(artifact=artifact, chunk=content[start : start + 2**20])
+        offset = request.offset_bytes if self.knows_offsets else 0
+        yield pb.DownloadResultResponse(artifact=job.artifacts[request.artifact_index], offset_bytes=offset)
+        for start in range(offset, len(content), 2**20):
+            yield pb.DownloadResultResponse(chunk=content[start : start + 2**20])
+
+    async def DiscardJobs(self, request: pb.DiscardJobsRequest, context: Any) -> pb.DiscardJobsResponse:
+        return pb.DiscardJobsResponse(job_count=3 if "abcdef012345".startswith(request.model_digest) else 0)
 
     async def DescribeModel(self, request: pb.DescribeModelRequest, context: Any) -> pb.DescribeModelResponse:
         model = model_pb2.ModelDescription(
@@ -194,9 +213,9 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
     async def GetFleet(self, request: fleet_pb.GetFleetRequest, context: Any) -> fleet_pb.GetFleetResponse:
         now = Timestamp()
         now.GetCurrentTime()
-        worker = worker_pb2.Worker(
-            rank=7, role=dispatch_pb2.ROLE_TRANSFORMER, state=worker_pb2.WORKER_STATE_IDLE, heartbeat_time=now
-        )
+        info = worker_pb2.WorkerInfo(role=dispatch_pb2.ROLE_TRANSFORMER)
+        status = worker_pb2.WorkerStatus(state=worker_pb2.WORKER_STATE_IDLE)
+        worker = worker_pb2.Worker(rank=7, info=info, status=status, heartbeat_time=now)
         ring = fleet_pb.RingStatus(ring=dispatch_pb2.RING_PHASE1, slot_count=128, ready_count=3, driver="memory")
         return fleet_pb.GetFleetResponse(epoch=4, workers=[worker], rings=[ring])
 

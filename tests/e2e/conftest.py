@@ -11,14 +11,17 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.e2e.fleet import Fleet
-from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED
+from tests.fleet.processes import Fleet
+from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 from triptych.v1.worker_pb2 import Worker
 from triptych.v1.worker_service_pb2 import GetWorkerRequest
 from triptych.v1.worker_service_pb2_grpc import WorkerServiceStub
 from triptych_client import Client
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "num_inference_steps": 3, "negative_prompt": "blur", "seed": 7}
+
+JOB_TIMEOUT_S = 200.0
+"""Longest job: on a machine under load, or an emulated one."""
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +65,20 @@ def generate(client: Client, path: Path, **fields: Any) -> np.ndarray[Any, Any]:
     return np.load(made.paths[0])
 
 
-def result(client: Client, job_id: str, folder: Path) -> np.ndarray[Any, Any]:
-    """What a job yields once it is over; it must have succeeded."""
-    for update in client.watch_job(job_id):
-        job = update.job
+def ended(client: Client, job_id: str) -> Job:
+    """A job once it is over."""
+    *_updates, last = client.watch_job(job_id, timeout_s=JOB_TIMEOUT_S)
+    return last.job
+
+
+def succeeded(client: Client, job_id: str) -> Job:
+    """A job once it has succeeded."""
+    job = ended(client, job_id)
     assert job.state == JOB_STATE_SUCCEEDED, job.error
+    return job
+
+
+def result(client: Client, job_id: str, folder: Path) -> np.ndarray[Any, Any]:
+    """What a job yields once it has succeeded."""
+    succeeded(client, job_id)
     return np.load(client.download_result(job_id, folder / f"{job_id}.npy"))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tests.e2e.conftest import SMALL
-from triptych_client.fleet import RolePlan
+from triptych.config import WorkerConfig
 from triptych_client.fused import FusedModel
 from triptych_client.request import build_request
 
@@ -41,8 +41,8 @@ def classic(folder: str, pipeline_class: str, **fields: Any) -> Array:
 
 def fused(folder: str, **fields: Any) -> Array:
     """The three stages in a row in this process, as `--fused` runs them."""
-    roles = {role: RolePlan() for role in ("encoder", "transformer", "decoder")}
-    outputs = FusedModel.load(folder, "", roles, 1).run(build_request("a big red circle", **{**SMALL, **fields}))
+    model = FusedModel.load(WorkerConfig(model=folder, threads=1))
+    outputs = model.run(build_request("a big red circle", **{**SMALL, **fields}))
     (value,) = outputs.values()
     return as_array(value[0])  # type: ignore[index]
 

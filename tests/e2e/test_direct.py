@@ -12,13 +12,11 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.e2e.conftest import SMALL, channel_to, generate, job_count, worker_of
-from tests.e2e.fleet import STOP_TIMEOUT_S, Fleet, wait_until
+from tests.e2e.conftest import SMALL, channel_to, generate, job_count, succeeded, worker_of
+from tests.fleet.processes import Fleet, wait_until
 from triptych.errors import InvalidRequest
 from triptych.v1.encoder_service_pb2 import GenerateRequest, GenerateResponse
 from triptych.v1.encoder_service_pb2_grpc import EncoderServiceStub
-from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
-from triptych_client import Client
 from triptych_client.request import build_request
 
 FIELDS: dict[str, Any] = {**SMALL, "num_frames": 5, "guidance_scale": 3.5, "output_format": "npy"}
@@ -32,16 +30,9 @@ def direct(fleet: Fleet, request_id: str = "", **fields: Any) -> GenerateRespons
         return EncoderServiceStub(channel).Generate(message, timeout=60)
 
 
-def ended(client: Client, job_id: str) -> Job:
-    for update in client.watch_job(job_id, timeout_s=120):
-        job = update.job
-    assert job.state == JOB_STATE_SUCCEEDED, job.error
-    return job
-
-
 def idle(fleet: Fleet) -> None:
     """Wait until the encoder has nothing to do."""
-    wait_until(lambda: worker_of(fleet, "encoder-0").job_id == "", 60, "the encoder is idle")
+    wait_until(lambda: worker_of(fleet, "encoder-0").status.progress.job_id == "", 60, "the encoder is idle")
 
 
 def test_a_direct_job_gives_the_bits_of_the_usual_way(wan_fleet: Fleet, tmp_path: Path) -> None:
@@ -49,7 +40,7 @@ def test_a_direct_job_gives_the_bits_of_the_usual_way(wan_fleet: Fleet, tmp_path
     response = direct(wan_fleet)
     assert response.controller_address == wan_fleet.endpoint
     with wan_fleet.client() as client:
-        job = ended(client, response.job.job_id)
+        job = succeeded(client, response.job.job_id)
         ours = np.load(client.download_result(job.job_id, tmp_path / "direct.npy"))
         assert job.encoder_rank == worker_of(wan_fleet, "encoder-0").rank
         assert np.array_equal(ours, generate(client, tmp_path, num_frames=5, guidance_scale=3.5))
@@ -59,7 +50,7 @@ def test_a_repeated_request_id_is_the_same_job(wan_fleet: Fleet) -> None:
     idle(wan_fleet)
     first = direct(wan_fleet, "the same")
     with wan_fleet.client() as client:
-        ended(client, first.job.job_id)
+        succeeded(client, first.job.job_id)
         idle(wan_fleet)
         assert direct(wan_fleet, "the same").job.job_id == first.job.job_id
         assert client.create_job("a big red circle", request_id="the same", **FIELDS).job_id == first.job.job_id
@@ -90,7 +81,7 @@ def test_a_busy_encoder_refuses_and_accepts_nothing(wan_fleet: Fleet) -> None:
     assert job_count(wan_fleet) == before + len(accepted)
     with wan_fleet.client() as client:
         for answer in accepted:
-            ended(client, answer.job.job_id)
+            succeeded(client, answer.job.job_id)
 
 
 def test_a_client_that_goes_away_leaves_no_job_half_started(wan_fleet: Fleet) -> None:
@@ -102,7 +93,7 @@ def test_a_client_that_goes_away_leaves_no_job_half_started(wan_fleet: Fleet) ->
         wait_until(lambda: call.done() or job_count(wan_fleet) > before, 60, "the job is on disk")
         call.cancel()
     with wan_fleet.client() as client:
-        ended(client, client.create_job("a big red circle", request_id="gone", **FIELDS).job_id)
+        succeeded(client, client.create_job("a big red circle", request_id="gone", **FIELDS).job_id)
 
 
 def test_bad_input_is_refused_as_at_the_front_door(wan_fleet: Fleet) -> None:
@@ -118,20 +109,15 @@ def test_bad_input_is_refused_as_at_the_front_door(wan_fleet: Fleet) -> None:
 @pytest.fixture(scope="module")
 def two_transformers(wan_fleet: Fleet) -> Iterator[dict[str, int]]:
     """A second transformer for a while. Ranks by name."""
-    wan_fleet.start("transformer-1")
-    yield {name: worker_of(wan_fleet, name).rank for name in ("transformer-0", "transformer-1")}
-    process = wan_fleet.processes.pop("transformer-1")
-    process.terminate()
-    assert process.wait(STOP_TIMEOUT_S) == 0
-    assert process.stdout is not None
-    process.stdout.close()
+    with wan_fleet.also("transformer-1"):
+        yield {name: worker_of(wan_fleet, name).rank for name in ("transformer-0", "transformer-1")}
 
 
 def test_a_job_goes_to_the_transformer_that_it_names(two_transformers: dict[str, int], wan_fleet: Fleet) -> None:
     with wan_fleet.client() as client:
         wanted = [rank for _ in range(3) for rank in two_transformers.values()]
         jobs = [client.create_job("a big red circle", **FIELDS, transformer_rank=rank) for rank in wanted]
-        assert [ended(client, job.job_id).transformer_rank for job in jobs] == wanted
+        assert [succeeded(client, job.job_id).transformer_rank for job in jobs] == wanted
 
 
 @pytest.mark.parametrize("field", ["transformer_rank", "decoder_rank"])

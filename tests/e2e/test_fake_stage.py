@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.fleet import Fleet
+from tests.fleet.processes import Fleet
 from triptych.errors import JobFailed
 from triptych.stages.fake import expected_outputs
 from triptych_client.request import build_request

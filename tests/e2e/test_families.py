@@ -14,15 +14,16 @@ import pytest
 
 from tests.e2e import reference
 from tests.e2e.conftest import generate, job_count, worker_of
-from tests.e2e.fleet import Fleet
+from tests.fleet.processes import Fleet
 from triptych.errors import InvalidRequest
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED
 from triptych_client import Client
+from triptych_client.job_states import cut_sentences
 
 ROOT = Path(__file__).parent.parent.parent
 SECRET = "zebracrossing"
 FAMILIES = re.compile(
-    r"wan(?!t)|qwen|sd_?3|sdxl|stable_?diffusion|ltx|flux|hunyuan|cosmos|helios|lumina|chroma|kandinsky|mochi|umt5|"
+    r"(?<!allo)wan(?!t)|qwen|sd_?3|sdxl|stable_?diffusion|ltx|flux|hunyuan|cosmos|helios|lumina|chroma(?!ticit)|kandinsky|mochi|umt5|"
     r"unipc|cog_?video",
     re.IGNORECASE,
 )
@@ -33,11 +34,26 @@ def test_text_to_image(tmp_path: Path, model_folder: Callable[[str], str]) -> No
     folder, fields = model_folder("sd3"), {"guidance_scale": 5.0}
     with Fleet(tmp_path / "fleet", folder) as fleet, fleet.client() as client:
         ours = generate(client, tmp_path, **fields)
-        assert set(worker_of(fleet, "transformer-0").component_bytes) == {"transformer"}
+        assert set(worker_of(fleet, "transformer-0").info.component_bytes) == {"transformer"}
         assert_no_library_logs_the_prompt(fleet, client)
     assert ours.shape == (32, 64, 3)
     assert np.array_equal(ours, reference.fused(folder, **fields))
     assert np.array_equal(ours, reference.modular(folder, "images", 5.0))
+
+
+def test_a_fleet_of_one_workflow_loads_less_and_says_what_it_serves(
+    tmp_path: Path, model_folder: Callable[[str], str]
+) -> None:
+    folder, fields = model_folder("sd3"), {"guidance_scale": 5.0}
+    only = ("--workflows", "text2image")
+    with Fleet(tmp_path / "fleet", folder, worker_flags=only) as fleet, fleet.client() as client:
+        assert "vae" not in worker_of(fleet, "encoder-0").info.component_bytes
+        assert {one.name for one in client.describe_model().workflows if one.is_served} == {"text2image"}
+        assert np.array_equal(generate(client, tmp_path, **fields), reference.fused(folder, **fields))
+        before = job_count(fleet)
+        with pytest.raises(InvalidRequest, match=r"workflow image2image'; accepted: .* has loaded: text2image$"):
+            client.create_job("a cat", media={"image": png(picture())})
+        assert job_count(fleet) == before
 
 
 def assert_no_library_logs_the_prompt(fleet: Fleet, client: Client) -> None:
@@ -46,6 +62,12 @@ def assert_no_library_logs_the_prompt(fleet: Fleet, client: Client) -> None:
     for update in client.watch_job(job.job_id, timeout_s=120):
         job = update.job
     assert job.state == JOB_STATE_SUCCEEDED, job.error
+    cut = {(one.input, one.tokenizer): one.token_count for one in job.tokens_cut}
+    assert cut.keys() == {("prompt", name) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")}
+    assert all(
+        f"cut off the last {cut['prompt', one.tokenizer]} tokens" in text
+        for one, text in zip(job.tokens_cut, cut_sentences(job), strict=True)
+    )
     for name in fleet.processes:
         assert SECRET not in fleet.log(name), name
 
@@ -73,7 +95,8 @@ def test_image_to_video(image_fleet: Fleet, tmp_path: Path) -> None:
 
 def test_a_component_of_two_roles_is_loaded_by_both_and_no_third(image_fleet: Fleet) -> None:
     held = {
-        name: set(worker_of(image_fleet, name).component_bytes) for name in ("encoder-0", "transformer-0", "decoder-0")
+        name: set(worker_of(image_fleet, name).info.component_bytes)
+        for name in ("encoder-0", "transformer-0", "decoder-0")
     }
     assert held == {"encoder-0": {"text_encoder", "vae"}, "transformer-0": {"transformer"}, "decoder-0": {"vae"}}
 

@@ -13,7 +13,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from tests.e2e.fleet import Fleet
+from tests.fleet.processes import Fleet
 
 GRPCURL = Path(sys.executable).parent / "grpcurl"
 TIMEOUT_S = 60.0
@@ -94,14 +94,18 @@ def test_a_job_from_its_creation_to_its_file(wan_fleet: Fleet) -> None:
 
 def test_the_fleet_and_its_rings_can_be_looked_at(wan_fleet: Fleet) -> None:
     fleet = json.loads(grpcurl(wan_fleet.endpoint, "triptych.v1.FleetService/GetFleet", data={}))
-    assert {worker["role"] for worker in fleet["workers"]} == {"ROLE_ENCODER", "ROLE_TRANSFORMER", "ROLE_DECODER"}
+    assert {worker["info"]["role"] for worker in fleet["workers"]} == {
+        "ROLE_ENCODER",
+        "ROLE_TRANSFORMER",
+        "ROLE_DECODER",
+    }
     assert [ring["ring"] for ring in fleet["rings"]] == ["RING_REQUEST", "RING_PHASE1", "RING_PHASE2"]
     slots = json.loads(grpcurl(wan_fleet.endpoint, "triptych.v1.RingService/ListSlots", data={"ring": "RING_REQUEST"}))[
         "slots"
     ]
     assert len(slots) == fleet["rings"][0]["slot_count"]
     worker = json.loads(grpcurl(wan_fleet.addresses["decoder-0"], "triptych.v1.WorkerService/GetWorker", data={}))
-    assert worker["worker"]["role"] == "ROLE_DECODER"
+    assert worker["worker"]["info"]["role"] == "ROLE_DECODER"
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.fleet import Fleet
+from tests.fleet.processes import Fleet
+from tests.messages import heartbeat, registration
 from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER
-from triptych.v1.fleet_service_pb2 import HeartbeatRequest, RegisterWorkerRequest
+from triptych.v1.fleet_service_pb2 import HeartbeatRequest
 from triptych.v1.fleet_service_pb2_grpc import FleetServiceStub
 from triptych.v1.model_pb2 import INPUT_KIND_TEXT, ModelDescription
 from triptych.v1.worker_pb2 import WORKER_STATE_IDLE
@@ -33,7 +34,7 @@ def controller(tmp_path: Path) -> Iterator[Fleet]:
 def register(stub: FleetServiceStub) -> int:
     model = ModelDescription(model="none", config_digest="0" * 64, outputs=["images"])
     model.inputs.add(name="prompt", kind=INPUT_KIND_TEXT)
-    request = RegisterWorkerRequest(instance_id="me", role=ROLE_ENCODER, address="127.0.0.1:1", model=model)
+    request = registration("me", ROLE_ENCODER, model=model)
     return stub.RegisterWorker(request).rank
 
 
@@ -42,16 +43,16 @@ def test_a_new_job_is_a_hint_to_idle_encoders(controller: Fleet) -> None:
     with grpc.insecure_channel(controller.endpoint) as channel, controller.client() as client:
         stub = FleetServiceStub(channel)
         rank = register(stub)
-        report = HeartbeatRequest(rank=rank, state=WORKER_STATE_IDLE)
-        report.rings.name = "verbs"
+        report = heartbeat(rank, state=WORKER_STATE_IDLE)
+        report.status.rings.name = "verbs"
         reports.put(report)
         orders = stub.Heartbeat(iter(reports.get, None), timeout=HINT_TIMEOUT_S)
         (worker,) = client.get_fleet().workers
-        while worker.rings.name != "verbs":  # the report is on its way
+        while worker.status.rings.name != "verbs":  # the report is on its way
             (worker,) = client.get_fleet().workers
         client.create_job("a big red circle")
         assert list(next(iter(orders)).ready_rings) == [RING_REQUEST]
-        reports.put(HeartbeatRequest(rank=rank, rings=report.rings, changed_rings=[RING_REQUEST]))
+        reports.put(heartbeat(rank, rings=report.status.rings, changed_rings=[RING_REQUEST]))
         assert list(next(iter(orders)).ready_rings) == [RING_REQUEST]
         orders.cancel()
 
@@ -60,7 +61,7 @@ def test_those_that_ask_the_controller_need_none(controller: Fleet) -> None:
     reports: queue.Queue[HeartbeatRequest] = queue.Queue()
     with grpc.insecure_channel(controller.endpoint) as channel, controller.client() as client:
         stub = FleetServiceStub(channel)
-        reports.put(HeartbeatRequest(rank=register(stub), state=WORKER_STATE_IDLE))
+        reports.put(heartbeat(register(stub), state=WORKER_STATE_IDLE))
         orders = stub.Heartbeat(iter(reports.get, None), timeout=1.0)
         client.create_job("a big red circle")
         with pytest.raises(grpc.RpcError) as ended:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.fleet import Fleet, wait_until
+from tests.fleet.processes import Fleet, wait_until
 from triptych.v1.job_pb2 import JOB_STATE_DENOISED, JOB_STATE_SUCCEEDED
 
 CANARY = "qzv7canary"

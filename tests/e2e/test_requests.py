@@ -17,7 +17,7 @@ import pytest
 from google.protobuf import json_format
 
 from tests.e2e.conftest import SMALL, channel_to, job_count, worker_of
-from tests.e2e.fleet import Fleet, wait_until
+from tests.fleet.processes import Fleet, wait_until
 from triptych.errors import AlreadyExists, InvalidRequest, NotFound, WrongState
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
@@ -177,7 +177,7 @@ def test_cancel_while_queued(wan_fleet: Fleet) -> None:
     """The encoder is held still, so the job can't begin; when it wakes up it drops what it was given."""
     encoder = wan_fleet.processes["encoder-0"]
     with wan_fleet.client() as client:
-        wait_until(lambda: worker_of(wan_fleet, "encoder-0").job_id == "", 60, "the encoder is idle")
+        wait_until(lambda: worker_of(wan_fleet, "encoder-0").status.progress.job_id == "", 60, "the encoder is idle")
         encoder.send_signal(signal.SIGSTOP)
         try:
             job = client.create_job("a big red circle", **FIELDS)
@@ -202,7 +202,7 @@ def test_cancel_while_denoising(wan_fleet: Fleet) -> None:
         idle_after(wan_fleet, 2.0)
         assert list(client.watch_job(job.job_id))[-1].job == client.cancel_job(job.job_id)
         done(client)
-        rooms = [worker_of(wan_fleet, name).room_count for name in ("encoder-0", "transformer-0")]
+        rooms = [worker_of(wan_fleet, name).status.room_count for name in ("encoder-0", "transformer-0")]
         assert rooms == [0, 0], "what a job held is released when it is over"
 
 
@@ -219,7 +219,9 @@ def test_a_deadline_ends_a_running_job(wan_fleet: Fleet) -> None:
 
 
 def idle_after(fleet: Fleet, timeout_s: float) -> None:
-    wait_until(lambda: worker_of(fleet, "transformer-0").job_id == "", timeout_s, "the transformer has stopped")
+    wait_until(
+        lambda: worker_of(fleet, "transformer-0").status.progress.job_id == "", timeout_s, "the transformer has stopped"
+    )
 
 
 def test_results_are_there_only_after_success(wan_fleet: Fleet, tmp_path: Path) -> None:
@@ -244,9 +246,10 @@ def test_an_unknown_job_is_not_found(wan_fleet: Fleet, tmp_path: Path) -> None:
             lambda job_id: list(client.watch_job(job_id)),
             lambda job_id: client.download_result(job_id, tmp_path / "out.mp4"),
         ):
-            for job_id in ("job-of-nobody", ""):
-                with pytest.raises(NotFound, match=f"there is no job '{job_id}'"):
-                    ask(job_id)
+            with pytest.raises(NotFound, match="there is no job 'job-of-nobody'"):
+                ask("job-of-nobody")
+            with pytest.raises(InvalidRequest, match="job_id is ''"):
+                ask("")
 
 
 # -- bad input, each alone ----------------------------------------------------------------------------------------

@@ -10,13 +10,13 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.e2e.conftest import worker_of
-from tests.e2e.fleet import Fleet
+from tests.fleet.processes import Fleet
 
 COMPONENTS = {"encoder-0": {"text_encoder"}, "transformer-0": {"transformer"}, "decoder-0": {"vae"}}
 """What each process must hold: between them the whole model, and nothing of it twice."""
 
 SETTLE_S = 3.0
-IDLE_S = 15.0
+IDLE_S = 6.0
 CPU_SHARE_MAX = 0.03
 """Three times what a controller or worker takes on a common machine, where gRPC's threads are most of it: enough for a
 slow or busy one, and far below what anything that polls would take.
@@ -27,8 +27,8 @@ slow or busy one, and far below what anything that polls would take.
 def test_a_process_holds_only_its_own_components(name: str, wan_fleet: Fleet) -> None:
     worker = worker_of(wan_fleet, name)
     expected = {component: weight_bytes(Path(wan_fleet.model, component)) for component in COMPONENTS[name]}
-    assert dict(worker.component_bytes) == expected
-    assert worker.parameter_bytes == sum(expected.values())
+    assert dict(worker.info.component_bytes) == expected
+    assert worker.info.parameter_bytes == sum(expected.values())
 
 
 def test_the_controller_loads_no_torch(wan_fleet: Fleet) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 
 from judge import judge
 from measure import choose_prompts
-from tests.e2e.fleet import Fleet
+from tests.fleet.processes import Fleet
 
 MODEL = Path(__file__).parents[2] / "examples" / "shapes" / "model"
-PROMPT_COUNT = 64
+PROMPT_COUNT = 32
 RIGHT_SHARE_MIN = {"colour": 0.95, "background": 0.95, "shape": 0.85, "size": 0.85, "direction": 0.85}
 
 

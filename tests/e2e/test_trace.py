@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import worker_of
-from tests.e2e.fleet import Fleet, wait_until
+from tests.fleet.processes import Fleet, wait_until
 from tests.telemetry.receiver import Received, Receiver, of_job, the_root
 from triptych import rpc, telemetry
 from triptych.v1.encoder_service_pb2 import GenerateRequest
@@ -146,13 +146,11 @@ def test_the_rings_are_producers_and_consumers(receiver: Receiver, traced: Fleet
             assert (parent.kind, parent.name) == (PRODUCER, span.name.replace("claim", "publish"))
 
 
-def test_a_direct_job_is_one_trace_without_the_request_ring(
-    receiver: Receiver, traced: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing of it waited in, was published to, or was claimed from the request ring by way of the queue."""
+def test_a_direct_job_is_one_trace(receiver: Receiver, traced: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits in no queue before its encoder."""
     for name, value in exporting(receiver).items():
         monkeypatch.setenv(name, value)
-    wait_until(lambda: worker_of(traced, "encoder-0").job_id == "", 60, "the encoder is idle")
+    wait_until(lambda: worker_of(traced, "encoder-0").status.progress.job_id == "", 60, "the encoder is idle")
     request = build_request(PROMPT, height=32, width=64, num_frames=5, num_inference_steps=2, seed=1)
 
     async def call() -> str:
@@ -177,18 +175,17 @@ def test_the_file_is_drawn_as_a_waterfall(receiver: Receiver, traced: Fleet, job
     assert drawn.returncode == 0, drawn.stderr
     for word in ("triptych-client", "generate", "queue.wait", "stage.run", "room.fetch", "result.store"):
         assert word in drawn.stdout
-    assert "services: 5" in drawn.stdout
+    assert len({line.split("\t")[0] for line in drawn.stdout.splitlines()}) == 5
     unknown = triptych(receiver, "trace", "job-of-nobody", "--trace-file", str(trace_file(traced)))
     assert unknown.returncode == 1
     assert unknown.stderr.startswith("triptych: no job and no trace 'job-of-nobody'")
 
 
 def test_no_prompt_is_in_a_span_a_log_or_the_file(receiver: Receiver, traced: Fleet, job_id: str) -> None:
-    """Nor when the job fails: here the pipeline refuses to run without guidance."""
+    """Nor when the job fails: here a guider refuses to stop before it starts."""
     with traced.client() as client:
-        job = client.create_job(
-            PROMPT, negative_prompt=NEGATIVE, height=32, width=64, num_frames=5, parameters={"guider.enabled": False}
-        )
+        window = {"guider.start": 0.9, "guider.stop": 0.1}
+        job = client.create_job(PROMPT, negative_prompt=NEGATIVE, height=32, width=64, num_frames=5, parameters=window)
         for update in client.watch_job(job.job_id, timeout_s=120):
             job = update.job
         assert job.state == JOB_STATE_FAILED

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.e2e.conftest import model_folder as model_folder
-from tests.failures.fleet import HeldFleet, restore
+from tests.e2e.conftest import wan_fleet as wan_fleet
+from tests.fleet.held import HeldFleet, restore
 from triptych_client import Client
 
 ATTEMPTS_MAX = 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.e2e.fleet import Fleet
+from tests.fleet.processes import Fleet
 from triptych.stages.fake import expected_outputs
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, GenerationRequest, Job
 from triptych_client import Client

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from triptych import memory_report
-from triptych.health import is_out_of_memory
-from triptych.stages import ROLES, Stage, Whole, request_inputs
+from services.worker import memory_report
+from services.worker.health import is_out_of_memory
+from triptych.stages import ROLES, Stage, Whole, resolve
+from triptych.stages.describe import describe
 from triptych.v1.job_pb2 import GenerationRequest
 
 SMALL, LARGE = (32, 64, 5), (256, 256, 29)
@@ -60,13 +61,13 @@ def main(folder: str) -> None:
     """Says for each role: the error, the sentence, whether the next job has the same bits, and what is left over."""
     torch.set_num_threads(1)
     whole = Whole.open(folder)
-    stages, description = [Stage.load(whole, role) for role in ROLES], whole.describe()
+    stages, description = [Stage.load(whole, role) for role in ROLES], describe(whole)
 
     def inputs_of(size: tuple[int, int, int]) -> Any:
         height, width, frames = size
         request = GenerationRequest(prompt="a red circle", seed=1, num_inference_steps=2)
         request.height, request.width, request.num_frames = height, width, frames
-        return request_inputs(request, description)
+        return resolve(request, description).for_encoder()
 
     small, large = [inputs_of(SMALL)], [inputs_of(LARGE)]
     for stage in stages:

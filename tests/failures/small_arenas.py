@@ -7,9 +7,8 @@ import contextlib
 import numpy as np
 import pytest
 
-from triptych import codec
 from triptych.errors import ArenaFull, InvalidRequest
-from triptych.transport import shared_memory
+from triptych.transport import codec, shared_memory
 from triptych.transport.arena import Arena
 
 MIB = 2**20

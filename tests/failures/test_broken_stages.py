@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.e2e.fleet import wait_until
-from tests.failures.fleet import WAIT_S, HeldFleet, create, ended, pixels
+from tests.e2e.conftest import ended, result
+from tests.fleet.held import WAIT_S, HeldFleet, create
+from tests.fleet.processes import wait_until
 from triptych.v1.job_pb2 import ATTEMPT_KIND_OUT_OF_MEMORY, ATTEMPT_KIND_WORKER_SICK, JOB_STATE_FAILED
 from triptych_client import Client
 
@@ -23,7 +24,7 @@ def test_an_error_that_spoils_a_process_ends_it_and_not_the_job(
     steps = 7
     (fleet.holds / f"spoil-{steps}").touch()
     job_id = create(client, num_inference_steps=steps)
-    array = pixels(client, job_id, tmp_path)
+    array = result(client, job_id, tmp_path)
     job = client.get_job(job_id)
     (attempt,) = job.attempts
     assert (attempt.kind, attempt.reason) == (
@@ -54,6 +55,6 @@ def test_too_little_memory_is_tried_once_more_elsewhere_and_costs_no_worker(
     assert re.fullmatch(r"out of memory on cpu: \S+ TiB more were asked for; .* were free", job.error), job.error
     assert [attempt.kind for attempt in job.attempts] == [ATTEMPT_KIND_OUT_OF_MEMORY] * 2
     assert len({attempt.rank for attempt in job.attempts}) == 2
-    again = pixels(client, create(client, num_inference_steps=steps), tmp_path)
+    again = result(client, create(client, num_inference_steps=steps), tmp_path)
     assert np.array_equal(again, fleet.expected(num_inference_steps=steps))
     assert [fleet.processes[name].poll() for name in TRANSFORMERS] == [None, None]

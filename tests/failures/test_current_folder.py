@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.test_up import SMALL, STEPS_S, free_port, wait_for
+from tests.clients.test_up import SMALL, STEPS_S, wait_for
+from tests.fleet.processes import free_port
 
 MODEL = Path(__file__).parents[2] / "examples" / "shapes" / "model"
 SCRIPT = Path(sys.executable).with_name("triptych")
@@ -20,7 +21,10 @@ NAMES = (
     *("xxhash", "psutil", "cryptography", "sitecustomize", "usercustomize", "mooncake", "pyverbs", "ibverbs"),
 )
 """What Python, its library, our dependencies and our own code import."""
-PACKAGES = ("services", "triptych", "triptych_client", "google", "PIL", "opentelemetry", "grpc_health", "tests")
+PACKAGES = (
+    *("services", "triptych", "triptych_client", "triptych_services"),
+    *("google", "PIL", "opentelemetry", "grpc_health", "tests"),
+)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.fleet import Fleet, wait_until
-from tests.failures.fleet import name_of, reasons, wait_state, worker_named
 from tests.failures.loads import check, fake_fleet, request, wait_over
 from tests.failures.proxy import Proxy
+from tests.fleet.held import name_of, reasons, wait_state, worker_named
+from tests.fleet.processes import Fleet, wait_until
 from triptych.v1.job_pb2 import JOB_STATE_DENOISING, JOB_STATE_ENCODING, JOB_STATE_QUEUED, JOB_STATE_SUCCEEDED
 from triptych_client import Client
 
@@ -19,15 +19,11 @@ class ProxiedFleet(Fleet):
 
     proxy: Proxy
 
-    def spawn(self, name: str) -> None:
-        if name == "transformer-0":
-            self._flags_by_name = {name: ("--controller", self.proxy.address)}
-        super().spawn(name)
-
     def wait_ready(self, name: str) -> None:
         super().wait_ready(name)
         if name == "controller":
-            self.proxy = Proxy(self.addresses[name]).__enter__()
+            self.proxy = Proxy(self.endpoint).__enter__()
+            self.flags_by_name = {"transformer-0": ("--controller", self.proxy.address)}
 
 
 def proxied(folder: Path, seconds: float, transformers: int) -> ProxiedFleet:
@@ -70,7 +66,7 @@ def test_a_long_cut_is_a_death_and_the_worker_is_told_later(tmp_path: Path) -> N
         assert back.rank > cut_off.rank
         again = client.submit(request(5, transformer_rank=back.rank)).job_id
         check(client, wait_over(client, [again], 60)[again], 5, tmp_path, transformer_rank=back.rank)
-        wait_until(lambda: all(w.room_count == 0 for w in client.get_fleet().workers), 30, "no room is left")
+        wait_until(lambda: all(w.status.room_count == 0 for w in client.get_fleet().workers), 30, "no room is left")
 
 
 @pytest.mark.parametrize("with_controller", [False, True], ids=["alone", "with the controller"])

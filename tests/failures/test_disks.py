@@ -8,10 +8,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.fleet import Fleet, wait_until
 from tests.failures.disks import small_disk
-from tests.failures.fleet import reasons, worker_named
 from tests.failures.loads import check, fake_fleet, request, wait_over
+from tests.fleet.held import reasons, worker_named
+from tests.fleet.processes import Fleet, wait_until
 from triptych.errors import JournalFull
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub

@@ -14,18 +14,9 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.e2e.conftest import job_count
-from tests.e2e.fleet import wait_until
-from tests.failures.fleet import (
-    PROMPT,
-    WAIT_S,
-    HeldFleet,
-    create,
-    ended,
-    name_of,
-    pixels,
-    wait_state,
-)
+from tests.e2e.conftest import ended, job_count, result, worker_of
+from tests.fleet.held import PROMPT, WAIT_S, HeldFleet, create, name_of, wait_state
+from tests.fleet.processes import wait_until
 from triptych.errors import InvalidRequest
 from triptych.v1.dispatch_pb2 import RING_PHASE1, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch
 from triptych.v1.job_pb2 import (
@@ -72,10 +63,14 @@ def test_a_running_job_is_stopped(
         job = ended(client, job_id)
         assert job.state == (JOB_STATE_CANCELLED if how == "cancel" else JOB_STATE_EXPIRED)
         time.sleep(0.5)  # the order is on its way, and nothing outside of the worker shows that it is there
-    wait_until(lambda: all(not w.job_id for w in client.get_fleet().workers), WAIT_S, "its worker is idle")
+    wait_until(
+        lambda: all(not w.status.progress.job_id for w in client.get_fleet().workers), WAIT_S, "its worker is idle"
+    )
     assert fleet.steps_made(name) - before == (state == JOB_STATE_DENOISING), "the step in hand, and no other"
     wait_until(
-        lambda: all(fleet.arena_rooms(one) == 0 for one in (*ENCODERS, *TRANSFORMERS)), WAIT_S, "no room is left"
+        lambda: all(worker_of(fleet, one).status.room_count == 0 for one in (*ENCODERS, *TRANSFORMERS)),
+        WAIT_S,
+        "no room is left",
     )
     assert client.get_job(job_id) == job
     assert job.attempts == []
@@ -134,7 +129,7 @@ def test_a_killed_controller_takes_up_every_stage_where_it_was(
         for name in ENCODERS + TRANSFORMERS:
             fleet.release(name)
     for seed, job_id in enumerate(ids):
-        assert np.array_equal(pixels(client, job_id, tmp_path), fleet.expected(seed=seed))
+        assert np.array_equal(result(client, job_id, tmp_path), fleet.expected(seed=seed))
         after = client.get_job(job_id)
         assert (list(after.attempts), after.generation) == ([], 0)
         for role in ("encoder", "transformer", "decoder"):
@@ -196,7 +191,7 @@ def test_a_full_ring_is_waited_for(fleet: HeldFleet, client: Client, tmp_path: P
         for job_id in ids[2:]:
             wait_state(client, job_id, JOB_STATE_ENCODING)
         with grpc.insecure_channel(fleet.endpoint) as channel:
-            rank = next(worker.rank for worker in client.get_fleet().workers if worker.role == ROLE_ENCODER)
+            rank = next(worker.rank for worker in client.get_fleet().workers if worker.info.role == ROLE_ENCODER)
             refused = fill(channel, rank, ids[0])
         assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "200"
@@ -205,7 +200,7 @@ def test_a_full_ring_is_waited_for(fleet: HeldFleet, client: Client, tmp_path: P
         for name in ENCODERS:
             wait_until(lambda n=name: "no free slot among" in fleet.log(n), WAIT_S, f"{name} has met the full ring")
     for seed, job_id in enumerate(ids):
-        assert np.array_equal(pixels(client, job_id, tmp_path), fleet.expected(seed=seed))
+        assert np.array_equal(result(client, job_id, tmp_path), fleet.expected(seed=seed))
         assert client.get_job(job_id).attempts == []
 
 

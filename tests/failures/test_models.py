@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.e2e.fleet import Fleet
-from tests.failures.fleet import WAIT_S, wait_state
 from tests.failures.loads import check, fake_fleet, request, wait_over
+from tests.fleet.held import WAIT_S, wait_state
+from tests.fleet.processes import Fleet
 from triptych.stages.fake import expected_outputs, fake_model
 from triptych.v1.job_pb2 import (
     JOB_STATE_CANCELLED,

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import grpc
 import psutil
 import pytest
 
 from services.controller.generation_service import WATCH_SHARES
-from tests.e2e.fleet import Fleet, wait_until
 from tests.failures.loads import check, fake_fleet, request, wait_over
-from triptych import tokens
+from tests.fleet.processes import Fleet, wait_until
 from triptych.config import ClientAccess
 from triptych.errors import BacklogFull, WatchesFull
+from triptych.security import tokens
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED
@@ -38,6 +35,7 @@ TURN_JOBS_MAX = 12
 """Jobs of others that end before a late client's one job does: what the rings hold already, and no more."""
 LEAVE_AT_ONCE = ("--drain-timeout-s", "0", "--release-timeout-s", "0")
 """There is a backlog that nobody will work off."""
+IN_SMALL_MEMORY = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=96k tmpfs /dev/shm && exec "$0" "$@"')
 IMPATIENT = RetryPolicy(total_s_max=0.5)
 
 
@@ -164,40 +162,27 @@ def test_a_full_backlog_is_waited_out(tmp_path: Path) -> None:
 def test_no_space_for_rooms_is_waited_out(tmp_path: Path, where: str) -> None:
     """The encoder has space for one room at a time: in its arena, or in a `/dev/shm` smaller than its arena."""
     size, jobs_count = {"height": 64, "width": 64}, 6
+    small = "encoder-0" if where == "shared memory" else ""
+    if small and os.geteuid() != 0:
+        pytest.skip("a /dev/shm of a test's own takes root, to mount it")
     sizes = {"encoder-0": ("--arena-bytes", str(2**16 if where == "arena" else 2**20))}
     with (
-        SmallMemoryFleet(
+        Fleet(
             tmp_path / "fleet",
             "",
             worker_flags=("--fake-stage-seconds", "0.3"),
             flags_by_name=sizes,
-            in_small_memory={"encoder-0"} if where != "arena" else set(),
+            prefix=lambda name: IN_SMALL_MEMORY if name == small else (),
         ) as fleet,
         fleet.client() as client,
     ):
         ids = [client.submit(request(seed, **size)).job_id for seed in range(jobs_count)]
         wait_until(
-            lambda: WORKER_STATE_FULL in [worker.state for worker in client.get_fleet().workers], 30, "it says so"
+            lambda: WORKER_STATE_FULL in [worker.status.state for worker in client.get_fleet().workers],
+            30,
+            "it says so",
         )
         done = wait_over(client, ids, 60)
         for seed, job_id in enumerate(ids):
             check(client, done[job_id], seed, tmp_path, **size)
             assert done[job_id].attempts == []
-
-
-class SmallMemoryFleet(Fleet):
-    """A fleet of which some workers have a `/dev/shm` of 96 KiB of their own."""
-
-    def __init__(self, *arguments: Any, in_small_memory: set[str], **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self._in_small_memory = in_small_memory
-        if in_small_memory and os.geteuid() != 0:
-            pytest.skip("a /dev/shm of a test's own takes root, to mount it")
-
-    def _launch(self, module: list[str], log: Path) -> subprocess.Popen[str]:
-        if log.stem not in self._in_small_memory:
-            return super()._launch(module, log)
-        script = 'mount -t tmpfs -o size=96k tmpfs /dev/shm && exec "$0" -m "$@"'
-        with log.open("a") as stderr:
-            command = ["unshare", "--mount", "sh", "-c", script, sys.executable, *module]
-            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=self._env)

@@ -6,9 +6,9 @@ import shutil
 import signal
 from pathlib import Path
 
-from tests.e2e.fleet import Fleet, wait_until
-from tests.failures.fleet import name_of, wait_state, worker_named
 from tests.failures.loads import check, fake_fleet, request, wait_over
+from tests.fleet.held import name_of, wait_state, worker_named
+from tests.fleet.processes import Fleet, wait_until
 from triptych.v1.job_pb2 import JOB_STATE_DECODING, JOB_STATE_SUCCEEDED
 
 JOBS = 3
@@ -38,7 +38,7 @@ def test_a_decoder_that_wakes_up_late_touches_nothing(tmp_path: Path) -> None:
 
             def is_idle(name: str = name, rank: int = rank) -> bool:
                 worker = worker_named(fleet, client, name)
-                return worker is not None and worker.rank != rank and not worker.job_id
+                return worker is not None and worker.rank != rank and not worker.status.progress.job_id
 
             wait_until(is_idle, 60, f"{name} is back, and has dropped the job")
             check(client, job, seed, tmp_path)

@@ -6,8 +6,8 @@ import signal
 import threading
 from pathlib import Path
 
-from tests.e2e.fleet import STOP_TIMEOUT_S, Fleet, wait_until
 from tests.failures.loads import check, fake_fleet, request, wait_over
+from tests.fleet.processes import STOP_TIMEOUT_S, Fleet, wait_until
 from triptych_client import Client
 
 JOB_SECONDS = 0.2

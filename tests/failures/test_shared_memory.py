@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests.clients.test_up import ENV, MODEL, wait_for
-from tests.e2e.fleet import Fleet, wait_until
 from tests.failures.disks import Disk, small_disk
-from tests.failures.loads import check, request, wait_over
+from tests.failures.loads import check, fake_fleet, request, wait_over
+from tests.fleet.processes import Fleet, wait_until
 from triptych.v1.job_pb2 import JOB_STATE_FAILED
 from triptych_client import Client
 
@@ -27,18 +27,11 @@ IN_SMALL_MEMORY = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /dev/shm
 """Runs a command whose `/dev/shm` is the folder that comes first."""
 
 
-class SmallMemoryFleet(Fleet):
+def small_memory_fleet(folder: Path, memory: Disk, **settings: Any) -> Fleet:
     """A fleet whose processes share a `/dev/shm` of a test's own."""
-
-    def __init__(self, folder: Path, memory: Disk, **settings: Any) -> None:
-        flags = ("--fake-stage-seconds", "0.1", "--mover", "local", "--rings", "rpc", "--arena-bytes", str(2**20))
-        super().__init__(folder, "", worker_flags=(*flags, "--release-timeout-s", "0"), **settings)
-        self._memory = memory
-
-    def _launch(self, module: list[str], log: Path) -> subprocess.Popen[str]:
-        with log.open("a") as stderr:
-            command = [*IN_SMALL_MEMORY, str(self._memory.path), sys.executable, "-m", *module]
-            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=self._env)
+    flags = ("--arena-bytes", str(2**20), "--release-timeout-s", "0")
+    prefix = (*IN_SMALL_MEMORY, str(memory.path))
+    return fake_fleet(folder, 0.1, worker_flags=flags, prefix=lambda _name: prefix, **settings)
 
 
 @pytest.fixture
@@ -50,12 +43,12 @@ def memory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
 
 def waits(client: Client) -> list[str]:
     """What workers say that they wait for."""
-    return [worker.waiting_for for worker in client.get_fleet().workers if worker.waiting_for]
+    return [worker.status.waiting_for for worker in client.get_fleet().workers if worker.status.waiting_for]
 
 
 @pytest.mark.parametrize("memory", [128], indirect=True)
 def test_a_room_that_is_larger_than_all_of_it_fails_at_once(tmp_path: Path, memory: Disk) -> None:
-    with SmallMemoryFleet(tmp_path / "fleet", memory) as fleet, fleet.client() as client:
+    with small_memory_fleet(tmp_path / "fleet", memory) as fleet, fleet.client() as client:
         job_id = client.submit(request(1, **ROOM)).job_id
         job = wait_over(client, [job_id], WAIT_S)[job_id]
         assert (job.state, len(job.attempts)) == (JOB_STATE_FAILED, 0)
@@ -71,7 +64,7 @@ def test_a_room_that_is_larger_than_all_of_it_fails_at_once(tmp_path: Path, memo
 @pytest.mark.parametrize("memory", [300], indirect=True)
 def test_rooms_of_one_job_that_never_fit_beside_each_other_fail(tmp_path: Path, memory: Disk) -> None:
     """The transformer's waits for space that only its own job would free."""
-    with SmallMemoryFleet(tmp_path / "fleet", memory) as fleet, fleet.client() as client:
+    with small_memory_fleet(tmp_path / "fleet", memory) as fleet, fleet.client() as client:
         job_id = client.submit(request(1, **ROOM)).job_id
         job = wait_over(client, [job_id], WAIT_S)[job_id]
         assert (job.state, len(job.attempts)) == (JOB_STATE_FAILED, 0)
@@ -85,7 +78,7 @@ def test_rooms_of_one_job_that_never_fit_beside_each_other_fail(tmp_path: Path, 
 def test_encoders_that_run_ahead_leave_others_their_share(tmp_path: Path, memory: Disk) -> None:
     """Three rooms fit. Two of two encoders and one of the transformer do; three of encoders would stop everything."""
     counts = {"encoder": 2}
-    with SmallMemoryFleet(tmp_path / "fleet", memory, counts=counts) as fleet, fleet.client() as client:
+    with small_memory_fleet(tmp_path / "fleet", memory, counts=counts) as fleet, fleet.client() as client:
         ids = [client.submit(request(seed, **ROOM)).job_id for seed in range(8)]
         done = wait_over(client, ids, WAIT_S)
         for seed, job_id in enumerate(ids):
@@ -95,7 +88,7 @@ def test_encoders_that_run_ahead_leave_others_their_share(tmp_path: Path, memory
 
 @pytest.mark.parametrize("memory", [700], indirect=True)
 def test_space_that_others_have_is_waited_for_and_said_once(tmp_path: Path, memory: Disk) -> None:
-    with SmallMemoryFleet(tmp_path / "fleet", memory) as fleet, fleet.client() as client:
+    with small_memory_fleet(tmp_path / "fleet", memory) as fleet, fleet.client() as client:
         warm = client.submit(request(1)).job_id
         wait_over(client, [warm], WAIT_S)
         memory.fill()

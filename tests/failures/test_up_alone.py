@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import subprocess
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.clients.test_launcher import until
-from tests.clients.test_up import CLI, ENV, MODEL, STEPS_S, free_port, wait_for
+from tests.clients.test_launcher import READY_S
+from tests.clients.test_up import CLI, ENV, MODEL, STEPS_S, wait_for
+from tests.fleet.processes import free_port, wait_until
 
 
 def workers_of(up: psutil.Process) -> dict[int, str]:
@@ -33,10 +33,10 @@ def test_nobody_reads_what_it_says_and_it_is_told_twice_to_stop(tmp_path: Path) 
         before = workers_of(process)
         victim = next(pid for pid, line in before.items() if "services.decoder" in line)
         psutil.Process(victim).kill()
-        asyncio.run(until(lambda: len(set(workers_of(process)) - set(before)) == 1))
+        wait_until(lambda: len(set(workers_of(process)) - set(before)) == 1, READY_S, "a new worker")
         assert set(before) - {victim} <= set(workers_of(process)), "the others go on"
         log = tmp_path / "state" / "logs" / "controller.log"
-        asyncio.run(until(lambda: log.read_text().count("registered ROLE_DECODER") == 2, STEPS_S))
+        wait_until(lambda: log.read_text().count("registered ROLE_DECODER") == 2, STEPS_S, "it has registered")
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):  # nobody is at a terminal
             up.send_signal(number)
         assert up.wait(STEPS_S) == 0, "it drained"

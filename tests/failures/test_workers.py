@@ -11,20 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.fleet import wait_until
+from tests.e2e.conftest import ended, result, worker_of
 from tests.failures.conftest import ATTEMPTS_MAX, STALL_TIMEOUT_S
-from tests.failures.fleet import (
-    WAIT_S,
-    HeldFleet,
-    create,
-    dispatches,
-    ended,
-    name_of,
-    pixels,
-    reasons,
-    wait_state,
-    worker_named,
-)
+from tests.fleet.held import WAIT_S, HeldFleet, create, dispatches, name_of, reasons, wait_state, worker_named
+from tests.fleet.processes import wait_until
 from triptych.v1.dispatch_pb2 import RING_PHASE2
 from triptych.v1.job_pb2 import (
     JOB_STATE_DECODING,
@@ -44,10 +34,12 @@ def back_again(fleet: HeldFleet, client: Client, name: str, old_rank: int) -> in
 
     def is_back() -> bool:
         worker = worker_named(fleet, client, name)
-        return worker is not None and worker.rank != old_rank and worker.job_id == ""
+        return worker is not None and worker.rank != old_rank and worker.status.progress.job_id == ""
 
     wait_until(is_back, WAIT_S, f"{name} has registered anew and is idle")
-    wait_until(lambda: fleet.arena_rooms(name) == 0, WAIT_S, f"{name} has dropped what it made too late")
+    wait_until(
+        lambda: worker_of(fleet, name).status.room_count == 0, WAIT_S, f"{name} has dropped what it made too late"
+    )
     worker = worker_named(fleet, client, name)
     assert worker is not None
     return worker.rank
@@ -67,7 +59,7 @@ def test_a_stopped_process_is_dead_and_what_it_does_later_is_dropped(
         fleet.wait_held(name)
         fleet.processes[name].send_signal(signal.SIGSTOP)
         fleet.release(next(other for other in names if other != name))
-        array = pixels(client, job_id, tmp_path)
+        array = result(client, job_id, tmp_path)
         job = client.get_job(job_id)
         assert reasons(job) == [(role, rank, f"rank {rank} was silent for 2 s")]
         assert job.generation == 0, "the ring delivered the same dispatch again"
@@ -105,7 +97,7 @@ def test_a_stage_that_hangs_is_as_dead_though_its_process_lives(
         name = name_of(fleet, client, rank)
         fleet.wait_held(name)
         fleet.release(next(other for other in names if other != name))
-        array = pixels(client, job_id, tmp_path)
+        array = result(client, job_id, tmp_path)
         assert reasons(client.get_job(job_id)) == [(role, rank, f"no progress for {STALL_TIMEOUT_S:g} s")]
         assert fleet.processes[name].poll() is None
     assert np.array_equal(array, fleet.expected())
@@ -121,7 +113,7 @@ def test_a_dead_encoder_does_not_cost_a_finished_denoise(fleet: HeldFleet, clien
         name = name_of(fleet, client, job.encoder_rank)
         fleet.kill(name)
         wait_until(lambda: worker_named(fleet, client, name) is None, WAIT_S, f"{name} is declared dead")
-    array = pixels(client, job_id, tmp_path)
+    array = result(client, job_id, tmp_path)
     after = client.get_job(job_id)
     assert (list(after.attempts), after.generation) == ([], 0)
     assert (after.encoder_rank, after.transformer_rank) == (job.encoder_rank, job.transformer_rank)
@@ -144,7 +136,7 @@ def test_a_dead_transformer_with_the_latents_costs_one_denoise_and_no_encode(
         wait_until(lambda: client.get_job(job_id).attempts, WAIT_S, "the job is sent back")
         wait_until(lambda: client.get_job(job_id).state == JOB_STATE_DENOISED, WAIT_S, "it is denoised again")
         assert fleet.steps_made(other) - before == 4, "one denoise"
-    array = pixels(client, job_id, tmp_path)
+    array = result(client, job_id, tmp_path)
     after = client.get_job(job_id)
     assert [(role, rank) for role, rank, _ in reasons(after)] == [("decoder", job.transformer_rank)]
     assert after.generation == 1
@@ -171,14 +163,14 @@ def test_a_job_that_kills_its_workers_is_a_dead_letter_and_the_fleet_goes_on(
         assert [fleet.processes[name].poll() for name in TRANSFORMERS] == [-signal.SIGKILL] * ATTEMPTS_MAX
         for name in TRANSFORMERS:
             fleet.start(name)
-        assert np.array_equal(pixels(client, create(client), tmp_path), fleet.expected())
+        assert np.array_equal(result(client, create(client), tmp_path), fleet.expected())
         assert {dead.job_id for dead in client.list_jobs(dead_letters_only=True)} == {job_id} | known
     shown = command(fleet, "jobs", "--dead", job_id)
     assert all(reason in shown for _, _, reason in reasons(job))
     retried = dict(line.split() for line in command(fleet, "jobs", "--dead", "--retry", "all").splitlines())
     assert set(retried) == {job_id} | known
     new = retried[job_id]
-    array = pixels(client, new, tmp_path)
+    array = result(client, new, tmp_path)
     assert np.array_equal(array, fleet.expected(num_inference_steps=steps))
     assert client.get_job(new).retry_of == job_id
     assert client.get_job(job_id) == job
@@ -206,7 +198,7 @@ def test_a_wrong_checksum_is_read_again_and_then_made_again(fleet: HeldFleet, cl
             changed = bytes(byte ^ 0xFF for byte in arena.read(64))
             arena.seek(-64, os.SEEK_CUR)
             arena.write(changed)
-    array = pixels(client, job_id, tmp_path)
+    array = result(client, job_id, tmp_path)
     after = client.get_job(job_id)
     ((role, _, reason),) = reasons(after)
     assert role == "decoder"

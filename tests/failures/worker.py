@@ -1,4 +1,4 @@
-"""`python -m tests.failures.worker MODULE FLAGS…`: a service whose models may name the components of `held`.
+"""`python -m tests.failures.worker python -m MODULE FLAGS…`: a service whose models may name the components of `held`.
 
 diffusers takes classes of other packages only where they were imported before.
 """
@@ -11,5 +11,5 @@ import sys
 import tests.failures.held  # noqa: F401  (so that diffusers finds it)
 
 if __name__ == "__main__":
-    del sys.argv[0]
+    del sys.argv[:3]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

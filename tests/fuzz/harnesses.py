@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import struct
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -20,18 +21,21 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from services.controller.generation_service import _sequence_of
+from services.worker.running import Running, seconds_of
 from tests.fuzz import samples
 from tests.fuzz.nasty import Known, Nasty, mutate
-from triptych import codec, requests, telemetry
-from triptych.decoding import decode
-from triptych.decoding.headers import File
+from triptych import telemetry
 from triptych.errors import InvalidRequest, LeaseLost, RingFull, RingMismatch, SourceCorrupt, TransferFailed
+from triptych.media.decoding import decode
+from triptych.media.decoding.headers import File
+from triptych.model import fields, parameters
+from triptych.model.description import Description
+from triptych.model.inputs import resolve
 from triptych.rings import attach, layout, protocol
 from triptych.rings.layout import Geometry, Kind, Slot, StateWord
 from triptych.rings.memory import MemoryDriver
 from triptych.rings.ring import Claimed, dispatch_in, held_of, payload_of
-from triptych.running import Running, seconds_of
-from triptych.transport import room
+from triptych.transport import codec, room
 from triptych.transport.host import SHARED_MEMORY
 from triptych.transport.movers import LocalMover
 from triptych.v1 import dispatch_pb2, job_pb2, ring_service_pb2, room_pb2
@@ -209,10 +213,12 @@ def request(data: bytes) -> None:
     except DecodeError:
         return
     with contextlib.suppress(InvalidRequest):
-        requests.validate(asked, samples.description())
+        resolve(asked, samples.description())
     with contextlib.suppress(InvalidRequest):
-        requests.parameter_values(asked, samples.description())
-    requests.field_values(asked)
+        parameters.parse(asked.parameters, Description(samples.description()))
+    with contextlib.suppress(InvalidRequest):
+        fields.check_deadline(asked, time.time())
+    fields.values_of(asked)
 
 
 def page_token(data: bytes) -> None:

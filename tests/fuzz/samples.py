@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from tests.fuzz.nasty import Nasty
-from triptych import codec, media
+from triptych.media import encoding
 from triptych.rings import attach, protocol
 from triptych.rings.layout import Geometry
 from triptych.rings.memory import MemoryDriver
-from triptych.transport import host, room
+from triptych.transport import codec, host, room
 from triptych.v1 import dispatch_pb2, job_pb2, model_pb2, ring_service_pb2, room_pb2
 
 MODULES = [
@@ -203,7 +203,7 @@ def pictures() -> list[bytes]:
 def videos() -> list[bytes]:
     """A small video in each format that is taken."""
     noise = np.random.default_rng(0).random((1, 3, 16, 16, 3), np.float32)
-    return [media.encode_outputs({"videos": noise}, name, 16)[0].data for name in ("mp4", "gif")]
+    return [encoding.encode_outputs({"videos": noise}, name, 16)[0].data for name in ("mp4", "gif")]
 
 
 def _filled(cls: Any, count: int) -> list[bytes]:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import SMALL, channel_to, generate
-from tests.e2e.fleet import Fleet, wait_until
+from tests.fleet.processes import Fleet, wait_until
 from tests.fuzz.calls import Caller, Outcomes, discover
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER
 from triptych.v1.worker_service_pb2 import DrainRequest
@@ -64,7 +64,7 @@ def settle(fleet: Fleet, client: Client) -> None:
         for job in client.list_jobs():
             if job.job_id and not job.HasField("end_time"):
                 client.cancel_job(job.job_id)
-        addresses = {(worker.role, worker.address) for worker in client.get_fleet().workers}
+        addresses = {(worker.info.role, worker.info.address) for worker in client.get_fleet().workers}
         roles = {"encoder-0": ROLE_ENCODER, "transformer-0": ROLE_TRANSFORMER, "decoder-0": ROLE_DECODER}
         return addresses == {(role, fleet.addresses[name]) for name, role in roles.items()}
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.fuzz import samples
 from tests.fuzz.nasty import Nasty, mutate
-from triptych import codec
 from triptych.errors import SourceCorrupt
+from triptych.transport import codec
 from triptych.v1 import room_pb2
 
 ROOM_BYTES = 8192

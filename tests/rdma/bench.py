@@ -48,7 +48,7 @@ class RingBench:
         return self.driver.execute(program)
 
     def check_intact(self) -> None:
-        """After whatever happened: nothing is taken, and a new connection works from attach to ack."""
+        """Check that no slot is taken, and that a new connection works from attach to ack."""
         for rank in (RANK, RANK + 1):
             self.host.disconnect(rank)
             self.ring.abandon(rank, [])
@@ -67,7 +67,7 @@ class RingBench:
 
 
 class Worker:
-    """A connection and what is needed to go wrong with it."""
+    """A connection, with the means to break it."""
 
     def __init__(self, connection: Connection, address: int, key: int, rank: int) -> None:
         self.connection, self.address, self.key, self.rank = connection, address, key, rank

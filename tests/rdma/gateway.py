@@ -1,4 +1,4 @@
-"""A process of workers that reach a ring over RDMA, remote-controlled by the very RingService that it doesn't use.
+"""A process of workers that reach a ring over RDMA, remote-controlled by the RingService that they don't use.
 
 The tests call its RingService by gRPC; each rank they name is a worker here, with a connection of its own to the
 controller's memory. Line by line on stdin: `use HOST:PORT` (the controller to connect to; answered by `ok`).
@@ -19,9 +19,9 @@ import grpc
 
 from services.controller.ring_service import RingServicer
 from tests.rings.conformance import RING
-from tests.rings.tools import service_of
+from tests.rings.tools import FixedMember, service_of
 from triptych.rings import layout
-from triptych.rings.ring import Claimed
+from triptych.rings.ring import Claimed, Membership
 from triptych.rings.verbs.card import Card, open_card
 from triptych.rings.verbs.connector import Connector
 from triptych.rings.verbs.ring import VerbsRing
@@ -96,8 +96,8 @@ class Workers:
     def _of(self, rank: int) -> VerbsRing:
         if rank not in self._rings:
             assert self._channel is not None
-            connector = Connector(self._channel, self._card, [RING], lambda: 1)
-            self._rings[rank] = connector, VerbsRing(connector, RING, lambda: rank, lambda: None)
+            connector = Connector(self._channel, self._card, [RING])
+            self._rings[rank] = connector, VerbsRing(connector, RING, FixedMember(Membership(rank, 1)))
         return self._rings[rank][1]
 
     def _count(self, more: int) -> None:
@@ -148,7 +148,7 @@ async def main(device: str, binding: str, counter: str) -> None:
     with open(counter, "r+b") as file:  # noqa: ASYNC230
         waiting = mmap.mmap(file.fileno(), 8)
     workers = Workers(open_card(device, binding), waiting, OWN_RANK + os.getpid())
-    servicer = RingServicer({RING: workers}, lambda rank: None)  # type: ignore[dict-item]
+    servicer = RingServicer([workers], lambda rank: None)  # type: ignore[list-item]
     server = await start_server("127.0.0.1:0", [service_of(servicer)])
     print(server.address, flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):

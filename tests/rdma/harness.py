@@ -90,7 +90,7 @@ class VerbsHarness:
             on_fence=self.memory.disconnect,
             driver=self.memory.driver(0),
         )
-        self.servicer = RingServicer({RING: self.host}, lambda rank: None, self.memory)
+        self.servicer = RingServicer([self.host], lambda rank: None, self.memory)
         self.ways: list[str | Workers] = []
         """Addresses of RingServices, and workers of this process."""
         self._turn = itertools.count()

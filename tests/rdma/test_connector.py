@@ -1,4 +1,4 @@
-"""A worker's connection through its life: opened, broken, opened again, given up."""
+"""A worker's connection is opened, broken, opened again and given up."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 from services.controller.ring_service import RingServicer
 from tests.rdma.harness import VerbsHarness
-from tests.rings.conformance import RING, job, some
-from tests.rings.tools import cut_short, first, service_of
+from tests.rings.conformance import RING, ROLE, job, some
+from tests.rings.tools import FixedMember, cut_short, first, service_of
 from triptych.errors import Fenced, LeaseLost, NoCard, RingUnreachable
 from triptych.rdma_devices import IPV4_MAPPED
 from triptych.rings import protocol
-from triptych.rings.access import FAILURES_MAX, RingAccess
+from triptych.rings.access import CARD_FAILURES_MAX, RingAccess
 from triptych.rings.layout import Geometry, Kind
 from triptych.rings.memory import MemoryRing
-from triptych.rings.ring import Ring
+from triptych.rings.ring import Membership, Ring
 from triptych.rings.verbs.card import BINDINGS, FULL_RIGHTS, Card, find_binding, open_card
 from triptych.rings.verbs.connector import Connector
 from triptych.rings.verbs.host import RingHost
@@ -27,6 +27,7 @@ from triptych.v1.ring_service_pb2 import ConnectRequest
 from triptych.v1.ring_service_pb2_grpc import RingServiceStub
 
 RANK, EPOCH = 7, 1
+MEMBER = FixedMember(Membership(RANK, EPOCH))
 GEOMETRY = Geometry()
 
 
@@ -46,19 +47,19 @@ def address(harness: VerbsHarness) -> str:
 
 @pytest.fixture
 async def connector(address: str, worker_card: Card) -> AsyncIterator[Connector]:
-    connector = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH)
+    connector = Connector(open_channel(address), worker_card, [RING])
     yield connector
     await connector.close()
 
 
 @pytest.fixture
 def ring(connector: Connector) -> VerbsRing:
-    return VerbsRing(connector, RING, lambda: RANK, lambda: None)
+    return VerbsRing(connector, RING, MEMBER)
 
 
 async def lose_an_answer(connector: Connector) -> None:
     """Lease an entry as the worker, and have nobody know of it, as where a connection breaks in the middle."""
-    driver = await connector.driver(RING, RANK)
+    driver = await connector.driver(RING, MEMBER.membership)
     assert driver.execute(protocol.claim(GEOMETRY, RANK, first)) is not None
 
 
@@ -87,7 +88,7 @@ async def test_a_lease_whose_answer_was_lost_is_delivered_again(
 async def test_a_slot_that_was_reserved_and_not_filled_is_free_again(
     harness: VerbsHarness, connector: Connector, ring: VerbsRing
 ) -> None:
-    driver = await connector.driver(RING, RANK)
+    driver = await connector.driver(RING, MEMBER.membership)
     driver.execute(cut_short(protocol.publish(GEOMETRY, b"half", RANK, 0, first), 3))
     assert harness.host.slots()[0].kind is Kind.WRITING
     harness.memory.disconnect(RANK)
@@ -101,24 +102,25 @@ async def test_another_epoch_is_refused_and_takes_nothing_back(
 ) -> None:
     """After a restart the controller may have adopted a lease for the worker before the worker has heard of it."""
     lease = harness.host.adopt(job("running"), RANK)
-    late = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH - 1)
+    late = Connector(open_channel(address), worker_card, [RING])
     with pytest.raises(Fenced, match="this is epoch 1, the worker is of 0"):
-        await late.driver(RING, RANK)
+        await late.driver(RING, Membership(RANK, EPOCH - 1))
     await late.close()
     assert harness.host.holds(lease)
 
 
 async def test_adopted_leases_are_kept(harness: VerbsHarness, address: str, worker_card: Card) -> None:
     lease = harness.host.adopt(job("running"), RANK)
-    connector = Connector(open_channel(address), worker_card, [RING], lambda: EPOCH, lambda: [lease])
-    await connector.driver(RING, RANK)
+    connector = Connector(open_channel(address), worker_card, [RING])
+    connector.hold(lease)
+    await connector.driver(RING, MEMBER.membership)
     assert harness.host.holds(lease)
     await connector.close()
 
 
 def access_to(address: str, card: Card, *, is_forced: bool = False) -> tuple[RingAccess, Ring]:
-    access = RingAccess(open_channel(address), [RING], lambda: (RANK, EPOCH), card=card, is_forced=is_forced)
-    return access, access.ring(RING)
+    access = RingAccess(open_channel(address), [ROLE], MEMBER, card=card, is_forced=is_forced)
+    return access, access.ring(ROLE)
 
 
 async def test_auto_goes_over_verbs_and_says_so(harness: VerbsHarness, address: str, worker_card: Card) -> None:
@@ -143,14 +145,14 @@ async def test_auto_goes_on_by_rpc_after_several_failures_and_loses_nothing(
     held = await some(ring, RANK)
     connector = access.connector
     assert connector is not None
-    for failure in range(FAILURES_MAX):
-        if failure == FAILURES_MAX - 1:
+    for failure in range(CARD_FAILURES_MAX):
+        if failure == CARD_FAILURES_MAX - 1:
             await lose_an_answer(connector)
         harness.memory.disconnect(RANK)
         with pytest.raises(RingUnreachable):
             await ring.nack(held.lease)
     lost = await some(ring, RANK)
-    assert (access.choice.name, f"{FAILURES_MAX} operations failed" in access.choice.reason) == ("rpc", True)
+    assert (access.choice.name, f"{CARD_FAILURES_MAX} operations failed" in access.choice.reason) == ("rpc", True)
     assert (lost.dispatch.job_id, lost.lease.attempt) == ("lost", 1)
     assert harness.memory.ranks == []
     await ring.ack(held.lease)
@@ -162,7 +164,7 @@ async def test_auto_goes_on_by_rpc_after_several_failures_and_loses_nothing(
 
 async def test_a_controller_without_rdma_makes_auto_rpc_and_verbs_an_error(worker_card: Card) -> None:
     plain = MemoryRing(RING, EPOCH, attempts_max=3)
-    servicer = RingServicer({RING: plain}, lambda rank: None, None, "it has none")
+    servicer = RingServicer([plain], lambda rank: None, None, "it has none")
     server = await start_server("127.0.0.1:0", [service_of(servicer)])
     access, ring = access_to(server.address, worker_card)
     await ring.publish(job("one"), 0)
@@ -176,18 +178,18 @@ async def test_a_controller_without_rdma_makes_auto_rpc_and_verbs_an_error(worke
 async def test_a_controller_that_comes_back_without_its_card_is_reached_by_rpc(card: Card, worker_card: Card) -> None:
     host = RingHost(card, 1)
     shared = MemoryRing(RING, EPOCH, attempts_max=3, driver=host.driver(0), on_fence=host.disconnect)
-    server = await start_server("127.0.0.1:0", [service_of(RingServicer({RING: shared}, lambda rank: None, host))])
-    epoch = EPOCH
-    access = RingAccess(open_channel(server.address), [RING], lambda: (RANK, epoch), card=worker_card)
-    await access.ring(RING).publish(job("before"), 0)
+    server = await start_server("127.0.0.1:0", [service_of(RingServicer([shared], lambda rank: None, host))])
+    member = FixedMember(MEMBER.membership)
+    access = RingAccess(open_channel(server.address), [ROLE], member, card=worker_card)
+    await access.ring(ROLE).publish(job("before"), 0)
     assert access.choice.name == "verbs"
     await server.stop(0)
     host.close()
-    epoch += 1
-    plain = MemoryRing(RING, epoch, attempts_max=3)
-    servicer = RingServicer({RING: plain}, lambda rank: None, None, "its card is gone")
+    member.membership = Membership(RANK, EPOCH + 1)
+    plain = MemoryRing(RING, EPOCH + 1, attempts_max=3)
+    servicer = RingServicer([plain], lambda rank: None, None, "its card is gone")
     server = await start_server(server.address, [service_of(servicer)])
-    await access.ring(RING).publish(job("after"), 0)
+    await access.ring(ROLE).publish(job("after"), 0)
     assert (access.choice.name, "its card is gone" in access.choice.reason) == ("rpc", True)
     assert plain.stats().ready_count == 1
     assert access.connector is not None
@@ -197,12 +199,10 @@ async def test_a_controller_that_comes_back_without_its_card_is_reached_by_rpc(c
 
 async def test_another_epoch_takes_another_connection(address: str, worker_card: Card) -> None:
     """The old one may lead to the memory of a controller that is gone."""
-    epoch = EPOCH
-    connector = Connector(open_channel(address), worker_card, [RING], lambda: epoch)
-    await connector.driver(RING, RANK)
-    epoch += 1
+    connector = Connector(open_channel(address), worker_card, [RING])
+    await connector.driver(RING, MEMBER.membership)
     with pytest.raises(Fenced, match="this is epoch 1, the worker is of 2"):
-        await connector.driver(RING, RANK)
+        await connector.driver(RING, Membership(RANK, EPOCH + 1))
     await connector.close()
 
 

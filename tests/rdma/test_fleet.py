@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import SMALL, result, worker_of
-from tests.e2e.fleet import Fleet, wait_until
+from tests.fleet.processes import Fleet, wait_until
 from tests.rdma.warm import WarmProcess, WarmServer
 from triptych.v1.job_pb2 import JOB_STATE_DENOISING
 from triptych_client import Client
@@ -31,8 +31,8 @@ class WarmFleet(Fleet):
         super().__init__(*args, **settings)
         self._warm = warm
 
-    def _launch(self, module: list[str], log: Path) -> Any:
-        return self._warm.start(module, log)
+    def _launch(self, command: list[str], log: Path, env: Mapping[str, str]) -> Any:
+        return self._warm.start(command[2:], log)  # without `python -m`
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +108,10 @@ def test_generate_over_rdma_gives_the_same_bits(
     assert np.array_equal(ours, reference())
     for name in ("transformer-0", "transformer-1", "decoder-0"):
         worker = worker_of(fleet, name)
-        assert worker.mooncake.name == "rdma"
-        assert set(worker.fetch_count_by_mover) <= {"mooncake"}
-        assert worker.rings.name == ("rpc" if name == "transformer-1" else "verbs")
-    assert worker_of(fleet, "decoder-0").fetch_count_by_mover == {"mooncake": 1}
+        assert worker.info.mooncake.name == "rdma"
+        assert set(worker.status.fetch_count_by_mover) <= {"mooncake"}
+        assert worker.status.rings.name == ("rpc" if name == "transformer-1" else "verbs")
+    assert worker_of(fleet, "decoder-0").status.fetch_count_by_mover == {"mooncake": 1}
 
 
 def test_the_fleet_says_what_is_in_use_and_why(fleet: Fleet, devices: tuple[str, str]) -> None:
@@ -119,7 +119,7 @@ def test_the_fleet_says_what_is_in_use_and_why(fleet: Fleet, devices: tuple[str,
         status = client.get_fleet()
     assert {ring.driver for ring in status.rings} == {"verbs"}
     assert all(devices[0] in ring.driver_reason for ring in status.rings)
-    assert sorted(worker.rings.name for worker in status.workers) == ["rpc", "verbs", "verbs", "verbs"]
+    assert sorted(worker.status.rings.name for worker in status.workers) == ["rpc", "verbs", "verbs", "verbs"]
 
 
 def test_kill_9_of_a_worker_that_holds_a_lease_over_verbs(
@@ -127,7 +127,7 @@ def test_kill_9_of_a_worker_that_holds_a_lease_over_verbs(
 ) -> None:
     pid = fleet.processes["transformer-0"].pid
     with fleet.client() as client:
-        (doomed,) = [worker.rank for worker in client.get_fleet().workers if worker.process_id == pid]
+        (doomed,) = [worker.rank for worker in client.get_fleet().workers if worker.info.process_id == pid]
         job_id = client.create_job(PROMPT, **FIELDS, transformer_rank=doomed, output_format="npy").job_id
         wait_until(lambda: being_denoised(client, job_id), PATIENCE_S, "the job is being denoised")
         fleet.kill("transformer-0")

@@ -1,4 +1,4 @@
-"""Rooms over Mooncake and RDMA: equal bytes, carried by the cards, and said so."""
+"""Rooms over Mooncake and RDMA arrive with equal bytes, and the cards carry them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from tests.transport.conftest import Owner
 from tests.transport.test_movers import reachable_only_by
-from triptych import codec, rdma_devices, rpc
+from triptych import rdma_devices
 from triptych.errors import RoomGone, TransferFailed, WrongState
 from triptych.rdma_devices import DEVICES
-from triptych.transport import room
+from triptych.transport import codec, room
 from triptych.transport.arena import Arena
 from triptych.transport.fetcher import FETCH_TIMEOUT_BASE_S, Fetcher, open_fetcher
 from triptych.transport.mooncake_engine import MooncakeEngine, open_engine
@@ -57,7 +57,7 @@ def owner(devices: tuple[str, str]) -> Iterator[Owner]:
 def fetcher(devices: tuple[str, str], arena: Arena) -> Iterator[Fetcher]:
     engine = open_engine(arena, address_of(devices[1]), "rdma", devices[1])
     assert (engine.protocol, engine.reason.startswith("it took uverbs")) == ("rdma", True)
-    fetcher = open_fetcher(arena, engine, rpc.open_channel, "mooncake")
+    fetcher = open_fetcher(arena, engine, forced="mooncake")
     yield fetcher
     fetcher.close()
     engine.close()
@@ -93,7 +93,7 @@ async def test_a_reader_over_tcp_is_told_and_another_mover_helps(owner: Owner, a
     with Arena.create(2**20) as own:
         engine = open_engine(own, "127.0.0.1", "tcp")
         for forced, outcome in (("mooncake", None), ("", "rpc")):
-            fetcher = open_fetcher(own, engine, rpc.open_channel, forced)
+            fetcher = open_fetcher(own, engine, forced=forced)
             if outcome is None:
                 with pytest.raises(TransferFailed, match="mooncake"):
                     await fetcher.fetch(ref)

@@ -126,8 +126,8 @@ def test_wrong_ring(bench: RingBench) -> None:
 
 def test_wrong_byte_order(bench: RingBench) -> None:
     """A controller of the other endianness has formatted the ring."""
-    (header,) = bench.run(_read(0, layout.HEADER_BYTES))
-    turned = b"".join(header[at : at + 8][::-1] for at in range(0, layout.HEADER_BYTES, 8))
+    (header,) = bench.run(_read(0, layout.RING_HEADER_BYTES))
+    turned = b"".join(header[at : at + 8][::-1] for at in range(0, layout.RING_HEADER_BYTES, 8))
     bench.run(_write(0, turned))
     with bench.worker() as worker, pytest.raises(RingMismatch):
         worker.run(attach.attach(GEOMETRY, RING, EPOCH))

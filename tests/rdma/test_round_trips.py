@@ -1,4 +1,4 @@
-"""What each operation costs on a real card: posts and work requests, counted; and that nothing is left behind."""
+"""The cost of each operation on a real card in posts and work requests. Nothing is left behind."""
 
 from __future__ import annotations
 

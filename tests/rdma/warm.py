@@ -109,7 +109,7 @@ class WarmServer:
 
 def serve() -> None:
     """Import what takes long, then fork until stdin ends."""
-    import services.stage_process  # noqa: F401
+    import services.worker.process  # noqa: F401
     import triptych.stages.stage  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children here

@@ -1,4 +1,4 @@
-"""What every `Ring` must do, whatever carries it. A suite subclasses `RingConformance` and provides `harness`."""
+"""The conformance suite of all `Ring` drivers. A suite subclasses `RingConformance` and provides `harness`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 import pytest
 
+from tests.fleet.processes import eventually
 from triptych import errors
 from triptych.rings import layout, recovery
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import Claimed, Removed, Ring
-from triptych.v1.dispatch_pb2 import RING_PHASE1, Dispatch
+from triptych.v1.dispatch_pb2 import RING_PHASE1, ROLE_TRANSFORMER, Dispatch
 from triptych.v1.ring_service_pb2 import Lease
 
 RING = RING_PHASE1
+ROLE = ROLE_TRANSFORMER
+"""The role that claims from it."""
 ATTEMPTS_MAX = 3
 PATIENCE_S = 10.0
 """Bound on what should take milliseconds, on a machine that is busy with something else."""
@@ -38,13 +40,6 @@ class Harness(Protocol):
 def job(name: str, sender: int = 0) -> Dispatch:
     """A dispatch that is recognised by its name."""
     return Dispatch(job_id=name, sender_rank=sender)
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until something holds."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not holds():  # noqa: ASYNC110  (what is waited for is on the other side of a server)
-            await asyncio.sleep(0.002)
 
 
 async def some(ring: Ring, rank: int, wait_s: float = PATIENCE_S) -> Claimed:

@@ -1,4 +1,4 @@
-"""How a worker's rings are reached on a machine without RDMA: by asking, and it says why."""
+"""A worker without RDMA reaches its rings by RPCs, and says why."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 
 from services.controller.ring_service import RingServicer
 from services.controller.rings import open_rings
-from tests.rings.conformance import ATTEMPTS_MAX, RING, RingConformance, job
-from tests.rings.tools import service_of
+from tests.rings.conformance import ATTEMPTS_MAX, RING, ROLE, RingConformance, job
+from tests.rings.tools import FixedMember, service_of
 from triptych import rdma_devices
 from triptych.config import ControllerConfig
 from triptych.errors import InvalidRequest, NoCard
 from triptych.rings.access import RingAccess, try_card
 from triptych.rings.memory import MemoryRing
-from triptych.rings.ring import Removed, Ring
+from triptych.rings.ring import Membership, Removed, Ring
 from triptych.rpc import open_channel, start_server, translate
 from triptych.v1.ring_service_pb2 import ConnectRequest, QueuePairAddress
 from triptych.v1.ring_service_pb2_grpc import RingServiceStub
@@ -34,17 +34,17 @@ class AccessHarness:
 
     def access(self) -> RingAccess:
         channel = open_channel(self.address)
-        self.opened.append(RingAccess(channel, [RING], lambda: (1, 1), card=None, reason="because"))
+        self.opened.append(RingAccess(channel, [ROLE], FixedMember(Membership(1, 1)), card=None, reason="because"))
         return self.opened[-1]
 
     def ring(self) -> Ring:
-        return self.access().ring(RING)
+        return self.access().ring(ROLE)
 
 
 @pytest.fixture
 async def harness() -> AsyncIterator[AccessHarness]:
     harness = AccessHarness()
-    servicer = RingServicer({RING: harness.host}, lambda rank: None, None, "nobody asked for it")
+    servicer = RingServicer([harness.host], lambda rank: None, None, "nobody asked for it")
     server = await start_server("127.0.0.1:0", [service_of(servicer)])
     harness.address = server.address
     yield harness
@@ -59,8 +59,8 @@ class TestConformance(RingConformance):
 
 async def test_it_says_what_is_in_use_and_why(harness: AccessHarness) -> None:
     access = harness.access()
-    await access.ring(RING).publish(job("one"), 0)
-    access.ring(RING).hint()
+    await access.ring(ROLE).publish(job("one"), 0)
+    access.ring(ROLE).hint()
     assert (access.choice.name, access.choice.reason) == ("rpc", "because")
 
 
@@ -82,12 +82,12 @@ def test_without_a_device_auto_is_rpc_and_verbs_an_error() -> None:
 def test_the_controllers_rings_without_a_device() -> None:
     rings = open_rings(ControllerConfig(), epoch=1)
     assert (rings.host, rings.reason) == (None, "this machine has no RDMA device")
-    assert {ring.driver_name for ring in rings.by_name.values()} == {"memory"}
+    assert {ring.driver_name for ring in rings.by_role.values()} == {"memory"}
     rings.close()
     with pytest.raises(NoCard):
         open_rings(ControllerConfig(rings="verbs"), epoch=1)
 
 
-def test_a_device_with_an_impossible_name_is_refused_whatever_is_there() -> None:
+def test_a_device_with_an_impossible_name_is_refused_on_every_machine() -> None:
     with pytest.raises((InvalidRequest, NoCard)):
         try_card("verbs", "no:such:device")

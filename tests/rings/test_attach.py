@@ -54,16 +54,16 @@ def test_a_ring_of_this_program_is_accepted_again_and_again() -> None:
 @pytest.mark.parametrize("field", Header._fields)
 def test_each_field_of_the_header_is_checked(field: str) -> None:
     memory = formatted()
-    header = Header.unpack(bytes(memory[: layout.HEADER_BYTES]))
+    header = Header.unpack(bytes(memory[: layout.RING_HEADER_BYTES]))
     wrong = header._replace(**{field: getattr(header, field) + 1})
-    memory[: layout.HEADER_BYTES] = wrong.pack()
+    memory[: layout.RING_HEADER_BYTES] = wrong.pack()
     with pytest.raises(RingMismatch, match=field):
         MemoryDriver(memoryview(memory)).execute(attach.attach(GEOMETRY, RING, EPOCH))
 
 
 def test_memory_in_another_byte_order_is_refused() -> None:
     memory = formatted()
-    for offset in range(0, layout.HEADER_BYTES, 8):
+    for offset in range(0, layout.RING_HEADER_BYTES, 8):
         memory[offset : offset + 8] = memory[offset : offset + 8][::-1]
     with pytest.raises(RingMismatch):
         MemoryDriver(memoryview(memory)).execute(attach.attach(GEOMETRY, RING, EPOCH))

@@ -1,4 +1,4 @@
-"""Slots that hold no dispatch: over far memory others write them, and what they write must end nobody."""
+"""Slots that hold no dispatch: workers write them over far memory, and wrong bytes must end no process."""
 
 from __future__ import annotations
 

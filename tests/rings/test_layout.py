@@ -17,7 +17,7 @@ geometries = st.builds(Geometry, st.integers(1, 128), st.integers(1, 64).map(lam
 def test_the_constants_are_what_other_programs_were_built_for() -> None:
     """A change here is a new LAYOUT_VERSION."""
     assert layout.LAYOUT_VERSION == 3
-    assert layout.MAGIC.to_bytes(8, "little") == b"TRIPRING"
+    assert layout.RING_MAGIC.to_bytes(8, "little") == b"TRIPRING"
     assert (layout.TICKET_OFFSET, layout.SCRATCH_OFFSET, layout.REDELIVERED_OFFSET) == (64, 128, 192)
     assert (layout.STATES_OFFSET, layout.SLOTS_OFFSET) == (1024, 4096)
     geometry = Geometry()
@@ -39,7 +39,7 @@ def test_a_state_words_bits_are_where_the_design_says() -> None:
 def test_the_headers_bytes() -> None:
     header = Header.of(ring=2, epoch=7, geometry=Geometry())
     assert header.pack() == struct.pack("<8sQQQQQQ", b"TRIPRING", 0x0102030405060708, 3, 7, 2, 128, 4096)
-    assert layout.HEADER_BYTES == 56 <= layout.TICKET_OFFSET
+    assert layout.RING_HEADER_BYTES == 56 <= layout.TICKET_OFFSET
 
 
 def test_a_slots_bytes() -> None:
@@ -114,7 +114,7 @@ def test_epochs_start_far_apart() -> None:
 @given(geometries)
 def test_nothing_overlaps_and_atomics_are_aligned(geometry: Geometry) -> None:
     slots = range(geometry.slot_count)
-    parts = [(0, layout.HEADER_BYTES), (layout.TICKET_OFFSET, 8), (layout.SCRATCH_OFFSET, 8)]
+    parts = [(0, layout.RING_HEADER_BYTES), (layout.TICKET_OFFSET, 8), (layout.SCRATCH_OFFSET, 8)]
     parts += [(geometry.state_offset(slot), 8) for slot in slots]
     parts += [(geometry.slot_offset(slot), geometry.slot_bytes) for slot in slots]
     for (offset, size), (following, _) in zip(parts, [*parts[1:], (geometry.ring_bytes, 0)], strict=True):
@@ -130,7 +130,7 @@ def test_state_words_are_read_as_they_were_written(states: list[StateWord]) -> N
 
 
 @given(tickets, st.integers(0, 2**28 - 1), st.binary(max_size=4096), st.binary(max_size=64))
-def test_a_slot_survives_packing_whatever_follows_it(ticket: int, target: int, payload: bytes, rest: bytes) -> None:
+def test_a_slot_survives_packing_before_any_bytes(ticket: int, target: int, payload: bytes, rest: bytes) -> None:
     slot = Slot(ticket, target, payload)
     assert len(slot.pack()) <= Geometry().slot_bytes
     assert Slot.unpack(slot.pack() + rest) == slot

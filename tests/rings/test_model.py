@@ -1,4 +1,4 @@
-"""The memory ring against a model that a child could check: a list of entries in the order of their tickets."""
+"""The memory ring against a very simple model: a list of entries in the order of their tickets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs stopped between two of their operations, while something happens to the ring."""
+"""Programs that are stopped between two operations while the ring changes."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_content_that_is_not_the_tickets_is_never_delivered(bench: Bench) -> Non
         bench.run(protocol.claim(GEOMETRY, 7, first), once(is_slot_read, lambda: bench.driver.perform(stray)))
 
 
-def test_what_was_parked_leaves_with_the_next_reap_whoever_died(bench: Bench) -> None:
+def test_parked_entries_leave_with_the_next_reap_of_any_rank(bench: Bench) -> None:
     bench.publish(b"hot")
     for _ in range(layout.ATTEMPT_MAX + 1):
         held = bench.claim(7).held

@@ -8,7 +8,8 @@ import grpc
 import pytest
 
 from services.controller.ring_service import RingServicer
-from tests.rings.conformance import ATTEMPTS_MAX, RING, RingConformance, eventually, job, some
+from tests.fleet.processes import eventually
+from tests.rings.conformance import ATTEMPTS_MAX, RING, RingConformance, job, some
 from tests.rings.tools import service_of
 from triptych import errors
 from triptych.rings.memory import MemoryRing
@@ -28,7 +29,7 @@ class SlowServicer(RingServicer):
     """Holds an answer back until told, so that a client can go away between the lease and the answer."""
 
     def __init__(self, ring: MemoryRing) -> None:
-        super().__init__({RING: ring}, refuse_unknown)
+        super().__init__([ring], refuse_unknown)
         self.taken = asyncio.Event()
         self.ended_count = 0
         self.may_answer = asyncio.Event()

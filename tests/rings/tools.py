@@ -1,20 +1,33 @@
-"""What tests of rings need beside the conformance suite: programs run in part, and a RingService to serve."""
+"""Tools for tests of rings: programs that run in part, and a RingService to serve."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from services.controller.ring_service import RingServicer
 from triptych.rings.program import Program
+from triptych.rings.ring import Membership
 from triptych.rpc import Service
+from triptych.v1.dispatch_pb2 import Ring as RingName
 from triptych.v1.ring_service_pb2_grpc import add_RingServiceServicer_to_server
 
 
+@dataclass
+class FixedMember:
+    """A worker whose rank and epoch a test says."""
+
+    membership: Membership
+
+    def changed(self, ring: RingName.ValueType) -> None: ...
+
+
 def first(count: int) -> int:
-    """Choose without chance."""
+    """Choose always the first."""
     return 0
 
 
 def cut_short(program: Program[object], chains: int) -> Program[None]:
-    """The first chains of a program, as where its process dies or its connection breaks after them."""
+    """The first chains of a program, as if its process died or its connection broke after them."""
     results = None
     for _ in range(chains):
         results = yield program.send(results)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.fleet import ROLES, Fleet
-from triptych import tokens
+from tests.fleet.processes import ROLES, Fleet
 from triptych.config import ClientAccess
+from triptych.security import tokens
 from triptych_client import authority
 
 SCOPES = {"alice": ["submit", "read"], "bob": ["submit", "read"], "reader": ["read"], "root": ["admin"]}

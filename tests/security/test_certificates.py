@@ -13,12 +13,13 @@ import grpc
 import pytest
 
 from tests.security.papers import issue
-from triptych import auth, identity, rpc
-from triptych.certificates import Certificates, role_and_name
+from triptych import rpc
 from triptych.errors import InvalidRequest, NotAllowed, Unauthenticated, Unavailable
+from triptych.security import auth, identity
+from triptych.security.certificates import Certificates, role_and_name
 from triptych.v1 import worker_service_pb2 as pb
 from triptych.v1 import worker_service_pb2_grpc as pb_grpc
-from triptych.v1.worker_pb2 import Worker
+from triptych.v1.worker_pb2 import Worker, WorkerInfo
 from triptych_client import authority
 
 HOSTS = ("127.0.0.1", "localhost")
@@ -34,7 +35,7 @@ class Echo(pb_grpc.WorkerServiceServicer):
     """Answers with the caller's name."""
 
     async def GetWorker(self, request: pb.GetWorkerRequest, context: Any) -> pb.GetWorkerResponse:
-        return pb.GetWorkerResponse(worker=Worker(model=identity.caller().name))
+        return pb.GetWorkerResponse(worker=Worker(info=WorkerInfo(model=identity.caller().name)))
 
 
 @asynccontextmanager
@@ -49,7 +50,7 @@ async def serving(security: auth.Security, client_address: str = "") -> AsyncIte
 
 async def name_at(channel: grpc.aio.Channel) -> str:
     call = pb_grpc.WorkerServiceStub(channel).GetWorker(pb.GetWorkerRequest(), timeout=10)
-    return (await rpc.translate(call)).worker.model
+    return (await rpc.translate(call)).worker.info.model
 
 
 async def name_of(address: str, tls: Path, token: str = "") -> str:
@@ -58,7 +59,7 @@ async def name_of(address: str, tls: Path, token: str = "") -> str:
 
 
 def test_files_and_their_modes(folder: Path) -> None:
-    for role in authority.ROLES:
+    for role in authority.HOLDERS:
         assert Certificates(folder / role).has_own
         assert stat.S_IMODE((folder / role / "tls.key").stat().st_mode) == 0o600
     assert stat.S_IMODE((folder / "ca" / "tls.key").stat().st_mode) == 0o600
@@ -164,7 +165,7 @@ async def test_a_half_written_set_is_not_taken_up(folder: Path) -> None:
 
 async def test_the_port_for_tokens(folder: Path, tmp_path: Path) -> None:
     """TLS without a client's certificate: the token says who calls, and without one nobody does."""
-    from triptych import tokens
+    from triptych.security import tokens
 
     token = tokens.add(tmp_path / "tokens.toml", "alice", ["read"])
     (tmp_path / "anybody").mkdir()

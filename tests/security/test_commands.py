@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.security.conftest import Guarded
-from triptych.certificates import Certificates
 from triptych.errors import InvalidRequest
+from triptych.security.certificates import Certificates
 from triptych_client import FleetPlan
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def test_tokens_add_list_remove(tmp_path: Path) -> None:
     )
     assert added.stdout.startswith("triptych_")
     listed = triptych("tokens", "list", "--tokens", file).stdout
-    assert listed == "alice  read, submit  5 jobs\n"
+    assert listed == "alice\tread, submit\t5 jobs\n"
     assert added.stdout.strip() not in file.read_text()
     assert triptych("tokens", "add", "alice", "--scope", "read", "--tokens", file).returncode == 2
     assert triptych("tokens", "remove", "alice", "--tokens", file).returncode == 0

@@ -12,9 +12,9 @@ import pytest
 from tests.security.conftest import Guarded
 from tests.security.test_roles import client_of
 from tests.security.test_strangers import channel_to
-from triptych.decoding import decode
-from triptych.decoding.headers import File
 from triptych.errors import InvalidRequest
+from triptych.media.decoding import decode
+from triptych.media.decoding.headers import File
 from triptych.rpc import MESSAGE_BYTES_MAX
 
 

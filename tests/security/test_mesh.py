@@ -12,19 +12,23 @@ import grpc
 import psutil
 import pytest
 
-from tests.clients.test_up import free_port
-from tests.e2e.fleet import ROLES, Fleet
-from tests.security.test_roles import HARMFUL, is_refused, process_of
-from triptych import tokens
-from triptych.auth import SCOPES_BY_METHOD
+from tests.filled import filled
+from tests.fleet.processes import ROLES, Fleet, free_port
+from tests.messages import registration
+from tests.security.test_roles import HARMFUL, is_refused, process_of, refusal
 from triptych.config import ClientAccess
 from triptych.errors import NotFound, Unauthenticated
+from triptych.security import tokens
+from triptych.security.rules import RULES
 from triptych.v1.dispatch_pb2 import ROLE_DECODER
 from triptych.v1.encoder_service_pb2 import GenerateRequest
 from triptych.v1.encoder_service_pb2_grpc import EncoderServiceStub
-from triptych.v1.fleet_service_pb2 import CompletePhaseRequest, RegisterWorkerRequest
+from triptych.v1.fleet_service_pb2 import CompletePhaseRequest
 from triptych.v1.fleet_service_pb2_grpc import FleetServiceStub
 from triptych.v1.job_pb2 import GenerationRequest
+from triptych.v1.room_pb2 import RoomRef
+from triptych.v1.worker_service_pb2 import FetchRoomRequest
+from triptych.v1.worker_service_pb2_grpc import WorkerServiceStub
 from triptych_client import Client
 from triptych_client.retry import RetryPolicy
 
@@ -86,8 +90,9 @@ def test_a_workers_token_is_good_for_its_role_only(meshed: tuple[Fleet, Path]) -
     metadata = (("authorization", f"Bearer {(folder / 'encoder.token').read_text().strip()}"),)
     with grpc.insecure_channel(fleet.endpoint) as channel:
         stub = FleetServiceStub(channel)
-        register = RegisterWorkerRequest(instance_id="x", role=ROLE_DECODER, address="127.0.0.1:1")
-        complete = CompletePhaseRequest(role=ROLE_DECODER)
+        register = registration("x", ROLE_DECODER)
+        complete = filled(CompletePhaseRequest)
+        complete.token.role = ROLE_DECODER
         for call, request in ((stub.RegisterWorker, register), (stub.CompletePhase, complete)):
             with pytest.raises(grpc.RpcError) as caught:
                 call(request, timeout=10, metadata=metadata)
@@ -102,14 +107,27 @@ def test_a_worker_without_a_token_ends_with_a_sentence(meshed: tuple[Fleet, Path
         ("encoder-1", (), "prove who it is"),
         ("transformer-1", ("--token-file", str(folder / "transformer-for-encoder.token")), "may not speak for"),
     ):
-        fleet._flags_by_name = {name: (*flags, "--fake-stage-seconds", "0.05")}
+        fleet.flags_by_name = {name: (*flags, "--fake-stage-seconds", "0.05")}
         with pytest.raises(AssertionError, match="ended"):
             fleet.start(name)
         assert fleet.processes[name].wait(30) == 2
         assert words in fleet.log(name)
 
 
-@pytest.mark.parametrize("method", SCOPES_BY_METHOD)
+def test_a_stranger_without_its_capability_gets_no_room_and_does_not_learn_whether_it_is_there(
+    meshed: tuple[Fleet, Path],
+) -> None:
+    """Workers show each other no token, so none is asked for."""
+    fleet, _folder = meshed
+    rank = 2**32 + 7
+    with grpc.insecure_channel(fleet.addresses["encoder-0"]) as channel:
+        for room in (RoomRef(), RoomRef(room_id=rank, capability=b"x" * 16)):
+            with pytest.raises(grpc.RpcError) as caught:
+                list(WorkerServiceStub(channel).FetchRoom(FetchRoomRequest(room=room), timeout=10))
+            assert refusal(caught.value) == (grpc.StatusCode.NOT_FOUND, "RoomGone")
+
+
+@pytest.mark.parametrize("method", sorted(path for path, rules in RULES.items() if not rules.by_capability))
 def test_a_stranger_gets_unauthenticated_from_every_rpc(meshed: tuple[Fleet, Path], method: str) -> None:
     """Before the message is looked at: bytes that are none make no difference."""
     fleet, _folder = meshed
@@ -131,8 +149,8 @@ def test_what_a_tokens_scopes_may_call(meshed: tuple[Fleet, Path], name: str) ->
     """The whole table, as behind certificates."""
     fleet, folder = meshed
     scopes = set(CLIENTS.get(name, [name]))
-    for method, needed in SCOPES_BY_METHOD.items():
-        may = "admin" in scopes or bool(scopes & set(needed))
+    for method, rules in RULES.items():
+        may = "admin" in scopes or bool(scopes & set(rules.scopes))
         if may and method in HARMFUL:
             continue
         with grpc.insecure_channel(fleet.addresses[process_of(method)]) as channel:
@@ -146,7 +164,8 @@ def test_clients_touch_their_own_jobs_only(meshed: tuple[Fleet, Path], tmp_path:
     root = Client(fleet.endpoint, RetryPolicy(total_s_max=5.0), ClientAccess(token=token_of(folder, "root")))
     with fleet.client() as alice, bob, root:
         job = alice.generate("a cat", tmp_path / "out.npy", request_id="mine").job
-        assert bob.create_job("a dog", request_id="mine").job_id != job.job_id
+        bobs = bob.create_job("a dog", request_id="mine")
+        assert bobs.job_id != job.job_id
         for call in (
             lambda: bob.get_job(job.job_id),
             lambda: list(bob.watch_job(job.job_id)),
@@ -161,6 +180,8 @@ def test_clients_touch_their_own_jobs_only(meshed: tuple[Fleet, Path], tmp_path:
         assert (
             root.download_result(job.job_id, tmp_path / "roots.npy").read_bytes() == (tmp_path / "out.npy").read_bytes()
         )
+        for _ in bob.watch_job(bobs.job_id):  # or the encoder is still busy with it
+            pass
     metadata = (("authorization", f"Bearer {token_of(folder, 'bob')}"),)
     with grpc.insecure_channel(fleet.addresses["encoder-0"]) as channel:
         direct = GenerateRequest(request=GenerationRequest(prompt="a cow"), request_id="hers")

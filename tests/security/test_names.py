@@ -8,15 +8,16 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.fleet import ROLES, Fleet
+from tests.filled import filled
+from tests.fleet.processes import ROLES, Fleet
 from tests.security.conftest import Guarded
 from tests.security.papers import issue
 from tests.security.test_certificates import folder as folder
 from tests.security.test_certificates import name_of, serving
 from tests.security.test_strangers import channel_to
-from triptych import auth, tokens
 from triptych.config import ClientAccess
 from triptych.errors import NotAllowed, NotFound, Unauthenticated
+from triptych.security import auth, tokens
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1.fleet_service_pb2_grpc import FleetServiceStub
 from triptych_client import Client
@@ -126,7 +127,8 @@ NO_NAMES = [
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_an_encoder_names_clients_by_their_whole_names(guarded: Guarded, name: str) -> None:
     with channel_to(guarded, "controller", guarded.certs / "encoder") as channel:
-        request = fleet_pb.StartDirectJobRequest(rank=1, client=name)
+        request = filled(fleet_pb.StartDirectJobRequest)
+        request.client = name
         with pytest.raises(grpc.RpcError) as caught:
             FleetServiceStub(channel).StartDirectJob(request, timeout=10)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
@@ -143,7 +145,7 @@ def test_jobs_from_before_callers_were_asked_are_for_administrators(tmp_path: Pa
         with fleet.client() as anyone:
             job_id = anyone.generate("a cat", tmp_path / "out.npy").job.job_id
         fleet.kill("controller")
-        fleet._flags_by_name = {**fakes, "controller": ("--tokens", str(file))}
+        fleet.flags_by_name = {**fakes, "controller": ("--tokens", str(file))}
         fleet.start("controller")
         policy = RetryPolicy(total_s_max=5.0)
         with (

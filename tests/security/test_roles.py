@@ -10,13 +10,16 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.e2e.fleet import ROLES, wait_until
+from tests.fleet.processes import ROLES, wait_until
+from tests.messages import registration
 from tests.security.conftest import SCOPES, Guarded, make_guarded
 from tests.security.test_strangers import channel_to
-from triptych import rpc, tokens
-from triptych.auth import SCOPES_BY_METHOD, SCOPES_BY_ROLE
+from triptych import rpc
 from triptych.config import ClientAccess
 from triptych.errors import NotFound, QuotaFull, Unauthenticated
+from triptych.security import tokens
+from triptych.security.auth import SCOPES_BY_ROLE
+from triptych.security.rules import RULES
 from triptych.stages.fake import expected_outputs
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1 import ring_service_pb2 as ring_pb
@@ -81,8 +84,8 @@ def process_of(method: str) -> str:
 
 
 def check_table(guarded: Guarded, scopes: set[str], tls: Path | None, token: str) -> None:
-    for method, needed in SCOPES_BY_METHOD.items():
-        may = "admin" in scopes or bool(scopes & set(needed))
+    for method, rules in RULES.items():
+        may = "admin" in scopes or bool(scopes & set(rules.scopes))
         if may and method in HARMFUL:
             continue
         with channel_to(guarded, process_of(method), tls) as channel:
@@ -111,19 +114,20 @@ def test_a_job_over_mutual_tls_gives_the_right_bits(guarded: Guarded, tmp_path: 
 
 
 def movers_used(client: Client) -> set[str]:
-    return {mover for worker in client.get_fleet().workers for mover in worker.fetch_count_by_mover}
+    return {mover for worker in client.get_fleet().workers for mover in worker.status.fetch_count_by_mover}
 
 
 def rank_of(guarded: Guarded, role: Role.ValueType) -> int:
     with guarded.fleet.client() as client:
         workers: list[Worker] = list(client.get_fleet().workers)
-    return next(worker.rank for worker in workers if worker.role == role)
+    return next(worker.rank for worker in workers if worker.info.role == role)
 
 
+TOKEN = fleet_pb.PhaseToken(job_id="j", role=ROLE_DECODER)
 CALLS: list[tuple[str, Any]] = [
-    ("StartPhase", fleet_pb.StartPhaseRequest(job_id="j", role=ROLE_DECODER)),
-    ("CompletePhase", fleet_pb.CompletePhaseRequest(job_id="j", role=ROLE_DECODER, artifacts=[Artifact(name="x")])),
-    ("FailPhase", fleet_pb.FailPhaseRequest(job_id="j", role=ROLE_DECODER)),
+    ("StartPhase", fleet_pb.StartPhaseRequest(token=TOKEN)),
+    ("CompletePhase", fleet_pb.CompletePhaseRequest(token=TOKEN, artifacts=[Artifact(name="x")])),
+    ("FailPhase", fleet_pb.FailPhaseRequest(token=TOKEN)),
 ]
 
 
@@ -133,7 +137,7 @@ def test_an_encoder_certificate_cannot_complete_a_job(
     guarded: Guarded, method: str, request_: Any, rank_role: Role.ValueType
 ) -> None:
     """Neither in a decoder's name, nor in its own."""
-    request_.lease.rank = rank_of(guarded, rank_role)
+    request_.token.lease.rank = rank_of(guarded, rank_role)
     with channel_to(guarded, "controller", guarded.certs / "encoder") as channel:
         with pytest.raises(grpc.RpcError) as caught:
             getattr(FleetServiceStub(channel), method)(request_, timeout=10)
@@ -143,7 +147,7 @@ def test_an_encoder_certificate_cannot_complete_a_job(
 def test_a_certificate_registers_workers_of_its_role_only(guarded: Guarded) -> None:
     with channel_to(guarded, "controller", guarded.certs / "encoder") as channel:
         for role in (ROLE_TRANSFORMER, ROLE_DECODER):
-            request = fleet_pb.RegisterWorkerRequest(instance_id="x", role=role, address="127.0.0.1:1")
+            request = registration("x", role)
             with pytest.raises(grpc.RpcError) as caught:
                 FleetServiceStub(channel).RegisterWorker(request, timeout=10)
             assert refusal(caught.value) == NOT_ALLOWED
@@ -155,12 +159,10 @@ def test_an_instance_keeps_its_role(guarded: Guarded) -> None:
         description = client.describe_model()
     with channel_to(guarded, "controller", guarded.certs / "encoder") as channel:
         stub = FleetServiceStub(channel)
-        first = fleet_pb.RegisterWorkerRequest(
-            instance_id="shared", role=ROLE_ENCODER, address="127.0.0.1:1", model=description
-        )
+        first = registration("shared", ROLE_ENCODER, model=description)
         rank = stub.RegisterWorker(first, timeout=10).rank
         with channel_to(guarded, "controller", guarded.certs / "decoder") as other:
-            first.role = ROLE_DECODER
+            first.info.role = ROLE_DECODER
             with pytest.raises(grpc.RpcError) as caught:
                 FleetServiceStub(other).RegisterWorker(first, timeout=10)
             assert refusal(caught.value) == NOT_ALLOWED
@@ -222,7 +224,7 @@ def test_a_room_opens_to_its_capability_only(guarded: Guarded) -> None:
                 room.capability = capability
                 with pytest.raises(grpc.RpcError) as caught:
                     list(WorkerServiceStub(channel).FetchRoom(FetchRoomRequest(room=room), timeout=10))
-                assert refusal(caught.value) == NOT_ALLOWED
+                assert refusal(caught.value) == (grpc.StatusCode.NOT_FOUND, "RoomGone")
         assert over(client, job_id).state == JOB_STATE_SUCCEEDED, "who has the capability read it"
 
 
@@ -260,7 +262,7 @@ def test_the_fleet_is_shown_without_others_jobs(guarded: Guarded) -> None:
 
 
 def shown_jobs(client: Client) -> set[str]:
-    return {worker.job_id for worker in client.get_fleet().workers}
+    return {worker.status.progress.job_id for worker in client.get_fleet().workers}
 
 
 def test_the_direct_path_is_the_clients_too(guarded: Guarded) -> None:

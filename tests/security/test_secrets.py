@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.fleet import wait_until
+from tests.fleet.processes import wait_until
 from tests.security.conftest import make_guarded
 from tests.security.test_roles import client_of
 from triptych.config import ClientAccess

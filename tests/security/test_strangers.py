@@ -13,10 +13,10 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.e2e.fleet import ROLES
+from tests.fleet.processes import ROLES
 from tests.security.conftest import Guarded
-from triptych.auth import SCOPES_BY_METHOD
-from triptych.certificates import Certificates
+from triptych.security.certificates import Certificates
+from triptych.security.rules import RULES
 
 PROCESSES = ("controller", *(f"{role}-0" for role in ROLES))
 SERVICES = {
@@ -126,7 +126,7 @@ def test_every_method_of_ours_is_in_the_table(guarded: Guarded) -> None:
     """One that is forgotten would be for administrators only: safe, but useless."""
     listed = {method for name in PROCESSES for method, _stream in methods_of(guarded, name)}
     ours = {method for method in listed if method.startswith("/triptych.")}
-    assert ours == SCOPES_BY_METHOD.keys()
+    assert ours == RULES.keys()
 
 
 def test_bad_metadata_is_refused_in_a_sentence(guarded: Guarded) -> None:

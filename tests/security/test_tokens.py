@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from triptych import tokens
-from triptych.auth import OwnToken
 from triptych.errors import InvalidRequest
-from triptych.identity import Identity
+from triptych.security import tokens
+from triptych.security.auth import OwnToken
+from triptych.security.identity import Identity
 
 
 def test_only_the_digest_is_at_rest(tmp_path: Path) -> None:

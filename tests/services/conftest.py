@@ -12,20 +12,24 @@ from typing import Any
 import pytest
 
 from services.controller.controller import Controller
+from services.controller.core import Core
+from services.controller.fleet import Fleet
 from services.controller.generation_service import GenerationServicer
 from services.controller.journal import Journal
-from services.controller.ledger import Ledger
-from services.controller.supervisor import Supervisor
-from triptych import results, telemetry
+from services.controller.media_checks import MediaChecks
+from services.controller.rings import Rings
+from tests.messages import registration, token_for
+from triptych import telemetry
 from triptych.config import ControllerConfig
 from triptych.errors import LeaseLost
-from triptych.identity import ANYONE, Identity, set_caller
+from triptych.media import results
 from triptych.rings.layout import ATTEMPT_MAX
 from triptych.rings.memory import MemoryRing
 from triptych.roles import RING_OF
+from triptych.security.identity import ANYONE, Identity, set_caller
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1 import generation_service_pb2 as pb
-from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER
 from triptych.v1.job_pb2 import GenerationRequest, Job
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.model_pb2 import INPUT_KIND_INTEGER, INPUT_KIND_TEXT, ModelDescription
@@ -38,12 +42,25 @@ class Bench:
         model = ModelDescription(model="toy", config_digest="70f1" * 16)
         model.inputs.add(name="prompt", kind=INPUT_KIND_TEXT, required=True)
         model.inputs.add(name="num_inference_steps", kind=INPUT_KIND_INTEGER, default_json="4")
-        rings = {name: MemoryRing(name, 1, attempts_max=ATTEMPT_MAX) for name in RING_OF.values()}
-        self.config, self.rings, self.journal, self.model = config, rings, journal, model
-        self.controller = Controller(config, Ledger(journal), rings, model, telemetry.Metrics())
+        rings = {role: MemoryRing(name, 1, attempts_max=ATTEMPT_MAX) for role, name in RING_OF.items()}
+        self.config = config
+        self.rings = rings
+        self.journal = journal
+        self.model = model
         url = results.check_url("result_url", str(folder / "results"))
-        self.supervisor = Supervisor(self.controller, 1, url)
-        self.service = GenerationServicer(self.controller, url)
+        self.core = Core(
+            config,
+            journal,
+            Fleet(),
+            Rings(rings, None, "", []),
+            model,
+            epoch=1,
+            result_url=url,
+            metrics=telemetry.Metrics(),
+        )
+        self.media = MediaChecks()
+        self.controller = Controller(self.core, self.media)
+        self.service = GenerationServicer(self.core, self.controller.lifecycle)
 
     async def create(self, client: Identity = ANYONE, request_id: str = "", **fields: Any) -> Job:
         """CreateJob."""
@@ -58,45 +75,38 @@ class Bench:
 
     async def encoder(self, name: str = "encoder") -> int:
         """Register an encoder; its rank."""
-        request = fleet_pb.RegisterWorkerRequest(
-            instance_id=name, role=ROLE_ENCODER, address="127.0.0.1:1", model=self.model
-        )
+        request = registration(name, ROLE_ENCODER, model=self.model)
         set_caller(ANYONE)
-        return (await self.supervisor.register(request)).rank
+        return (await self.controller.membership.register(request)).rank
 
     async def claimed(self, rank: int) -> list[str]:
         """The jobs that an encoder gets, in order, until there are no more; each is dropped."""
         found = []
         while True:
-            await self.controller.dispatcher.publish_waiting()
-            claimed = await self.rings[RING_REQUEST].claim(rank)
+            await self.core.dispatcher.publish_waiting()
+            claimed = await self.rings[ROLE_ENCODER].claim(rank)
             if claimed is None:
                 return found
             found.append(claimed.dispatch.job_id)
-            await self.rings[RING_REQUEST].ack(claimed.lease)
+            await self.rings[ROLE_ENCODER].ack(claimed.lease)
 
     async def fail(self, job: Job, rank: int, reason: str = "it broke") -> Job:
         """An encoder takes the job, which must be the next, and fails; the job as it then is."""
         set_caller(ANYONE)
-        await self.controller.dispatcher.publish_waiting()
-        claimed = await self.rings[RING_REQUEST].claim(rank)
+        await self.core.dispatcher.publish_waiting()
+        claimed = await self.rings[ROLE_ENCODER].claim(rank)
         assert claimed is not None
         assert claimed.dispatch.job_id == job.job_id
-        common: dict[str, Any] = {
-            "lease": claimed.lease,
-            "job_id": job.job_id,
-            "generation": claimed.dispatch.generation,
-            "role": ROLE_ENCODER,
-        }
-        await self.controller.start_phase(fleet_pb.StartPhaseRequest(**common))
-        await self.controller.fail_phase(
-            fleet_pb.FailPhaseRequest(reason=fleet_pb.FAILURE_REASON_STAGE_ERROR, message=reason, **common)
+        token = token_for(claimed, ROLE_ENCODER)
+        await self.controller.phases.start(fleet_pb.StartPhaseRequest(token=token))
+        await self.controller.phases.fail(
+            fleet_pb.FailPhaseRequest(token=token, reason=fleet_pb.FAILURE_REASON_STAGE_ERROR, message=reason)
         )
         try:
-            await self.rings[RING_REQUEST].ack(claimed.lease)
+            await self.rings[ROLE_ENCODER].ack(claimed.lease)
         except LeaseLost as error:
             raise AssertionError("a failure ends with an ack") from error
-        return await self.controller.ledger.get(job.job_id)
+        return await self.core.ledger.get(job.job_id)
 
 
 WAIT_S = 10.0
@@ -107,7 +117,8 @@ class SlowJournal(Journal):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.written, self.go_on = asyncio.Event(), asyncio.Event()
+        self.written = asyncio.Event()
+        self.go_on = asyncio.Event()
         self.go_on.set()
 
     async def add(self, entry: JournalEntry, request: GenerationRequest) -> JournalEntry | None:
@@ -152,7 +163,7 @@ def open_bench(tmp_path: Path) -> OpenBench:
         async with Journal(tmp_path / "state") as journal:
             bench = Bench(tmp_path, journal, replace(ControllerConfig(), **settings))
             yield bench
-            bench.controller.media.close()
+            bench.media.close()
 
     return opened
 
@@ -163,4 +174,4 @@ async def slow_bench(tmp_path: Path) -> AsyncIterator[Bench]:
     async with SlowJournal(tmp_path / "state") as journal:
         bench = Bench(tmp_path, journal, ControllerConfig())
         yield bench
-        bench.controller.media.close()
+        bench.media.close()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from services.controller import jobs
-from services.controller.jobs import UNCOUNTED_MAX
+from services.controller import attempts
+from services.controller.attempts import UNCOUNTED_MAX
+from tests.messages import heartbeat, registration, token_for
 from tests.services.conftest import Bench, OpenBench
 from triptych import ids
 from triptych.config import ControllerConfig
 from triptych.rings.ring import Claimed
-from triptych.roles import NEXT, RING_OF
+from triptych.roles import NEXT
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1.dispatch_pb2 import (
-    RING_PHASE1,
-    RING_REQUEST,
     ROLE_DECODER,
     ROLE_ENCODER,
     ROLE_TRANSFORMER,
@@ -35,6 +36,7 @@ from triptych.v1.job_pb2 import (
     JOB_STATE_QUEUED,
     Attempt,
     Job,
+    TokensCut,
 )
 from triptych.v1.room_pb2 import RoomRef
 from triptych.v1.worker_pb2 import WORKER_STATE_DRAINING, WORKER_STATE_QUARANTINED
@@ -43,54 +45,71 @@ ATTEMPTS_MAX = ControllerConfig().attempts_max
 
 
 async def register(bench: Bench, name: str, role: Role.ValueType) -> int:
-    request = fleet_pb.RegisterWorkerRequest(instance_id=name, role=role, address="127.0.0.1:1", model=bench.model)
-    return (await bench.supervisor.register(request)).rank
+    request = registration(name, role, model=bench.model)
+    return (await bench.controller.membership.register(request)).rank
 
 
 async def take(bench: Bench, role: Role.ValueType, rank: int) -> Claimed | None:
     """Claim for a rank, and start what there is."""
-    await bench.supervisor.tick()
-    await bench.controller.dispatcher.publish_waiting()
-    claimed = await bench.rings[RING_OF[role]].claim(rank)
+    await bench.controller.upkeep.tick()
+    await bench.core.dispatcher.publish_waiting()
+    claimed = await bench.rings[role].claim(rank)
     if claimed is not None:
-        await bench.controller.start_phase(fleet_pb.StartPhaseRequest(**common(claimed, role)))
+        await bench.controller.phases.start(fleet_pb.StartPhaseRequest(token=token_for(claimed, role)))
     return claimed
 
 
-def common(claimed: Claimed, role: Role.ValueType) -> dict[str, Any]:
-    d = claimed.dispatch
-    return {"lease": claimed.lease, "job_id": d.job_id, "generation": d.generation, "role": role}
+async def must_take(bench: Bench, role: Role.ValueType, rank: int) -> Claimed:
+    """As `take`, where there is something."""
+    claimed = await take(bench, role, rank)
+    assert claimed is not None
+    return claimed
 
 
-async def complete(bench: Bench, claimed: Claimed, role: Role.ValueType, number: int) -> None:
+async def complete(
+    bench: Bench, claimed: Claimed, role: Role.ValueType, number: int, tokens_cut: Sequence[TokensCut] = ()
+) -> None:
     """Finish what was taken, publish for the next role, ack."""
     rank = claimed.lease.rank
     room = RoomRef(room_id=ids.room_id(rank, number), size_bytes=4096, xxh3_128=bytes(16), owner_rank=rank)
     room.owner_address = "127.0.0.1:1"
     after = Dispatch(job_id=claimed.dispatch.job_id, generation=claimed.dispatch.generation, role=NEXT[role], room=room)
     after.sender_rank = rank
-    await bench.controller.complete_phase(fleet_pb.CompletePhaseRequest(next=after, **common(claimed, role)), "")
-    await bench.rings[RING_OF[NEXT[role]]].publish(after, 0)
-    await bench.rings[RING_OF[role]].ack(claimed.lease)
+    request = fleet_pb.CompletePhaseRequest(next=after, tokens_cut=tokens_cut, token=token_for(claimed, role))
+    await bench.controller.phases.complete(request)
+    await bench.rings[NEXT[role]].publish(after, 0)
+    await bench.rings[role].ack(claimed.lease)
 
 
 async def fail(bench: Bench, claimed: Claimed, role: Role.ValueType, reason: Any, message: str = "it broke") -> Job:
-    await bench.controller.fail_phase(
-        fleet_pb.FailPhaseRequest(reason=reason, message=message, **common(claimed, role))
+    await bench.controller.phases.fail(
+        fleet_pb.FailPhaseRequest(reason=reason, message=message, token=token_for(claimed, role))
     )
-    await bench.rings[RING_OF[role]].ack(claimed.lease)
-    return await bench.controller.ledger.get(claimed.dispatch.job_id)
+    await bench.rings[role].ack(claimed.lease)
+    return await bench.core.ledger.get(claimed.dispatch.job_id)
 
 
 async def leave(bench: Bench, rank: int) -> None:
-    await bench.supervisor.bury(rank, f"rank {rank} left", ATTEMPT_KIND_GIVEN_UP)
+    await bench.controller.evictions.evict(rank, f"rank {rank} left", ATTEMPT_KIND_GIVEN_UP)
+
+
+@asynccontextmanager
+async def failed_once(
+    open_bench: OpenBench, reason: Any = fleet_pb.FAILURE_REASON_STAGE_ERROR
+) -> AsyncIterator[tuple[Bench, int, int]]:
+    """A controller and two encoders, of which the first has failed the only job; the encoders' ranks."""
+    async with open_bench() as bench:
+        first, second = [await register(bench, name, ROLE_ENCODER) for name in ("e1", "e2")]
+        await bench.create()
+        await fail(bench, await must_take(bench, ROLE_ENCODER, first), ROLE_ENCODER, reason)
+        yield bench, first, second
 
 
 def test_the_table_names_every_kind() -> None:
     kinds = {ATTEMPT_KIND_STAGE_ERROR, ATTEMPT_KIND_WORKER_DIED, ATTEMPT_KIND_OUT_OF_MEMORY}
-    assert kinds | {0} == jobs.COUNTED
+    assert kinds | {0} == attempts.COUNTED
     for kind in (ATTEMPT_KIND_ROOM_LOST, ATTEMPT_KIND_GIVEN_UP, ATTEMPT_KIND_WORKER_SICK):
-        assert jobs.counted(Job(attempts=[Attempt(kind=kind)])) == 0
+        assert attempts.counted(Job(attempts=[Attempt(kind=kind)])) == 0
 
 
 async def test_encoders_that_leave_cost_a_waiting_job_nothing(open_bench: OpenBench) -> None:
@@ -99,12 +118,11 @@ async def test_encoders_that_leave_cost_a_waiting_job_nothing(open_bench: OpenBe
         job = await bench.create()
         for number in range(ATTEMPTS_MAX + 1):
             rank = await register(bench, f"e{number}", ROLE_ENCODER)
-            claimed = await take(bench, ROLE_ENCODER, rank)
-            assert claimed is not None
+            claimed = await must_take(bench, ROLE_ENCODER, rank)
             await complete(bench, claimed, ROLE_ENCODER, number)
-            assert (await bench.controller.ledger.get(job.job_id)).state == JOB_STATE_ENCODED
+            assert (await bench.core.ledger.get(job.job_id)).state == JOB_STATE_ENCODED
             await leave(bench, rank)
-        found = await bench.controller.ledger.get(job.job_id)
+        found = await bench.core.ledger.get(job.job_id)
         assert found.state == JOB_STATE_QUEUED
         assert {attempt.kind for attempt in found.attempts} == {ATTEMPT_KIND_ROOM_LOST}
 
@@ -113,10 +131,10 @@ async def test_entries_that_nobody_may_start_keep_no_encoder_idle(open_bench: Op
     async with open_bench() as bench:
         encoder = await register(bench, "e", ROLE_ENCODER)
         for number in range(4):
-            await bench.rings[RING_PHASE1].publish(Dispatch(job_id=f"over-{number}", role=ROLE_TRANSFORMER), 0)
+            await bench.rings[ROLE_TRANSFORMER].publish(Dispatch(job_id=f"over-{number}", role=ROLE_TRANSFORMER), 0)
         await bench.create()
         assert await take(bench, ROLE_ENCODER, encoder) is not None
-        assert bench.rings[RING_PHASE1].stats().ready_count == 0
+        assert bench.rings[ROLE_TRANSFORMER].stats().ready_count == 0
 
 
 async def test_drains_and_one_crash_make_no_dead_letter(open_bench: OpenBench) -> None:
@@ -124,17 +142,16 @@ async def test_drains_and_one_crash_make_no_dead_letter(open_bench: OpenBench) -
         job = await bench.create()
         for number in range(ATTEMPTS_MAX):
             rank = await register(bench, f"e{number}", ROLE_ENCODER)
-            claimed = await take(bench, ROLE_ENCODER, rank)
-            assert claimed is not None
-            await bench.rings[RING_REQUEST].nack(claimed.lease)
+            claimed = await must_take(bench, ROLE_ENCODER, rank)
+            await bench.rings[ROLE_ENCODER].nack(claimed.lease)
             await leave(bench, rank)
-            found = await bench.controller.ledger.get(job.job_id)
+            found = await bench.core.ledger.get(job.job_id)
             assert (found.state, len(found.attempts)) == (JOB_STATE_QUEUED, 0), "it waits, under nobody's lease"
         crashed = await register(bench, "crash", ROLE_ENCODER)
         assert await take(bench, ROLE_ENCODER, crashed) is not None
-        await bench.supervisor.bury(crashed, "it was silent")
-        found = await bench.controller.ledger.get(job.job_id)
-        assert (found.state, jobs.counted(found)) == (JOB_STATE_QUEUED, 1)
+        await bench.controller.evictions.evict(crashed, "it was silent")
+        found = await bench.core.ledger.get(job.job_id)
+        assert (found.state, attempts.counted(found)) == (JOB_STATE_QUEUED, 1)
 
 
 async def test_a_job_that_kills_its_workers_is_a_dead_letter_all_the_same(open_bench: OpenBench) -> None:
@@ -143,8 +160,8 @@ async def test_a_job_that_kills_its_workers_is_a_dead_letter_all_the_same(open_b
         for number in range(ATTEMPTS_MAX):
             rank = await register(bench, f"e{number}", ROLE_ENCODER)
             assert await take(bench, ROLE_ENCODER, rank) is not None
-            await bench.supervisor.bury(rank, "it was silent")
-        found = await bench.controller.ledger.get(job.job_id)
+            await bench.controller.evictions.evict(rank, "it was silent")
+        found = await bench.core.ledger.get(job.job_id)
         assert (found.state, found.dead_letter) == (JOB_STATE_FAILED, True)
         assert found.error == f"gave up after {ATTEMPTS_MAX} attempts; the last: it was silent"
 
@@ -155,10 +172,10 @@ async def test_more_attempts_than_a_ring_can_count(open_bench: OpenBench) -> Non
         for number in range(300):
             rank = await register(bench, f"e{number}", ROLE_ENCODER)
             assert await take(bench, ROLE_ENCODER, rank) is not None, number
-            await bench.supervisor.bury(rank, "it was silent")
-            await bench.supervisor.tick()
-        found = await bench.controller.ledger.get(job.job_id)
-        assert (found.state, jobs.counted(found)) == (JOB_STATE_FAILED, 300)
+            await bench.controller.evictions.evict(rank, "it was silent")
+            await bench.controller.upkeep.tick()
+        found = await bench.core.ledger.get(job.job_id)
+        assert (found.state, attempts.counted(found)) == (JOB_STATE_FAILED, 300)
 
 
 async def test_what_does_not_count_is_bounded_all_the_same(open_bench: OpenBench) -> None:
@@ -166,8 +183,7 @@ async def test_what_does_not_count_is_bounded_all_the_same(open_bench: OpenBench
         rank = await register(bench, "e", ROLE_ENCODER)
         job = await bench.create()
         for _ in range(UNCOUNTED_MAX):
-            claimed = await take(bench, ROLE_ENCODER, rank)
-            assert claimed is not None
+            claimed = await must_take(bench, ROLE_ENCODER, rank)
             found = await fail(bench, claimed, ROLE_ENCODER, fleet_pb.FAILURE_REASON_SOURCE_GONE, "the room is gone")
         assert found.job_id == job.job_id
         assert (found.state, found.dead_letter) == (JOB_STATE_FAILED, True)
@@ -176,59 +192,41 @@ async def test_what_does_not_count_is_bounded_all_the_same(open_bench: OpenBench
 
 @pytest.mark.parametrize("reason", [fleet_pb.FAILURE_REASON_STAGE_ERROR, fleet_pb.FAILURE_REASON_OUT_OF_MEMORY])
 async def test_the_next_attempt_goes_elsewhere(open_bench: OpenBench, reason: Any) -> None:
-    async with open_bench() as bench:
-        first, second = [await register(bench, name, ROLE_ENCODER) for name in ("e1", "e2")]
-        await bench.create()
-        claimed = await take(bench, ROLE_ENCODER, first)
-        assert claimed is not None
-        await fail(bench, claimed, ROLE_ENCODER, reason)
+    async with failed_once(open_bench, reason) as (bench, first, second):
         assert await take(bench, ROLE_ENCODER, first) is None, "it would be the first that is free"
         assert await take(bench, ROLE_ENCODER, second) is not None
 
 
 async def test_where_nobody_else_is_left_anyone_may_try_again(open_bench: OpenBench) -> None:
-    async with open_bench() as bench:
-        first, second = [await register(bench, name, ROLE_ENCODER) for name in ("e1", "e2")]
-        await bench.create()
-        claimed = await take(bench, ROLE_ENCODER, first)
-        assert claimed is not None
-        await fail(bench, claimed, ROLE_ENCODER, fleet_pb.FAILURE_REASON_STAGE_ERROR)
+    async with failed_once(open_bench) as (bench, first, second):
         assert await take(bench, ROLE_ENCODER, first) is None
-        await bench.supervisor.bury(second, "it was silent")
+        await bench.controller.evictions.evict(second, "it was silent")
         assert await take(bench, ROLE_ENCODER, first) is not None
 
 
 @pytest.mark.parametrize("state", [WORKER_STATE_DRAINING, WORKER_STATE_QUARANTINED])
 async def test_what_waits_for_one_that_stops_claiming_goes_to_others(open_bench: OpenBench, state: Any) -> None:
-    async with open_bench() as bench:
-        first, second = [await register(bench, name, ROLE_ENCODER) for name in ("e1", "e2")]
-        await bench.create()
-        claimed = await take(bench, ROLE_ENCODER, first)
-        assert claimed is not None
-        await fail(bench, claimed, ROLE_ENCODER, fleet_pb.FAILURE_REASON_STAGE_ERROR)
+    async with failed_once(open_bench) as (bench, first, second):
         assert await take(bench, ROLE_ENCODER, first) is None
-        bench.controller.report(fleet_pb.HeartbeatRequest(rank=second, state=state))
+        bench.controller.membership.report(heartbeat(second, state=state))
         assert await take(bench, ROLE_ENCODER, first) is not None
 
 
 async def test_a_decoder_that_can_not_fetch_does_not_get_the_job_again(open_bench: OpenBench) -> None:
-    """The job goes back for its room; whoever denoises it anew sends it to the other decoder."""
+    """The job goes back for its room; the transformer that denoises it again sends it to the other decoder."""
     async with open_bench() as bench:
-        encoder, transformer = await register(bench, "e", ROLE_ENCODER), await register(bench, "t", ROLE_TRANSFORMER)
+        encoder = await register(bench, "e", ROLE_ENCODER)
+        transformer = await register(bench, "t", ROLE_TRANSFORMER)
         sick, well = [await register(bench, name, ROLE_DECODER) for name in ("d1", "d2")]
         await bench.create()
-        claimed = await take(bench, ROLE_ENCODER, encoder)
-        assert claimed is not None
+        claimed = await must_take(bench, ROLE_ENCODER, encoder)
         await complete(bench, claimed, ROLE_ENCODER, 1)
-        claimed = await take(bench, ROLE_TRANSFORMER, transformer)
-        assert claimed is not None
+        claimed = await must_take(bench, ROLE_TRANSFORMER, transformer)
         await complete(bench, claimed, ROLE_TRANSFORMER, 1)
-        claimed = await take(bench, ROLE_DECODER, sick)
-        assert claimed is not None
+        claimed = await must_take(bench, ROLE_DECODER, sick)
         job = await fail(bench, claimed, ROLE_DECODER, fleet_pb.FAILURE_REASON_SOURCE_GONE)
-        assert (job.state, jobs.counted(job)) == (JOB_STATE_ENCODED, 0)
-        claimed = await take(bench, ROLE_TRANSFORMER, transformer)
-        assert claimed is not None
+        assert (job.state, attempts.counted(job)) == (JOB_STATE_ENCODED, 0)
+        claimed = await must_take(bench, ROLE_TRANSFORMER, transformer)
         assert claimed.dispatch.decoder_rank == well
 
 
@@ -238,12 +236,10 @@ async def test_a_rank_that_the_controller_chose_is_not_the_clients_wish(open_ben
         encoder = await register(bench, "e", ROLE_ENCODER)
         first, second = [await register(bench, name, ROLE_TRANSFORMER) for name in ("t1", "t2")]
         await bench.create()
-        claimed = await take(bench, ROLE_ENCODER, encoder)
-        assert claimed is not None
+        claimed = await must_take(bench, ROLE_ENCODER, encoder)
         await complete(bench, claimed, ROLE_ENCODER, 1)
         for rank in (first, second, first):
-            claimed = await take(bench, ROLE_TRANSFORMER, rank)
-            assert claimed is not None
+            claimed = await must_take(bench, ROLE_TRANSFORMER, rank)
             await fail(bench, claimed, ROLE_TRANSFORMER, fleet_pb.FAILURE_REASON_STAGE_ERROR)
 
 
@@ -253,11 +249,33 @@ async def test_a_job_under_a_rank_that_is_no_more_is_taken_up_again(open_bench: 
         rank, other = [await register(bench, name, ROLE_ENCODER) for name in ("e1", "e2")]
         job = await bench.create()
         assert await take(bench, ROLE_ENCODER, rank) is not None
-        bench.controller.fleet.remove(rank)
-        claimed = await take(bench, ROLE_ENCODER, other)
-        assert claimed is not None
+        bench.core.fleet.remove(rank)
+        claimed = await must_take(bench, ROLE_ENCODER, other)
         assert claimed.dispatch.job_id == job.job_id
-        assert jobs.counted(await bench.controller.ledger.get(job.job_id)) == 0
+        assert attempts.counted(await bench.core.ledger.get(job.job_id)) == 0
+
+
+async def test_a_worker_whose_job_another_has_begun_is_told_to_stop(open_bench: OpenBench) -> None:
+    """The ring took its lease back before it began: it would run to the end for nothing, and past a cancellation."""
+    async with open_bench() as bench:
+        slow, other = [await register(bench, name, ROLE_ENCODER) for name in ("e1", "e2")]
+        job = await bench.create()
+        claimed = await must_take(bench, ROLE_ENCODER, slow)
+        await bench.rings[ROLE_ENCODER].nack(claimed.lease)
+        assert not bench.core.fleet.get(slow).take_orders().cancel_job_ids
+        await must_take(bench, ROLE_ENCODER, other)
+        assert list(bench.core.fleet.get(slow).take_orders().cancel_job_ids) == [job.job_id]
+        assert not bench.core.fleet.get(other).take_orders().cancel_job_ids
+
+
+async def test_what_was_handed_back_and_withdrawn_is_queued_again(open_bench: OpenBench) -> None:
+    """It waits in the ring for a worker that claims nothing any more, and by the journal it still runs."""
+    async with failed_once(open_bench) as (bench, first, second):
+        claimed = await must_take(bench, ROLE_ENCODER, second)
+        assert claimed.dispatch.receiver_rank == second
+        await bench.rings[ROLE_ENCODER].nack(claimed.lease)
+        bench.controller.membership.report(heartbeat(second, state=WORKER_STATE_QUARANTINED))
+        await must_take(bench, ROLE_ENCODER, first)
 
 
 async def test_too_little_memory_twice_ends_the_job(open_bench: OpenBench) -> None:
@@ -265,7 +283,6 @@ async def test_too_little_memory_twice_ends_the_job(open_bench: OpenBench) -> No
         first, second = [await register(bench, name, ROLE_ENCODER) for name in ("e1", "e2")]
         await bench.create()
         for rank in (first, second):
-            claimed = await take(bench, ROLE_ENCODER, rank)
-            assert claimed is not None
+            claimed = await must_take(bench, ROLE_ENCODER, rank)
             job = await fail(bench, claimed, ROLE_ENCODER, fleet_pb.FAILURE_REASON_OUT_OF_MEMORY, "80 GiB, of 24 GiB")
         assert (job.state, job.error) == (JOB_STATE_FAILED, "80 GiB, of 24 GiB")

@@ -11,12 +11,13 @@ import pytest
 from services.controller import background
 from services.controller.background import Background
 from services.controller.pruning import Keep, Pruner
-from services.controller.supervisor import Supervisor
+from services.controller.upkeep import Upkeep
+from tests.messages import token_for
 from tests.services.conftest import WAIT_S, OpenBench
 from triptych import telemetry
 from triptych.errors import InvalidRequest, RingUnreachable
 from triptych.v1 import fleet_service_pb2 as fleet_pb
-from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER
 from triptych.v1.job_pb2 import JOB_STATE_EXPIRED, JOB_STATE_QUEUED, Job
 
 
@@ -52,27 +53,27 @@ async def test_a_store_that_raises_no_oserror_leaves_the_controller_running(open
     async with open_bench() as bench:
         for _ in range(2):
             job = await bench.create()
-            await bench.controller.cancel(job.job_id)
+            await bench.controller.lifecycle.cancel(job.job_id)
         pruner = Pruner(bench.journal, "nonsense://x", Keep(jobs=1))
-        assert not await bench.controller.background.attempt("prune", pruner.once)
+        assert not await bench.controller.upkeep.background.attempt("prune", pruner.once)
         assert await bench.journal.get(job.job_id) is not None
 
 
-class HalfBroken(Supervisor):
+class HalfBroken(Upkeep):
     """One part of its tick always fails."""
 
-    async def _bury_stalled(self) -> None:
+    async def _evict_stalled(self) -> None:
         raise RuntimeError("a bug")
 
 
 async def test_a_tick_whose_one_part_fails_does_the_others(open_bench: OpenBench) -> None:
     async with open_bench() as bench:
-        supervisor = HalfBroken(bench.controller, 1, "file:///nowhere")
+        upkeep = HalfBroken(bench.core, bench.controller.lifecycle, bench.controller.evictions)
         rank = await bench.encoder()
-        bench.controller.fleet.members[rank].seen_s = -1e9
-        await supervisor.tick()
-        assert rank not in bench.controller.fleet.members
-        assert supervisor.depths
+        bench.core.fleet.members[rank].seen_s = -1e9
+        await upkeep.tick()
+        assert rank not in bench.core.fleet.members
+        assert upkeep.depths
 
 
 @pytest.mark.parametrize(("left_s", "state"), [(3600.0, JOB_STATE_QUEUED), (-0.001, JOB_STATE_EXPIRED)])
@@ -81,15 +82,15 @@ async def test_only_the_controllers_clock_ends_a_job(open_bench: OpenBench, left
     async with open_bench() as bench:
         rank = await bench.encoder()
         await bench.create(deadline_time=in_s(max(left_s, 0.2)))
-        await bench.controller.dispatcher.publish_waiting()
-        claimed = await bench.rings[RING_REQUEST].claim(rank)
-        common = {"lease": claimed.lease, "job_id": claimed.dispatch.job_id, "role": ROLE_ENCODER}
-        await bench.controller.start_phase(fleet_pb.StartPhaseRequest(**common))
+        await bench.core.dispatcher.publish_waiting()
+        claimed = await bench.rings[ROLE_ENCODER].claim(rank)
+        token = token_for(claimed, ROLE_ENCODER)
+        await bench.controller.phases.start(fleet_pb.StartPhaseRequest(token=token))
         if left_s < 0:
             await asyncio.sleep(0.25)  # what is waited for is the wall clock
-        request = fleet_pb.FailPhaseRequest(reason=fleet_pb.FAILURE_REASON_STOPPED, message="stopped", **common)
-        await bench.controller.fail_phase(request)
-        assert (await bench.controller.ledger.get(claimed.dispatch.job_id)).state == state
+        request = fleet_pb.FailPhaseRequest(token=token, reason=fleet_pb.FAILURE_REASON_STOPPED, message="stopped")
+        await bench.controller.phases.fail(request)
+        assert (await bench.core.ledger.get(claimed.dispatch.job_id)).state == state
 
 
 def in_s(seconds: float) -> object:

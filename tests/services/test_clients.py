@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.services.conftest import Bench, OpenBench
-from triptych.errors import AlreadyExists, BacklogFull, Full, InvalidRequest, QuotaFull, TriptychError
-from triptych.identity import ANYONE, SCOPE_ADMIN, SCOPE_READ, SCOPE_SUBMIT, Identity, set_caller
+from triptych.errors import AlreadyExists, BacklogFull, EncoderBusy, Full, InvalidRequest, QuotaFull, TriptychError
 from triptych.rings.layout import Geometry
+from triptych.security.identity import ANYONE, SCOPE_ADMIN, SCOPE_READ, SCOPE_SUBMIT, Identity, set_caller
 from triptych.v1 import generation_service_pb2 as pb
-from triptych.v1.dispatch_pb2 import RING_PHASE1, RING_PHASE2, RING_REQUEST, Dispatch
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch
 from triptych.v1.job_pb2 import (
     JOB_STATE_CANCELLED,
     JOB_STATE_QUEUED,
@@ -24,7 +24,8 @@ from triptych.v1.job_pb2 import (
 )
 
 CLIENT = frozenset((SCOPE_SUBMIT, SCOPE_READ))
-ALICE, BOB = Identity("alice", CLIENT), Identity("bob", CLIENT)
+ALICE = Identity("alice", CLIENT)
+BOB = Identity("bob", CLIENT)
 OPERATOR = Identity("operator", frozenset((SCOPE_ADMIN,)))
 
 
@@ -39,7 +40,7 @@ async def test_clients_take_turns_and_priorities_come_first(open_bench: OpenBenc
         low = (await bench.create(BOB, priority=PRIORITY_LOW)).job_id
         high = await bench.create(ALICE, priority=PRIORITY_HIGH)
         assert high.priority == PRIORITY_HIGH
-        assert (await bench.controller.ledger.get(low)).priority == PRIORITY_LOW
+        assert (await bench.core.ledger.get(low)).priority == PRIORITY_LOW
         expected = [high.job_id, alice[0], bob[0], alice[1], bob[1], alice[2], alice[3], low]
         assert await bench.claimed(rank) == expected
 
@@ -52,8 +53,8 @@ async def test_a_restart_keeps_the_order(open_bench: OpenBench) -> None:
         assert second.priority == PRIORITY_NORMAL
         high = (await bench.create(BOB, priority=PRIORITY_HIGH)).job_id
     async with open_bench() as bench:
-        await bench.supervisor.recover()
-        assert bench.controller.ledger.count_of("alice") == 3
+        await bench.controller.holdings.recover()
+        assert bench.core.ledger.count_of("alice") == 3
         expected = [high, alice[0], bob, alice[1], second.job_id, alice[2]]
         assert await bench.claimed(await bench.encoder()) == expected
 
@@ -64,25 +65,25 @@ async def test_a_job_that_is_over_no_longer_waits(open_bench: OpenBench) -> None
         for _ in range(20):
             job = await bench.create(ALICE)
             await bench.service.CancelJob(pb.CancelJobRequest(job_id=job.job_id), None)
-        assert not bench.controller.dispatcher._queues
-        assert bench.controller.ledger.count_of("alice") == 0
+        assert not bench.core.dispatcher._queues
+        assert bench.core.ledger.count_of("alice") == 0
 
 
-@pytest.mark.parametrize("ring", [RING_PHASE1, RING_PHASE2])
-async def test_nothing_new_is_begun_while_a_later_ring_is_deep(open_bench: OpenBench, ring: Any) -> None:
+@pytest.mark.parametrize("role", [ROLE_TRANSFORMER, ROLE_DECODER])
+async def test_nothing_new_is_begun_while_a_later_ring_is_deep(open_bench: OpenBench, role: Any) -> None:
     """The late client's job then waits for what is in the rings, and not for a ring full of somebody else's."""
     async with open_bench() as bench:
         rank = await bench.encoder()
         for _ in range(6):
             await bench.create(ALICE)
         for number in range(2):
-            await bench.rings[ring].publish(Dispatch(job_id=f"before {number}"), 0)
-        await bench.controller.dispatcher.publish_waiting()
-        assert bench.rings[RING_REQUEST].stats().ready_count == 0
-        claimed = await bench.rings[ring].claim(99)
+            await bench.rings[role].publish(Dispatch(job_id=f"before {number}"), 0)
+        await bench.core.dispatcher.publish_waiting()
+        assert bench.rings[ROLE_ENCODER].stats().ready_count == 0
+        claimed = await bench.rings[role].claim(99)
         assert claimed is not None
-        await bench.controller.dispatcher.publish_waiting()
-        assert bench.rings[RING_REQUEST].stats().ready_count == 2
+        await bench.core.dispatcher.publish_waiting()
+        assert bench.rings[ROLE_ENCODER].stats().ready_count == 2
         late = (await bench.create(BOB)).job_id
         assert (await bench.claimed(rank)).index(late) <= 3
 
@@ -91,10 +92,10 @@ async def test_a_full_ring_keeps_whose_turn_it_is(open_bench: OpenBench) -> None
     async with open_bench() as bench:
         rank = await bench.encoder()
         ids = [(await bench.create(client)).job_id for client in (ALICE, ALICE, BOB)]
-        ring = bench.rings[RING_REQUEST]
+        ring = bench.rings[ROLE_ENCODER]
         leases = [ring.adopt(Dispatch(job_id=f"{n}"), rank) for n in range(Geometry().slot_count)]
-        await bench.controller.dispatcher.publish_waiting()
-        assert not bench.controller.dispatcher.work.is_set() or ring.stats().ready_count == 0
+        await bench.core.dispatcher.publish_waiting()
+        assert not bench.core.dispatcher.work.is_set() or ring.stats().ready_count == 0
         for lease in leases:
             await ring.ack(lease)
         assert await bench.claimed(rank) == [ids[0], ids[2], ids[1]]
@@ -191,7 +192,7 @@ async def test_others_jobs_are_not_there(open_bench: OpenBench) -> None:
         for job_id in (job.job_id, "job-of-nobody"):  # in the same words
             assert set((await results_of(bench, job_id)).values()) == {f"there is no job {job_id!r}"}
         assert await bench.list(BOB) == []
-        assert (await bench.controller.ledger.get(job.job_id)).state == JOB_STATE_QUEUED, "nobody has cancelled it"
+        assert (await bench.core.ledger.get(job.job_id)).state == JOB_STATE_QUEUED, "nobody has cancelled it"
 
 
 @pytest.mark.parametrize("who", [ALICE, OPERATOR, ANYONE], ids=["its client", "an administrator", "nobody is asked"])
@@ -204,7 +205,7 @@ async def test_its_client_and_administrators_see_a_job(open_bench: OpenBench, wh
         assert found["GetJob"] == found["WatchJob"] == found["CancelJob"] == ""
         assert "only a job that SUCCEEDED has results" in found["DownloadResult"]
         assert "is no dead letter" in found["RetryJob"]
-        assert (await bench.controller.ledger.get(job.job_id)).state == JOB_STATE_CANCELLED
+        assert (await bench.core.ledger.get(job.job_id)).state == JOB_STATE_CANCELLED
 
 
 async def test_pages_hold_a_clients_own_jobs_only(open_bench: OpenBench) -> None:
@@ -214,7 +215,8 @@ async def test_pages_hold_a_clients_own_jobs_only(open_bench: OpenBench) -> None
             mine.append((await bench.create(ALICE)).job_id)
             await bench.create(BOB)
         set_caller(ALICE)
-        found, token = [], ""
+        found = []
+        token = ""
         while True:
             page = await bench.service.ListJobs(pb.ListJobsRequest(page_size=2, page_token=token), None)
             found += [job.job_id for job in page.jobs]
@@ -224,14 +226,54 @@ async def test_pages_hold_a_clients_own_jobs_only(open_bench: OpenBench) -> None
         assert found == mine[::-1]
 
 
+async def test_jobs_by_the_beginning_of_their_ids(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        await bench.encoder()
+        mine = [(await bench.create(ALICE)).job_id for _ in range(40)]
+        theirs = (await bench.create(BOB)).job_id
+        for job_id in mine[:3]:
+            beginning = job_id[:7]
+            expected = [one for one in reversed(mine) if one.startswith(beginning)]
+            assert await bench.list(ALICE, job_id_prefix=beginning) == expected
+        assert await bench.list(ALICE, job_id_prefix="job-", page_size=1000) == mine[::-1]
+        assert await bench.list(ALICE, job_id_prefix=theirs[:20]) == []
+        assert await bench.list(BOB, job_id_prefix=theirs) == [theirs]
+        for none in ("job-\x00", "%", "job_", mine[0] + "0", "JOB-", "\U0010ffff"):
+            assert await bench.list(OPERATOR, job_id_prefix=none) == []
+
+
 async def test_a_job_through_an_encoder_belongs_to_its_client(open_bench: OpenBench) -> None:
     async with open_bench() as bench:
         rank = await bench.encoder()
         bounded = Identity("alice", CLIENT, jobs_max=1)
         request = GenerationRequest(prompt="a circle")
-        job, lease, _dispatch = await bench.controller.start_direct(rank, "mine", request, bounded)
-        assert lease is not None
+        job = await bench.controller.lifecycle.start_direct(rank, "mine", request, bounded)
+        assert await bench.claimed(rank) == [job.job_id]
         assert job.client == "alice"
         assert await bench.list(BOB) == []
         with pytest.raises(QuotaFull):
             await bench.create(bounded)
+
+
+async def test_a_direct_job_goes_to_its_encoder_alone_and_one_at_a_time(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        mine, other = await bench.encoder(), await bench.encoder("another")
+        ring, request = bench.rings[ROLE_ENCODER], GenerationRequest(prompt="a circle")
+
+        async def start(request_id: str) -> str:
+            return (await bench.controller.lifecycle.start_direct(mine, request_id, request, ANYONE)).job_id
+
+        job_id = await start("one")
+        assert await start("one") == job_id, "its answer may have been lost"
+        with pytest.raises(EncoderBusy):
+            await start("two")
+        assert await ring.claim(other) is None
+        claimed = await ring.claim(mine)
+        assert claimed is not None
+        assert claimed.dispatch.job_id == job_id
+        assert await start("one") == job_id
+        with pytest.raises(EncoderBusy):
+            await start("two")
+        await ring.ack(claimed.lease)
+        assert await start("two") != job_id
+        assert await ring.claim(other) is None

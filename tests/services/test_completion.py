@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from tests.messages import token_for
 from tests.services.conftest import Bench, OpenBench
-from tests.services.test_attempts import common, complete, register, take
-from triptych import results
+from tests.services.test_attempts import complete, register, take
 from triptych.errors import LeaseLost, ResultsMoved
+from triptych.media import results
 from triptych.rings.ring import Claimed
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER
@@ -30,9 +31,10 @@ async def decoding(bench: Bench) -> Claimed:
 
 
 def completion(bench: Bench, claimed: Claimed, **fields: Any) -> fleet_pb.CompletePhaseRequest:
-    url, job_id = bench.supervisor.result_url, claimed.dispatch.job_id
+    url = bench.core.result_url
+    job_id = claimed.dispatch.job_id
     artifact = results.store(url, job_id, results.new_token(), "0.npy", "", b"data")
-    fields = {"artifacts": [artifact], "result_url": url, **common(claimed, ROLE_DECODER), **fields}
+    fields = {"artifacts": [artifact], "result_url": url, "token": token_for(claimed, ROLE_DECODER), **fields}
     return fleet_pb.CompletePhaseRequest(**fields)
 
 
@@ -40,12 +42,13 @@ async def test_a_repeated_completion_is_confirmed_and_another_refused(open_bench
     """The answer may have been lost: a worker that is refused removes what it stored."""
     async with open_bench() as bench:
         claimed = await decoding(bench)
-        first, second = completion(bench, claimed), completion(bench, claimed)
+        first = completion(bench, claimed)
+        second = completion(bench, claimed)
         for _ in range(2):
-            await bench.controller.complete_phase(first, bench.supervisor.result_url)
+            await bench.controller.phases.complete(first)
         with pytest.raises(LeaseLost):
-            await bench.controller.complete_phase(second, bench.supervisor.result_url)
-        job = await bench.controller.ledger.get(claimed.dispatch.job_id)
+            await bench.controller.phases.complete(second)
+        job = await bench.core.ledger.get(claimed.dispatch.job_id)
         assert (job.state, list(job.artifacts)) == (JOB_STATE_SUCCEEDED, list(first.artifacts))
 
 
@@ -54,7 +57,7 @@ async def test_files_under_another_url_are_refused_and_the_job_goes_on(open_benc
         claimed = await decoding(bench)
         request = completion(bench, claimed, result_url="file:///elsewhere")
         with pytest.raises(ResultsMoved):
-            await bench.controller.complete_phase(request, bench.supervisor.result_url)
-        job = await bench.controller.ledger.get(claimed.dispatch.job_id)
+            await bench.controller.phases.complete(request)
+        job = await bench.core.ledger.get(claimed.dispatch.job_id)
         assert job.state == JOB_STATE_DECODING
-        await bench.controller.complete_phase(completion(bench, claimed), bench.supervisor.result_url)
+        await bench.controller.phases.complete(completion(bench, claimed))

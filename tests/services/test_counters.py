@@ -38,8 +38,8 @@ async def test_after_the_last_rank_new_workers_are_refused_and_the_others_go_on(
         job = await bench.create()
         assert await bench.claimed(ids.RANK_MAX) == [job.job_id]
     async with open_bench() as bench:
-        await bench.supervisor.recover()
-        await bench.supervisor.tick()
+        await bench.controller.holdings.recover()
+        await bench.controller.upkeep.tick()
         assert await bench.encoder("last") == ids.RANK_MAX
         assert await bench.claimed(ids.RANK_MAX) == [job.job_id]
 

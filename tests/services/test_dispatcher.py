@@ -12,6 +12,7 @@ from services.controller.dispatcher import Dispatcher
 from services.controller.fleet import Fleet
 from services.controller.journal import Journal
 from services.controller.ledger import Ledger
+from services.controller.served_model import ServedModel
 from tests.rings.conformance import job
 from tests.rings.tools import cut_short, first
 from triptych.rings import protocol
@@ -32,10 +33,11 @@ class Bench:
     def __init__(self, journal: Journal) -> None:
         self.geometry = Geometry()
         self.driver = MemoryDriver(memoryview(bytearray(self.geometry.ring_bytes)))
-        self.rings = {name: MemoryRing(name, 1, attempts_max=3) for name in RING_OF.values()}
-        self.ring = self.rings[PHASE1] = MemoryRing(PHASE1, 1, attempts_max=3, driver=self.driver)
+        self.rings = {role: MemoryRing(name, 1, attempts_max=3) for role, name in RING_OF.items()}
+        self.ring = self.rings[ROLE_TRANSFORMER] = MemoryRing(PHASE1, 1, attempts_max=3, driver=self.driver)
         self.ledger = Ledger(journal)
-        self.dispatcher = Dispatcher(self.rings, self.ledger, Fleet())
+        fleet = Fleet()
+        self.dispatcher = Dispatcher(self.rings, self.ledger, fleet, ServedModel(self.ledger, fleet, None))
 
     def enqueue(self, name: str) -> None:
         """A job that waits for a transformer."""

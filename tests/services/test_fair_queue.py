@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.controller.fair_queue import PRIORITIES, FairQueue
+from services.controller.fair_queue import PRIORITY_ORDER, FairQueue
 from triptych.v1.job_pb2 import PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL, PRIORITY_UNSPECIFIED
 
 CLIENTS = "abcd"
-ARRIVALS = st.lists(st.tuples(st.sampled_from(CLIENTS), st.sampled_from(PRIORITIES)), max_size=40)
+ARRIVALS = st.lists(st.tuples(st.sampled_from(CLIENTS), st.sampled_from(PRIORITY_ORDER)), max_size=40)
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("put"), st.sampled_from(CLIENTS), st.sampled_from(PRIORITIES)),
+        st.tuples(st.just("put"), st.sampled_from(CLIENTS), st.sampled_from(PRIORITY_ORDER)),
         st.tuples(st.just("pop")),
         st.tuples(st.just("discard"), st.integers(0, 40)),
     ),
@@ -25,7 +25,7 @@ class Model:
 
     def __init__(self) -> None:
         self.waiting: list[tuple[str, str, int]] = []
-        self.turns: dict[int, list[str]] = {priority: [] for priority in PRIORITIES}
+        self.turns: dict[int, list[str]] = {priority: [] for priority in PRIORITY_ORDER}
 
     def put(self, job: str, client: str, priority: int) -> None:
         self.waiting.append((job, client, priority))
@@ -33,7 +33,7 @@ class Model:
             self.turns[priority].append(client)
 
     def head(self) -> str | None:
-        for priority in PRIORITIES:
+        for priority in PRIORITY_ORDER:
             for client in self.turns[priority]:
                 return next(job for job, c, p in self.waiting if (c, p) == (client, priority))
         return None
@@ -62,7 +62,9 @@ def drain(queue: FairQueue) -> list[str]:
 
 @given(STEPS)
 def test_it_does_what_the_plain_model_does(steps: list[tuple[object, ...]]) -> None:
-    queue, model, count = FairQueue(), Model(), 0
+    queue = FairQueue()
+    model = Model()
+    count = 0
     for name, *arguments in steps:
         if name == "put":
             client, priority = arguments
@@ -91,9 +93,9 @@ def test_what_a_client_may_rely_on(arrivals: list[tuple[str, int]]) -> None:
         queue.put(f"{number:03}", 0, client, priority)
     served = drain(queue)
     assert sorted(served) == sorted(jobs)
-    ranks = [PRIORITIES.index(jobs[job][1]) for job in served]
+    ranks = [PRIORITY_ORDER.index(jobs[job][1]) for job in served]
     assert ranks == sorted(ranks), "a lower priority came before a higher one"
-    for priority in PRIORITIES:
+    for priority in PRIORITY_ORDER:
         of_it = [job for job in served if jobs[job][1] == priority]
         for client in CLIENTS:
             own = [job for job in of_it if jobs[job][0] == client]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ import pytest
 from services.controller.fleet_service import FleetServicer
 from services.controller.journal import Journal
 from services.controller.ring_service import RingServicer
+from tests.fleet.processes import eventually
+from tests.messages import registration
 from tests.services import conftest
-from triptych import results
 from triptych.config import ControllerConfig
 from triptych.errors import FAILURE_CHARS_MAX, Fenced, InvalidRequest, LeaseLost, NotAllowed, TriptychError
-from triptych.loop_watch import HOLD_MAX_S
-from triptych.message_bounds import SMALL_BYTES_MAX
+from triptych.media import results
 from triptych.rings.layout import Kind
 from triptych.rings.ring import DISPATCH_BYTES_MAX
+from triptych.rpc.message_bounds import SMALL_BYTES_MAX
+from triptych.telemetry.loop_watch import HOLD_MAX_S
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import generation_service_pb2, ring_service_pb2
 from triptych.v1.dispatch_pb2 import RING_PHASE1, RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch
@@ -49,11 +51,11 @@ class Bench(conftest.Bench):
 
     def __init__(self, folder: Path, journal: Journal) -> None:
         super().__init__(folder, journal, ControllerConfig())
-        self.ledger = self.controller.ledger
-        self.fleet = FleetServicer(self.controller, self.supervisor, 1, "")
+        self.ledger = self.core.ledger
+        self.fleet = FleetServicer(self.controller, "")
         self.generation = self.service
-        fleet = self.controller.fleet
-        self.ring = RingServicer(self.rings, fleet.check, target_of=fleet.target_of)
+        fleet = self.core.fleet
+        self.ring = RingServicer(self.rings.values(), fleet.check, target_of=fleet.target_of)
 
     async def member(self, role: int, name: str = "worker") -> int:
         """A registered worker's rank."""
@@ -61,13 +63,12 @@ class Bench(conftest.Bench):
 
     def registration(self, role: int, name: str = "worker", **fields: Any) -> pb.RegisterWorkerRequest:
         """What a worker says of itself."""
-        said = {"model": self.model, "address": "127.0.0.1:1", **fields}
-        return pb.RegisterWorkerRequest(instance_id=name, role=role, **said)  # type: ignore[arg-type]
+        return registration(name, role, **{"model": self.model, **fields})
 
     async def running(self, state: JobState.ValueType, rank: int, job_id: str = "job-1") -> Lease:
         """A job that a worker runs, and the lease under which it does."""
         lease = Lease(ring=RING_REQUEST, slot=1, ticket=5, rank=rank)
-        job = Job(job_id=job_id, request_id=job_id, state=state, model_digest=self.controller.models.digest)
+        job = Job(job_id=job_id, request_id=job_id, state=state, model_digest=self.core.model.digest)
         entry = JournalEntry(job=job, lease=lease)
         await self.journal.add(entry, GenerationRequest(prompt="a"))
         self.ledger.add(entry)
@@ -96,9 +97,9 @@ async def cut_off(call: Awaitable[Any], after: int) -> None:
 async def test_a_worker_that_leaves_is_fenced_although_its_call_is_cut_off(bench: Bench, after: int) -> None:
     rank = await bench.member(ROLE_ENCODER)
     await cut_off(bench.fleet.UnregisterWorker(pb.UnregisterWorkerRequest(rank=rank), NOBODY), after)
-    await eventually(lambda: rank not in bench.controller.fleet.members)
+    await eventually(lambda: rank not in bench.core.fleet.members)
     with pytest.raises(Fenced):
-        await bench.rings[RING_REQUEST].claim(rank)
+        await bench.rings[ROLE_ENCODER].claim(rank)
 
 
 @pytest.mark.parametrize("after", range(1, 6))
@@ -108,8 +109,8 @@ async def test_a_job_that_is_on_disk_is_queued_although_its_call_was_cut_off(ben
     job = (await bench.generation.CreateJob(request, NOBODY)).job
     assert list(bench.ledger.active) == [job.job_id]
     await bench.member(ROLE_ENCODER)
-    await bench.controller.dispatcher.publish_waiting()
-    waiting = [slot.dispatch.job_id for slot in bench.rings[RING_REQUEST].slots() if slot.dispatch is not None]
+    await bench.core.dispatcher.publish_waiting()
+    waiting = [slot.dispatch.job_id for slot in bench.rings[ROLE_ENCODER].slots() if slot.dispatch is not None]
     assert waiting == [job.job_id]
 
 
@@ -123,22 +124,17 @@ async def test_a_completion_is_whole_or_absent(bench: Bench, after: int) -> None
     assert stored == bench.ledger.active["job-1"]
 
 
-@pytest.mark.parametrize("first", ["register", "bury"])
-async def test_a_rank_that_is_buried_while_it_registers_is_a_member_or_fenced(first: str, bench: Bench) -> None:
+@pytest.mark.parametrize("first", ["register", "evict"])
+async def test_a_rank_that_is_evicted_while_it_registers_is_a_member_or_fenced(first: str, bench: Bench) -> None:
     """Both would be a worker that reports happily and can never claim."""
     rank = await bench.member(ROLE_ENCODER)
-    registering, burying = bench.member(ROLE_ENCODER), bench.supervisor.bury(rank, "silent")
-    calls = (registering, burying) if first == "register" else (burying, registering)
+    registering = bench.member(ROLE_ENCODER)
+    evicting = bench.controller.evictions.evict(rank, "silent")
+    calls = (registering, evicting) if first == "register" else (evicting, registering)
     answers = await asyncio.gather(*calls)
     (new,) = [one for one in answers if one is not None]
-    for one in {rank, new} & bench.controller.fleet.members.keys():
-        assert await bench.rings[RING_REQUEST].claim(one) is None, "and not Fenced"
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    for one in {rank, new} & bench.core.fleet.members.keys():
+        assert await bench.rings[ROLE_ENCODER].claim(one) is None, "and not Fenced"
 
 
 # -- values that nobody honest sends ----------------------------------------------------------------------------------
@@ -147,14 +143,15 @@ async def eventually(holds: Callable[[], bool]) -> None:
 async def test_unknown_numbers_of_enumerations_are_refused(bench: Bench) -> None:
     rank = await bench.member(ROLE_ENCODER)
     lease = await bench.running(JOB_STATE_ENCODING, rank)
-    token = {"lease": lease, "job_id": "job-1"}
+    known = pb.PhaseToken(lease=lease, job_id="job-1", role=ROLE_ENCODER)
+    unknown = pb.PhaseToken(lease=lease, job_id="job-1", role=UNKNOWN_ENUM)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="role is '77'"):
         await bench.fleet.RegisterWorker(bench.registration(UNKNOWN_ENUM, "other"), NOBODY)
     with pytest.raises(NotAllowed, match="not 77"):
-        await bench.fleet.StartPhase(pb.StartPhaseRequest(role=UNKNOWN_ENUM, **token), NOBODY)  # type: ignore[arg-type]
+        await bench.fleet.StartPhase(pb.StartPhaseRequest(token=unknown), NOBODY)
     with pytest.raises(NotAllowed, match="not 77"):
-        await bench.fleet.CompletePhase(pb.CompletePhaseRequest(role=UNKNOWN_ENUM, **token), NOBODY)  # type: ignore[arg-type]
-    failure = pb.FailPhaseRequest(role=ROLE_ENCODER, reason=UNKNOWN_ENUM, **token)  # type: ignore[arg-type]
+        await bench.fleet.CompletePhase(pb.CompletePhaseRequest(token=unknown), NOBODY)
+    failure = pb.FailPhaseRequest(reason=UNKNOWN_ENUM, token=known)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="reason is 77"):
         await bench.fleet.FailPhase(failure, NOBODY)
     running = pb.RunningPhase(dispatch=Dispatch(job_id="job-1", role=UNKNOWN_ENUM), lease=lease)  # type: ignore[arg-type]
@@ -168,13 +165,14 @@ async def test_unknown_numbers_of_enumerations_are_refused(bench: Bench) -> None
 async def test_registrations_that_no_worker_sends(fields: dict[str, Any], bench: Bench) -> None:
     with pytest.raises(InvalidRequest):
         await bench.fleet.RegisterWorker(bench.registration(ROLE_ENCODER, **fields), NOBODY)
-    assert not bench.controller.fleet.members
+    assert not bench.core.fleet.members
 
 
 async def test_a_failure_is_a_sentence(bench: Bench) -> None:
     rank = await bench.member(ROLE_ENCODER)
     lease = await bench.running(JOB_STATE_ENCODING, rank)
-    failure = pb.FailPhaseRequest(role=ROLE_ENCODER, lease=lease, job_id="job-1", message="x" * 1_000_000)
+    token = pb.PhaseToken(role=ROLE_ENCODER, lease=lease, job_id="job-1")
+    failure = pb.FailPhaseRequest(token=token, message="x" * 1_000_000)
     await bench.fleet.FailPhase(failure, NOBODY)
     (attempt,) = (await bench.ledger.get("job-1")).attempts
     assert len(attempt.reason) == FAILURE_CHARS_MAX
@@ -183,9 +181,9 @@ async def test_a_failure_is_a_sentence(bench: Bench) -> None:
 async def test_ids_of_no_job_are_not_remembered(bench: Bench) -> None:
     rank = await bench.member(ROLE_ENCODER)
     for number in range(50):
-        start = pb.StartPhaseRequest(lease=Lease(rank=rank), job_id=f"made up {number}", role=ROLE_ENCODER)
+        token = pb.PhaseToken(lease=Lease(rank=rank), job_id=f"made up {number}", role=ROLE_ENCODER)
         with pytest.raises(LeaseLost):
-            await bench.fleet.StartPhase(start, NOBODY)
+            await bench.fleet.StartPhase(pb.StartPhaseRequest(token=token), NOBODY)
     assert not bench.ledger._locks
 
 
@@ -201,7 +199,8 @@ async def test_any_number_of_states_may_be_listed(bench: Bench) -> None:
 
 def completed(lease: Lease, role: int, **fields: Any) -> pb.CompletePhaseRequest:
     """A completion as an honest worker sends it, but for `fields` of its room."""
-    request = pb.CompletePhaseRequest(lease=lease, job_id="job-1", role=role)  # type: ignore[arg-type]
+    token = pb.PhaseToken(lease=lease, job_id="job-1", role=role)  # type: ignore[arg-type]
+    request = pb.CompletePhaseRequest(token=token)
     request.next.job_id = "job-1"
     room = {"room_id": 9, "size_bytes": 4096, "xxh3_128": bytes(16), "owner_rank": lease.rank}
     room.update({"owner_address": "127.0.0.1:1", **fields})
@@ -245,27 +244,28 @@ async def test_the_longest_dispatch_that_is_taken_can_be_published(bench: Bench)
     """One that can't would end the controller when it comes to publish it."""
     rank = await bench.member(ROLE_ENCODER)
     request = completed(await bench.running(JOB_STATE_ENCODING, rank), ROLE_ENCODER)
-    request.next.role, request.next.decoder_rank = ROLE_TRANSFORMER, 2**32 - 1
+    request.next.role = ROLE_TRANSFORMER
+    request.next.decoder_rank = 2**32 - 1
     request.next.receiver_rank = 2**32 - 1
-    request.next.model_digest = bench.controller.models.digest
+    request.next.model_digest = bench.core.model.digest
     request.next.room.arena = "x" * (DISPATCH_BYTES_MAX - request.next.ByteSize() - 4)
     assert request.next.ByteSize() == DISPATCH_BYTES_MAX
     await bench.fleet.CompletePhase(request, NOBODY)
-    bench.controller.dispatcher.enqueue(bench.ledger.active["job-1"])
-    await bench.controller.dispatcher.publish_waiting()
-    ready = [slot for slot in bench.rings[RING_PHASE1].slots() if slot.kind is Kind.READY]
+    bench.core.dispatcher.enqueue(bench.ledger.active["job-1"])
+    await bench.core.dispatcher.publish_waiting()
+    ready = [slot for slot in bench.rings[ROLE_TRANSFORMER].slots() if slot.kind is Kind.READY]
     assert [slot.rank for slot in ready] == [0], "for anyone: no such rank lives"
 
 
 @pytest.mark.parametrize("target", [12345, 2**28 - 1])
 async def test_nothing_waits_for_a_rank_that_is_nobodys(target: int, bench: Bench) -> None:
-    """Such an entry would keep its slot, and its job, for ever: no death of that rank will be noticed."""
+    """Such an entry would keep its slot, and its job, indefinitely: no death of that rank will be noticed."""
     rank = await bench.member(ROLE_ENCODER)
     other = await bench.member(ROLE_TRANSFORMER, "other")
     dispatch = Dispatch(job_id="job-1", sender_rank=rank, receiver_rank=target)
     publish = ring_service_pb2.PublishRequest(rank=rank, ring=RING_PHASE1, dispatch=dispatch)
     await bench.ring.Publish(publish, NOBODY)
-    claimed = await bench.rings[RING_PHASE1].claim(other)
+    claimed = await bench.rings[ROLE_TRANSFORMER].claim(other)
     assert claimed is not None
     assert claimed.dispatch.receiver_rank == 0
 
@@ -300,14 +300,13 @@ ELSEWHERE = [
 async def test_a_decoder_cannot_name_other_files_than_its_jobs(fields: dict[str, Any], bench: Bench) -> None:
     rank = await bench.member(ROLE_DECODER)
     lease = await bench.running(JOB_STATE_DECODING, rank)
-    url = bench.supervisor.result_url
+    url = bench.core.result_url
     token = results.new_token()
     artifact = results.store(url, "job-1", token, "0.npy", "", b"data")
     for name, value in fields.items():
         setattr(artifact, name, value.format(results=url, token=token) if isinstance(value, str) else value)
-    request = pb.CompletePhaseRequest(
-        lease=lease, job_id="job-1", role=ROLE_DECODER, artifacts=[artifact], result_url=url
-    )
+    phase = pb.PhaseToken(lease=lease, job_id="job-1", role=ROLE_DECODER)
+    request = pb.CompletePhaseRequest(token=phase, artifacts=[artifact], result_url=url)
     with pytest.raises(InvalidRequest, match="artifacts"):
         await bench.fleet.CompletePhase(request, NOBODY)
     assert bench.ledger.active["job-1"].job.state == JOB_STATE_DECODING
@@ -338,7 +337,7 @@ async def test_what_stands_in_a_journal_is_not_believed_either(bench: Bench, tmp
         request = generation_service_pb2.DownloadResultRequest(job_id=job_id)
         with pytest.raises(InvalidRequest, match=r"artifacts\.url"):
             _ = [piece async for piece in bench.generation.DownloadResult(request, NOBODY)]
-        results.remove(bench.supervisor.result_url, entry.job)
+        results.remove(bench.core.result_url, entry.job)
     assert secret.read_bytes() == b"secret"
 
 

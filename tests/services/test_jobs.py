@@ -111,7 +111,13 @@ class JobLife(RuleBasedStateMachine):
         assert self.entry.SerializeToString(deterministic=True) == before, "a transition changed its argument"
         if after is not None:
             assert not jobs.is_over(self.entry), "a terminal state was left"
-            assert after.job.generation >= self.entry.job.generation
+            was = self.entry.job
+            now = after.job
+            assert any(
+                was.state in line.sources and now.state in line.targets
+                for line in jobs.TRANSITIONS.values()
+                if now.generation == was.generation + line.generation_step
+            )
             self.entry = after
         return after is not None
 
@@ -125,7 +131,8 @@ class JobLife(RuleBasedStateMachine):
     def redeliver(self, newer: bool) -> None:
         if not jobs.is_running(self.entry):
             return
-        token, role = Lease(), jobs.role_of(self.entry)
+        token = Lease()
+        role = jobs.role_of(self.entry)
         token.CopyFrom(self.entry.lease)
         token.attempt += newer
         token.rank += 1
@@ -135,7 +142,9 @@ class JobLife(RuleBasedStateMachine):
     def complete(self) -> None:
         if not jobs.is_running(self.entry):
             return
-        role, generation, token = jobs.role_of(self.entry), self.entry.job.generation, self.entry.lease
+        role = jobs.role_of(self.entry)
+        generation = self.entry.job.generation
+        token = self.entry.lease
 
         def change(entry: JournalEntry) -> JournalEntry:
             after = jobs.complete(entry, role, generation, token)

@@ -13,7 +13,7 @@ from services.controller import jobs, journal_file
 from services.controller.journal import Journal
 from tests.services.conftest import OpenBench
 from triptych.errors import AlreadyExists, InvalidRequest, JournalDamaged, QuotaFull
-from triptych.identity import SCOPE_READ, SCOPE_SUBMIT, Identity
+from triptych.security.identity import SCOPE_READ, SCOPE_SUBMIT, Identity
 from triptych.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_QUEUED, GenerationRequest, Job
 from triptych.v1.journal_pb2 import JournalEntry
 
@@ -46,16 +46,16 @@ async def test_the_request_of_a_job_goes_with_its_end(open_bench: OpenBench) -> 
         await bench.encoder()
         job = await bench.create(prompt=LONG)
         assert await size_of_requests(bench.journal) > len(LONG)
-        await bench.controller.cancel(job.job_id)
+        await bench.controller.lifecycle.cancel(job.job_id)
         assert await size_of_requests(bench.journal) == 0
-        assert bench.controller.ledger.bytes_of("") == 0
+        assert bench.core.ledger.bytes_of("") == 0
 
 
 async def test_a_request_id_is_still_one_request_when_its_job_is_over(open_bench: OpenBench) -> None:
     async with open_bench() as bench:
         await bench.encoder()
         job = await bench.create(request_id="one")
-        await bench.controller.cancel(job.job_id)
+        await bench.controller.lifecycle.cancel(job.job_id)
         assert (await bench.create(request_id="one")).job_id == job.job_id
         assert (await bench.create(request_id="one", seed=job.seed)).job_id == job.job_id
         for other in ({"prompt": "a square"}, {"seed": job.seed + 1}, {"num_inference_steps": 3}):
@@ -78,10 +78,10 @@ async def test_a_clients_unfinished_bytes_have_a_bound_of_their_own(open_bench: 
         with pytest.raises(QuotaFull, match=r"token:alice.*client_bytes_max is 150000"):
             await bench.create(ALICE, prompt=LONG)
         await bench.create(BOB, prompt=LONG)
-        await bench.controller.cancel(jobs_of_alice[0].job_id)
+        await bench.controller.lifecycle.cancel(jobs_of_alice[0].job_id)
         await bench.create(ALICE, prompt=LONG)
     async with open_bench(client_bytes_max=150_000) as bench:  # counted again after a restart
-        await bench.supervisor.recover()
+        await bench.controller.holdings.recover()
         await bench.encoder("again")
         with pytest.raises(QuotaFull):
             await bench.create(ALICE, prompt=LONG)

@@ -7,14 +7,13 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from services.controller import jobs
-from services.controller.discarding import discard
+from services.controller import attempts
 from services.controller.fleet_service import FleetServicer
 from services.controller.journal_file import kept_bytes
 from tests.services.conftest import Bench, OpenBench
 from triptych.errors import FAILURE_CHARS_MAX
-from triptych.identity import ANYONE, set_caller
-from triptych.loop_watch import HOLD_MAX_S, Hold, watch_of
+from triptych.security.identity import ANYONE, set_caller
+from triptych.telemetry.loop_watch import HOLD_MAX_S, Hold, watch_of
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1.job_pb2 import (
@@ -36,15 +35,18 @@ ROOM_RANK = 500
 def entry(number: int, digest: str) -> JournalEntry:
     """A job that waits: of eight, one for a transformer. One in ten has failed as often as a job may."""
     job = Job(job_id=f"job-{number:05}", request_id=f"r-{number}", client=f"token:c{number % 7}", model_digest=digest)
-    job.model, job.state = "toy", JOB_STATE_QUEUED if number % 8 else JOB_STATE_ENCODED
+    job.model = "toy"
+    job.state = JOB_STATE_QUEUED if number % 8 else JOB_STATE_ENCODED
     job.create_time.GetCurrentTime()
     job.deadline_time.seconds = job.create_time.seconds + 3600
     if number % 10 == 0 or number >= JOBS - 1000:
         reason = "x" * FAILURE_CHARS_MAX
-        job.attempts.extend([Attempt(kind=ATTEMPT_KIND_GIVEN_UP, reason=reason)] * jobs.UNCOUNTED_MAX)
+        job.attempts.extend([Attempt(kind=ATTEMPT_KIND_GIVEN_UP, reason=reason)] * attempts.UNCOUNTED_MAX)
     result = JournalEntry(job=job)
     if job.state == JOB_STATE_ENCODED:
-        result.phase1.job_id, result.phase1.room.room_id, result.phase1.room.owner_rank = job.job_id, number, ROOM_RANK
+        result.phase1.job_id = job.job_id
+        result.phase1.room.room_id = number
+        result.phase1.room.owner_rank = ROOM_RANK
     return result
 
 
@@ -79,7 +81,8 @@ async def _run(call: Callable[[], Awaitable[object]]) -> None:
 
 async def listed(bench: Bench) -> int:
     """How many jobs there are on all pages."""
-    found, token = set[str](), ""
+    found = set[str]()
+    token = ""
     while True:
         page = await bench.service.ListJobs(pb.ListJobsRequest(page_size=1000, page_token=token), NOBODY)
         found.update(job.job_id for job in page.jobs)
@@ -91,8 +94,12 @@ async def listed(bench: Bench) -> int:
 async def test_no_part_of_the_controller_holds_the_loop(open_bench: OpenBench) -> None:
     async with open_bench() as bench:
         await fill(bench)
-        controller, supervisor, service = bench.controller, bench.supervisor, bench.service
-        fleet = FleetServicer(controller, supervisor, 1, "")
+        core = bench.core
+        controller = bench.controller
+        service = bench.service
+        upkeep = controller.upkeep
+        evict = controller.evictions.evict
+        fleet = FleetServicer(controller, "")
         found: dict[str, Hold] = {}
 
         async def look(name: str, call: Callable[[], Awaitable[object]]) -> None:
@@ -101,25 +108,25 @@ async def test_no_part_of_the_controller_holds_the_loop(open_bench: OpenBench) -
         async def sync(call: Callable[[], object]) -> None:
             call()
 
-        await look("recover", supervisor.recover)
-        assert len(controller.ledger.active) == JOBS
+        await look("recover", controller.holdings.recover)
+        assert len(core.ledger.active) == JOBS
         encoder = await bench.encoder()
         await look("register", bench.encoder)
-        await look("tick", supervisor.tick)
+        await look("tick", upkeep.tick)
         for number in range(4):  # a ring each
-            await look(f"tick {number}", supervisor.tick)
-        await look("stalled", supervisor._bury_stalled)
-        await look("expire", controller.expire)
-        await look("publish", controller.dispatcher.publish_waiting)
+            await look(f"tick {number}", upkeep.tick)
+        await look("stalled", upkeep._evict_stalled)
+        await look("expire", controller.lifecycle.expire)
+        await look("publish", core.dispatcher.publish_waiting)
         await look("GetFleet", lambda: fleet.GetFleet(fleet_pb.GetFleetRequest(), NOBODY))
         await look("ListJobs", lambda: service.ListJobs(pb.ListJobsRequest(page_size=1000), NOBODY))
         assert await listed(bench) == JOBS
-        await look("enqueue_all", lambda: sync(controller.dispatcher.enqueue_all))
-        await look("withdraw_stale", lambda: sync(controller.dispatcher.withdraw_stale))
-        await look("bury", lambda: supervisor.bury(ROOM_RANK, "gone"))
-        await look("room's owner", lambda: supervisor._settle_rooms(ROOM_RANK + 1, set()))
-        await look("a death", lambda: supervisor.bury(encoder, "gone"))
-        await look("discard", lambda: discard(controller, FOREIGN))
+        await look("start over", lambda: sync(core.dispatcher.start_over))
+        await look("withdraw", lambda: sync(core.dispatcher.withdraw))
+        await look("evict", lambda: evict(ROOM_RANK, "gone"))
+        await look("room's owner", lambda: controller.holdings.settle_rooms(ROOM_RANK + 1, set()))
+        await look("a death", lambda: evict(encoder, "gone"))
+        await look("discard", lambda: controller.lifecycle.discard(FOREIGN))
         for name, hold in found.items():
             print(f"HOLD {name:16} {hold}")
         assert {name: str(hold) for name, hold in found.items() if hold.cpu_s > HOLD_MAX_S} == {}

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from typing import Any
 
 import psutil
 import pytest
+from google.protobuf.struct_pb2 import Struct
+from PIL import Image
 
 from services.controller.admission import REPEATED_CALLS_MAX
 from services.controller.media_checks import CHECK_BYTES_MAX, CHECKS_MAX
 from services.controller.threads import FairThreads
-from tests.decoding import files
-from tests.e2e.fleet import wait_until
+from tests.fleet.processes import wait_until
+from tests.media.decoding import files
 from tests.services.conftest import Bench, OpenBench
 from triptych.errors import AlreadyExists, ChecksFull, InvalidRequest, QuotaFull
-from triptych.identity import Identity
+from triptych.security.identity import Identity
 from triptych.v1.fleet_service_pb2 import StartDirectJobRequest
 from triptych.v1.job_pb2 import Media
 from triptych.v1.model_pb2 import INPUT_KIND_IMAGE, INPUT_KIND_INTEGER, INPUT_KIND_VIDEO
@@ -43,7 +46,7 @@ def media(*data: bytes) -> dict[str, Any]:
 
 
 def decoders() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "triptych.decoding.child" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "triptych.media.decoding.child" in child.cmdline()]
 
 
 async def begun(bench: Bench) -> None:
@@ -78,6 +81,22 @@ async def test_frames_count_as_large_as_the_request_wants_them(bench: Bench) -> 
     await bench.create(client("a"), media=clip)
     with pytest.raises(InvalidRequest, match="as the request asks for"):
         await bench.create(client("a"), media=clip, height=8192, width=8192)
+
+
+async def test_a_mask_that_a_pipeline_crops_to_shows_something(bench: Bench) -> None:
+    """Else the crop has no size, and the job would fail at its encoder. Without a crop a black mask changes nothing."""
+    bench.model.inputs.add(name="mask_image", kind=INPUT_KIND_IMAGE, default_json="null")
+    bench.model.inputs.add(name="padding_mask_crop", kind=INPUT_KIND_INTEGER, default_json="null")
+    crop = Struct()
+    crop["padding_mask_crop"] = 4
+    black = [Media(name="mask_image", data=files.png(8, 8))]
+    await bench.create(client("a"), media=black)
+    await bench.create(client("a"), media=[Media(name="image", data=black[0].data)], parameters=crop)
+    with pytest.raises(InvalidRequest, match=r"media\.mask_image.*black.*padding_mask_crop"):
+        await bench.create(client("a"), media=black, parameters=crop)
+    shown = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(shown, "PNG")
+    await bench.create(client("a"), media=[Media(name="mask_image", data=shown.getvalue())], parameters=crop)
 
 
 async def test_a_known_request_id_needs_no_check(open_bench: OpenBench) -> None:
@@ -137,7 +156,7 @@ async def test_one_client_has_one_of_two_places_and_half_of_those_who_wait(bench
     refused = [call for call in flood if call.done() and isinstance(call.exception(), ChecksFull)]
     assert len(refused) == CHECKS_MAX // 2
     assert len(decoders()) == 2
-    bench.controller.media.close()
+    bench.media.close()
     await asyncio.wait_for(asyncio.gather(*flood, return_exceptions=True), WAIT_S)
 
 
@@ -158,17 +177,18 @@ async def test_direct_jobs_are_checked_in_the_same_order(bench: Bench) -> None:
     request.request.media.add(name="image", data=SLOW)
     who = client("a", jobs_max=1)
     with pytest.raises(InvalidRequest, match="prompt"):
-        await bench.controller.start_direct(rank, "one", request.request, who)
+        await bench.controller.lifecycle.start_direct(rank, "one", request.request, who)
     assert decoders() == []
     request.request.prompt = "a circle"
-    calls = [bench.controller.start_direct(rank, "one", request.request, who) for _ in range(3)]
+    calls = [bench.controller.lifecycle.start_direct(rank, "one", request.request, who) for _ in range(3)]
     answers = await asyncio.wait_for(asyncio.gather(*calls), WAIT_S)
-    assert len({job.job_id for job, _lease, _dispatch in answers}) == 1
+    assert len({job.job_id for job in answers}) == 1
 
 
 async def test_threads_are_shared_by_turns_and_waits_are_bounded() -> None:
     """One client's work takes its share; another's goes on beside it."""
-    threads, gate = FairThreads("test", 2, 1), asyncio.Event()
+    threads = FairThreads("test", 2, 1)
+    gate = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def held() -> None:

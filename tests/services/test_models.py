@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from services.controller.fleet_service import FleetServicer
+from tests.messages import ADDRESS, registration, token_for
 from tests.services.conftest import WAIT_S, Bench, OpenBench, slow_down
 from triptych import ids
 from triptych.errors import InvalidRequest, LeaseLost, Unavailable, WrongState
-from triptych.identity import ANYONE, SCOPE_READ, SCOPE_SUBMIT, Identity, set_caller
 from triptych.rings.ring import Claimed
 from triptych.roles import NEXT, RING_OF
+from triptych.security.identity import ANYONE, SCOPE_READ, SCOPE_SUBMIT, Identity, set_caller
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1 import generation_service_pb2 as pb
-from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Role
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Role
 from triptych.v1.job_pb2 import (
     JOB_STATE_CANCELLED,
     JOB_STATE_DECODING,
@@ -37,7 +38,6 @@ from triptych.v1.room_pb2 import RoomRef
 
 OTHER = ModelDescription(model="other", config_digest="feedfacecafe" * 2)
 OTHER.inputs.add(name="prompt", kind=INPUT_KIND_TEXT)
-ADDRESS = "127.0.0.1:1"
 ALICE = Identity("alice", frozenset((SCOPE_SUBMIT, SCOPE_READ)))
 REACHED = (
     (JOB_STATE_QUEUED, 0),
@@ -53,29 +53,22 @@ REACHED = (
 async def join(bench: Bench, role: Role.ValueType, model: ModelDescription, name: str = "", **fields: Any) -> int:
     """Register a worker of a model; its rank."""
     set_caller(ANYONE)
-    request = fleet_pb.RegisterWorkerRequest(
-        instance_id=name or f"{model.model} {role}", role=role, address=ADDRESS, model=model, **fields
-    )
-    return (await bench.supervisor.register(request)).rank
+    request = registration(name or f"{model.model} {role}", role, model=model, **fields)
+    return (await bench.controller.membership.register(request)).rank
 
 
 async def leave(bench: Bench) -> None:
     """All workers go in good order."""
-    for rank in list(bench.controller.fleet.members):
-        await bench.supervisor.bury(rank, f"rank {rank} left")
+    for rank in list(bench.core.fleet.members):
+        await bench.controller.evictions.evict(rank, f"rank {rank} left")
 
 
 async def take(bench: Bench, role: Role.ValueType, rank: int) -> Claimed | None:
     """What a worker claims, after everything was published that should be."""
     for _ in range(2):
-        await bench.supervisor.tick()
-        await bench.controller.dispatcher.publish_waiting()
-    return await bench.rings[RING_OF[role]].claim(rank)
-
-
-def common(claimed: Claimed, role: Role.ValueType) -> dict[str, Any]:
-    dispatch = claimed.dispatch
-    return {"lease": claimed.lease, "job_id": dispatch.job_id, "generation": dispatch.generation, "role": role}
+        await bench.controller.upkeep.tick()
+        await bench.core.dispatcher.publish_waiting()
+    return await bench.rings[role].claim(rank)
 
 
 async def bring(bench: Bench, call_count: int, ranks: dict[Role.ValueType, int]) -> None:
@@ -85,16 +78,18 @@ async def bring(bench: Bench, call_count: int, ranks: dict[Role.ValueType, int])
         if number % 2 == 0:
             claimed = await take(bench, role, ranks[role])
             assert claimed is not None
-            await bench.controller.start_phase(fleet_pb.StartPhaseRequest(**common(claimed, role)))
+            await bench.controller.phases.start(fleet_pb.StartPhaseRequest(token=token_for(claimed, role)))
             continue
         rank = ranks[role]
         room = RoomRef(room_id=ids.room_id(rank, 1), size_bytes=4096, xxh3_128=bytes(16), owner_rank=rank)
         room.owner_address = ADDRESS
         named = {"job_id": claimed.dispatch.job_id, "generation": claimed.dispatch.generation}
         after = Dispatch(role=NEXT[role], room=room, sender_rank=rank, **named)
-        await bench.controller.complete_phase(fleet_pb.CompletePhaseRequest(next=after, **common(claimed, role)), "")
-        await bench.rings[RING_OF[NEXT[role]]].publish(after, 0)
-        await bench.rings[RING_OF[role]].ack(claimed.lease)
+        await bench.controller.phases.complete(
+            fleet_pb.CompletePhaseRequest(next=after, token=token_for(claimed, role))
+        )
+        await bench.rings[NEXT[role]].publish(after, 0)
+        await bench.rings[role].ack(claimed.lease)
         role = NEXT[role]
 
 
@@ -108,7 +103,7 @@ async def nothing_for(bench: Bench, ranks: dict[Role.ValueType, int]) -> bool:
 
 async def get_fleet(bench: Bench, who: Identity = ANYONE) -> fleet_pb.GetFleetResponse:
     set_caller(who)
-    return await FleetServicer(bench.controller, bench.supervisor, 1, "").GetFleet(fleet_pb.GetFleetRequest(), None)
+    return await FleetServicer(bench.controller, "").GetFleet(fleet_pb.GetFleetRequest(), None)
 
 
 async def discard(bench: Bench, digest: str) -> int:
@@ -124,11 +119,11 @@ async def test_a_model_that_is_swapped_while_the_fleet_lives(
         ranks = await fleet_of(bench, bench.model)
         job = await bench.create()
         await bring(bench, call_count, ranks)
-        assert (await bench.controller.ledger.get(job.job_id)).state == state
+        assert (await bench.core.ledger.get(job.job_id)).state == state
         await leave(bench)
         others = await fleet_of(bench, OTHER)
         assert await nothing_for(bench, others)
-        waiting = await bench.controller.ledger.get(job.job_id)
+        waiting = await bench.core.ledger.get(job.job_id)
         assert waiting.state == JOB_STATE_QUEUED
         assert (waiting.model, waiting.model_digest) == (bench.model.model, bench.model.config_digest)
         own = await bench.create()
@@ -140,7 +135,7 @@ async def test_a_model_that_is_swapped_while_the_fleet_lives(
         claimed = await take(bench, ROLE_ENCODER, back)
         assert claimed is not None
         assert claimed.dispatch.job_id == job.job_id
-        await bench.controller.start_phase(fleet_pb.StartPhaseRequest(**common(claimed, ROLE_ENCODER)))
+        await bench.controller.phases.start(fleet_pb.StartPhaseRequest(token=token_for(claimed, ROLE_ENCODER)))
 
 
 @pytest.mark.parametrize(("state", "call_count"), REACHED)
@@ -148,13 +143,13 @@ async def test_a_restart_with_another_model(
     open_bench: OpenBench, state: JobState.ValueType, call_count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On the same state folder; the first model's workers are gone and time out."""
-    async with open_bench(worker_timeout_s=0.2) as bench:
+    async with open_bench() as bench:
         job = await bench.create()
         await bring(bench, call_count, await fleet_of(bench, bench.model))
-    async with open_bench(worker_timeout_s=0.2) as bench:
+    async with open_bench() as bench:
         own = bench.model
-        await bench.supervisor.recover()
-        assert (await bench.controller.ledger.get(job.job_id)).state == state
+        await bench.controller.holdings.recover()
+        assert (await bench.core.ledger.get(job.job_id)).state == state
         if call_count:
             with pytest.raises(Unavailable, match="may yet come back"):
                 await join(bench, ROLE_ENCODER, OTHER)
@@ -168,10 +163,10 @@ async def test_a_restart_with_another_model(
         (waiting,) = (await get_fleet(bench)).waiting_models
         assert (waiting.model, waiting.model_digest, waiting.job_count) == ("toy", own.config_digest, 1)
         caplog.clear()
-    async with open_bench(worker_timeout_s=0.2) as bench:
-        bench.controller.models.present = OTHER  # as a controller reads it from its journal
+    async with open_bench() as bench:
+        bench.core.model.present = OTHER  # as a controller reads it from its journal
         with caplog.at_level(logging.WARNING):
-            await bench.supervisor.recover()
+            await bench.controller.holdings.recover()
         assert sentence in caplog.text, "also said at the next start"
         await silence(bench)
         encoder = await join(bench, ROLE_ENCODER, bench.model, "back")
@@ -182,11 +177,11 @@ async def test_a_restart_with_another_model(
 
 
 async def silence(bench: Bench) -> None:
-    """Wait until the ranks that the journal names count as dead."""
-    async with asyncio.timeout(WAIT_S):
-        while bench.controller.fleet.members:
-            await asyncio.sleep(0.02)
-            await bench.supervisor.tick()
+    """The ranks that the journal names haven't been heard of for so long that they count as dead."""
+    for member in bench.core.fleet.members.values():
+        member.seen_s -= 2 * bench.core.config.worker_timeout_s
+    await bench.controller.upkeep.tick()
+    assert not bench.core.fleet.members
 
 
 async def test_order_is_kept_over_a_swap(open_bench: OpenBench) -> None:
@@ -194,11 +189,11 @@ async def test_order_is_kept_over_a_swap(open_bench: OpenBench) -> None:
     async with open_bench() as bench:
         await join(bench, ROLE_ENCODER, bench.model)
         jobs = [(await bench.create()).job_id for _ in range(5)]
-        await bench.controller.dispatcher.publish_waiting()
-        assert bench.rings[RING_REQUEST].stats().ready_count == 2
+        await bench.core.dispatcher.publish_waiting()
+        assert bench.rings[ROLE_ENCODER].stats().ready_count == 2
         await leave(bench)
         await join(bench, ROLE_ENCODER, OTHER)
-        assert bench.rings[RING_REQUEST].stats().ready_count == 0
+        assert bench.rings[ROLE_ENCODER].stats().ready_count == 0
         await leave(bench)
         assert await bench.claimed(await join(bench, ROLE_ENCODER, bench.model)) == jobs
 
@@ -209,22 +204,24 @@ async def test_what_waits_for_another_model_can_be_ended_in_every_way(open_bench
         deadline = GenerationRequest().deadline_time
         deadline.GetCurrentTime()
         deadline.FromNanoseconds(deadline.ToNanoseconds() + 10**8)
-        cancelled, expiring = await bench.create(), await bench.create(deadline_time=deadline)
-        discarded, of_alice = [(await bench.create()).job_id for _ in range(3)], await bench.create(ALICE)
+        cancelled = await bench.create()
+        expiring = await bench.create(deadline_time=deadline)
+        discarded = [(await bench.create()).job_id for _ in range(3)]
+        of_alice = await bench.create(ALICE)
         with pytest.raises(WrongState, match="the fleet serves 'toy'"):
             await discard(bench, bench.model.config_digest)
         await leave(bench)
         await join(bench, ROLE_ENCODER, OTHER)
-        seen = bench.controller.ledger.watch(cancelled.job_id)
+        seen = bench.core.ledger.watch(cancelled.job_id)
         assert (await anext(seen)).job.state == JOB_STATE_QUEUED
         set_caller(ANYONE)
         await bench.service.CancelJob(pb.CancelJobRequest(job_id=cancelled.job_id), None)
         assert (await asyncio.wait_for(anext(seen), WAIT_S)).job.state == JOB_STATE_CANCELLED
         await seen.aclose()
         async with asyncio.timeout(WAIT_S):
-            while (await bench.controller.ledger.get(expiring.job_id)).state == JOB_STATE_QUEUED:
-                await bench.controller.expire()
-        assert (await bench.controller.ledger.get(expiring.job_id)).state == JOB_STATE_EXPIRED
+            while (await bench.core.ledger.get(expiring.job_id)).state == JOB_STATE_QUEUED:
+                await bench.controller.lifecycle.expire()
+        assert (await bench.core.ledger.get(expiring.job_id)).state == JOB_STATE_EXPIRED
         assert [one.job_count for one in (await get_fleet(bench)).waiting_models] == [4]
         assert [one.job_count for one in (await get_fleet(bench, ALICE)).waiting_models] == [1], "its own only"
         with pytest.raises(InvalidRequest, match="12 digits or more"):
@@ -233,13 +230,13 @@ async def test_what_waits_for_another_model_can_be_ended_in_every_way(open_bench
         assert await discard(bench, bench.model.config_digest[:12]) == 4
         assert await discard(bench, bench.model.config_digest[:12]) == 0, "a repeated call"
         for job_id in (*discarded, of_alice.job_id):
-            job = await bench.controller.ledger.get(job_id)
+            job = await bench.core.ledger.get(job_id)
             assert (job.state, job.error) == (
                 JOB_STATE_CANCELLED,
                 f"discarded by the operator, with all of 'toy' (digest {bench.model.config_digest[:12]})",
             )
         assert not (await get_fleet(bench)).waiting_models
-        assert not bench.controller.dispatcher._queues
+        assert not bench.core.dispatcher._queues
 
 
 async def test_a_claim_of_another_models_job_is_refused_and_costs_nothing(open_bench: OpenBench) -> None:
@@ -249,15 +246,15 @@ async def test_a_claim_of_another_models_job_is_refused_and_costs_nothing(open_b
         job = await bench.create()
         await leave(bench)
         encoder = await join(bench, ROLE_ENCODER, OTHER)
-        await bench.rings[RING_REQUEST].publish(Dispatch(job_id=job.job_id, role=ROLE_ENCODER), 0)
-        claimed = await bench.rings[RING_REQUEST].claim(encoder)
+        await bench.rings[ROLE_ENCODER].publish(Dispatch(job_id=job.job_id, role=ROLE_ENCODER), 0)
+        claimed = await bench.rings[ROLE_ENCODER].claim(encoder)
         assert claimed is not None
         with pytest.raises(LeaseLost, match="was accepted for the model 'toy'"):
-            await bench.controller.start_phase(fleet_pb.StartPhaseRequest(**common(claimed, ROLE_ENCODER)))
-        await bench.rings[RING_REQUEST].ack(claimed.lease)
-        await bench.rings[RING_REQUEST].publish(Dispatch(job_id=job.job_id, role=ROLE_ENCODER), 0)
+            await bench.controller.phases.start(fleet_pb.StartPhaseRequest(token=token_for(claimed, ROLE_ENCODER)))
+        await bench.rings[ROLE_ENCODER].ack(claimed.lease)
+        await bench.rings[ROLE_ENCODER].publish(Dispatch(job_id=job.job_id, role=ROLE_ENCODER), 0)
         assert await take(bench, ROLE_ENCODER, encoder) is None, "what nobody claims, a tick takes out"
-        now = await bench.controller.ledger.get(job.job_id)
+        now = await bench.core.ledger.get(job.job_id)
         assert (now.state, list(now.attempts), now.generation) == (JOB_STATE_QUEUED, [], 0)
         await leave(bench)
         assert await bench.claimed(await join(bench, ROLE_ENCODER, bench.model)) == [job.job_id]
@@ -270,9 +267,9 @@ async def test_a_repeated_direct_call_gives_no_encoder_another_models_job(open_b
         await leave(bench)
         encoder = await join(bench, ROLE_ENCODER, OTHER)
         request = GenerationRequest(prompt="a circle", seed=1)
-        found, lease, dispatch = await bench.controller.start_direct(encoder, "mine", request, ANYONE)
-        assert (found.job_id, lease, dispatch) == (job.job_id, None, None)
-        assert bench.rings[RING_REQUEST].stats().leased_count == 0
+        found = await bench.controller.lifecycle.start_direct(encoder, "mine", request, ANYONE)
+        assert found.job_id == job.job_id
+        assert await bench.claimed(encoder) == []
 
 
 async def test_a_retry_is_of_the_dead_letters_model(open_bench: OpenBench) -> None:
@@ -297,12 +294,12 @@ async def test_jobs_of_a_journal_that_names_no_models(open_bench: OpenBench, tmp
         rank = await bench.encoder()
         dead = await bench.fail(await bench.create(), rank)
         job = await bench.create()
-        await bench.controller.ledger.journal.set_meta("model", bench.model.SerializeToString())
+        await bench.core.ledger.journal.set_meta("model", bench.model.SerializeToString())
     forget_models(tmp_path / "state" / "journal.db")
-    async with open_bench(worker_timeout_s=0.2) as bench:
-        await bench.supervisor.recover()
+    async with open_bench() as bench:
+        await bench.controller.holdings.recover()
         for job_id in (job.job_id, dead.job_id):
-            assert (await bench.controller.ledger.get(job_id)).model_digest == bench.model.config_digest
+            assert (await bench.core.ledger.get(job_id)).model_digest == bench.model.config_digest
         await silence(bench)
         assert await nothing_for(bench, await fleet_of(bench, OTHER))
         assert [one.job_count for one in (await get_fleet(bench)).waiting_models] == [1]
@@ -333,22 +330,23 @@ async def test_one_digest_has_one_description(open_bench: OpenBench) -> None:
         await join(bench, ROLE_ENCODER, bench.model)
         elsewhere = described(bench.model, model="/mnt/toy", revision="main")
         await join(bench, ROLE_DECODER, elsewhere)
-        assert bench.controller.model == bench.model
+        assert bench.core.model.present == bench.model
         with pytest.raises(WrongState, match=r"otherwise than this fleet does, in frame_multiple, defaults_json"):
             await join(bench, ROLE_TRANSFORMER, described(bench.model, frame_multiple=4, defaults_json="{}"))
-        assert bench.controller.model == bench.model
-        assert len(bench.controller.fleet.members) == 2
+        assert bench.core.model.present == bench.model
+        assert len(bench.core.fleet.members) == 2
         await leave(bench)
         await join(bench, ROLE_TRANSFORMER, described(bench.model, frame_multiple=4))
-        assert bench.controller.model is not None
-        assert bench.controller.model.frame_multiple == 4, "nobody is left that describes it otherwise"
+        assert bench.core.model.present is not None
+        assert bench.core.model.present.frame_multiple == 4, "nobody is left that describes it otherwise"
 
 
 async def test_workers_of_one_role_agree_in_what_decides_bits(
     open_bench: OpenBench, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_bench() as bench:
-        full, half = {"dtype": "float32", "hardware": "A"}, {"dtype": "bfloat16", "hardware": "A"}
+        full = {"dtype": "float32", "hardware": "A"}
+        half = {"dtype": "bfloat16", "hardware": "A"}
         await join(bench, ROLE_TRANSFORMER, bench.model, "t1", stage_settings=full)
         await join(bench, ROLE_ENCODER, bench.model, "e1", stage_settings=half)
         with pytest.raises(WrongState, match="dtype is 'bfloat16' at this transformer and 'float32' at rank 1"):
@@ -359,19 +357,19 @@ async def test_workers_of_one_role_agree_in_what_decides_bits(
         with caplog.at_level(logging.WARNING):
             await join(bench, ROLE_TRANSFORMER, bench.model, "t2", stage_settings={**full, "hardware": "B"})
         assert "a transformer on B joins one on A" in caplog.text
-        assert len(bench.controller.fleet.members) == 3
+        assert len(bench.core.fleet.members) == 3
 
 
 async def test_two_models_that_come_at_once(slow_bench: Bench) -> None:
     """Both find nobody there; one of them is refused, whichever."""
     bench = slow_bench
-    bench.controller.models.present = None
+    bench.core.model.present = None
     journal = slow_down(bench)
     tasks = [asyncio.create_task(join(bench, ROLE_ENCODER, model)) for model in (bench.model, OTHER)]
     await asyncio.sleep(0)
     journal.go_on.set()
     found = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in found] == [int, WrongState]
-    (member,) = bench.controller.fleet.registered()
+    (member,) = bench.core.fleet.registered()
     assert member.registration is not None
-    assert bench.controller.model == member.registration.model
+    assert bench.core.model.present == member.registration.model

@@ -12,7 +12,7 @@ import pytest
 from services.controller import pruning
 from services.controller.journal import Journal
 from services.controller.pruning import CLOCK_RATE, SECONDS_A_DAY, Keep, Pruner
-from triptych import results
+from triptych.media import results
 from triptych.v1.job_pb2 import (
     JOB_STATE_DENOISING,
     JOB_STATE_FAILED,
@@ -30,7 +30,8 @@ class State:
     """A journal and a folder of results."""
 
     def __init__(self, journal: Journal, url: str) -> None:
-        self.journal, self.url = journal, url
+        self.journal = journal
+        self.url = url
 
     async def add(
         self,
@@ -189,7 +190,8 @@ async def test_a_journal_without_a_clock_begins_with_what_it_knows(state: State)
 
 
 async def test_the_file_shrinks_when_what_is_over_goes(state: State) -> None:
-    count, jobs = 30, []
+    count = 30
+    jobs = []
     for number in range(count):
         jobs.append(Job(job_id=f"job-{number}", request_id=str(number), state=JOB_STATE_DENOISING))
         await state.journal.add(JournalEntry(job=jobs[-1]), GenerationRequest(prompt="p" * 2**20))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from services.controller import jobs
+from services.controller import attempts
+from tests.messages import heartbeat
 from tests.services.conftest import OpenBench
 from tests.services.test_attempts import fail, register, take
 from triptych.v1 import fleet_service_pb2 as fleet_pb
@@ -29,17 +30,17 @@ async def test_quarantine_and_return(open_bench: OpenBench) -> None:
         sick = await register(bench, "sick", ROLE_ENCODER)
         await register(bench, "well", ROLE_ENCODER)
         job_ids = await some_failed(bench, sick, 3)
-        state = fleet_pb.HeartbeatRequest(rank=sick, state=WORKER_STATE_QUARANTINED, waiting_for="3 jobs failed")
-        bench.controller.report(state)
-        await bench.supervisor.tick()
+        state = heartbeat(sick, state=WORKER_STATE_QUARANTINED, waiting_for="3 jobs failed")
+        bench.controller.membership.report(state)
+        await bench.controller.upkeep.tick()
         for job_id in job_ids:
-            assert jobs.counted(await bench.controller.ledger.get(job_id)) == 0
-        (worker,) = [m.describe() for m in bench.controller.fleet.registered() if m.rank == sick]
-        assert (worker.state, worker.waiting_for) == (WORKER_STATE_QUARANTINED, "3 jobs failed")
-        bench.controller.report(fleet_pb.HeartbeatRequest(rank=sick, state=WORKER_STATE_IDLE))
-        await bench.supervisor.tick()
+            assert attempts.counted(await bench.core.ledger.get(job_id)) == 0
+        (worker,) = [m.describe() for m in bench.core.fleet.registered() if m.rank == sick]
+        assert (worker.status.state, worker.status.waiting_for) == (WORKER_STATE_QUARANTINED, "3 jobs failed")
+        bench.controller.membership.report(heartbeat(sick, state=WORKER_STATE_IDLE))
+        await bench.controller.upkeep.tick()
         for job_id in job_ids:
-            assert jobs.counted(await bench.controller.ledger.get(job_id)) == 1
+            assert attempts.counted(await bench.core.ledger.get(job_id)) == 1
 
 
 async def test_one_that_ends_in_quarantine(open_bench: OpenBench) -> None:
@@ -48,13 +49,13 @@ async def test_one_that_ends_in_quarantine(open_bench: OpenBench) -> None:
         await register(bench, "well", ROLE_ENCODER)
         job_ids = await some_failed(bench, sick, 3)
         for state in (WORKER_STATE_QUARANTINED, WORKER_STATE_DRAINING):
-            bench.controller.report(fleet_pb.HeartbeatRequest(rank=sick, state=state))
-            await bench.supervisor.tick()
-        await bench.supervisor.bury(sick, "rank 1 is broken: it fails everything", ATTEMPT_KIND_WORKER_SICK)
-        await bench.supervisor.tick()
+            bench.controller.membership.report(heartbeat(sick, state=state))
+            await bench.controller.upkeep.tick()
+        await bench.controller.evictions.evict(sick, "rank 1 is broken: it fails everything", ATTEMPT_KIND_WORKER_SICK)
+        await bench.controller.upkeep.tick()
         for job_id in job_ids:
-            job = await bench.controller.ledger.get(job_id)
-            assert (job.state, jobs.counted(job)) == (JOB_STATE_QUEUED, 0)
+            job = await bench.core.ledger.get(job_id)
+            assert (job.state, attempts.counted(job)) == (JOB_STATE_QUEUED, 0)
             assert [attempt.kind for attempt in job.attempts] == [ATTEMPT_KIND_WORKER_SICK]
 
 
@@ -63,9 +64,9 @@ async def test_what_was_failed_before_a_success_counts(open_bench: OpenBench) ->
         sick = await register(bench, "sick", ROLE_ENCODER)
         await register(bench, "well", ROLE_ENCODER)
         (before,) = await some_failed(bench, sick, 1)
-        bench.controller.quarantine.succeeded(sick)
+        bench.core.quarantine.succeeded(sick)
         (after,) = await some_failed(bench, sick, 1)
-        bench.controller.report(fleet_pb.HeartbeatRequest(rank=sick, state=WORKER_STATE_QUARANTINED))
-        await bench.supervisor.tick()
-        counts = [jobs.counted(await bench.controller.ledger.get(job_id)) for job_id in (before, after)]
+        bench.controller.membership.report(heartbeat(sick, state=WORKER_STATE_QUARANTINED))
+        await bench.controller.upkeep.tick()
+        counts = [attempts.counted(await bench.core.ledger.get(job_id)) for job_id in (before, after)]
         assert counts == [1, 0]

@@ -6,28 +6,35 @@ from typing import Any
 
 import pytest
 
-from services.controller.jobs import SICK_MAX
+from services.controller.attempts import SICK_MAX
+from services.worker.places import place_of
+from tests.messages import token_for
 from tests.services.conftest import Bench, OpenBench
-from tests.services.test_attempts import ATTEMPTS_MAX, common, register, take
+from tests.services.test_attempts import ATTEMPTS_MAX, register, take
 from triptych.errors import RoomGone
-from triptych.places import place_of
 from triptych.v1 import fleet_service_pb2 as fleet_pb
-from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER
 from triptych.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_QUEUED, Job
 
 PLACE = "IndexError in scheduling_unipc_multistep.step #0123456789ab"
 OTHER = "ValueError in scheduling_unipc_multistep.step #0123456789ab"
 
 
-async def fail(bench: Bench, rank: int, place: str, reason: Any = fleet_pb.FAILURE_REASON_STAGE_ERROR) -> Job:
+async def fail(
+    bench: Bench,
+    rank: int,
+    place: str,
+    reason: Any = fleet_pb.FAILURE_REASON_STAGE_ERROR,
+    message: str = "tuple index",
+) -> Job:
     claimed = await take(bench, ROLE_ENCODER, rank)
     assert claimed is not None
     request = fleet_pb.FailPhaseRequest(
-        reason=reason, message="tuple index", place=place, **common(claimed, ROLE_ENCODER)
+        reason=reason, message=message, place=place, token=token_for(claimed, ROLE_ENCODER)
     )
-    await bench.controller.fail_phase(request)
-    await bench.rings[RING_REQUEST].ack(claimed.lease)
-    return await bench.controller.ledger.get(claimed.dispatch.job_id)
+    await bench.controller.phases.fail(request)
+    await bench.rings[ROLE_ENCODER].ack(claimed.lease)
+    return await bench.core.ledger.get(claimed.dispatch.job_id)
 
 
 @pytest.mark.parametrize("names", [("e1", "e2"), ("e1",)], ids=["of two workers", "of the only one"])
@@ -42,6 +49,17 @@ async def test_the_same_error_again_ends_the_job(open_bench: OpenBench, names: t
             "the encoder fails this request in the same way each time (IndexError in scheduling_unipc_multistep.step): "
             "it sets num_inference_steps 400, prompt; change one of them"
         )
+
+
+async def test_numbers_that_are_none_end_the_job_with_the_place_where_they_showed(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        rank = await register(bench, "e", ROLE_ENCODER)
+        await bench.create(num_inference_steps=4)
+        place, message = "NotFinite in finite.check #0123456789ab", "NotFinite: the encoder made NaN in prompt_embeds"
+        assert (await fail(bench, rank, place, message=message)).state == JOB_STATE_QUEUED
+        job = await fail(bench, rank, place, message=message)
+        assert job.state == JOB_STATE_FAILED
+        assert "in the same way each time (the encoder made NaN in prompt_embeds): it sets" in job.error
 
 
 @pytest.mark.parametrize(

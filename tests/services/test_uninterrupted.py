@@ -17,8 +17,8 @@ from triptych.v1.job_pb2 import JOB_STATE_CANCELLED
 async def test_an_accepted_job_is_queued(slow_bench: Bench) -> None:
     await slow_down(slow_bench).cut_off(asyncio.create_task(slow_bench.create(request_id="r-1")))
     async with asyncio.timeout(WAIT_S):
-        await slow_bench.controller.dispatcher.work.wait()
-    (entry,) = slow_bench.controller.ledger.active.values()
+        await slow_bench.core.dispatcher.work.wait()
+    (entry,) = slow_bench.core.ledger.active.values()
     assert entry.job.request_id == "r-1"
 
 
@@ -27,7 +27,7 @@ async def test_a_change_that_is_on_disk_is_believed(slow_bench: Bench) -> None:
     cancel = slow_bench.service.CancelJob(CancelJobRequest(job_id=job_id), None)
     await slow_down(slow_bench).cut_off(asyncio.ensure_future(cancel))
     async with asyncio.timeout(WAIT_S):
-        async for update in slow_bench.controller.ledger.watch(job_id):
+        async for update in slow_bench.core.ledger.watch(job_id):
             assert update.job.job_id == job_id
     stored = await slow_bench.journal.get(job_id)
     assert stored is not None

@@ -1,4 +1,4 @@
-"""What must hold of every schedule, kept in a book beside the ring: the ring can't see it, so it can't cheat."""
+"""The invariants of every schedule, checked in a ledger that the ring doesn't know of."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Ledger:
             _check(message not in self.acked, f"{message!r} removed after its ack")
             _check(message not in self.removed, f"{message!r} removed twice")
             if reason == recovery.PAST_CAP:
-                _check(held.attempt + 1 >= self.attempts_max, f"{held} buried before the cap")
+                _check(held.attempt + 1 >= self.attempts_max, f"{held} dropped before the cap")
             self.removed[message] = reason
 
     def on_end(self) -> None:

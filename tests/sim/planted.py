@@ -1,4 +1,4 @@
-"""Wrong programs, one mistake each. The simulator is worth its time only while it catches every one of them."""
+"""Wrong programs with one mistake each. The simulator must catch every one of them."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ PLANTED: dict[str, Programs] = {
     "claim looks, then stores": Programs(claim=claim_check_then_store),
     "reap without attempt": Programs(reap=reap_without_attempt),
     "reap leaves half-written slots": Programs(reap=reap_nothing_in_writing),
-    "a reconnection takes back what is known": Programs(abandon=abandon_what_is_kept),
+    "a reconnection takes back known leases": Programs(abandon=abandon_what_is_kept),
     "a reconnection takes back nothing": Programs(abandon=abandon_nothing),
     "reap before fence": Programs(is_fenced_first=False),
 }

@@ -1,4 +1,4 @@
-"""What the simulated processes do, written against the real programs, one operation at a time.
+"""The actions of the simulated processes, written against the real programs, one operation at a time.
 
 A script yields an operation and is sent its result, or yields IDLE to let others go on. It tells the ledger what it
 believes: in the same step as the operation by which it came to believe it.
@@ -66,7 +66,7 @@ class Process:
     is_cut_off: bool = False
     wake_at: int | None = None
     is_struck_down: bool = False
-    """It is dead, or was taken for dead: whoever is only cut off lives."""
+    """Whether it is dead or was taken for dead. A process that is only cut off lives."""
     held: list[protocol.Claim] = field(default_factory=list)
     adopted: list[protocol.Claim] = field(default_factory=list)
 
@@ -105,7 +105,7 @@ def _publish_once(world: World, process: Process, message: bytes, target: int) -
 
 
 def consumer(world: World, process: Process) -> Script:
-    """Claim, work, and ack or hand back, for ever."""
+    """Claim, work, and ack or hand back, indefinitely."""
     try:
         while True:
             process.idle_since = world.version

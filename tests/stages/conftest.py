@@ -13,6 +13,7 @@ import torch
 
 from tests import models
 from triptych.stages import ROLES, Stage, Whole
+from triptych.stages.describe import describe
 
 FAMILIES = ("wan_t2v", "qwen_image", "sd3", "ltx_image")
 
@@ -46,7 +47,7 @@ def model(folder_of: Callable[[str], str]) -> Callable[[str], types.SimpleNamesp
             whole = Whole.open(folder_of(name))
             stages = [Stage.load(whole, role) for role in ROLES]
             loaded[name] = types.SimpleNamespace(
-                whole=whole, description=whole.describe(), stages=stages, folder=folder_of(name)
+                whole=whole, description=describe(whole), stages=stages, folder=folder_of(name)
             )
         return loaded[name]
 

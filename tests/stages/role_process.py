@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from tests.stages.test_parity import to_bytes
-from triptych import codec
-from triptych.stages import Stage, Whole, request_inputs
+from triptych.stages import Stage, Whole, resolve
+from triptych.stages.describe import describe
+from triptych.transport import codec
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
 from triptych.v1.job_pb2 import GenerationRequest
 from triptych.v1.room_pb2 import Manifest
@@ -30,7 +31,7 @@ def main(folder: str, role_name: str, source: str, target: str) -> None:
     stage = Stage.load(whole, role)
     data = Path(source).read_bytes()
     if role == ROLE_ENCODER:
-        values = request_inputs(GenerationRequest.FromString(data), whole.describe())
+        values = resolve(GenerationRequest.FromString(data), describe(whole)).for_encoder()
     else:
         (manifest_bytes,) = struct.unpack_from("<Q", data)
         manifest, room = data[8 : 8 + manifest_bytes], data[8 + manifest_bytes :]

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triptych import codec, media, requests
 from triptych.errors import InvalidRequest, JobCancelled
+from triptych.media import encoding
 from triptych.roles import ROLES
-from triptych.stages import Step, request_inputs
+from triptych.stages import Step, resolve
 from triptych.stages.fake import FAKE_MODEL, FakeStage, expected_outputs, fake_model
+from triptych.transport import codec
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 from triptych.v1.job_pb2 import GenerationRequest
 
@@ -24,7 +25,7 @@ def request(**fields: Any) -> GenerationRequest:
 
 def run_all(of: GenerationRequest, seconds: float = 0.0) -> dict[str, object]:
     """Through the codec between the roles, as in a fleet."""
-    values: dict[str, object] = request_inputs(of, FAKE_MODEL)
+    values: dict[str, object] = resolve(of, FAKE_MODEL).for_encoder()
     for role in ROLES:
         values = FakeStage(role, seconds).run(values, lambda _step: None, lambda: False)
         encoded = codec.encode(values, "job")
@@ -57,14 +58,14 @@ def test_every_part_of_the_request_shows_in_the_result(change: dict[str, Any]) -
 
 @pytest.mark.parametrize(("output_format", "start"), [("npy", b"\x93NUMPY"), ("png", b"\x89PNG")])
 def test_results_are_stored_like_those_of_a_model(output_format: str, start: bytes) -> None:
-    (artifact,) = media.encode_outputs(expected_outputs(request()), output_format, 16.0)
+    (artifact,) = encoding.encode_outputs(expected_outputs(request()), output_format, 16.0)
     assert artifact.data.startswith(start)
 
 
 def test_requests_are_checked_against_its_description() -> None:
-    requests.validate(request(), FAKE_MODEL)
+    resolve(request(), FAKE_MODEL)
     with pytest.raises(InvalidRequest, match="num_frames"):
-        requests.validate(request(num_frames=5), FAKE_MODEL)
+        resolve(request(num_frames=5), FAKE_MODEL)
 
 
 def test_a_job_may_ask_to_be_refused() -> None:
@@ -75,7 +76,9 @@ def test_a_job_may_ask_to_be_refused() -> None:
 
 
 def test_steps_are_reported_and_cancellation_is_seen_after_each() -> None:
-    inputs = FakeStage(ROLE_ENCODER, 0.0).run(request_inputs(request(), FAKE_MODEL), lambda _step: None, lambda: False)
+    inputs = FakeStage(ROLE_ENCODER, 0.0).run(
+        resolve(request(), FAKE_MODEL).for_encoder(), lambda _step: None, lambda: False
+    )
     seen: list[Step] = []
     with pytest.raises(JobCancelled):
         FakeStage(ROLE_TRANSFORMER, 0.01).run(inputs, seen.append, lambda: len(seen) == 3)
@@ -90,7 +93,7 @@ def test_a_cancelled_job_does_not_begin(role: Role.ValueType) -> None:
 
 def test_a_worker_with_a_fake_stage_loads_no_torch() -> None:
     program = (
-        "import sys, services.stage_process as s, triptych.config as c, triptych.v1.dispatch_pb2 as d;"
+        "import sys, services.worker.process as s, triptych.config as c, triptych.v1.dispatch_pb2 as d;"
         "s._load_stage(d.ROLE_ENCODER, c.WorkerConfig(fake_stage_seconds=1.0));"
         "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
@@ -101,7 +104,7 @@ def test_each_role_of_another_model_gives_other_bits() -> None:
     """So that a single phase done by the wrong fleet is seen in the result."""
 
     def made(*models: str) -> bytes:
-        values: dict[str, object] = request_inputs(request(), FAKE_MODEL)
+        values: dict[str, object] = resolve(request(), FAKE_MODEL).for_encoder()
         for role, name in zip(ROLES, models, strict=True):
             values = FakeStage(role, 0.0, name).run(values, lambda _step: None, lambda: False)
         return values["images"].tobytes()  # type: ignore[attr-defined]

@@ -14,7 +14,8 @@ import torch
 from tests.stages.conftest import FAMILIES
 from tests.stages.test_parity import CASES, stage_inputs
 from triptych.stages import ROLES, Stage, Whole
-from triptych.stages.roles import Components
+from triptych.stages.describe import describe
+from triptych.stages.pipelines import Components
 from triptych.stages.undisturbed import undisturbed
 
 
@@ -44,7 +45,7 @@ def test_the_first_job_equals_the_second(case: str, folder_of: Callable[[str], s
     name, fields, with_image = CASES[case]
     whole = Whole.open(folder_of(name))
     stages = [Stage.load(whole, role) for role in ROLES]
-    model = types.SimpleNamespace(description=whole.describe())
+    model = types.SimpleNamespace(description=describe(whole))
     first, second = (run(stages, stage_inputs(model, fields, with_image)) for _ in range(2))
     for stage, one, other in zip(stages, first, second, strict=True):
         assert equal(one, other), f"role {stage.role}"
@@ -58,7 +59,7 @@ def test_no_component_that_is_made_moves_a_generator(family: str, folder_of: Cal
     def states() -> list[Any]:
         return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]  # type: ignore[index]
 
-    for name in components.names:
+    for name in components.specs:
         before = states()
         components.get(name)
         assert states() == before, name

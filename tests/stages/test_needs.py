@@ -35,6 +35,6 @@ def test_no_prompt_crosses(name: str) -> None:
     if blocks is None:
         pytest.skip("has no block that is the transformer's, or is a part of another")
     parts = _split(blocks, name)
-    texts = {p.name for p in blocks.inputs if p.name and describe_input(p).kind == INPUT_KIND_TEXT}
+    texts = {p.name for p in blocks.inputs if p.name and describe_input(p, blocks).kind == INPUT_KIND_TEXT}
     assert any("prompt" in text for text in texts) or not texts - SETTINGS
     assert texts.intersection(Needs.of(parts[role] for role in ROLES[1:]).names) <= SETTINGS

@@ -11,8 +11,8 @@ import torch
 from google.protobuf import json_format
 
 from tests.stages.conftest import assert_equal_bits, picture, run_stages
-from triptych import codec
-from triptych.stages import Step, request_inputs
+from triptych.stages import Step, resolve
+from triptych.transport import codec
 from triptych.v1.job_pb2 import GenerationRequest
 from triptych.v1.room_pb2 import Manifest
 
@@ -37,7 +37,7 @@ def request_of(fields: dict[str, Any], seed: int = 7) -> GenerationRequest:
 
 
 def stage_inputs(model: Any, fields: dict[str, Any], with_image: bool, seed: int = 7) -> dict[str, object]:
-    values = request_inputs(request_of(fields, seed), model.description)
+    values = resolve(request_of(fields, seed), model.description).for_encoder()
     return {**values, "image": picture()} if with_image else values
 
 
@@ -102,20 +102,32 @@ batch, the modular one each by itself. The modular one is the reference."""
 
 @pytest.mark.parametrize("case", CLASSIC)
 def test_stages_equal_classic_pipeline(case: str, model: Any) -> None:
+    ours, classic = both(case, {}, model)
+    if case in CLASSIC_DIFFERS:
+        np.testing.assert_allclose(ours, classic, atol=1e-5)
+    else:
+        assert_equal_bits(ours, classic)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+@pytest.mark.parametrize("case", CLASSIC)
+def test_without_guidance_stages_equal_classic_pipeline(case: str, scale: float, model: Any) -> None:
+    """In all of them: there is one branch. `tests/families` tries more."""
+    assert_equal_bits(*both(case, {"guidance_scale": scale}, model))
+
+
+def both(case: str, changed: dict[str, Any], model: Any) -> tuple[Any, Any]:
+    """What the stages make of a case, and what the classic pipeline does."""
     key, class_name, extra = CLASSIC[case]
     name, fields, with_image = CASES[key]
-    tiny = model(name)
-    outputs = run_stages(tiny.stages, stage_inputs(tiny, fields, with_image))
+    tiny, fields = model(name), {**fields, **changed}
+    (output,) = run_stages(tiny.stages, stage_inputs(tiny, fields, with_image)).values()
     pipeline = getattr(diffusers, class_name).from_pretrained(tiny.folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     torch.manual_seed(7)
-    arguments = pipeline_arguments(fields, with_image) | extra
-    result = pipeline(**arguments, generator=torch.Generator().manual_seed(7))
-    (output,) = outputs
-    if case in CLASSIC_DIFFERS:
-        np.testing.assert_allclose(outputs[output], result[0], atol=1e-5)
-    else:
-        assert_equal_bits(outputs[output], result[0])
+    scales = {scale: changed.get("guidance_scale", extra[scale]) for scale in extra if scale.endswith("_scale")}
+    arguments = pipeline_arguments(fields, with_image) | extra | scales
+    return output, pipeline(**arguments, generator=torch.Generator().manual_seed(7))[0]
 
 
 def ignore(step: Step) -> None:

@@ -1,4 +1,4 @@
-"""Validation is pure: each bad field alone is refused by name, value and what is accepted; good ones pass."""
+"""`resolve` is pure: each bad field alone is refused by name, value and what is accepted; good ones pass."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import io
 import math
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
 from google.protobuf import json_format
 
 from tests.stages.conftest import picture
-from triptych.costs import PROMPT_BYTES_MAX
 from triptych.errors import InvalidRequest
 from triptych.ids import RANK_MAX
-from triptych.requests import parameter_values, validate
-from triptych.stages import request_inputs
+from triptych.model import fields, parameters
+from triptych.model.costs import PROMPT_BYTES_MAX
+from triptych.model.description import Description
+from triptych.stages import resolve
 from triptych.v1.job_pb2 import GenerationRequest
 
 GOOD: dict[str, Any] = {"prompt": "a", "height": 32, "width": 64, "num_inference_steps": 2}
@@ -59,7 +59,6 @@ def png() -> bytes:
         ({"frames_per_second": "NaN"}, r"frames_per_second is nan"),
         ({"transformer_rank": RANK_MAX + 1}, r"transformer_rank is 268435456"),
         ({"decoder_rank": RANK_MAX + 1}, r"decoder_rank is 268435456"),
-        ({"deadline_time": "2020-01-01T00:00:00Z"}, r"deadline_time is '2020.*a time in the future"),
         ({"media": [{"name": "image", "data": "AAAA"}]}, r"media.name is 'image'; accepted: nothing; this pipeline"),
         (
             {"parameters": {"max_sequence_lenght": 3}},
@@ -84,7 +83,7 @@ def png() -> bytes:
 )
 def test_each_bad_field_alone(fields: dict[str, Any], message: str, model: Any) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        validate(request_of(**fields), model("wan_t2v").description)
+        resolve(request_of(**fields), model("wan_t2v").description)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
@@ -92,10 +91,10 @@ def test_a_number_in_parameters_that_is_not_finite(number: float, model: Any) ->
     request = request_of()
     request.parameters.update({"guider.guidance_rescale": number})
     with pytest.raises(InvalidRequest, match=r"guider.guidance_rescale is (nan|inf); accepted: finite"):
-        validate(request, model("wan_t2v").description)
+        resolve(request, model("wan_t2v").description)
     request.parameters.update({"guider.guidance_rescale": 0.5, "sigmas": [1.0, number]})
     with pytest.raises(InvalidRequest, match=r"sigmas is \[1.0, (nan|inf)\]"):
-        validate(request, model("wan_t2v").description)
+        resolve(request, model("wan_t2v").description)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_a_number_in_parameters_that_is_not_finite(number: float, model: Any) ->
 )
 def test_each_bad_field_alone_for_pictures(fields: dict[str, Any], message: str, model: Any) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        validate(request_of(**fields), model("sd3").description)
+        resolve(request_of(**fields), model("sd3").description)
 
 
 @pytest.mark.parametrize(
@@ -126,24 +125,31 @@ def test_each_bad_field_alone_for_pictures(fields: dict[str, Any], message: str,
     ],
 )
 def test_good_requests_pass(fields: dict[str, Any], model: Any) -> None:
-    validate(request_of(**fields), model("wan_t2v").description)
+    resolve(request_of(**fields), model("wan_t2v").description)
 
 
-def test_a_deadline_in_the_future_passes(model: Any) -> None:
-    request = request_of()
-    request.deadline_time.FromSeconds(int(time.time()) + 60)
-    validate(request, model("wan_t2v").description)
+def test_a_deadline_in_the_future_passes() -> None:
+    request = request_of(deadline_time="2020-01-01T00:00:00Z")
+    moment_s = request.deadline_time.seconds
+    fields.check_deadline(request, moment_s - 60)
+    with pytest.raises(InvalidRequest, match=r"deadline_time is '2020.*a time in the future"):
+        fields.check_deadline(request, moment_s)
+
+
+def test_an_encoder_refuses_no_deadline(model: Any) -> None:
+    """The controller alone decides when one has passed."""
+    resolve(request_of(deadline_time="2020-01-01T00:00:00Z"), model("wan_t2v").description)
 
 
 def test_whole_numbers_of_a_struct_become_int_unless_the_input_takes_floats(model: Any) -> None:
     request = request_of(parameters={"max_sequence_length": 64, "sigmas": [1, 0.5], "attention_kwargs": {"scale": 2}})
-    values = parameter_values(request, model("wan_t2v").description)
+    values = parameters.parse(request.parameters, Description(model("wan_t2v").description))
     assert [type(value) for value in (values["max_sequence_length"], *values["sigmas"])] == [int, float, float]
     assert values["attention_kwargs"] == {"scale": 2}
 
 
 def test_a_guidance_scale_sets_the_guider_and_outputs_the_batch(model: Any) -> None:
-    values = request_inputs(request_of(guidance_scale=3.0, num_outputs=2, seed=5), model("wan_t2v").description)
+    values = resolve(request_of(guidance_scale=3.0, num_outputs=2, seed=5), model("wan_t2v").description).for_encoder()
     settings = values["triptych.settings"]
     assert settings == {"seed": 5, "preview_every_steps": 0, "overrides": {"guider": {"guidance_scale": 3.0}}}
     assert values["num_videos_per_prompt"] == 2
@@ -154,14 +160,16 @@ def test_media_are_decoded_and_broken_ones_refused(model: Any) -> None:
     description = model("sd3").description
     request = request_of(prompt="")
     request.media.add(name="image", data=png())
-    assert request_inputs(request, description)["image"].size == (64, 32)
+    assert resolve(request, description).for_encoder()["image"].size == (64, 32)
     request.media.add(name="image", data=png())
-    assert len(request_inputs(request, description)["image"]) == 2
+    with pytest.raises(InvalidRequest, match=r"media.image is .*2 files"):
+        resolve(request, description).for_encoder()
+    del request.media[:]
     request.media.add(name="image", data=png()[:100])
     with pytest.raises(InvalidRequest, match="image"):
-        request_inputs(request, description)
+        resolve(request, description).for_encoder()
 
 
 def test_validation_needs_no_torch() -> None:
-    program = "import sys, triptych.requests; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    program = "import sys, triptych.model.inputs; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from triptych.errors import InvalidRequest
-from triptych.requests import STEPS_MAX, validate
+from triptych.model.fields import STEPS_MAX
+from triptych.model.inputs import resolve
 from triptych.stages.step_counts import steps_max
 from triptych.v1.job_pb2 import GenerationRequest
 
@@ -40,13 +41,13 @@ def test_steps_that_the_scheduler_fails_at_are_refused(model: Any, count: int) -
     description = model("wan_t2v").description
     assert description.num_inference_steps_max == WITH_SHIFT_3
     with pytest.raises(InvalidRequest) as refused:
-        validate(GenerationRequest(prompt="a", num_inference_steps=count), description)
+        resolve(GenerationRequest(prompt="a", num_inference_steps=count), description)
     accepted = "a whole number, 1 to 333 (this model's scheduler can do no more)"
     assert str(refused.value) == f"num_inference_steps is {count}; accepted: {accepted}"
 
 
 def test_as_many_as_it_can_do_are_accepted(model: Any) -> None:
-    validate(GenerationRequest(prompt="a", num_inference_steps=WITH_SHIFT_3), model("wan_t2v").description)
+    resolve(GenerationRequest(prompt="a", num_inference_steps=WITH_SHIFT_3), model("wan_t2v").description)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])

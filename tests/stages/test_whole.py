@@ -16,9 +16,10 @@ import pytest
 
 from tests import models
 from tests.stages.conftest import FAMILIES
-from triptych import costs
 from triptych.errors import ModelInvalid
-from triptych.stages import ROLES, Stage, Whole, request_inputs
+from triptych.model.description import Description
+from triptych.stages import ROLES, Stage, Whole, resolve
+from triptych.stages.describe import describe
 from triptych.v1 import model_pb2
 from triptych.v1.job_pb2 import GenerationRequest
 
@@ -42,7 +43,7 @@ def test_description_is_read_off_the_blocks(model: Any) -> None:
     computed = [inputs[name].default_json for name in ("height", "width", "num_frames")]
     assert computed == ["240", "416", "41"], "what the pipeline computes where a request leaves them out"
     asked = {"height": 240, "width": 416, "num_frames": 41, "num_inference_steps": 50}
-    assert costs.work(GenerationRequest(prompt="a"), description) == math.prod(asked.values())
+    assert math.prod(resolve(GenerationRequest(prompt="a"), description).work.values()) == math.prod(asked.values())
     assert inputs["sigmas"].kind == model_pb2.INPUT_KIND_LIST
     assert inputs["attention_kwargs"].kind == model_pb2.INPUT_KIND_MAPPING
     assert inputs["latents"].kind == model_pb2.INPUT_KIND_INTERNAL
@@ -81,7 +82,7 @@ def test_description_survives_the_wire_and_is_stable(model: Any) -> None:
     tiny = model("sd3")
     data = tiny.description.SerializeToString(deterministic=True)
     assert model_pb2.ModelDescription.FromString(data) == tiny.description
-    assert Whole.open(tiny.folder).describe() == tiny.description
+    assert describe(Whole.open(tiny.folder)) == tiny.description
 
 
 def test_digest_is_of_the_model_not_of_its_place(model: Any, copy_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -98,9 +99,12 @@ def test_digest_is_of_the_model_not_of_its_place(model: Any, copy_of: Callable[[
 def test_recommended_defaults_fill_what_a_request_leaves_out(copy_of: Callable[[str], Path]) -> None:
     folder = copy_of("wan_t2v")
     models.recommend(folder, num_inference_steps=2, height=16, width=24, guidance_scale=2.0, frames_per_second=8)
-    description = Whole.open(str(folder)).describe()
+    description = describe(Whole.open(str(folder)))
     assert json.loads(description.defaults_json)["frames_per_second"] == 8
-    values = request_inputs(GenerationRequest(prompt="a", width=32, seed=1), description)
+    shown = {one.name: one.default_json for one in description.inputs}
+    assert [shown[name] for name in ("num_inference_steps", "height", "width")] == ["2", "16", "24"], "what is in force"
+    assert (description.guidance_scale, Description(description).defaults["num_inference_steps"]) == (2.0, 2)
+    values = resolve(GenerationRequest(prompt="a", width=32, seed=1), description).for_encoder()
     assert (values["num_inference_steps"], values["height"], values["width"]) == (2, 16, 32)
     assert values["triptych.settings"]["overrides"] == {"guider": {"guidance_scale": 2.0}}
     assert "frames_per_second" not in values
@@ -197,7 +201,7 @@ def bad_recommendations(folder: Path) -> None:
         (remove_weights, "component 'transformer' has no weights"),
         (truncate_weights, "diffusion_pytorch_model.safetensors is truncated"),
         (garble_weights, "not a safetensors file"),
-        (empty_weights, "not a safetensors file"),
+        (empty_weights, r"safetensors is empty \(0 bytes\)"),
         (truncate_config, "config.json is not valid JSON"),
         (remove_config, "component 'vae' has no config.json"),
         (missing_shard, "00002-of-00002.safetensors is missing"),
@@ -211,7 +215,7 @@ def test_each_damage_alone_is_one_sentence(
     folder = copy_of("wan_t2v")
     damage(folder)
     with pytest.raises(ModelInvalid, match=sentence) as caught:
-        Whole.open(str(folder)).describe()
+        describe(Whole.open(str(folder)))
     assert "\n" not in str(caught.value)
 
 
@@ -237,7 +241,10 @@ def test_an_id_that_is_no_folder_and_not_on_the_hub() -> None:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 1
-    assert "ModelInvalid: 'nobody/no-such-model' can't be opened" in done.stderr.splitlines()[-1]
+    assert (
+        "ModelInvalid: 'nobody/no-such-model' can't be opened: there is no folder of this name"
+        in done.stderr.splitlines()[-1]
+    )
 
 
 def test_the_library_names_no_family() -> None:
@@ -246,3 +253,14 @@ def test_the_library_names_no_family() -> None:
     for path in Path(models.__file__).parents[1].joinpath("triptych", "stages").glob("*.py"):
         words = {word for line in path.read_text().lower().splitlines() for word in line.replace("_", " ").split()}
         assert not words.intersection(families), path.name
+
+
+def test_a_load_says_how_far_it_is(model: Callable[[str], Any], caplog: pytest.LogCaptureFixture) -> None:
+    """What `triptych up` repeats while it waits: the component that is being loaded, and of how many."""
+    whole = Whole.open(model("wan_t2v").folder)
+    with caplog.at_level("INFO", logger="triptych"):
+        Stage.load(whole, ROLES[0])
+    held = whole.component_names(ROLES[0])
+    assert [record.getMessage() for record in caplog.records if "component" in record.getMessage()] == [
+        f"loading {name}, component {number} of {len(held)}" for number, name in enumerate(held, 1)
+    ]

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.trace import SpanKind
 
+from tests.filled import filled
 from tests.telemetry.receiver import Received, Receiver, of_job, the_root
 from triptych import rpc, telemetry
 from triptych.errors import LeaseLost
@@ -104,16 +105,17 @@ async def test_a_jobs_calls_form_one_trace(exporting: Receiver) -> None:
         servicer = Generation()
         async with serving(servicer) as address, rpc.open_channel(address) as channel:
             with telemetry.span("generate", kind="client") as span:
-                await generation_grpc.GenerationServiceStub(channel).CreateJob(generation.CreateJobRequest())
+                await generation_grpc.GenerationServiceStub(channel).CreateJob(filled(generation.CreateJobRequest))
                 span.set_attribute("triptych.job_id", JOB)
             parent = telemetry.extract(servicer.traceparent)
             with telemetry.span("claim request", kind="consumer", parent=parent, job_id=JOB, rank=1):
-                await fleet_grpc.FleetServiceStub(channel).StartPhase(fleet.StartPhaseRequest())
+                await fleet_grpc.FleetServiceStub(channel).StartPhase(filled(fleet.StartPhaseRequest))
                 chunks = [
-                    r.chunk async for r in worker_grpc.WorkerServiceStub(channel).FetchRoom(worker.FetchRoomRequest())
+                    r.chunk
+                    async for r in worker_grpc.WorkerServiceStub(channel).FetchRoom(filled(worker.FetchRoomRequest))
                 ]
                 with telemetry.span("publish phase1", kind="producer", job_id=JOB):
-                    await ring_grpc.RingServiceStub(channel).Publish(ring.PublishRequest())
+                    await ring_grpc.RingServiceStub(channel).Publish(filled(ring.PublishRequest))
     assert chunks == [b"x"] * 3
     spans = of_job(exporting.spans, JOB)
     assert the_root(spans).name == "generate"
@@ -138,19 +140,19 @@ async def test_polling_and_long_streams_make_no_spans(exporting: Receiver) -> No
             generation_stub = generation_grpc.GenerationServiceStub(channel)
 
             async def poll() -> None:
-                heartbeat = fleet_stub.Heartbeat(iter([fleet.HeartbeatRequest()]))
+                heartbeat = fleet_stub.Heartbeat(iter([filled(fleet.HeartbeatRequest)]))
                 assert [r async for r in heartbeat] == [fleet.HeartbeatResponse()]
-                assert len([r async for r in generation_stub.WatchJob(generation.WatchJobRequest())]) == 1
-                await generation_stub.GetJob(generation.GetJobRequest())
+                assert len([r async for r in generation_stub.WatchJob(filled(generation.WatchJobRequest))]) == 1
+                await generation_stub.GetJob(filled(generation.GetJobRequest))
                 await fleet_stub.GetFleet(fleet.GetFleetRequest())
-                await ring_grpc.RingServiceStub(channel).Claim(ring.ClaimRequest())
+                await ring_grpc.RingServiceStub(channel).Claim(filled(ring.ClaimRequest))
                 await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
                 asked = reflection_pb2.ServerReflectionRequest(list_services="")
                 listed = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]))
                 assert len([r async for r in listed]) == 1
 
             await poll()
-            await fleet_stub.StartPhase(fleet.StartPhaseRequest())  # a job's call, but outside of any job's trace
+            await fleet_stub.StartPhase(filled(fleet.StartPhaseRequest))  # a job's call, but outside of any job's trace
             with telemetry.span("a job"):
                 await poll()
     assert [span.name for span in exporting.spans] == ["a job"]
@@ -160,7 +162,7 @@ async def test_a_call_without_a_trace_begins_one_at_the_controller(exporting: Re
     servicer = Generation()
     with telemetry.setup("controller"):
         async with serving(servicer) as address, grpc.aio.insecure_channel(address) as bare:
-            await generation_grpc.GenerationServiceStub(bare).CreateJob(generation.CreateJobRequest())
+            await generation_grpc.GenerationServiceStub(bare).CreateJob(filled(generation.CreateJobRequest))
     root = the_root(exporting.spans)
     assert root.name == "/triptych.v1.GenerationService/CreateJob"
     assert root.trace_id == telemetry.trace_id(telemetry.extract(servicer.traceparent))
@@ -170,7 +172,7 @@ async def test_an_error_keeps_its_class_and_marks_both_spans(exporting: Receiver
     with telemetry.setup("all-in-one"):
         async with serving(Generation()) as address, rpc.open_channel(address) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught, telemetry.span("claim phase1", kind="consumer"):
-                await fleet_grpc.FleetServiceStub(channel).CompletePhase(fleet.CompletePhaseRequest())
+                await fleet_grpc.FleetServiceStub(channel).CompletePhase(filled(fleet.CompletePhaseRequest))
     assert type(rpc.error_from(caught.value)) is LeaseLost
     client = named(exporting.spans, "CompletePhase", SpanKind.CLIENT)
     server = named(exporting.spans, "CompletePhase", SpanKind.SERVER)

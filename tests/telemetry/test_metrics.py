@@ -8,15 +8,10 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.fleet.processes import free_port
 from tests.telemetry.receiver import Receiver
 from triptych import telemetry
 from triptych.errors import InvalidRequest
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def scrape(port: int) -> dict[tuple[str, str], float]:

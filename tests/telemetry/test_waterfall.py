@@ -13,7 +13,7 @@ from rich.console import Console
 
 from triptych import telemetry
 from triptych.errors import InvalidRequest, NotFound
-from triptych_client.waterfall import render
+from triptych_client.waterfall import draw, lines, read
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 START_NS = 1_700_000_000_000_000_000
@@ -68,7 +68,7 @@ def trace_file(tmp_path: Path) -> Path:
 
 def drawn(path: Path, wanted: str) -> str:
     console = Console(width=80, file=io.StringIO(), color_system=None, legacy_windows=False)
-    console.print(render(path, wanted))
+    console.print(draw(read(path, wanted), "utf-8"))
     assert isinstance(console.file, io.StringIO)
     return "\n".join(row.rstrip() for row in console.file.getvalue().rstrip().splitlines())
 
@@ -90,22 +90,22 @@ def test_a_half_written_line_is_skipped(trace_file: Path) -> None:
 
 
 def test_a_span_whose_parent_is_missing_is_still_shown(trace_file: Path) -> None:
-    lines = trace_file.read_text().splitlines(keepends=True)
-    trace_file.write_text("".join(row for row in lines if 'CreateJob"' not in row))
+    rows = trace_file.read_text().splitlines(keepends=True)
+    trace_file.write_text("".join(row for row in rows if 'CreateJob"' not in row))
     assert "claim request" in drawn(trace_file, "job-1")
 
 
-@pytest.mark.parametrize("wanted", ["job-2", "job", "e" * 32, "stringValue"])
+@pytest.mark.parametrize("wanted", ["job-2", "obj", "e" * 32, "stringValue"])
 def test_a_job_that_is_not_there_is_named(trace_file: Path, wanted: str) -> None:
     with pytest.raises(NotFound, match=f"no job and no trace '{wanted}' in .*trace.jsonl"):
-        render(trace_file, wanted)
+        read(trace_file, wanted)
 
 
 def test_bad_arguments_are_named(trace_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"trace_file is .*No such file"):
-        render(tmp_path / "missing", "job-1")
+        read(tmp_path / "missing", "job-1")
     with pytest.raises(InvalidRequest, match="job is ''"):
-        render(trace_file, "")
+        read(trace_file, "")
 
 
 def test_what_the_exporter_writes_is_read(tmp_path: Path) -> None:
@@ -131,3 +131,27 @@ def test_a_large_file_is_searched_quickly(trace_file: Path) -> None:
     started_s = time.process_time()
     assert drawn(trace_file, "job-1") == SNAPSHOT
     assert time.process_time() - started_s < 5
+
+
+def test_a_beginning_that_no_other_has_is_enough(trace_file: Path) -> None:
+    assert drawn(trace_file, TRACE[:8]) == SNAPSHOT
+    assert drawn(trace_file, "job-1") == SNAPSHOT  # not job-10's
+    assert len(read(trace_file, "job-10").spans) == 1
+    with pytest.raises(InvalidRequest, match="accepted: more of the id: job-1, job-10 begin so"):
+        read(trace_file, "job-")
+
+
+def test_a_pipe_gets_every_span_as_a_line(trace_file: Path) -> None:
+    cells = list(lines(read(trace_file, "job-1")))
+    assert cells[0] == ("triptych-client", "", "generate", "0 µs", "1.00 s", "", TRACE)
+    assert cells[4] == ("triptych-encoder", "1", "...stage.run", "300 ms", "200 ms", "failed", TRACE)
+
+
+def test_names_of_others_are_shown_and_not_obeyed(trace_file: Path) -> None:
+    with trace_file.open("a") as file:
+        file.write(line("e\x1b]0;x\x07vil", "[red]\x1b[2J", 6, 1, 0, 1, attributes=attributes("job-1", 1)))
+    console = Console(width=80, file=io.StringIO(), color_system=None, legacy_windows=False)
+    console.print(draw(read(trace_file, "job-1"), "ascii"))
+    assert isinstance(console.file, io.StringIO)
+    assert "\x1b" not in console.file.getvalue()
+    assert "[red]\\x1b[2J" in console.file.getvalue()

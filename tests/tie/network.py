@@ -16,7 +16,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from triptych.errors import DeadlinePassed, TriptychError, Unavailable
-from triptych.identity import ANYONE, set_caller
+from triptych.security.identity import ANYONE, set_caller
 
 FAULTS = ("request lost", "answer lost", "request late", "given up", "answer late")
 LATE_S_MAX = 12.0

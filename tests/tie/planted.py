@@ -6,14 +6,12 @@ import contextlib
 from typing import Any
 
 from services.controller import jobs
-from services.controller.controller import Controller
-from services.controller.fleet import Member
-from services.controller.supervisor import Supervisor
-from services.controller.tie import Orders
+from services.controller.fleet import Fleet, Member
+from services.controller.holdings import Holdings
+from services.controller.orders import Orders
+from services.worker.link import Link
 from tests.tie.world import Parts
 from triptych.errors import Fenced, LeaseLost, RingFull
-from triptych.link import Link
-from triptych.roles import RING_OF
 from triptych.v1.fleet_service_pb2 import HeartbeatResponse, RunningPhase
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.ring_service_pb2 import Lease
@@ -26,7 +24,7 @@ class LinkThatForgets(Link):
         if self._tie.number == number and self._stream is not None:
             self._stream.cancel()
         self._tie.is_tied = self._tie.is_tied and self._tie.number != number
-        self._registered.clear()
+        self.registered.clear()
 
 
 class OrdersThatAreEvents(Orders):
@@ -53,13 +51,13 @@ class MemberOfOldStreams(Member):
         return self.stream
 
 
-class SupervisorThatAdoptsOnce(Supervisor):
+class HoldingsThatAdoptOnce(Holdings):
     """A worker must name the very lease that the journal has."""
 
     async def _adopt(self, rank: int, entry: JournalEntry, running: RunningPhase) -> Lease | None:
         if running.dispatch.role != jobs.role_of(entry):
             return None
-        ring = self._controller.rings[RING_OF[jobs.role_of(entry)]]
+        ring = self._core.rings[jobs.role_of(entry)]
         if running.lease.rank == rank and ring.holds(running.lease):
             return running.lease
         if not (jobs.is_running(entry) and entry.lease == running.lease):
@@ -69,7 +67,7 @@ class SupervisorThatAdoptsOnce(Supervisor):
         except RingFull:
             return None
         try:
-            await self._controller.relet(entry.job.job_id, running.lease, lease)
+            await self._lifecycle.change_lease(entry.job.job_id, running.lease, lease)
         except LeaseLost:
             with contextlib.suppress(LeaseLost, Fenced):
                 await ring.ack(lease)
@@ -78,25 +76,19 @@ class SupervisorThatAdoptsOnce(Supervisor):
 
 
 class _Members(dict[int, Member]):
-    def __init__(self, kind: type[Member]) -> None:
-        super().__init__()
-        self._kind = kind
-
     def setdefault(self, rank: int, member: Any = None) -> Member:
-        return super().setdefault(rank, self._kind(rank, member.seen_s))
+        return super().setdefault(rank, MemberOfOldStreams(rank, member.seen_s))
 
 
-def with_members(kind: type[Member]) -> Parts:
-    """A fleet of another kind of members."""
+class FleetOfOldStreams(Fleet):
+    """Its members are such."""
 
-    def prepare(controller: Controller) -> None:
-        controller.fleet.members = _Members(kind)
-
-    return Parts(prepare=prepare)
+    def __init__(self) -> None:
+        self.members = _Members()
 
 
 PLANTED: dict[str, Parts] = {
-    "a late refusal ends a newer registration": Parts(link=LinkThatForgets),
-    "orders are lost with an old stream": with_members(MemberOfOldStreams),
-    "an adoption is answered once": Parts(supervisor=SupervisorThatAdoptsOnce),
+    "a late refusal ends a newer registration": Parts(link=LinkThatForgets, fault_share=0.6),
+    "orders are lost with an old stream": Parts(fleet=FleetOfOldStreams),
+    "an adoption is answered once": Parts(holdings=HoldingsThatAdoptOnce),
 }

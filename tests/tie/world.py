@@ -1,6 +1,6 @@
 """A seeded world in which the real controller and real workers meet over a network that loses and delays.
 
-Real: journal (SQLite, in memory), `Ledger`, `Controller`, `Supervisor`, both servicers, rings, `Link`, `RpcRing`,
+Real: journal (SQLite, in memory), `Controller`, both servicers, rings, `Link`, `RpcRing`,
 `Worker`, `EncoderServicer`, and `Phases` but for what touches tensors. One random number generator decides everything
 that happens, so a seed is a schedule: `python -m tests.tie.world SEED`.
 
@@ -26,25 +26,33 @@ from typing import Any
 
 from services.controller import journal_file
 from services.controller.controller import Controller
+from services.controller.core import Core
+from services.controller.fleet import Fleet
 from services.controller.fleet_service import FleetServicer
+from services.controller.holdings import Holdings
 from services.controller.journal import Journal
-from services.controller.ledger import Ledger
-from services.controller.models import MODEL_KEY
+from services.controller.media_checks import MediaChecks
 from services.controller.ring_service import RingServicer
-from services.controller.supervisor import Supervisor
-from services.encoder.service import EncoderServicer
+from services.controller.rings import Rings
+from services.controller.served_model import stored_model
+from services.worker.encoder_service import EncoderServicer
+from services.worker.equipment import Equipment
+from services.worker.link import Link
+from services.worker.loop import Worker
+from services.worker.membership import FleetMember
+from services.worker.phase import Phases
+from services.worker.report import PhaseReporter
+from services.worker.running import Running
 from tests.tie.network import Network, Server, SimLoop, Wire
-from triptych import ids, telemetry
+from triptych import telemetry
 from triptych.config import ControllerConfig, WorkerConfig
 from triptych.errors import JobCancelled, TriptychError
-from triptych.identity import ANYONE, set_caller
-from triptych.link import Link
-from triptych.phase import Equipment, Phases
 from triptych.rings.access import RingAccess
 from triptych.rings.layout import ATTEMPT_MAX, Geometry
 from triptych.rings.memory import MemoryRing
+from triptych.rings.ring import Removed
 from triptych.roles import NEXT, RING_OF
-from triptych.running import PhaseReporter, Running
+from triptych.security.identity import ANYONE, set_caller
 from triptych.stages.fake import FAKE_MODEL, FakeStage
 from triptych.v1 import encoder_service_pb2
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Role
@@ -53,10 +61,8 @@ from triptych.v1.job_pb2 import (
     Artifact,
     GenerationRequest,
 )
-from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.room_pb2 import RoomRef
 from triptych.v1.worker_pb2 import DriverChoice
-from triptych.worker import Worker
 
 FAULTS_S = 12.0
 """Until when messages are lost and processes die."""
@@ -79,8 +85,10 @@ class Parts:
     """What a planted bug replaces."""
 
     link: type[Link] = Link
-    supervisor: type[Supervisor] = Supervisor
-    prepare: Callable[[Controller], None] = lambda controller: None
+    holdings: type[Holdings] = Holdings
+    fleet: type[Fleet] = Fleet
+    fault_share: float | None = None
+    """The share of calls to strike in every schedule, for a bug that takes many faults to show."""
 
 
 class SimArena:
@@ -124,20 +132,20 @@ class SimPhases(Phases):
             artifact.url = f"{dispatch.job_id}/{'0' * 32}/0.png"
             await reporter.complete(artifacts=[artifact], result_url=self._link.result_url)
             return
-        self._room_counter += 1
-        room_id = running.room_id = ids.room_id(self._link.rank, self._room_counter)
-        self._arena.put(room_id)  # type: ignore[call-arg]
-        room = RoomRef(room_id=room_id, size_bytes=4096, xxh3_128=bytes(16), owner_rank=self._link.rank)
+        rank = self._link.membership.rank
+        room_id = running.room_id = self.rooms.new_id()
+        self._equipment.arena.put(room_id)  # type: ignore[call-arg]
+        room = RoomRef(room_id=room_id, size_bytes=4096, xxh3_128=bytes(16), owner_rank=rank)
         room.owner_address = ADDRESS
         after = Dispatch(job_id=dispatch.job_id, generation=dispatch.generation, role=NEXT[role], room=room)
-        after.sender_rank = self._link.rank
+        after.sender_rank = rank
         try:
             await reporter.complete(after)
         except TriptychError:
             if not (running.lost and room_id in running.declared_room_ids):
-                self._arena.release(room_id)
+                self._equipment.arena.release(room_id)
             raise
-        await self._publish(running, after)
+        await self._handover.publish(running, after)
 
 
 class SimJournal(Journal):
@@ -179,26 +187,23 @@ class SimWorker:
     def __init__(self, world: World, role: Role.ValueType, number: int) -> None:
         self.role, self.arena = role, SimArena()
         nothing: Any = None
+        config = WorkerConfig(instance_id=f"worker-{number}")  # so that a seed is a schedule
         stage = FakeStage(role, 0.0)
         self.equipment = Equipment(
-            WorkerConfig(), stage, FAKE_MODEL, self.arena, nothing, "", DriverChoice(), ADDRESS, world.metrics, nothing
+            config, stage, FAKE_MODEL, self.arena, nothing, "", DriverChoice(), ADDRESS, world.metrics, nothing
         )  # type: ignore[arg-type]
-        self.worker = Worker(self.equipment)
-        self.worker._instance_id = f"worker-{number}"  # so that a seed is a schedule
         channel: Any = Wire(world.network)
-        self.link = world.parts.link(channel, self.worker)
-        names = [RING_OF[one] for one in (role, NEXT.get(role)) if one is not None]
-        access = RingAccess(channel, names, lambda: (self.link.rank, self.link.epoch), card=None)
-        self.worker.connect(self.link, access)
-        source, sink = access.ring(names[0]), access.ring(names[1]) if len(names) > 1 else None
-        self.worker._phases = phases = SimPhases(self.equipment, self.link, source, sink)
+        self.link = world.parts.link(channel)
+        access = RingAccess(channel, [role, NEXT[role]] if role in NEXT else [role], self.link, card=None)
+        phases = SimPhases(self.equipment, self.link, access)
         phases.world = world
+        self.worker = Worker(self.equipment, self.link, access, phases, asyncio.Event())
         self.direct = EncoderServicer("controller")
         self.direct.worker = self.worker
-        self.tasks = [asyncio.create_task(self.link.run()), asyncio.create_task(self._work())]
+        self.tasks = [asyncio.create_task(self.link.run(FleetMember(self.worker))), asyncio.create_task(self._work())]
 
     async def _work(self) -> None:
-        await self.link.wait_registered()
+        await self.link.registered.wait()
         await self.worker.run()
 
     def kill(self) -> None:
@@ -207,7 +212,7 @@ class SimWorker:
 
     @property
     def is_idle(self) -> bool:
-        return self.worker._running is None
+        return self.worker.running is None
 
 
 class World:
@@ -216,7 +221,9 @@ class World:
     def __init__(self, seed: int, parts: Parts = Parts()) -> None:
         self.seed, self.parts = seed, parts
         self.random = random.Random(seed)
-        self.network = Network(self.random.getrandbits(32), self.random.choice((0.0, 0.1, 0.25, 0.4)), FAULTS_S)
+        network_seed = self.random.getrandbits(32)
+        share = self.random.choice((0.0, 0.1, 0.25, 0.4))
+        self.network = Network(network_seed, share if parts.fault_share is None else parts.fault_share, FAULTS_S)
         self.metrics = Noticed()
         self.endless: set[str] = set()
         self.begun: Counter[tuple[object, ...]] = Counter()
@@ -270,33 +277,40 @@ class World:
     async def _start_controller(self) -> None:
         self.epoch += 1
         journal = SimJournal(self._db, self.network)
-        stored = await journal.get_meta(MODEL_KEY)
-        model = ModelDescription.FromString(stored) if stored else None
-        supervisor: Supervisor
-        rings = {
-            name: MemoryRing(
+        removed: list[Removed] = []
+        by_role = {
+            role: MemoryRing(
                 name,
                 self.epoch,
                 attempts_max=ATTEMPT_MAX,
-                on_dead_letter=lambda removed: supervisor.removed(removed),
+                on_dead_letter=removed.append,
                 geometry=Geometry(slot_count=16),
                 seed=self.seed,
             )
-            for name in RING_OF.values()
+            for role, name in RING_OF.items()
         }
-        controller = Controller(CONFIG, Ledger(journal), rings, model, self.metrics)
-        controller.media.close()
-        supervisor = self.parts.supervisor(controller, self.epoch, "memory://results")
-        self.parts.prepare(controller)
-        await supervisor.recover()
+        core = Core(
+            CONFIG,
+            journal,
+            self.parts.fleet(),
+            Rings(by_role, None, "", removed),
+            await stored_model(journal),
+            epoch=self.epoch,
+            result_url="memory://results",
+            metrics=self.metrics,
+        )
+        media = MediaChecks()
+        media.close()
+        controller = Controller(core, media, holdings_type=self.parts.holdings)
+        await controller.holdings.recover()
         server = Server(
             [
-                FleetServicer(controller, supervisor, self.epoch, ""),
-                RingServicer(rings, controller.fleet.check, None, "", controller.fleet.target_of),
+                FleetServicer(controller, ""),
+                RingServicer(core.rings.values(), core.fleet.check, None, "", core.fleet.target_of),
             ]
         )
         journal.server = server
-        server.spawn(supervisor.run())
+        server.spawn(controller.upkeep.run())
         self.controller, self.network.server = controller, server
 
     async def _client(self, number: int) -> None:
@@ -311,11 +325,13 @@ class World:
                 async with asyncio.timeout(60):
                     if is_direct:
                         is_direct = self.random.random() < 0.8
-                        call = encoder_service_pb2.GenerateRequest(request_id=request_id, request=request)
+                        direct = encoder_service_pb2.GenerateRequest(request_id=request_id, request=request)
                         context: Any = None
-                        job_id = (await encoder.direct.Generate(call, context)).job.job_id
+                        job_id = (await encoder.direct.Generate(direct, context)).job.job_id
                     elif self.network.server is not None:
-                        created = self.network.server.spawn(self.controller.create(request_id, request, ANYONE))
+                        created = self.network.server.spawn(
+                            self.controller.lifecycle.create(request_id, request, ANYONE)
+                        )
                         await asyncio.wait([created, self.network.server.dead], return_when=asyncio.FIRST_COMPLETED)
                         job_id = created.result().job_id if created.done() and not created.cancelled() else ""
             except (TriptychError, TimeoutError):
@@ -331,7 +347,7 @@ class World:
         while True:
             server = self.network.server
             if server is not None:
-                done = server.spawn(self.controller.cancel(job_id))
+                done = server.spawn(self.controller.lifecycle.cancel(job_id))
                 await asyncio.wait([done, server.dead], return_when=asyncio.FIRST_COMPLETED)
                 if done.done() and not done.cancelled():
                     return
@@ -358,8 +374,8 @@ class World:
 
     async def _until_over(self) -> None:
         loop = asyncio.get_running_loop()
-        while self.controller.ledger.active:
-            states = {job_id: entry.job.state for job_id, entry in self.controller.ledger.active.items()}
+        while self.controller.core.ledger.active:
+            states = {job_id: entry.job.state for job_id, entry in self.controller.core.ledger.active.items()}
             self._demand(loop.time() < END_S, f"stuck: {states}")
             await asyncio.sleep(0.5)
         late_s = loop.time() + SETTLE_S
@@ -376,7 +392,7 @@ class World:
         self._demand(not self.metrics.reconciliations["worker, late"], "a worker was idle beside work")
         repaired = self.metrics.reconciliations["lease"]  # of jobs that nobody ran: a late call had started them
         for job_id in self.accepted:
-            job = await self.controller.ledger.get(job_id)
+            job = await self.controller.core.ledger.get(job_id)
             self._demand(job.state != JOB_STATE_FAILED, f"{job_id} is lost: {job.error}")
             if not self.kills:
                 thrown = [a.reason for a in job.attempts if "came back without the job" in a.reason]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych import rpc
+from tests import needs
 from triptych.transport.arena import Arena
 from triptych.transport.fetcher import Fetcher, open_fetcher
 from triptych.transport.mooncake_engine import MooncakeEngine
@@ -82,7 +82,11 @@ def reader_arena() -> Iterator[Arena]:
 
 
 @pytest.fixture(scope="session")
-def engine(reader_arena: Arena) -> Iterator[MooncakeEngine]:
+def engine(reader_arena: Arena) -> Iterator[MooncakeEngine | None]:
+    """None where Mooncake can't be loaded: tests that use it are marked `needs_mooncake`."""
+    if needs.without_mooncake():
+        yield None
+        return
     engine = MooncakeEngine.start("127.0.0.1")
     engine.register(reader_arena.base_address, reader_arena.size_bytes)
     yield engine
@@ -90,12 +94,12 @@ def engine(reader_arena: Arena) -> Iterator[MooncakeEngine]:
 
 
 @pytest.fixture
-def open_forced(reader_arena: Arena, engine: MooncakeEngine) -> Iterator[Callable[..., Fetcher]]:
+def open_forced(reader_arena: Arena, engine: MooncakeEngine | None) -> Iterator[Callable[..., Fetcher]]:
     """Opens fetchers that are closed after the test."""
     opened = []
 
     def open_one(forced: str = "") -> Fetcher:
-        opened.append(open_fetcher(reader_arena, engine, rpc.open_channel, forced))
+        opened.append(open_fetcher(reader_arena, engine, forced=forced))
         return opened[-1]
 
     yield open_one

@@ -10,9 +10,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triptych import codec
 from triptych.errors import ArenaFull, DeadlinePassed, InvalidRequest, RoomGone, SourceCorrupt, WrongState
-from triptych.transport import room
+from triptych.transport import codec, room
 from triptych.transport.allocator import ALIGNMENT_BYTES, FirstFitAllocator
 from triptych.transport.arena import Arena
 

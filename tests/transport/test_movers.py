@@ -1,4 +1,4 @@
-"""One suite over every mover; the owner of the rooms is another process."""
+"""The conformance suite of all movers. The owner of the rooms is another process."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import time
 import numpy as np
 import pytest
 
-from triptych import codec, rpc
+from triptych import rpc
 from triptych.errors import InvalidRequest, RoomGone, SourceCorrupt, TransferFailed
-from triptych.transport import room
-from triptych.transport.arena import sweep
+from triptych.transport import codec, room
+from triptych.transport.arena import Arena
 from triptych.transport.fetcher import READS_MAX, Fetcher, open_fetcher
 from triptych.transport.movers import LocalMover, MooncakeMover, RpcMover
+from triptych.transport.shared_memory import sweep
 from triptych.v1 import room_pb2
 
-MOVERS = ("local", "mooncake", "rpc")
+MOONCAKE = pytest.param("mooncake", marks=pytest.mark.needs_mooncake)
+MOVERS = ("local", MOONCAKE, "rpc")
 DEAD_OWNER_S = 8
 """A dead owner must be noticed sooner than a fetch's own timeout of 10 s."""
 
@@ -53,6 +55,7 @@ async def test_equal_bytes(name, size_bytes, owner, open_forced):
     owner.release(ref.room_id)
 
 
+@pytest.mark.needs_mooncake
 async def test_order_of_choice(owner, open_forced):
     ref = owner.put(100, seed=1)
     assert (await open_forced().fetch(ref)).mover == "local"
@@ -62,15 +65,17 @@ async def test_order_of_choice(owner, open_forced):
     assert (await open_forced().fetch(ref)).mover == "rpc"
 
 
+@pytest.mark.needs_mooncake
 def test_mooncake_is_tcp(owner, engine):
     assert (owner.protocol, engine.protocol) == ("tcp", "tcp")
 
 
 def test_unknown_mover_is_refused(reader_arena):
     with pytest.raises(InvalidRequest, match=r"mooncake.*local, rpc"):
-        open_fetcher(reader_arena, None, rpc.open_channel, "mooncake")
+        open_fetcher(reader_arena, None, forced="mooncake")
 
 
+@pytest.mark.needs_mooncake
 async def test_forced_mover_does_not_fall_back(owner, open_forced):
     ref = reachable_only_by("rpc", owner.put(100, seed=1))
     for name in ("local", "mooncake"):
@@ -87,7 +92,7 @@ async def test_released_room_is_gone(name, owner, open_forced):
         await open_forced(name).fetch(ref)
 
 
-@pytest.mark.parametrize("name", ["local", "mooncake"])
+@pytest.mark.parametrize("name", ["local", MOONCAKE])
 async def test_place_taken_by_another_room_is_gone(name, owner, open_forced):
     ref = owner.put(300_000, seed=2)
     owner.release(ref.room_id)
@@ -131,13 +136,13 @@ async def test_corruption_on_the_way_is_read_again(name, owner, reader_arena, en
     ref = owner.put(50_000, seed=4)
     with concurrent.futures.ThreadPoolExecutor(2) as executor:
         movers = {
-            "local": LocalMover(executor),
-            "mooncake": MooncakeMover(engine, reader_arena, executor),
-            "rpc": RpcMover(rpc.open_channel),
+            "local": lambda: LocalMover(executor),
+            "mooncake": lambda: MooncakeMover(engine, reader_arena, executor),
+            "rpc": lambda: RpcMover(rpc.open_channel),
         }
-        assert (await Fetcher([Noisy(movers[name], READS_MAX - 1)], executor).fetch(ref)).read_count == READS_MAX
+        assert (await Fetcher([Noisy(movers[name](), READS_MAX - 1)], executor).fetch(ref)).read_count == READS_MAX
         with pytest.raises(SourceCorrupt):
-            await Fetcher([Noisy(movers[name], READS_MAX)], executor).fetch(ref)
+            await Fetcher([Noisy(movers[name](), READS_MAX)], executor).fetch(ref)
 
 
 @each_mover
@@ -194,6 +199,7 @@ def test_nothing_is_left(mortal, owner, reader_arena):
     assert reader_arena.path.exists()
 
 
+@pytest.mark.needs_mooncake
 async def test_full_arena_falls_through(owner, engine, reader_arena, open_forced):
     ref = owner.put(1000, seed=7)
     ref.host_id = "another host"
@@ -234,3 +240,11 @@ def flip(owner, position: int) -> None:
         byte = file.read(1)[0]
         file.seek(position)
         file.write(bytes([byte ^ 0x40]))
+
+
+@pytest.mark.parametrize(("rate", "expected_s"), [(2e6, 10 + 100), (1e9, 10.2)])
+def test_a_read_has_the_longer_the_larger_the_room_is(reader_arena: Arena, rate: float, expected_s: float) -> None:
+    """200 MB between hosts on 100 Mbit/s take 17 s, and were given up after that with every mover in turn."""
+    fetcher = open_fetcher(reader_arena, None, bytes_per_s_min=rate)
+    assert fetcher.timeout_s(200_000_000) == expected_s
+    fetcher.close()

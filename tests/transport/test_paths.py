@@ -1,4 +1,4 @@
-"""A reference to a room leads to an arena's file in /dev/shm and to nothing else, whatever stands in it."""
+"""A reference to a room opens an arena's file in /dev/shm and no other, even if it is hostile."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_paths_that_lead_elsewhere(arena: str, tmp_path: Path, executor: T
 async def test_what_only_has_an_arenas_name(
     kind: str, place: Path, tmp_path: Path, executor: ThreadPoolExecutor
 ) -> None:
-    """A pipe would keep its reader waiting for ever."""
+    """A pipe would keep its reader waiting indefinitely."""
     secret = tmp_path / "secret"
     secret.write_bytes(SECRET)
     make: dict[str, Callable[[], None]] = {

@@ -1,24 +1,25 @@
-"""How a worker reaches its rings: by itself over RDMA where it can, else by asking the controller.
+"""A worker's way to its rings: over RDMA where it can, else by RPCs to the controller.
 
-The choice is made when the worker has a rank, for each rank and epoch anew, and again when a connection breaks. With
-the setting `auto` whatever stands in the way of RDMA is a reason to use `rpc`; with `verbs` it is an error.
+The choice is made when the worker has a rank, for each rank and epoch, and again when a connection breaks. With
+the setting `auto` any obstacle to RDMA is a reason to use `rpc`; with `verbs` it is an error.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TypeVar
 
 import grpc
 
 from triptych.errors import NoCard, RingMismatch, RingRefused, RingUnreachable
-from triptych.rings.ring import Claimed, Ring
+from triptych.rings.ring import Claimed, Member, Membership, Ring
 from triptych.rings.rpc import RpcRing
 from triptych.rings.verbs.card import Card, open_card
 from triptych.rings.verbs.connector import Connector
 from triptych.rings.verbs.ring import VerbsRing
-from triptych.v1.dispatch_pb2 import Dispatch
+from triptych.roles import RING_OF
+from triptych.v1.dispatch_pb2 import Dispatch, Role
 from triptych.v1.dispatch_pb2 import Ring as RingName
 from triptych.v1.ring_service_pb2 import Lease
 from triptych.v1.worker_pb2 import DriverChoice
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FAILURES_MAX = 3
-"""Operations that may fail over RDMA before a rank goes on without: each may have cost an entry an attempt."""
+CARD_FAILURES_MAX = 3
+"""Failed operations after which a rank goes on without RDMA. Each may have cost an entry an attempt."""
 ASKED_FOR = "it was asked for"
 _RDMA_FAILURES = (NoCard, RingMismatch, RingRefused, RingUnreachable)
 
@@ -54,55 +55,58 @@ class RingAccess:
     def __init__(
         self,
         channel: grpc.aio.Channel,
-        names: Collection[RingName.ValueType],
-        identity: Callable[[], tuple[int, int]],
+        roles: Collection[Role.ValueType],
+        member: Member,
         *,
         card: Card | None,
         reason: str = "",
         is_forced: bool = False,
-        adopted: Callable[[], Iterable[Lease]] = tuple,
-        on_change: Callable[[RingName.ValueType], None] = lambda name: None,
     ) -> None:
-        """`identity` gives the worker's rank and epoch. Without a card all goes by `rpc`, for the `reason` given."""
-        self._identity, self._is_forced = identity, is_forced
-        self._connector = Connector(channel, card, names, lambda: identity()[1], adopted) if card is not None else None
-        self._decided: tuple[int, int] | None = None
-        self._seen = (0, 0)
+        """Reach the rings that `roles` claim from, for the worker `member`. Without a card everything goes by `rpc`,
+        for the `reason` given.
+        """
+        self._member = member
+        self._is_forced = is_forced
+        self._connector = Connector(channel, card, [RING_OF[role] for role in roles]) if card is not None else None
+        self._decided: Membership | None = None
+        self._seen = Membership()
         self._failure_count = 0
         self._last_failure = ""
-        self._rings = {name: _ChosenRing(self, channel, name, on_change) for name in names}
+        self._rings = {role: _ChosenRing(self, channel, RING_OF[role], member) for role in roles}
         self.choice = DriverChoice(name="", reason="") if card is not None else DriverChoice(name="rpc", reason=reason)
         """What is in use, and why; the name is empty before the first use."""
 
-    def ring(self, name: RingName.ValueType) -> Ring:
-        """One of the rings."""
-        return self._rings[name]
+    def ring(self, role: Role.ValueType) -> Ring:
+        """The ring that `role` claims from."""
+        return self._rings[role]
 
     @property
     def connector(self) -> Connector | None:
         """The connection over RDMA; None without a card."""
         return self._connector
 
-    @property
-    def rank(self) -> int:
-        """The worker's rank."""
-        return self._identity()[0]
+    def adopt(self, lease: Lease) -> None:
+        """The worker holds this lease, which the controller gave it and no claim."""
+        if self._connector is not None:
+            self._connector.hold(lease)
 
     async def uses_verbs(self, name: RingName.ValueType) -> bool:
         """Whether to go over RDMA now; decides where that isn't decided. Raises as `Connector.driver`."""
-        identity = self._identity()
-        if self._seen != identity:
-            self._seen, self._failure_count = identity, 0
-        if self._connector is not None and self._decided != identity:
-            await self._decide(self._connector, name, identity[0])
-            self._decided = identity
+        membership = self._member.membership
+        if self._seen != membership:
+            self._seen = membership
+            self._failure_count = 0
+        if self._connector is not None and self._decided != membership:
+            await self._decide(self._connector, name, membership)
+            self._decided = membership
         return self.choice.name == "verbs"
 
     def doubt(self, error: Exception) -> None:
-        """An operation over RDMA failed: decide anew before the next."""
+        """An operation over RDMA failed: decide again before the next."""
         log.warning("the rings can't be reached over RDMA: %s", error)
         self._decided = None
-        self._failure_count, self._last_failure = self._failure_count + 1, str(error)
+        self._failure_count += 1
+        self._last_failure = str(error)
 
     async def close(self) -> None:
         """Tear the connection down."""
@@ -110,15 +114,15 @@ class RingAccess:
             await self._connector.close()
             self._connector.card.close()
 
-    async def _decide(self, connector: Connector, name: RingName.ValueType, rank: int) -> None:
+    async def _decide(self, connector: Connector, name: RingName.ValueType, membership: Membership) -> None:
         try:
-            if self._failure_count >= FAILURES_MAX and not self._is_forced:
+            if self._failure_count >= CARD_FAILURES_MAX and not self._is_forced:
                 raise RingUnreachable(f"{self._failure_count} operations failed; the last: {self._last_failure}")
-            await connector.driver(name, rank)
+            await connector.driver(name, membership)
         except _RDMA_FAILURES as error:
             if self._is_forced:
                 raise
-            await connector.give_up(rank)
+            await connector.give_up(membership)
             self._choose("rpc", str(error))
         else:
             card = connector.card
@@ -131,21 +135,14 @@ class RingAccess:
 
 
 class _ChosenRing:
-    """A `Ring` that goes the way that its access has chosen."""
+    """A `Ring` that uses the way that its access has chosen."""
 
-    def __init__(
-        self,
-        access: RingAccess,
-        channel: grpc.aio.Channel,
-        name: RingName.ValueType,
-        on_change: Callable[[RingName.ValueType], None],
-    ) -> None:
-        self._access, self.name = access, name
+    def __init__(self, access: RingAccess, channel: grpc.aio.Channel, name: RingName.ValueType, member: Member) -> None:
+        self.name = name
+        self._access = access
         self._rpc = RpcRing(channel, name)
         connector = access.connector
-        self._verbs: VerbsRing | None = None
-        if connector is not None:
-            self._verbs = VerbsRing(connector, name, lambda: access.rank, lambda: on_change(name))
+        self._verbs = VerbsRing(connector, name, member) if connector is not None else None
 
     async def publish(self, dispatch: Dispatch, target_rank: int) -> int:
         """See `Ring.publish`."""

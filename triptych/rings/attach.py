@@ -1,8 +1,8 @@
-"""Programs that make a ring and that prove, before first use, that this machine reads and changes it rightly.
+"""Programs that make a ring and test, before first use, that this machine reads and changes it correctly.
 
-`format_ring` is the controller's, once an epoch. `attach` is everybody's, once for each connection: it compares the
-header, then tries both atomics on the scratch word, because some NICs answer atomics in big-endian and a ring
-that is misread loses work silently. Which byte order the answers have is found out here, by experiment.
+The controller runs `format_ring` once an epoch. Every process runs `attach` once for each connection: it compares the
+header, then tries both atomics on the scratch word, because some NICs answer atomics in big-endian and a ring that is
+misread loses work silently. The trial shows the byte order of the answers.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from triptych.rings.layout import Geometry, Header
 from triptych.rings.program import CompareSwap, FetchAdd, Program, Read, Write
 
 SCRATCH_START = 0x0123456789ABCDEF
-"""First value of the scratch word: bytes all different, so that it can't be mistaken in another byte order."""
+"""First value of the scratch word. Its bytes all differ, so that it reads differently in any other byte order."""
 STRAY_MAX = 1 << 20
-"""How far others' self-tests may move the scratch word during ours; a swapped word is off by far more."""
+"""How far others' self-tests may move the scratch word during this one. A swapped word is off by far more."""
 SWAPS_MAX = 64
 """Tries to win one compare-and-swap on the scratch word against others that attach at the same time."""
 
 
 def format_ring(geometry: Geometry, ring: int, epoch: int) -> Program[None]:
-    """Make the memory an empty ring of this epoch. The magic comes last: half a ring isn't one."""
+    """Make the memory an empty ring of this epoch. The magic comes last, so that half a ring isn't taken for one."""
     header = Header.of(ring, epoch, geometry).pack()
     yield (
         Write(layout.STATES_OFFSET, bytes(geometry.states_bytes)),
@@ -36,11 +36,10 @@ def format_ring(geometry: Geometry, ring: int, epoch: int) -> Program[None]:
 def attach(geometry: Geometry, ring: int, epoch: int) -> Program[bool]:
     """Check that the memory is this ring of this epoch and that atomics work on it. Raises RingMismatch.
 
-    Returns whether atomics answer in the other byte order: the driver must then swap every answer, see
-    `program.Driver.answers_swapped`.
+    Returns whether atomics answer in the other byte order, for `program.Driver.answers_swapped`.
     """
-    # A slot, too: some networks carry small packets only, and that must be known before anything is claimed.
-    data, _ = yield Read(0, layout.HEADER_BYTES), Read(geometry.slot_offset(0), geometry.slot_bytes)
+    # A slot as well: a network that carries only small packets must be found out before the first claim.
+    data, _ = yield Read(0, layout.RING_HEADER_BYTES), Read(geometry.slot_offset(0), geometry.slot_bytes)
     found, wanted = Header.unpack(data), Header.of(ring, epoch, geometry)
     for name, found_value, wanted_value in zip(Header._fields, found, wanted, strict=True):
         if found_value != wanted_value:
@@ -70,7 +69,7 @@ def _try_atomics() -> Program[bool]:
 
 
 def _is_near(first: int, second: int, moved_min: int) -> bool:
-    """Others only add to the scratch word: what is read later is a little greater, in the right byte order."""
+    """Whether `second` is a little greater, as others only add to the scratch word; not so in the wrong byte order."""
     return moved_min <= second - first < STRAY_MAX
 
 

@@ -1,7 +1,7 @@
-"""Where every byte of a ring lies, and what a state word means. No I/O.
+"""The place of every byte of a ring, and the meaning of a state word. No I/O.
 
-All integers are little-endian. Every word that an atomic touches is 8 bytes long and 8-byte aligned, because NICs
-refuse any other.
+All integers are little-endian. Every word for atomics is 8 bytes long and 8-byte aligned, because NICs refuse any
+other.
 
     offset          bytes   what
     0               8       magic
@@ -24,21 +24,21 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-from triptych import ids
+from triptych.ids import RANK_BITS, RANK_MAX
 
-MAGIC = int.from_bytes(b"TRIPRING", "little")
-"""First word of every ring; anything else is not a ring."""
+RING_MAGIC = int.from_bytes(b"TRIPRING", "little")
+"""First word of every ring."""
 BYTE_ORDER_PROBE = 0x0102030405060708
 """Reads differently in any other byte order."""
 LAYOUT_VERSION = 3
 """Raised by every change to this file that moves a byte or changes a meaning."""
 
 WORD_BYTES = 8
-"""What NIC atomics work on."""
+"""Size of the words that NIC atomics work on."""
 CACHE_LINE_BYTES = 64
-"""Words that many write at once are kept apart by this much."""
+"""Distance between words that many write at the same time."""
 SLOT_COUNT = 128
-"""Slots of a ring: twice the largest fleet we plan for, and 128 state words are 1 KiB, one small read."""
+"""Slots of a ring: twice the largest planned fleet, and their state words are 1 KiB, one small read."""
 PAYLOAD_BYTES_MAX = 4096
 """Largest dispatch: ids and references only; a room with 32 tensors named takes about 3 KiB."""
 SLOT_HEADER_BYTES = CACHE_LINE_BYTES
@@ -52,21 +52,21 @@ SLOTS_OFFSET = 4096
 """One page for header and state words, slots from the next."""
 
 TICKET_BITS, ATTEMPT_BITS, KIND_BITS = 26, 6, 4
-"""Fields of a state word beside the rank; 64 bits together. Ranks have most, because they are never given twice.
+"""Fields of a state word beside the rank; 64 bits together. Ranks have most, because they are never reused.
 
-Tickets may be few, because nothing rests on them alone. Their order decides only who is claimed first, and is right
-while no two live entries are 2^25 draws apart: the ring has 128, and at the 25,000 claims a second of memory that is
-22 minutes in which an entry that anybody may claim, and that was oldest all the time, would not have been. That a
-word which somebody read before stands there again, with other content, takes 2^26 draws (45 minutes at that pace; 12
-hours at that of gRPC) between one read and one compare-and-swap of a rank that is alive all that time, at the same
-slot and attempt, for the same rank; a rank that stands still is fenced after `worker_timeout_s`, and its connection
-over RDMA is gone. And what it then began would be refused by the journal, whose leases belong to one job in one
-generation.
+Few bits suffice for tickets, because nothing depends on them alone:
 
-Attempts end at 63: then the entry goes out of the ring, and the controller publishes its job anew, in another
-generation. The kind keeps four bits, so that three quarters of all damaged words are seen to be damaged.
+* Their order only decides which entry is claimed first. It is right while no two live entries are 2^25 draws apart. The
+  ring has 128 slots, and at the 25,000 claims a second of plain memory an entry that any worker may claim would have to
+  stay the oldest for 22 minutes.
+* A compare-and-swap succeeds wrongly if the word that a rank has read comes back with other content: same slot, attempt
+  and rank, 2^26 draws later (45 minutes at that rate, 12 hours at gRPC's). A rank that stands still so long was fenced
+  after `worker_timeout_s`, and its RDMA connection is gone. Its work would be refused by the journal as well, whose
+  leases belong to one job in one generation.
+
+Attempts end at 63: then the entry leaves the ring, and the controller publishes its job again, in another generation.
+The kind keeps four bits, so that three quarters of all damaged words are recognised.
 """
-RANK_BITS, RANK_MAX = ids.RANK_BITS, ids.RANK_MAX
 TICKET_COUNT = 1 << TICKET_BITS
 ATTEMPT_MAX = (1 << ATTEMPT_BITS) - 1
 _HALF = TICKET_COUNT >> 1
@@ -109,7 +109,7 @@ class StateWord(NamedTuple):
 
     @classmethod
     def unpack(cls, word: int) -> StateWord:
-        """The fields of a word. Raises ValueError for a kind that doesn't exist: the memory is damaged."""
+        """The fields of a word. Raises ValueError for an unknown kind: the memory is damaged."""
         return cls(
             word >> (KIND_BITS + RANK_BITS + ATTEMPT_BITS),
             (word >> (KIND_BITS + RANK_BITS)) & ATTEMPT_MAX,
@@ -128,30 +128,30 @@ def kind_of(word: int) -> int:
 
 
 def claimable_ticket(word: int, rank: int) -> int | None:
-    """The ticket of a packed word that is READY for `rank`, else None: `StateWord.unpack`, fast for whole rings."""
+    """The ticket of a packed word that is READY for `rank`, else None. Faster than `StateWord.unpack`."""
     if word & _KIND_MASK != Kind.READY or (word >> KIND_BITS) & RANK_MAX not in (0, rank):
         return None
     return word >> (KIND_BITS + RANK_BITS + ATTEMPT_BITS)
 
 
 def ticket_after(first: int, second: int) -> int:
-    """How far ticket `second` was drawn after `first`: negative if before (RFC 1982, 26 bits).
+    """How many draws `second` comes after `first`, negative if before (RFC 1982, 26 bits).
 
-    Right as long as no two live tickets are 2^25 draws or more apart.
+    This is right while no two live tickets are 2^25 draws or more apart.
     """
     return (second - first + _HALF) % TICKET_COUNT - _HALF
 
 
 def first_ticket(epoch: int) -> int:
-    """The ticket that an epoch starts with: consecutive epochs start far apart (multiplicative hashing, Knuth 6.4).
+    """The first ticket of an epoch. Consecutive epochs start far apart (multiplicative hashing, Knuth 6.4).
 
-    So a lease of an earlier epoch is not taken for one of this epoch, although the memory was zeroed in between.
+    So a lease of an earlier epoch isn't taken for one of this epoch, although the memory was zeroed in between.
     """
     return epoch * 0x278DDE7 % TICKET_COUNT
 
 
 class Geometry(NamedTuple):
-    """How many slots of what size, and the arithmetic that follows. Rings in use have the default, tests small ones."""
+    """The number and size of slots, and the sizes and offsets that follow. Only tests use other than the default."""
 
     slot_count: int = SLOT_COUNT
     payload_bytes_max: int = PAYLOAD_BYTES_MAX
@@ -182,12 +182,12 @@ class Geometry(NamedTuple):
         return SLOTS_OFFSET + slot * self.slot_bytes
 
     def words(self, states: bytes) -> list[int]:
-        """The state words in what was read from `STATES_OFFSET`."""
+        """The state words in the bytes at `STATES_OFFSET`."""
         return list(struct.unpack(f"<{self.slot_count}Q", states))
 
 
 class Header(NamedTuple):
-    """The ring's first words, by which a program recognises the ring that it was built for."""
+    """The ring's first words. Programs use only rings with exactly their own header."""
 
     magic: int
     byte_order_probe: int
@@ -208,11 +208,11 @@ class Header(NamedTuple):
 
     @classmethod
     def of(cls, ring: int, epoch: int, geometry: Geometry) -> Header:
-        """The header that a ring of this program has."""
-        return cls(MAGIC, BYTE_ORDER_PROBE, LAYOUT_VERSION, epoch, ring, *geometry)
+        """The header of a ring for this program."""
+        return cls(RING_MAGIC, BYTE_ORDER_PROBE, LAYOUT_VERSION, epoch, ring, *geometry)
 
 
-HEADER_BYTES = _HEADER.size
+RING_HEADER_BYTES = _HEADER.size
 
 
 class Slot(NamedTuple):
@@ -223,15 +223,15 @@ class Slot(NamedTuple):
     payload: bytes
 
     def pack(self) -> bytes:
-        """The slot's bytes, without what follows the payload."""
+        """The slot's bytes, up to the payload's end."""
         head = _SLOT_HEADER.pack(len(self.payload), self.ticket, self.target)
         return head.ljust(SLOT_HEADER_BYTES, b"\0") + self.payload
 
     @classmethod
     def unpack(cls, data: bytes) -> Slot:
-        """The slot in `data`; a payload shorter than its length says is a torn read, for the caller to notice.
+        """The slot in `data`. In a torn read the payload may be shorter than its length field says.
 
-        A target that can be no rank stands for anyone, as 0 does.
+        An impossible target stands for anyone, as 0 does.
         """
         length, ticket, target = _SLOT_HEADER.unpack_from(data)
         return cls(ticket, target if target <= RANK_MAX else 0, data[SLOT_HEADER_BYTES : SLOT_HEADER_BYTES + length])

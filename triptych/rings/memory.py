@@ -1,10 +1,10 @@
-"""The ring in this process's own memory: the controller's driver, and the `Ring` built on it.
+"""The controller's ring: `MemoryRing`, and the driver for a ring in this process's own memory.
 
-One thread, one event loop: a program runs from start to end without anybody between, so its operations are atomic
-here without locks. Where NICs write to the same memory this driver must not be used (their atomics aren't atomic
-with the CPU's); the controller then gives `MemoryRing` a driver that goes through its own NIC, `verbs.host`.
+On one event loop's thread a program runs from start to end without interruption, so its operations are atomic without
+locks. That doesn't hold where NICs write to the same memory, since their atomics aren't atomic with the CPU's: the
+controller then gives `MemoryRing` a driver that goes through its own NIC, `verbs.host`.
 
-A waiting claim sleeps until something becomes READY. Only where others change the memory does it also poll.
+A waiting claim sleeps until an entry becomes READY. It polls as well if other machines change the memory.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ class MemoryDriver:
         return drive(program, lambda chain: tuple(self.perform(operation) for operation in chain))
 
     def perform(self, operation: Operation) -> Any:
-        """Perform one operation; the result is of the type that the operation names."""
-        memory, offset = self._memory, operation.offset
+        """Perform one operation and return its result."""
+        memory = self._memory
+        offset = operation.offset
         match operation:
             case Read():
                 return bytes(memory[offset : offset + operation.size_bytes])
@@ -71,14 +72,14 @@ class MemoryDriver:
 
 
 def ignore(*_: object) -> None:
-    """What a ring tells nobody."""
+    """Do nothing: the default of a ring's callbacks."""
 
 
 class MemoryRing:
-    """A ring in the controller's memory: `Ring` for its own use and for `RingService`, and the controller's powers.
+    """A ring in the controller's memory: the `Ring` that `RingService` serves, with methods for the controller only.
 
-    A driver that fails in the middle of a program ends the ring: slots of rank 0 may be left reserved, and what a reap
-    took out is known to nobody. Its process must then end, and start anew with the next epoch.
+    A driver that fails in the middle of a program ends the ring: slots of rank 0 may stay reserved, and entries that a
+    reap removed are lost. The process must then end, and start again with the next epoch.
 
     All methods belong to one event loop's thread. Each does its whole change before its first await, and `claim`
     takes its lease after its last: a cancelled call has either done nothing or is finished.
@@ -99,18 +100,20 @@ class MemoryRing:
     ) -> None:
         """Make an empty ring.
 
-        `attempts_max` is how often an entry is delivered before a reap takes it out. `on_dead_letter` is told of
-        entries taken out while somebody else's call ran (a publish for a dead rank, a nack past the last attempt);
-        those that `reap` takes out, it returns. `on_fence` must cut a rank off from the memory before it returns;
-        `on_ready` is told when something may have become claimable. `driver` is for memory that is reached
-        otherwise; it comes zeroed. Raises RingMismatch where it can't be worked with.
+        A reap removes an entry that was delivered `attempts_max` times. `on_dead_letter` gets entries that other calls
+        remove (a publish for a dead rank, a nack past the last attempt); `reap` returns those that it removes.
+        `on_fence` must cut a rank off from the memory before it returns. `on_ready` is called when an entry may have
+        become claimable. `driver` reaches memory elsewhere, which must be zeroed. Raises RingMismatch if the memory
+        can't be used.
         """
         self.name = name
         self.epoch = epoch
         self.slot_count = geometry.slot_count
         self._geometry = geometry
         self._attempts_max = attempts_max
-        self._on_dead_letter, self._on_fence, self._on_ready = on_dead_letter, on_fence, on_ready
+        self._on_dead_letter = on_dead_letter
+        self._on_fence = on_fence
+        self._on_ready = on_ready
         self._choose = random.Random(seed).randrange
         self._driver = driver or MemoryDriver(memoryview(bytearray(geometry.ring_bytes)))
         self._fenced: set[int] = set()
@@ -126,17 +129,17 @@ class MemoryRing:
 
     @property
     def is_shared(self) -> bool:
-        """Whether others change the memory by themselves."""
+        """Whether other machines change the memory."""
         return self._driver.is_shared
 
     async def publish(self, dispatch: Dispatch, target_rank: int) -> int:
-        """See `Ring.publish`. For a rank that is dead the entry goes to `on_dead_letter` at once."""
+        """See `Ring.publish`. An entry for a dead rank goes to `on_dead_letter` immediately."""
         self._check_alive(dispatch.sender_rank)
         payload = payload_of(dispatch, target_rank, self._geometry)
         program = protocol.publish(self._geometry, payload, dispatch.sender_rank, target_rank, self._choose)
         ticket = self._driver.execute(program)
         if target_rank in self._fenced:
-            self._bury(target_rank)
+            self._remove(target_rank)
         else:
             self._wake()
         return ticket
@@ -156,53 +159,53 @@ class MemoryRing:
         if self._driver.execute(protocol.nack(self._geometry, held_of(lease, self.name, self._geometry))):
             self._wake()
         else:
-            self._bury(0)
+            self._remove(0)
 
     def hint(self) -> None:
-        """See `Ring.hint`. Also takes out what has come for the dead meanwhile, and what was parked.
+        """See `Ring.hint`. Also removes entries for dead ranks, and parked ones.
 
-        Where others change the memory this must be called again and again: nothing else finds such entries.
+        Call it regularly if other machines change the memory: nothing else finds such entries.
         """
         found = self._driver.execute(recovery.states(self._geometry))
         for rank in {state.rank for state in found if state.kind is Kind.READY and state.rank in self._fenced}:
-            self._bury(rank)
+            self._remove(rank)
         if any(state.kind is Kind.LEASED and state.rank == 0 for state in found):
-            self._bury(0)
+            self._remove(0)
         if any(state.kind is Kind.READY for state in found):
             self._wake()
 
     def adopt(self, dispatch: Dispatch, rank: int) -> Lease:
-        """Put a dispatch that `rank` is already working on into the ring, as leased by it. Raises RingFull, Fenced."""
+        """Put a dispatch that `rank` already works on into the ring, as leased by it. Raises RingFull and Fenced."""
         self._check_alive(rank, least=1)
         payload = payload_of(dispatch, dispatch.receiver_rank, self._geometry)
         program = protocol.adopt(self._geometry, payload, rank, dispatch.receiver_rank, self._choose)
         return lease_of(self._driver.execute(program), self.name)
 
     def reap(self, rank: int) -> Reaped:
-        """Fence `rank` for good, then undo what it left behind. Running it again is harmless.
+        """Fence `rank` for good and clean up after it. Running it again is harmless.
 
-        From here on every call in the name of `rank` raises Fenced, its waiting claim first.
+        From now on every call of `rank` raises Fenced, including its waiting claim.
         """
         self.fence(rank)
         return self._reap(rank)
 
     def withdraw(self, is_unwanted: Callable[[Dispatch], bool]) -> list[Removed]:
-        """Take out the entries that wait and `is_unwanted`: what becomes of their jobs is for the caller to say."""
+        """Remove the waiting entries that are `is_unwanted`, and return them."""
         program = recovery.withdraw(self._geometry, lambda payload: is_unwanted(dispatch_in(payload)))
         removals = self._driver.execute(program)
         self._removed_count += len(removals)
         return [Removed(lease_of(r.held, self.name), dispatch_in(r.payload), r.reason) for r in removals]
 
     def fence(self, rank: int) -> None:
-        """Cut a rank off for good: when this returns it can change nothing any more."""
+        """Cut a rank off for good: from now on it can change nothing."""
         check_rank("rank", rank, least=1)
         self._fenced.add(rank)
         self._on_fence(rank)
 
     def abandon(self, rank: int, kept: Iterable[Lease]) -> None:
-        """Undo what `rank` left half done when its connection to the memory broke, which must be torn down by now.
+        """Clean up after a broken connection of `rank` to the memory, which must have been torn down.
 
-        `kept` are the leases that it knows of; those of other rings are passed over. Raises InvalidRequest.
+        `kept` are the leases that the rank knows of; those of other rings are ignored. Raises InvalidRequest.
         """
         self._check_alive(rank, least=1)
         stay = [held_of(lease, self.name, self._geometry) for lease in kept if lease.ring == self.name]
@@ -216,12 +219,12 @@ class MemoryRing:
         return self._driver.execute(recovery.states(self._geometry))[held.slot] == held.word
 
     def slots(self) -> list[SlotState]:
-        """Every slot, by index, with its dispatch where it has one."""
+        """Every slot, by index."""
         views = self._driver.execute(recovery.snapshot(self._geometry))
         return [SlotState.of(view) for view in views]
 
     def stats(self) -> RingStats:
-        """How full the ring is, and what happened since the start."""
+        """How full the ring is, and counters since the start."""
         states = list(self._driver.execute(recovery.states(self._geometry)))
         kinds = [state.kind for state in states]
         return RingStats(
@@ -250,7 +253,7 @@ class MemoryRing:
         self._wake()
         return Reaped.of(reaped, self.name)
 
-    def _bury(self, rank: int) -> None:
+    def _remove(self, rank: int) -> None:
         for removed in self._reap(rank).removed:
             self._on_dead_letter(removed)
 
@@ -261,4 +264,4 @@ class MemoryRing:
     def _check_alive(self, rank: int, least: int = 0) -> None:
         check_rank("rank", rank, least)
         if rank in self._fenced:
-            raise errors.Fenced(f"rank {rank} was declared dead in epoch {self.epoch}; register anew")
+            raise errors.Fenced(f"rank {rank} was declared dead in epoch {self.epoch}; register again")

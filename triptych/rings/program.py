@@ -1,10 +1,10 @@
 """Programs: memory accesses as values, so that a protocol does no I/O and any driver, or a simulator, can run it.
 
-A program is a generator. It yields a *chain*, a tuple of operations that a driver performs one after another, and
-is sent their results in the same order. A chain is not atomic: others' operations fall between its parts, and a
-dying process stops anywhere inside. It only says that no result is looked at before the next yield, so a driver
-that talks to far memory can post it as one and pay one round trip. (Over verbs an operation that isn't a read
-and follows a READ or an atomic in its chain needs the fence flag; the others keep their order by themselves.)
+A program is a generator. It yields a *chain*, a tuple of operations that a driver performs one after another, and is
+sent their results in the same order. A chain is not atomic: others' operations fall between its parts, and a dying
+process stops anywhere inside. But a program sees no result before its next yield, so a driver of far memory can post a
+whole chain for one round trip. (Over verbs an operation that isn't a read and follows a READ or an atomic in its chain
+needs the fence flag; the others keep their order without it.)
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ T = TypeVar("T")
 Program: TypeAlias = Generator[tuple[Operation, ...], tuple[Any, ...], T]
 """Yields chains, is sent their results (types as each operation's docstring says), returns a `T`."""
 Choose: TypeAlias = Callable[[int], int]
-"""`choose(n)` is a number from 0 to n - 1; `random.Random.randrange` in life, a seeded one in the simulator."""
+"""`choose(n)` returns a number from 0 to n - 1: `random.Random.randrange`, seeded in the simulator."""
 
 
 def drive(program: Program[T], perform: Callable[[tuple[Operation, ...]], tuple[Any, ...]]) -> T:
-    """Run a program to its end, each chain by `perform`; an error of `perform` ends the program where it is."""
+    """Run a program to its end, each chain by `perform`. An error of `perform` ends the program where it is."""
     try:
         chain = next(program)
         while True:
@@ -64,18 +64,18 @@ def drive(program: Program[T], perform: Callable[[tuple[Operation, ...]], tuple[
 
 
 class Driver(Protocol):
-    """Runs programs on a ring's memory: the seam between the protocol and how the memory is reached."""
+    """Runs programs on a ring's memory, however that is reached."""
 
     name: str
     """`memory` or `verbs`, for people."""
     is_shared: bool
-    """Whether others change the memory without this process noticing."""
+    """Whether other machines change the memory."""
     answers_swapped: bool
-    """Whether atomics answer in big-endian here; set from what `attach` found."""
+    """Whether atomics answer in big-endian here, as `attach` found."""
 
     def execute(self, program: Program[T]) -> T:
-        """Perform what the program yields until it returns; raise what it raises.
+        """Run a program to its end; return or raise what it does.
 
-        Over far memory also raises RingUnreachable (the chain under way may have been performed in part; nothing
-        after it was) and RingRefused.
+        Over far memory this also raises RingRefused, and RingUnreachable if the present chain may have been performed
+        in part, and nothing after it.
         """

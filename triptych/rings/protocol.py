@@ -4,26 +4,26 @@ Round trips where nobody interferes are constants below; a test counts them, on 
 
 EDITORS' RULES
  1. A slot's state changes by compare-and-swap only, and only along a line of `TABLE`; `advance` is the way.
- 2. Only who owns the slot (holder of WRITING, by rank) writes its content; no line leads from READY to WRITING.
+ 2. Only the owner of a slot (the rank in WRITING) writes its content; no line leads from READY to WRITING.
  3. A slot leaves FREE with a fresh ticket only, and within a ticket no line leads back: attempt grows, or the slot
-    moves on from WRITING to READY to LEASED to LEASED by 0. So no word but FREE's returns within 2^32 tickets, and a
-    compare-and-swap that succeeds proves that nothing happened since the word was read.
- 4. A line `by` the controller for another rank needs that rank cut off before: its slot write is no compare-and-swap.
- 5. A program looks at a slot's content only together with a state word read *after* it.
- 6. Nothing waits in here, and every loop is bounded. Waiting is a driver's business.
- 7. tests/sim interleaves these very programs and checks every change against `TABLE`: run it. docs/model has the same
-    programs for a model checker, and tests/model replays its schedules with these: change the model alike.
+    moves on from WRITING to READY to LEASED to LEASED by 0. So no word but FREE's returns before the tickets wrap
+    (`layout.TICKET_COUNT`), and a compare-and-swap that succeeds proves that nothing changed since the word was read.
+ 4. Before a line `by` the controller for another rank, that rank is cut off: its slot write is no compare-and-swap.
+ 5. A program uses a slot's content only together with a state word that was read *after* it.
+ 6. Programs never wait, and every loop is bounded. Drivers wait.
+ 7. After a change, run tests/sim: it interleaves these programs and checks every change against `TABLE`. Change the
+    model in docs/model in the same way: tests/model_checker replays its schedules with these programs.
 
 WHY NOTHING IS LOST. A message counts from when `publish` returns. Content is written while the word says
-WRITING(t, writer). Nobody else's line starts at that word but the reaper's, which comes after the fence. So what
+WRITING(t, writer). Only the reaper has another line from that word, and it comes after the fence. So an entry that
 becomes READY(t) is whole. From READY a slot gets to FREE only through LEASED and an ack by its holder, or by the
 controller, which keeps the content it read.
-WHY NOTHING IS DOUBLE. READY -> LEASED is one compare-and-swap on a word that never returns (rule 3): of many claimers
-one wins. The next delivery of the same ticket has a greater attempt, so `(ticket, attempt)` names one delivery, and
-the older holder's ack, nack or second claim compares with a word that is no longer there: LeaseLost.
+WHY NOTHING IS DOUBLE. READY -> LEASED is one compare-and-swap on a word that never returns (rule 3), so one of many
+claimers wins. The next delivery of the same ticket has a greater attempt, so `(ticket, attempt)` names one delivery,
+and an ack, nack or second claim by the older holder compares with a word that is gone: LeaseLost.
 WHY NOTHING WEDGES. Slots aren't tied to tickets: a ticket whose drawer died, or found no slot, blocks nobody. Every
-state but FREE and READY names a rank; when that rank dies the reaper moves the slot on. A READY slot for a dead rank
-is taken out and handed to the controller.
+state but FREE and READY names a rank, and when that rank dies the reaper moves the slot on. The controller removes a
+READY slot for a dead rank.
 """
 
 from __future__ import annotations
@@ -36,28 +36,27 @@ from triptych.rings.layout import Geometry, Kind, Slot, StateWord
 from triptych.rings.program import Choose, CompareSwap, FetchAdd, Program, Read, Write
 
 CONTENDED_CHOICE = 4
-"""After a lost race a claimer takes one of so many oldest: apart enough not to meet again, near enough to FIFO."""
+"""A claimer that lost a race takes one of so many oldest: enough to avoid a second race, and still near FIFO."""
 LOSSES_MAX = 64
-"""Lost races after which a program gives up for now. Each loss is another's success, so this only bounds the call."""
-
+"""Lost races after which a program gives up. Each loss is another's success, so this only bounds the call."""
 
 PUBLISH_ROUND_TRIPS = 4
 """Look, draw a ticket, reserve, fill and let go."""
 CLAIM_ROUND_TRIPS = 2
 """Look, take and read."""
 REDELIVERY_ROUND_TRIPS = 1
-"""More for a claim of what was delivered before: it is counted."""
+"""One more for a claim of an entry that was delivered before, to count it."""
 EMPTY_CLAIM_ROUND_TRIPS = 1
 FULL_PUBLISH_ROUND_TRIPS = 1
 ACK_ROUND_TRIPS = 1
 NACK_ROUND_TRIPS = 2
-"""The target stands in the slot, not in the state word of a lease."""
+"""One more than an ack, because the target is in the slot and not in the state word of a lease."""
 REAP_ROUND_TRIPS = 3
-"""Look, read, swap, whatever the number of slots."""
+"""Look, read, swap, for any number of slots."""
 
 
 class Line(NamedTuple):
-    """One allowed change of a state word."""
+    """An allowed change of a state word."""
 
     source: Kind
     target: Kind
@@ -66,7 +65,7 @@ class Line(NamedTuple):
 
 
 TABLE: dict[str, Line] = {
-    # line            from          to            attempt  who may, and what `rank` becomes
+    # line            from          to            attempt  by whom, and the new `rank`
     "reserve":   Line(Kind.FREE,    Kind.WRITING, 0, "a publisher with a fresh ticket: its rank"),
     "ready":     Line(Kind.WRITING, Kind.READY,   0, "the same publisher: the target"),
     "adopt":     Line(Kind.WRITING, Kind.LEASED,  0, "the controller for a job that is already running: the runner"),
@@ -76,13 +75,13 @@ TABLE: dict[str, Line] = {
     "park":      Line(Kind.LEASED,  Kind.LEASED,  0, "the holder whose attempt can't grow: 0, for the controller"),
     "abandon":   Line(Kind.WRITING, Kind.FREE,    0, "the controller for a publisher that is cut off: 0"),
     "redeliver": Line(Kind.LEASED,  Kind.READY,   1, "the controller for a holder that is cut off: the target"),
-    "bury":      Line(Kind.LEASED,  Kind.FREE,    0, "the controller past the attempts cap, or where parked: 0"),
+    "drop":      Line(Kind.LEASED,  Kind.FREE,    0, "the controller past the attempts cap, or where parked: 0"),
     "refuse":    Line(Kind.READY,   Kind.FREE,    0, "the controller, which keeps the content (rank 0)"),
 }  # fmt: skip
 
 
 def advance(line: str, word: StateWord, rank: int = 0, ticket: int | None = None) -> StateWord:
-    """The word that follows `word` along a line of the table. A free word forgets everything."""
+    """The word that follows `word` along a line of the table. A free word keeps nothing of it."""
     source, target, attempt_step, _by = TABLE[line]
     assert word.kind is source, (line, word)
     if target is Kind.FREE:
@@ -100,12 +99,12 @@ class Held(NamedTuple):
 
     @property
     def word(self) -> StateWord:
-        """The state word that says so."""
+        """The state word of the lease."""
         return StateWord(self.ticket, self.attempt, self.rank, Kind.LEASED)
 
 
 class Claim(NamedTuple):
-    """A lease and what the slot holds."""
+    """A lease and its slot's payload."""
 
     held: Held
     payload: bytes
@@ -115,7 +114,7 @@ def publish(geometry: Geometry, payload: bytes, rank: int, target: int, choose: 
     """Put `payload` into the ring for `target` (0: anyone), written by `rank`; returns the ticket.
 
     Raises RingFull; then nothing was done (in a race a ticket may have been drawn, which blocks nobody). Raises
-    LeaseLost when `rank` was taken for dead and reaped meanwhile; then nothing was published.
+    LeaseLost if `rank` was reaped meanwhile; then nothing was published.
     """
     slot, word = yield from _reserve(geometry, rank, choose)
     yield from _fill(geometry, slot, word, advance("ready", word, target), Slot(word.ticket, target, payload))
@@ -163,8 +162,8 @@ def _fill(geometry: Geometry, slot: int, word: StateWord, filled: StateWord, con
 def claim(geometry: Geometry, rank: int, choose: Choose) -> Program[Claim | None]:
     """Lease the oldest entry for `rank`; None where there is none now.
 
-    A lost compare-and-swap returns the slot's new word, so the next choice needs no new read; it then falls on a
-    random one of the oldest few. Raises LeaseLost if the lease was reaped before its content was read.
+    A lost compare-and-swap returns the slot's new word, so the next choice needs no new read. It takes a random one of
+    the few oldest. Raises LeaseLost if the lease was reaped before its content was read.
     """
     words = yield from read_words(geometry)
     few = 1
@@ -211,8 +210,8 @@ def ack(geometry: Geometry, held: Held) -> Program[None]:
 def nack(geometry: Geometry, held: Held) -> Program[bool]:
     """Hand a lease back for another attempt, to the same target; returns whether it is READY again.
 
-    A lease whose 8-bit attempt can't grow is parked instead: leased by rank 0, for the next reap. (Wrapping the
-    attempt would bring an old token back.) Raises LeaseLost.
+    A lease whose attempt can't grow is parked instead: leased by rank 0, for the next reap. (A wrapped attempt would
+    bring an old token back.) Raises LeaseLost.
     """
     if held.attempt == layout.ATTEMPT_MAX:
         yield from _leave(geometry, held, advance("park", held.word))

@@ -1,4 +1,4 @@
-"""The controller's programs: undo what a worker left behind that died or was cut off, and look at a whole ring."""
+"""The controller's programs: clean up after a worker that died or was cut off, and look at a whole ring."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from triptych.rings.protocol import Held, advance, read_words
 
 
 class Removal(NamedTuple):
-    """An entry that the reaper took out of the ring: now only the controller has it."""
+    """An entry that was removed from the ring: now only the controller has it."""
 
     held: Held
     payload: bytes
@@ -20,42 +20,42 @@ class Removal(NamedTuple):
 
 
 class Reaped(NamedTuple):
-    """What a reap did: leases as they were before going back to READY, entries taken out, writes abandoned."""
+    """The outcome of a reap: leases before they went back to READY, entries removed, writes abandoned."""
 
     redelivered: tuple[Held, ...]
     removed: tuple[Removal, ...]
     abandoned_count: int
     redelivered_payloads: tuple[bytes, ...] = ()
-    """What the redelivered leases are for, in the same order."""
+    """The payloads of the redelivered leases, in the same order."""
 
 
 PAST_CAP = "attempts"
-"""Reason of a removal: delivered as often as is allowed, and never acked. The dead letter."""
+"""Reason of a removal: delivered as often as is allowed, and never acked. It becomes a dead letter."""
 TARGET_DEAD = "target"
-"""Reason of a removal: addressed to a rank that is dead."""
+"""Reason of a removal: addressed to a dead rank."""
 WITHDRAWN = "withdrawn"
 """Reason of a removal: the controller wanted it back."""
 
 
 def reap(geometry: Geometry, dead: int, attempts_max: int) -> Program[Reaped]:
-    """Undo what rank `dead` left behind. For the controller only, and only after `dead` was fenced.
+    """Clean up after rank `dead`. For the controller only, and only after `dead` was fenced.
 
     Its half-written slots become FREE; its leases go back to READY with the next attempt or, at `attempts_max`
     deliveries, out of the ring; entries that only it could claim, and parked ones, go out of the ring too.
-    Running it again is harmless, but only its return says what it took out: a controller whose reap fails half-way
-    must not go on with this ring. With `dead` 0 it only takes out what is parked.
+    Running it again is harmless, but only its return value has the removed entries: a controller whose reap fails
+    half-way must not go on with this ring. With `dead` 0 it only removes parked entries.
     """
     assert 1 <= attempts_max <= layout.ATTEMPT_MAX
     return (yield from _undo(geometry, lambda state: _is_concerned(state, dead), dead, attempts_max))
 
 
 def abandon(geometry: Geometry, rank: int, kept: Collection[Held]) -> Program[Reaped]:
-    """Undo what `rank`, which lives, left half done when its connection broke. For the controller, and only after
-    that connection was torn down.
+    """Clean up after a broken connection of `rank`, which lives. For the controller, and only after that connection
+    was torn down.
 
     Its half-written slots become FREE, and leases that it doesn't know of (their answer was lost) go back to READY.
-    What it holds and knows of, `kept`, stays. Nothing is taken out for its attempts (but at the counter's end), yet a
-    lost answer is an attempt, which a later reap counts. As with `reap`, failing half-way ends the ring.
+    The leases that it knows of, `kept`, stay. No entry is removed for its attempts (except at the counter's end), but
+    a lost answer is an attempt, which a later reap counts. As with `reap`, failing half-way ends the ring.
     """
     assert rank != 0
     stay = {held.word for held in kept}
@@ -67,9 +67,9 @@ def abandon(geometry: Geometry, rank: int, kept: Collection[Held]) -> Program[Re
 
 
 def withdraw(geometry: Geometry, is_unwanted: Callable[[bytes], bool]) -> Program[tuple[Removal, ...]]:
-    """Take out the entries that wait and whose payload `is_unwanted`, and return them. For the controller.
+    """Remove the waiting entries whose payload `is_unwanted`, and return them. For the controller.
 
-    An entry that somebody claims meanwhile stays that claimer's. As with `reap`, failing half-way ends the ring.
+    An entry that is claimed meanwhile stays with its claimer. As with `reap`, failing half-way ends the ring.
     """
     found = yield from states(geometry)
     ready = [(slot, state) for slot, state in enumerate(found) if state.kind is Kind.READY]
@@ -95,7 +95,7 @@ def withdraw(geometry: Geometry, is_unwanted: Callable[[bytes], bool]) -> Progra
 def _undo(
     geometry: Geometry, is_concerned: Callable[[StateWord], bool], dead: int, attempts_max: int
 ) -> Program[Reaped]:
-    """Move the slots concerned on, each along its line of the table. `dead` claims nothing any more (0: nobody)."""
+    """Move the slots concerned on, each along its line of the table. `dead` (0: nobody) claims nothing more."""
     found = yield from states(geometry)
     concerned = [(slot, state) for slot, state in enumerate(found) if is_concerned(state)]
     if not concerned:
@@ -113,7 +113,7 @@ def _undo(
     for (slot, state), content, (line, reason), before in zip(concerned, contents, plan, seen, strict=True):
         held = Held(slot, state.ticket, state.attempt, state.rank)
         if before != state.pack():
-            continue  # an ack that was on its way arrived first
+            continue  # an ack arrived first
         if line == "abandon":
             abandoned_count += 1
         elif line == "redeliver":
@@ -137,14 +137,14 @@ def _line_for(state: StateWord, content: Slot, dead: int, attempts_max: int) -> 
     if state.kind is Kind.READY:
         return "refuse", TARGET_DEAD
     if state.rank == 0 or state.attempt + 1 >= attempts_max:
-        return "bury", PAST_CAP
+        return "drop", PAST_CAP
     if dead and content.target == dead:
-        return "bury", TARGET_DEAD
+        return "drop", TARGET_DEAD
     return "redeliver", ""
 
 
 class SlotView(NamedTuple):
-    """One slot as a snapshot saw it. `payload` is None where there is none, or where it changed meanwhile."""
+    """A slot in a snapshot. `payload` is None if the slot has none, or if the slot changed meanwhile."""
 
     slot: int
     state: StateWord
@@ -158,13 +158,13 @@ def states(geometry: Geometry) -> Program[list[StateWord]]:
 
 
 def redelivered_count(geometry: Geometry) -> Program[int]:
-    """How many claims since the ring was made were of entries that had been delivered before."""
+    """How many claims since the ring was made were of entries delivered before."""
     (counter,) = yield (Read(layout.REDELIVERED_OFFSET, layout.WORD_BYTES),)
     return layout.word_at(counter)
 
 
 def snapshot(geometry: Geometry) -> Program[tuple[SlotView, ...]]:
-    """Every slot, by index. Each is right by itself; the whole is not one moment."""
+    """Every slot, by index. Each is consistent, but they aren't of the same moment."""
     words = yield from read_words(geometry)
     filled = [slot for slot, word in enumerate(words) if layout.kind_of(word) in (Kind.READY, Kind.LEASED)]
     contents = (yield tuple(Read(geometry.slot_offset(slot), geometry.slot_bytes) for slot in filled)) if filled else ()

@@ -1,7 +1,7 @@
-"""What a worker sees of a ring, whatever carries it: the `Ring` protocol and its values.
+"""The `Ring` protocol, which workers use over every transport, and its values.
 
 Delivery is at least once: an entry stays in the ring until the lease's holder acks it, and goes to another if the
-holder dies. `(ticket, attempt)` in the lease names one delivery for ever.
+holder dies. `(ticket, attempt)` in the lease names one delivery.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from google.protobuf.message import DecodeError
 
 from triptych import errors
+from triptych.ids import RANK_MAX
 from triptych.rings import layout, protocol, recovery
 from triptych.rings.layout import Geometry, Kind
 from triptych.v1.dispatch_pb2 import Dispatch
@@ -21,22 +22,42 @@ from triptych.v1.ring_service_pb2 import Lease
 log = logging.getLogger(__name__)
 
 DISPATCH_BYTES_MAX = layout.PAYLOAD_BYTES_MAX - 256
-"""Longest dispatch before the ranks, times and trace context that are filled in when it is published."""
+"""Longest dispatch without the ranks, times and trace context that are set when it is published."""
 WAIT_S_MAX = 60.0
-"""Longest wait of one claim: short enough that a dead connection is noticed, long enough that idling costs nothing."""
+"""Longest wait of one claim: short enough to notice a dead connection, long enough that idling costs nothing."""
 
 
 class Claimed(NamedTuple):
-    """A lease and what it is for."""
+    """A lease and its dispatch."""
 
     lease: Lease
     dispatch: Dispatch
 
 
+class Membership(NamedTuple):
+    """A worker's place in the fleet. Each registration gives it as a whole."""
+
+    rank: int = 0
+    """0 before the first registration."""
+    epoch: int = 0
+    """The epoch of the controller that gave the rank."""
+
+
+class Member(Protocol):
+    """A worker, as the rings that it uses know it."""
+
+    @property
+    def membership(self) -> Membership:
+        """Its place in the fleet now."""
+
+    def changed(self, ring: RingName.ValueType) -> None:
+        """Something in this ring became claimable, and the controller may not have seen it."""
+
+
 class Ring(Protocol):
     """One of the three leased rings, as its producers and consumers use it.
 
-    Every method may also raise Fenced (this rank was declared dead: register anew), and over a network
+    Every method may also raise Fenced (this rank was declared dead: register again), and over a network
     Unavailable (try again) and DeadlinePassed.
     """
 
@@ -64,11 +85,11 @@ class Ring(Protocol):
         """Hand a lease back for another attempt, to the same target. Raises LeaseLost."""
 
     def hint(self) -> None:
-        """Somebody says that something may have become claimable: a claim that waits looks now."""
+        """Have a waiting claim look now: an entry may have become claimable."""
 
 
 class Removed(NamedTuple):
-    """An entry that was taken out of the ring; what becomes of its job is for the controller to say."""
+    """An entry that was removed from the ring. The controller decides about its job."""
 
     lease: Lease
     dispatch: Dispatch
@@ -77,7 +98,7 @@ class Removed(NamedTuple):
 
 
 class Reaped(NamedTuple):
-    """What a reap did."""
+    """The outcome of a reap."""
 
     redelivered: tuple[Lease, ...]
     """Leases as the dead rank held them; their entries are READY again, attempt + 1."""
@@ -85,11 +106,11 @@ class Reaped(NamedTuple):
     abandoned_count: int
     """Publications that were never finished."""
     redelivered_dispatches: tuple[Dispatch, ...] = ()
-    """What the redelivered leases are for, in the same order."""
+    """The dispatches of the redelivered leases, in the same order."""
 
     @classmethod
     def of(cls, reaped: recovery.Reaped, name: RingName.ValueType) -> Reaped:
-        """The protocol's answer as messages."""
+        """The outcome with leases and dispatches as messages."""
         return cls(
             tuple(lease_of(held, name) for held in reaped.redelivered),
             tuple(
@@ -101,7 +122,7 @@ class Reaped(NamedTuple):
 
 
 class RingStats(NamedTuple):
-    """How full a ring is now, and what happened in it since the start."""
+    """How full a ring is now, and counters since the start."""
 
     slot_count: int
     ready_count: int
@@ -111,13 +132,13 @@ class RingStats(NamedTuple):
     redelivered_count: int
     removed_count: int
     free_count: int
-    """Slots that a publication could take."""
+    """Slots for new entries."""
     open_count: int
-    """Slots of `ready_count` that anybody may claim, not one rank only."""
+    """Ready entries that any worker may claim."""
 
 
 class SlotState(NamedTuple):
-    """One slot, for looking at."""
+    """One slot, for people."""
 
     slot: int
     kind: Kind
@@ -128,16 +149,16 @@ class SlotState(NamedTuple):
 
     @classmethod
     def of(cls, view: recovery.SlotView) -> SlotState:
-        """The protocol's view with its dispatch parsed."""
+        """The slot with its dispatch parsed."""
         dispatch = None if view.payload is None else dispatch_in(view.payload)
         ticket, attempt, rank, kind = view.state
         return cls(view.slot, kind, ticket, attempt, rank, dispatch)
 
 
 def dispatch_in(payload: bytes) -> Dispatch:
-    """The dispatch that a slot holds. Bytes that are none are an empty one: no job's, so whoever claims it drops it.
+    """The dispatch that a slot holds. Bytes that are no dispatch give an empty one, which its claimer drops.
 
-    Over far memory others write the slots; what they write must not end a claimer, or the controller.
+    Over far memory workers write the slots, and wrong bytes must end neither a claimer nor the controller.
     """
     try:
         return Dispatch.FromString(payload)
@@ -152,7 +173,7 @@ def lease_of(held: protocol.Held, name: RingName.ValueType) -> Lease:
 
 
 def held_of(lease: Lease, name: RingName.ValueType, geometry: Geometry) -> protocol.Held:
-    """The lease in a message. Raises InvalidRequest for what no ring ever gave out."""
+    """The lease in a message. Raises InvalidRequest for values that no lease has."""
     check_rank("lease.rank", lease.rank, least=1)
     if lease.ring != name:
         raise errors.InvalidRequest("lease.ring", lease.ring, f"{name}, the ring that is asked")
@@ -179,12 +200,12 @@ def payload_of(dispatch: Dispatch, target_rank: int, geometry: Geometry) -> byte
 
 
 def check_rank(field: str, rank: int, least: int = 0) -> None:
-    """Raise InvalidRequest unless `rank` fits a state word; 0 stands for the controller, or anyone."""
-    if not least <= rank <= layout.RANK_MAX:
-        raise errors.InvalidRequest(field, rank, f"{least} to {layout.RANK_MAX}")
+    """Raise InvalidRequest unless `rank` is from `least` to RANK_MAX; 0 stands for the controller, or anyone."""
+    if not least <= rank <= RANK_MAX:
+        raise errors.InvalidRequest(field, rank, f"{least} to {RANK_MAX}")
 
 
 def check_wait(wait_s: float) -> None:
-    """Raise InvalidRequest unless a claim may wait so long (NaN may not)."""
+    """Raise InvalidRequest unless a claim may wait so long. NaN is refused."""
     if not 0.0 <= wait_s <= WAIT_S_MAX:
         raise errors.InvalidRequest("wait_s", wait_s, f"0 to {WAIT_S_MAX:g} seconds")

@@ -23,14 +23,14 @@ if TYPE_CHECKING:  # it exists for type checkers only
 T = TypeVar("T")
 
 ANSWER_TIMEOUT_S = 10.0
-"""Bound on an answer, beyond what a claim is asked to wait: far above any round trip, below the worker timeout."""
+"""Bound on an answer, added to a claim's wait: far above any round trip, below the worker timeout."""
 
 
 class RpcRing:
-    """A `Ring` over a channel to the controller. One worker's: it has one claim at a time.
+    """A `Ring` over a channel to the controller, for one worker: it has one claim at a time.
 
-    Each method is one call and never tries again by itself; see `Ring` for what is raised. A claim whose answer was
-    lost (an error, a cancellation) keeps its identity: the next claim of the same rank asks for the same lease.
+    Each method is one call, without a retry; `Ring` lists the errors. A claim whose answer was lost (an error, a
+    cancellation) keeps its id: the next claim of the same rank asks for the same lease.
     """
 
     def __init__(self, channel: grpc.aio.Channel, name: RingName.ValueType) -> None:
@@ -65,4 +65,4 @@ class RpcRing:
         await translate(self._stub.Nack(NackRequest(lease=lease), timeout=ANSWER_TIMEOUT_S))
 
     def hint(self) -> None:
-        """See `Ring.hint`. The controller, where a claim waits, knows by itself."""
+        """See `Ring.hint`. Claims wait at the controller, which needs no hint."""

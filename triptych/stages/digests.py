@@ -1,11 +1,11 @@
-"""What decides a model's results besides the request: every file that a loader may read, and what reads them.
+"""A digest of all that decides a model's results besides the request: its files, and the software that reads them.
 
-A file's SHA-256 is a gigabyte a second and core, so that of a large file is kept in the user's cache folder, under the
-file's identity: device, inode, size, and the times of its last changes. Nobody can set the change time back, but two
-changes within its resolution look like one: what changed a moment ago is read again. Several processes may do all this
-at once; where the cache can't be written nothing is kept.
+A file's SHA-256 takes a second per gigabyte and core, so that of a large file is kept in the user's cache folder, under
+the file's identity: device, inode, size, and the times of its last changes. Nobody can set the change time back, but
+two changes within its resolution look like one, so a file that has just changed is read again. Several processes may do
+this at the same time; where the cache can't be written, nothing is kept.
 
-Why not a faster, weaker hash: whoever publishes models could make two of them that count as one.
+A faster, weaker hash won't do: somebody who publishes models could make two of them that count as one.
 """
 
 from __future__ import annotations
@@ -26,23 +26,26 @@ from triptych.errors import ModelInvalid
 KEPT_BYTES_MIN = 1 << 20
 """Smaller files are read again at every start: that takes no longer than to look their digests up."""
 SETTLED_NS = 2 * 10**9
-"""A digest is kept of a file that was last changed so long before: coarser times of change aren't to be had today."""
+"""A digest is kept of a file that hasn't changed for so long: longer than the resolution of any file system's times."""
 FILES_MAX = 20_000
 """Most files of a model; large ones have a few hundred."""
 READERS_MAX = 4
-"""Files read at once: disks are fastest so, and a digest is one core's work."""
-CHUNK_BYTES = 1 << 20
+"""Files read at the same time: disks are fastest so, and a digest is one core's work."""
+READ_BYTES = 1 << 20
 PACKAGES = (
     *("torch", "diffusers", "transformers", "tokenizers", "sentencepiece", "safetensors", "accelerate"),
-    *("numpy", "scipy", "pillow", "torchvision", "av", "ftfy", "beautifulsoup4"),
+    *("numpy", "scipy", "pillow", "torchvision", "av", "ftfy", "beautifulsoup4", "jinja2", "outlines", "peft"),
+    *("causal-conv1d", "flash-linear-attention", "flash-attn", "kernels", "sageattention", "xformers"),
+    *("torchao", "torchaudio", "librosa", "soxr", "torchsde", "opencv-python", "opencv-python-headless"),
 )
-"""Whose versions decide bits, or how a prompt is read; several are used only where they are installed."""
+"""Packages whose versions decide bits or how prompts are read. Many are used only where they are installed, in place of
+others: torchvision scales pictures in another way than Pillow, and flash-linear-attention has kernels of its own."""
 _UNREAD_SUFFIXES = (".md",)
 """Model cards: no loader reads them, and the hub adds them by itself."""
 
 Identity = tuple[int, int, int, int, int]
 _known: dict[Identity, str] = {}
-"""Of this process: also where the cache can't be written, a file is read once."""
+"""The digests of this process, which reads a file once even where the cache can't be written."""
 
 
 def software() -> Mapping[str, str]:
@@ -51,7 +54,7 @@ def software() -> Mapping[str, str]:
 
 
 def folder_digest(folder: Path) -> str:
-    """Of all files of a model's folder, wherever that lies. Raises `ModelInvalid` where one can't be read."""
+    """The digest of a model's files, wherever its folder lies. Raises `ModelInvalid` where one can't be read."""
     paths = files_of(folder)
     whole = hashlib.sha256()
     with ThreadPoolExecutor(READERS_MAX, thread_name_prefix="digest") as readers:
@@ -61,7 +64,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Every file below a folder but model cards and what is hidden (`.git`, `.cache`). Raises `ModelInvalid`."""
+    """Every file below a folder, except model cards and hidden ones (`.git`, `.cache`). Raises `ModelInvalid`."""
     found: list[Path] = []
     try:
         for path in _walk(folder, ()):
@@ -107,7 +110,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
 
 
 def _identity(path: Path) -> Identity:
-    """Of the file that a link leads to: the hub's cache has links to files that several revisions share."""
+    """The identity of the file that a link leads to: the hub's cache links to files that several revisions share."""
     stat = path.stat()
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
@@ -115,7 +118,7 @@ def _identity(path: Path) -> Identity:
 def _read(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(CHUNK_BYTES):
+        while chunk := file.read(READ_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 

@@ -1,8 +1,8 @@
 """A stage without a model, for load tests: it takes a given time, and what it makes follows from the request alone.
 
 Everything around it is real: inputs cross through the codec, the arena and the rings as those of a model do. The
-numbers are unsigned 32-bit integers, whose arithmetic is the same on every machine, so whoever knows a request knows
-its result to the bit (`expected_outputs`). Imports no torch.
+numbers are unsigned 32-bit integers, whose arithmetic is the same on every machine, so a request's result is known to
+the bit (`expected_outputs`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,49 +16,46 @@ import numpy as np
 import numpy.typing as npt
 
 from triptych.errors import InvalidRequest, JobCancelled
+from triptych.model.inputs import SETTINGS, resolve
 from triptych.roles import ROLES
-from triptych.stages.inputs import SETTINGS, request_inputs
 from triptych.stages.interface import Step
 from triptych.v1 import job_pb2, model_pb2
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
+from triptych.v1.model_pb2 import InputDescription
 
 SIDE_SHARE = 0.1
 """Encoder and decoder take this share of the transformer's time: about what they take of a real video's."""
 CHANNELS = 3
 EMBEDDING_WORDS = 64
-"""Length of what stands for a prompt's embedding."""
-_MULTIPLIER, _INCREMENT = np.uint32(1664525), np.uint32(1013904223)
-"""The linear congruential generator of Numerical Recipes: each step changes every word, and all later ones with it."""
+"""Length of the stand-in for a prompt's embedding."""
+_MULTIPLIER = np.uint32(1664525)
+_INCREMENT = np.uint32(1013904223)
+"""The linear congruential generator of Numerical Recipes: each step changes every word, and all later words with it."""
 Words = npt.NDArray[np.uint32]
+
+
+def _input(name: str, kind: model_pb2.InputKind.ValueType, default_json: str = "", about: str = "") -> InputDescription:
+    return InputDescription(name=name, kind=kind, default_json=default_json, description=about)
+
 
 FAKE_MODEL = model_pb2.ModelDescription(
     model="fake",
     pipeline_class="FakeStage",
     config_digest=hashlib.sha256(b"triptych fake stage 2").hexdigest(),
     inputs=[
-        model_pb2.InputDescription(name="prompt", kind=model_pb2.INPUT_KIND_TEXT, required=True),
-        model_pb2.InputDescription(name="height", kind=model_pb2.INPUT_KIND_INTEGER, default_json="64"),
-        model_pb2.InputDescription(name="width", kind=model_pb2.INPUT_KIND_INTEGER, default_json="64"),
-        model_pb2.InputDescription(name="num_inference_steps", kind=model_pb2.INPUT_KIND_INTEGER, default_json="8"),
-        model_pb2.InputDescription(name="image", kind=model_pb2.INPUT_KIND_IMAGE, default_json="null"),
-        model_pb2.InputDescription(name="video", kind=model_pb2.INPUT_KIND_VIDEO, default_json="null"),
-        model_pb2.InputDescription(
-            name="refuse",
-            kind=model_pb2.INPUT_KIND_BOOLEAN,
-            default_json="false",
-            description="Have the encoder refuse the job, as a block refuses a value.",
-        ),
-        model_pb2.InputDescription(
-            name="fail",
-            kind=model_pb2.INPUT_KIND_BOOLEAN,
-            default_json="false",
-            description="Have the transformer fail the job, as a bug would.",
-        ),
+        InputDescription(name="prompt", kind=model_pb2.INPUT_KIND_TEXT, required=True),
+        _input("height", model_pb2.INPUT_KIND_INTEGER, "64"),
+        _input("width", model_pb2.INPUT_KIND_INTEGER, "64"),
+        _input("num_inference_steps", model_pb2.INPUT_KIND_INTEGER, "8"),
+        InputDescription(name="image", kind=model_pb2.INPUT_KIND_IMAGE, default_json="null", takes_several=True),
+        _input("video", model_pb2.INPUT_KIND_VIDEO, "null"),
+        _input("refuse", model_pb2.INPUT_KIND_BOOLEAN, "false", "Have the encoder refuse the job, as blocks do."),
+        _input("fail", model_pb2.INPUT_KIND_BOOLEAN, "false", "Have the transformer fail the job, as a bug would."),
     ],
     outputs=["images"],
     defaults_json='{"height": 64, "num_inference_steps": 8, "width": 64}',
 )
-"""What a fleet of fake stages serves that was given no other name."""
+"""The model of a fleet of fake stages that was given no other name."""
 
 
 def fake_model(name: str) -> model_pb2.ModelDescription:
@@ -66,7 +63,8 @@ def fake_model(name: str) -> model_pb2.ModelDescription:
     model = model_pb2.ModelDescription()
     model.CopyFrom(FAKE_MODEL)
     if name != FAKE_MODEL.model:
-        model.model, model.config_digest = name, hashlib.sha256(f"triptych fake stage 2 {name}".encode()).hexdigest()
+        model.model = name
+        model.config_digest = hashlib.sha256(f"triptych fake stage 2 {name}".encode()).hexdigest()
     return model
 
 
@@ -83,6 +81,7 @@ class FakeStage:
         self.component_bytes: dict[str, int] = {}
         self.parameter_bytes = 0
         self.device_memory_bytes = 0
+        self.tokens_cut: list[tuple[str, str, int]] = []
         self._seconds = seconds if role == ROLE_TRANSFORMER else seconds * SIDE_SHARE
 
     def run(
@@ -109,7 +108,8 @@ class FakeStage:
     def _denoise(
         self, values: dict[str, Any], on_step: Callable[[Step], None], cancelled: Callable[[], bool]
     ) -> dict[str, Any]:
-        latents, step_count = values["latents"], values["num_inference_steps"]
+        latents = values["latents"]
+        step_count = values["num_inference_steps"]
         if values["fail"]:
             raise RuntimeError("the job asks for a failure")
         for step in range(1, step_count + 1):
@@ -149,21 +149,19 @@ def decode(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def expected_outputs(request: job_pb2.GenerationRequest, model: str = FAKE_MODEL.model) -> dict[str, object]:
     """What a fleet of fake stages makes of a request that has a seed."""
-    values: dict[str, object] = request_inputs(request, fake_model(model))
+    values: dict[str, object] = resolve(request, fake_model(model)).for_encoder()
     for role in ROLES:
         values = FakeStage(role, 0.0, model).run(values, lambda _step: None, lambda: False)
     return values
 
 
 def _media_text(values: Mapping[str, Any]) -> str:
-    """What stands for the pixels of a request's pictures and videos; nothing where there are none."""
-    digest, is_empty = hashlib.sha256(), True
-    for name in ("image", "video"):
-        found = values.get(name, [])
-        for picture in _flat(found):
-            digest.update(f"{name} {picture.size} {picture.mode} ".encode() + picture.tobytes())
-            is_empty = False
-    return "" if is_empty else f" with {digest.hexdigest()}"
+    """A text that stands for the pixels of a request's pictures and videos; empty where there are none."""
+    pictures = [(name, picture) for name in ("image", "video") for picture in _flat(values.get(name, []))]
+    digest = hashlib.sha256()
+    for name, picture in pictures:
+        digest.update(f"{name} {picture.size} {picture.mode} ".encode() + picture.tobytes())
+    return f" with {digest.hexdigest()}" if pictures else ""
 
 
 def _flat(value: Any) -> list[Any]:

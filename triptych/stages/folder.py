@@ -1,12 +1,11 @@
-"""Cheap checks of a model's folder, so that what is missing or cut short is one sentence and not a traceback.
+"""Cheap checks of a model's folder, so that a missing or truncated file is one sentence and not a traceback.
 
-Only JSON files and the headers of safetensors files are read; no weights.
+Only JSON files are read here; `weights` reads headers of safetensors files, `components` knows the files of a class.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,18 @@ RECOMMENDATIONS_NAME = "triptych.json"
 JSON_BYTES_MAX = 64 << 20
 """Largest JSON file that is read: a tokenizer of 250,000 entries takes 30 MB."""
 
-HEADER_BYTES_MAX = 100 << 20
-"""Largest safetensors header, as the format's own reader has it."""
-
-SAFETENSORS_SUFFIX = ".safetensors"
-_PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-"""Weights that Python's pickle wrote: to read such a file may run what somebody put into it."""
-_FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".gguf", *_PICKLED_SUFFIXES)
-"""Names with these ends are those of single files, for which the libraries have other ways to load."""
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_NEVER_EMPTY = (".json", ".model", ".safetensors", ".jinja")
+_UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2")
+"""Suffixes that download tools and browsers give to unfinished files."""
+_BOOK = ".metadata"
+_SMALL = (".json", ".txt", ".model", ".jinja")
+"""Configs and vocabularies. Weights have rules of their own, and nobody needs all their formats and variants."""
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises `ModelInvalid` where it can't be read or isn't JSON."""
+    check_whole(path)
     try:
         if path.stat().st_size > JSON_BYTES_MAX:
             raise ModelInvalid(f"{path} is larger than {JSON_BYTES_MAX} bytes; a JSON file was expected")
@@ -56,83 +55,55 @@ def check_index(folder: Path) -> None:
     raise ModelInvalid(f"{str(folder)!r} is not a diffusers model: it holds neither {' nor '.join(INDEX_NAMES)}")
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: dtype, shape and byte range of each tensor by name.
+def visible_files(folder: Path, suffix: str = "") -> list[Path]:
+    """The files of a folder whose names end with `suffix`, without hidden ones such as `._x` of another system."""
+    try:
+        found = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name.endswith(suffix))
+        return sorted(path for path in found if not path.is_dir())
+    except OSError as error:
+        raise ModelInvalid(f"{str(folder)!r} can't be read: {error.strerror or error}") from error
 
-    Layout (safetensors format): u64 little-endian length of the header, the header as JSON, the tensors' bytes.
-    Raises `ModelInvalid` where the file is shorter than its header says.
+
+def check_whole(path: Path, named_by: str = "") -> None:
+    """Raises `ModelInvalid` for a file that isn't there, is empty, or stands for another one.
+
+    `named_by` is the file that says that it is there.
     """
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else HEADER_BYTES_MAX + 1
-        if header_bytes > min(HEADER_BYTES_MAX, size_bytes - 8):
-            raise ModelInvalid(f"{path} is not a safetensors file, or truncated")
-        try:
-            header: dict[str, Any] = json.loads(file.read(header_bytes))
-        except ValueError as error:
-            raise ModelInvalid(f"{path} is not a safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    if size_bytes < 8 + header_bytes + end:
-        raise ModelInvalid(f"{path} is truncated: {size_bytes} bytes instead of {8 + header_bytes + end}")
-    return header
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise ModelInvalid(f"{path} is a link to {str(path.readlink())!r}, which isn't there") from error
+        said = f"; {named_by} names it" if named_by else ""
+        raise ModelInvalid(f"{path} is missing{said}") from error
+    except OSError as error:
+        raise ModelInvalid(f"{path} can't be read: {error.strerror or error}") from error
+    if start == _POINTER:
+        raise ModelInvalid(f"{path} is only a pointer of Git LFS: fetch the file itself with `git lfs pull`")
+    if not start and path.suffix in _NEVER_EMPTY:
+        raise ModelInvalid(f"{path} is empty (0 bytes), so it is not valid: its download has not ended")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component, checked against their headers and the index of shards.
+def check_downloads(root: Path, subfolder: str = "") -> None:
+    """Raises `ModelInvalid` where a download of a component has left what shows that it hasn't ended.
 
-    Raises `ModelInvalid` where a shard is missing, a file is truncated, or the index names what is no safetensors file
-    of this folder. Weights in another format give an empty list.
+    The hub's own tool keeps books in `.cache/huggingface/download`: a file under way, and what has come whole.
     """
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        for name in sorted(set(map(str, read_json(index).get("weight_map", {}).values()))):
-            if not name.endswith(SAFETENSORS_SUFFIX) or Path(name).name != name:
-                raise ModelInvalid(f"{index} names the shard {name!r}; only *{SAFETENSORS_SUFFIX} beside it are loaded")
-            if not (folder / name).is_file():
-                raise ModelInvalid(f"{folder / name} is missing; {index.name} names it")
-    files = sorted(folder.glob("*.safetensors"))
-    for file in files:
-        read_header(file)
-    return files
+    folder = root / subfolder
+    books = root / ".cache" / "huggingface" / "download" / subfolder
+    for place in (folder, books):
+        unfinished = [path for path in _files(place) if path.suffix in _UNFINISHED]
+        if unfinished:
+            raise ModelInvalid(f"{unfinished[0]} is of a download that has not ended: download the model again")
+    for book in (path for path in _files(books) if path.name.endswith(_BOOK)):
+        path = folder / book.name.removesuffix(_BOOK)
+        if path.suffix in _SMALL and not path.exists():
+            raise ModelInvalid(f"{path} is missing; {book} says that it was downloaded")
 
 
-def check_component(folder: Path, name: str, *, weights: bool) -> None:
-    """Raises `ModelInvalid` where the folder of a component is missing, or (for models) holds no whole weights."""
-    if not folder.is_dir():
-        raise ModelInvalid(f"component {name!r} is missing: no folder {str(folder)!r}")
-    for file in sorted(folder.glob("*config.json")):
-        read_json(file)
-    if not weights:
-        return
-    if not (folder / "config.json").is_file():
-        raise ModelInvalid(f"component {name!r} has no config.json in {str(folder)!r}")
-    check_weights(folder, name)
-
-
-def check_source(source: str, subfolder: str, name: str) -> None:
-    """Raises `ModelInvalid` for a component whose weights would not be read from safetensors.
-
-    What lies on the hub is looked for there; the libraries are then told to take safetensors only.
-    """
-    folder = Path(source, subfolder)
-    if folder.is_dir():
-        check_weights(folder, name)
-    elif Path(source).suffix.lower() in _FILE_SUFFIXES:
-        raise ModelInvalid(f"component {name!r} names the file {source!r}; a folder or a hub id is expected")
-
-
-def check_weights(folder: Path, name: str) -> None:
-    """Raises `ModelInvalid` where a folder holds no whole safetensors weights."""
-    if weight_files(folder):
-        return
-    pickled = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICKLED_SUFFIXES)
-    if pickled:
-        raise ModelInvalid(
-            f"component {name!r} has its weights in {str(pickled[0])!r}, which can hold code; only safetensors are "
-            "loaded: convert it where you trust it, with save_pretrained(..., safe_serialization=True)"
-        )
-    raise ModelInvalid(f"component {name!r} has no weights in {str(folder)!r}")
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("._")) if folder.is_dir() else []
 
 
 def read_recommendations(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What crosses from one role to the next, derived from the blocks' own declarations.
 
-Crossing is every state value, as it stands (None included), that a later role's blocks declare as input, name in
-`block_trigger_inputs` at any depth, or take as a group. Beside the state's values, which keep their names, these
+A state value crosses as it stands (None included) if a later role's blocks declare it as input, name it in
+`block_trigger_inputs` at any depth, or take it with a group. Beside the state's values, which keep their names, these
 reserved keys cross (`RESERVED_PREFIX`; no input of a pipeline can have a dot in its name):
 
     triptych.settings        the job's settings: {"seed", "preview_every_steps", "overrides"}
@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from triptych.stages.inputs import RESERVED_PREFIX as RESERVED_PREFIX
-from triptych.stages.inputs import SETTINGS as SETTINGS
+from triptych.errors import InvalidRequest
+from triptych.model.fields import LATENT
+from triptych.model.inputs import RESERVED_PREFIX as RESERVED_PREFIX
+from triptych.model.inputs import SETTINGS as SETTINGS
 from triptych.stages.library import LoopSequentialPipelineBlocks, ModularPipelineBlocks, PipelineState
 
 KWARGS_MAPPING = RESERVED_PREFIX + "kwargs_mapping"
@@ -89,6 +91,23 @@ def pack(state: PipelineState, needs: Needs) -> dict[str, object]:
     values: dict[str, object] = {name: value for name, value in state.values.items() if name in wanted}
     values[KWARGS_MAPPING] = mapping
     return values
+
+
+def latents(state: PipelineState, blocks: ModularPipelineBlocks) -> dict[str, object]:
+    """The latents that a decoder's blocks would decode, as the transformer left them; of lists each item by itself.
+
+    Raises `InvalidRequest` where these blocks take none.
+    """
+    names = dict.fromkeys(parameter.name for parameter in blocks.inputs if "latent" in (parameter.name or ""))
+    found: dict[str, object] = {}
+    for name in names:
+        value = state.values.get(name)
+        items = {f"{name}-{n}": item for n, item in enumerate(value)} if isinstance(value, list) else {name: value}
+        found.update((key, item) for key, item in items.items() if isinstance(item, torch.Tensor))
+    if not found:
+        accepted = "pil, np or pt; this pipeline's decoder takes no latents"
+        raise InvalidRequest("parameters.output_type", LATENT, accepted)
+    return found
 
 
 def unpack(inputs: Mapping[str, object], device: torch.device) -> PipelineState:

@@ -1,8 +1,8 @@
-"""What a worker asks of its stage, without torch: so that a worker whose stage needs none starts fast."""
+"""What a worker asks of its stage. Imports no torch, so that a worker with a fake stage starts fast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from triptych.v1.dispatch_pb2 import Role
@@ -25,11 +25,15 @@ class AnyStage(Protocol):
     role: Role.ValueType
     component_bytes: dict[str, int]
     settings: dict[str, str]
-    """What decides bits and isn't the model's: workers of one role must agree in it, `hardware` apart."""
+    """Settings that decide bits and aren't the model's. Workers of one role must agree in all but `hardware`."""
 
     @property
     def parameter_bytes(self) -> int:
         """Bytes of parameters and saved buffers that this role holds."""
+
+    @property
+    def tokens_cut(self) -> Sequence[tuple[str, str, int]]:
+        """Input, tokenizer and number of the tokens that it cut off in the last job. Only encoders have any."""
 
     @property
     def device_memory_bytes(self) -> int:

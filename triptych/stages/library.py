@@ -1,9 +1,9 @@
 """The one place that imports diffusers (and, with it, torch, transformers and accelerate).
 
 Importing this module costs seconds; packages that only sometimes need a stage import `triptych.stages` late.
-It raises `MissingExtra` where one of the packages isn't installed.
+It raises `MissingExtra` where one of the packages isn't installed, or can't be imported.
 
-What is used of diffusers beyond its documented surface, so that an upgrade knows where to look:
+Used of diffusers beyond its documented surface, to be checked at an upgrade:
 `ModularPipeline._blocks`, `._component_specs`, `ModularPipelineBlocks.sub_blocks`, `.inputs`,
 `.intermediate_outputs`, `.block_trigger_inputs`, `InputParam.kwargs_type`, `PipelineState.kwargs_mapping`.
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 
-from triptych.errors import MissingExtra
+from triptych.stages.packages import told
 
-try:
+with told("running a stage"):
     import diffusers
     import transformers
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
@@ -27,8 +27,6 @@ try:
     )
     from diffusers.modular_pipelines.modular_pipeline import PipelineState
     from diffusers.modular_pipelines.modular_pipeline_utils import INPUT_PARAM_TEMPLATES, ComponentSpec, InputParam
-except ImportError as error:
-    raise MissingExtra(error.name or "diffusers", "serve", "running a stage") from error
 
 __all__ = [
     "INPUT_PARAM_TEMPLATES",

@@ -1,7 +1,7 @@
 """Progress, cancellation and previews: one block at the end of every loop under `denoise`.
 
-Models and loops stay unpatched. The block reads the loop's state and changes nothing in it; what differs by job (the
-callbacks) it finds on the job's own pipeline.
+Models and loops stay unpatched. The block reads the loop's state and changes nothing in it; it finds the job's
+callbacks on the job's own pipeline.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ObserverBlock(ModularPipelineBlocks):  # type: ignore[misc]
         return "Reports a step's end, and stops the loop when the job is cancelled."
 
     def __call__(self, components: Any, block_state: Any, **_: object) -> tuple[Any, Any]:
-        """Called by the loop after its own blocks, with whatever loop variables it passes."""
+        """Called by the loop after its own blocks; the loop's variables aren't needed."""
         components._role_observer.after_step(block_state)
         return components, block_state
 

@@ -16,7 +16,7 @@ import torch
 SIDE_PIXELS_MIN = 128
 """Previews are magnified by a whole factor until the shorter side has this many pixels: enough to see on a screen."""
 
-SIDE_PIXELS_MAX = 512
+PREVIEW_SIDE_PIXELS_MAX = 512
 """Longest side of a preview; larger latents are thinned out. Keeps a preview under about 0.5 MB."""
 
 
@@ -32,7 +32,7 @@ def draw_preview(block_state: Any, token_pixels: int) -> bytes:
     plane_chw = _plane(latents.detach(), block_state, token_pixels)
     if plane_chw is None or not bool(torch.isfinite(plane_chw).all()):
         return b""
-    stride = math.ceil(max(plane_chw.shape[1:]) / SIDE_PIXELS_MAX)
+    stride = math.ceil(max(plane_chw.shape[1:]) / PREVIEW_SIDE_PIXELS_MAX)
     return _encode(_colours(plane_chw[:, ::stride, ::stride]))
 
 
@@ -54,11 +54,13 @@ def _plane(latents: torch.Tensor, block_state: Any, token_pixels: int) -> torch.
 
 def _unpack(tokens_lc: torch.Tensor, block_state: Any, token_pixels: int) -> torch.Tensor | None:
     """Packed tokens as frames `[T, H, W, C]`. Some pipelines pack two by two latents on top of the denoiser's patch."""
-    height, width = getattr(block_state, "height", None), getattr(block_state, "width", None)
+    height = getattr(block_state, "height", None)
+    width = getattr(block_state, "width", None)
     if not (isinstance(height, int) and isinstance(width, int) and token_pixels):
         return None
     for side_pixels in (token_pixels, 2 * token_pixels):
-        rows, columns = height // side_pixels, width // side_pixels
+        rows = height // side_pixels
+        columns = width // side_pixels
         if rows * columns and len(tokens_lc) % (rows * columns) == 0:
             return tokens_lc.reshape(-1, rows, columns, tokens_lc.shape[1])
     return None

@@ -3,8 +3,8 @@
 The rule: a `ValueError` or `TypeError` is a refusal where the innermost frame of its traceback stands on a `raise`
 statement of diffusers' own code outside its models. An error that an operation ran into by itself (`None + 1`, a
 shape that doesn't fit) or that torch raised stays what it is. An `UnboundLocalError` in a block is a refusal, too: it
-means that diffusers has no branch for this combination of inputs (seen with guidance switched off). The whole pipeline
-would fail alike, so trying again doesn't help.
+means that diffusers has no branch for this combination of inputs. The whole pipeline would fail alike, so trying again
+doesn't help.
 """
 
 from __future__ import annotations

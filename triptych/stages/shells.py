@@ -15,8 +15,9 @@ import torch
 from safetensors import safe_open
 
 from triptych.errors import ModelInvalid
-from triptych.stages.folder import weight_files
 from triptych.stages.library import ComponentSpec, ConfigMixin, init_empty_weights
+from triptych.stages.loading import loading
+from triptych.stages.weights import weight_files
 
 
 def build_shell(spec: ComponentSpec, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
@@ -27,12 +28,15 @@ def build_shell(spec: ComponentSpec, dtype: torch.dtype, device: torch.device) -
     if spec.type_hint is None:
         raise ModelInvalid(f"component {spec.name!r} names no class, so its configuration can't be read on its own")
     where = {"subfolder": spec.subfolder or "", "revision": spec.revision}
-    try:
-        with _default_dtype(dtype), init_empty_weights(include_buffers=False):
-            shell = _from_config(spec.type_hint, spec.pretrained_model_name_or_path, where)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelInvalid(f"the configuration of component {spec.name!r} can't be used: {error}") from error
-    _load_buffers(shell, spec)
+    place = f"{spec.pretrained_model_name_or_path}/{spec.subfolder or ''}"
+    with (
+        loading(f"the configuration of component {spec.name!r} of {place}"),
+        _default_dtype(dtype),
+        init_empty_weights(include_buffers=False),
+    ):
+        shell = _from_config(spec.type_hint, spec.pretrained_model_name_or_path, where)
+    with loading(f"component {spec.name!r} of {place}"):
+        _load_buffers(shell, spec)
     for module in shell.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -57,7 +61,7 @@ def _load_buffers(shell: torch.nn.Module, spec: ComponentSpec) -> None:
         return
     if not folder.is_dir():
         folder = _download(spec)
-    for file in weight_files(folder):
+    for file in weight_files(folder, spec.variant or ""):
         with safe_open(file, framework="pt") as tensors:
             for name in persistent.intersection(tensors.keys()):
                 owner, _, leaf = name.rpartition(".")

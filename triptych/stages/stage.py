@@ -7,25 +7,29 @@ has the process's global random generator to itself while it runs.
 from __future__ import annotations
 
 import copy
-import platform
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from triptych.config import DTYPES
 from triptych.errors import InvalidRequest, JobCancelled
-from triptych.roles import ROLES
-from triptych.stages import handoff
+from triptych.model.fields import LATENT
+from triptych.roles import ROLES, role_name
+from triptych.stages import finite, guidance, handoff, packages
+from triptych.stages.describe import describe
+from triptych.stages.device import open_device, settings_of
 from triptych.stages.interface import Step
 from triptych.stages.library import ModularPipeline, PipelineState
 from triptych.stages.observer import Observer, Stop, insert_observers
+from triptych.stages.pipelines import for_job, guiders_of
 from triptych.stages.refusal import as_invalid_request, is_refusal
-from triptych.stages.roles import Components, for_job, restrict
+from triptych.stages.tokens import TokensCut, TokenWatch
 from triptych.stages.whole import Whole
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 
-DTYPES = ("float32", "bfloat16", "float16")
-"""Accepted names of dtypes, as in torch."""
+log = logging.getLogger(__name__)
 
 
 class Stage:
@@ -36,22 +40,26 @@ class Stage:
         whole: Whole,
         role: Role.ValueType,
         pipeline: ModularPipeline,
-        components: Components,
         dtype: str,
-        workflows: Sequence[str] = (),
+        nonfinite: str = "fail",
     ) -> None:
+        components = {name: pipeline._role_components.get(name) for name in pipeline._component_specs}
         self.role = role
-        self._workflows = tuple(workflows)
-        self._held = whole.component_names(role, workflows)
         self._whole = whole
         self._pipeline = pipeline
         self._needs = whole.needs_after(role)
         self._outputs = whole.outputs() if role == ROLE_DECODER else []
-        self._token_pixels = whole.describe().size_multiple if role == ROLE_TRANSFORMER else 0
-        self.settings = _settings(pipeline.device, dtype)
-        self.component_bytes = {
-            name: size_bytes for name in self._held if (size_bytes := _parameter_bytes(components.get(name)))
-        }
+        self._input_defaults = {one.name: one.default for one in whole.pipeline._blocks.inputs if one.name}
+        self._required_negatives = guidance.required_negatives(whole.blocks[role])
+        self._encodes_both = False
+        """Whether the encoder's blocks have failed without the unconditional branch."""
+        self._token_pixels = describe(whole).size_multiple if role == ROLE_TRANSFORMER else 0
+        self.settings = settings_of(pipeline.device, dtype)
+        self._checks_finite = nonfinite == "fail"
+        self._watch = finite.Watch(components if role == ROLE_DECODER and self._checks_finite else {})
+        self._tokens = TokenWatch(components if role == ROLE_ENCODER else {})
+        sizes = {name: _parameter_bytes(component) for name, component in components.items()}
+        self.component_bytes = {name: size_bytes for name, size_bytes in sizes.items() if size_bytes}
 
     @classmethod
     def load(
@@ -62,7 +70,7 @@ class Stage:
         device: str = "cpu",
         dtype: str = "float32",
         threads: int | None = None,
-        workflows: Sequence[str] = (),
+        nonfinite: str = "fail",
     ) -> Stage:
         """Loads the components that the role's blocks expect, and no others.
 
@@ -72,32 +80,38 @@ class Stage:
             device: torch's name of the device, for example `cuda:0`.
             dtype: One of `DTYPES`, for all models of the role.
             threads: CPU threads of torch in this process; torch's own choice where not given.
-            workflows: Names of the pipeline's workflows; only what they run is loaded, and other jobs are refused. By
-                default all.
+            nonfinite: `fail`, or `allow` outputs with NaN and infinity.
 
-        Raises `InvalidRequest` for a role, device, dtype or workflow that doesn't exist, `ModelInvalid` for files that
-        can't be loaded.
+        Raises `InvalidRequest` for a role, device or dtype that doesn't exist, `ModelInvalid` for files that
+        can't be loaded, `MissingExtra` where a package isn't installed that the role's code needs.
         """
         if role not in ROLES:
             raise InvalidRequest("role", role, ", ".join(Role.Name(known) for known in ROLES))
         if dtype not in DTYPES:
             raise InvalidRequest("dtype", dtype, ", ".join(DTYPES))
-        place, torch_dtype = _device(device), getattr(torch, dtype)
+        place = open_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
-        components = whole.components(torch_dtype, place)
+        whole.check_packages(role)
+        components = whole.components(getattr(torch, dtype), place)
         blocks = copy.deepcopy(whole.blocks[role])
-        held = whole.component_names(role, workflows)
-        for name in held:
+        held = whole.component_names(role)
+        for number, name in enumerate(held, 1):
+            log.info("loading %s, component %d of %d", name, number, len(held))
             components.load(name)
+        whole.check_uses(role, components)
         insert_observers(blocks)
-        pipeline = restrict(whole.pipeline, blocks, held, components, torch_dtype, place)
-        return cls(whole, role, pipeline, components, dtype, workflows)
+        return cls(whole, role, components.pipeline(blocks, held), dtype, nonfinite)
 
     @property
     def parameter_bytes(self) -> int:
         """Bytes of parameters and saved buffers that this role holds."""
         return sum(self.component_bytes.values())
+
+    @property
+    def tokens_cut(self) -> list[TokensCut]:
+        """What the encoder's tokenizers cut off in the last job."""
+        return self._tokens.cuts
 
     @property
     def device_memory_bytes(self) -> int:
@@ -114,7 +128,7 @@ class Stage:
         """Runs the role for one job.
 
         Args:
-            inputs: For the encoder what `request_inputs` returns; for later roles what the role before returned.
+            inputs: For the encoder what `Inputs.for_encoder` returns; for later roles what the role before returned.
                 Not changed.
             on_step: Called after each denoising step, in this thread.
             cancelled: Asked before the role and after each step.
@@ -123,7 +137,7 @@ class Stage:
         the final outputs by name.
 
         Raises `JobCancelled` within one step of `cancelled()` turning true, and `InvalidRequest` where a block
-        refuses a value (see `refusal`).
+        refuses a value (see `refusal`), `NotFinite` for outputs with NaN or infinity, unless these are allowed.
         """
         if cancelled():
             raise JobCancelled("the job was cancelled before this stage began")
@@ -132,15 +146,17 @@ class Stage:
         seed = int(settings.get("seed", 0))
         observer = Observer(on_step, cancelled, int(settings.get("preview_every_steps", 0)), self._token_pixels)
         pipeline = for_job(self._pipeline, settings.get("overrides", {}), observer)
-        is_first = self.role == ROLE_ENCODER
-        state = self._initial_state(inputs, seed) if is_first else handoff.unpack(inputs, pipeline.device)
-        self._check_held(state)
-        with handoff.global_rng(pipeline.device, seed, rng):
-            state = self._call(pipeline, state)
-            rng = handoff.rng_state(pipeline.device, rng)
+        if self.role == ROLE_DECODER and inputs.get("output_type") == LATENT:
+            return self._finite(handoff.latents(handoff.unpack(inputs, pipeline.device), pipeline._blocks))
+        if self.role == ROLE_ENCODER:
+            state, rng = self._encode(pipeline, inputs, seed)
+        else:
+            state, rng = self._continue(pipeline, inputs, seed, rng)
         if self.role == ROLE_DECODER:
-            return {name: state.values[name] for name in self._outputs if state.values.get(name) is not None}
-        outputs = handoff.pack(state, self._needs)
+            return self._finite(
+                {name: state.values[name] for name in self._outputs if state.values.get(name) is not None}
+            )
+        outputs = self._finite(handoff.pack(state, self._needs))
         return {
             **outputs,
             handoff.SETTINGS: dict(settings),
@@ -148,14 +164,60 @@ class Stage:
             handoff.DEVICE_TYPE: pipeline.device.type,
         }
 
+    def _finite(self, outputs: dict[str, object]) -> dict[str, object]:
+        if self._checks_finite:
+            finite.check(role_name(self.role), outputs)
+            self._watch.check(role_name(self.role), outputs)
+        return outputs
+
+    def _encode(self, pipeline: ModularPipeline, inputs: Mapping[str, object], seed: int) -> tuple[PipelineState, Any]:
+        """The encoder's blocks, with the unconditional branch that guidance needs, or that they don't run without."""
+        guiders = guiders_of(pipeline)
+        on = guidance.is_on(guiders.values())
+        if guiders and not guiders.keys() & {spec.name for spec in pipeline._blocks.expected_components}:
+            inputs = guidance.with_negative_prompt(inputs, self._input_defaults, on)
+        if on or self._encodes_both:
+            _switch_on(pipeline, guiders)
+        try:
+            return self._seeded(pipeline, self._initial_state(inputs, seed), seed, None)
+        except InvalidRequest:
+            if on or self._encodes_both or not guiders:
+                raise
+        _switch_on(pipeline, guiders)
+        result = self._seeded(pipeline, self._initial_state(inputs, seed), seed, None)
+        self._encodes_both = True
+        return result
+
+    def _continue(
+        self, pipeline: ModularPipeline, inputs: Mapping[str, object], seed: int, rng: Any
+    ) -> tuple[PipelineState, Any]:
+        """The later roles' blocks, on what the role before made."""
+        state = handoff.unpack(inputs, pipeline.device)
+        guiders = guiders_of(pipeline)
+        if guiders and not guidance.is_on(guiders.values()):
+            for name, value in guidance.stand_ins(state.values, self._required_negatives).items():
+                state.set(name, value)
+        return self._seeded(pipeline, state, seed, rng)
+
+    def _seeded(
+        self, pipeline: ModularPipeline, state: PipelineState, seed: int, rng: Any
+    ) -> tuple[PipelineState, Any]:
+        """Runs the blocks with the process's random numbers as the role before left them; returns theirs, too."""
+        self._check_held(state)
+        self._watch.begin()
+        self._tokens.begin(state.values)
+        with handoff.global_rng(pipeline.device, seed, rng):
+            state = self._call(pipeline, state)
+            return state, handoff.rng_state(pipeline.device, rng)
+
     def _check_held(self, state: PipelineState) -> None:
         """Where only some workflows were loaded, the job must be one of them."""
-        if not self._workflows:
+        if not self._whole.workflows:
             return
         execution = self._whole.blocks[self.role].get_execution_blocks(**state.values)
         expected = {spec.name for spec in execution.expected_components}
-        if missing := expected.intersection(self._whole.component_names(self.role)).difference(self._held):
-            accepted = f"inputs of the loaded workflows {', '.join(self._workflows)}"
+        if missing := expected.intersection(self._whole.unloaded_names(self.role)):
+            accepted = f"inputs of the loaded workflows {', '.join(self._whole.workflows)}"
             raise InvalidRequest("request", f"a job that needs {', '.join(sorted(missing))}", accepted)
 
     def _initial_state(self, inputs: Mapping[str, object], seed: int) -> PipelineState:
@@ -178,36 +240,18 @@ class Stage:
             return pipeline(state=state)
         except Stop as stop:
             raise JobCancelled("the job was cancelled while this stage ran") from stop
+        except ImportError as error:
+            if (missing := packages.explained(error, "this combination of inputs")) is None:
+                raise
+            raise InvalidRequest("request", "a combination of inputs", f"others here, since {missing}") from error
         except (ValueError, TypeError, UnboundLocalError) as error:
             if not is_refusal(error):
                 raise
             raise as_invalid_request(error, values) from error
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InvalidRequest("device", name, "a device of torch, for example cpu or cuda:0") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InvalidRequest("device", name, "cpu, because torch finds no CUDA device here")
-        device = torch.device("cuda", device.index or 0)
-    return device
-
-
-def _settings(device: torch.device, dtype: str) -> dict[str, str]:
-    """See `AnyStage.settings`. Torch's kernels differ between its builds; on a CPU some sum by threads."""
-    settings = {
-        "device": device.type,
-        "dtype": dtype,
-        "torch": torch.__version__,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-    }
-    if device.type == "cuda":
-        return {**settings, "hardware": torch.cuda.get_device_name(device)}
-    hardware = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {**settings, "threads": str(torch.get_num_threads()), "hardware": hardware}
+def _switch_on(pipeline: ModularPipeline, guiders: Mapping[str, Any]) -> None:
+    pipeline.__dict__.update({name: guidance.switched_on(guider) for name, guider in guiders.items()})
 
 
 def _parameter_bytes(component: Any) -> int:

@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 
-from triptych.requests import STEPS_MAX
+from triptych.model.fields import STEPS_MAX
 from triptych.stages.undisturbed import undisturbed
-
-_REFUSALS = (ValueError, TypeError, AssertionError, IndexError, AttributeError, RuntimeError, NotImplementedError)
 
 
 def steps_max(scheduler: Any) -> int:
@@ -29,11 +27,12 @@ def steps_max(scheduler: Any) -> int:
         try:
             if not _starts_twice(tried, STEPS_MAX):
                 return 0
-            most, least_bad = 1, STEPS_MAX
+            most = 1
+            least_bad = STEPS_MAX
             while least_bad - most > 1:
                 middle = (most + least_bad) // 2
                 most, least_bad = (most, middle) if _starts_twice(tried, middle) else (middle, least_bad)
-        except _REFUSALS:  # it wants more than a number of steps, which only its pipeline knows
+        except Exception:  # noqa: BLE001 — it wants more than a number of steps, which only its pipeline knows
             return 0
         return most if _runs(tried, most) and not _runs(tried, least_bad) else 0
 
@@ -50,6 +49,6 @@ def _runs(scheduler: Any, count: int) -> bool:
     try:
         for timestep in scheduler.timesteps:
             sample = scheduler.step(sample, timestep, sample, return_dict=False)[0]
-    except _REFUSALS:
+    except Exception:  # noqa: BLE001 — as above
         return False
     return True

@@ -24,6 +24,7 @@ from __future__ import annotations
 from triptych.telemetry.exporters import Telemetry, setup
 from triptych.telemetry.logs import log_context, setup_logging
 from triptych.telemetry.metrics import Metrics, RingDepth
+from triptych.telemetry.native import capture as capture_native
 from triptych.telemetry.tracing import (
     client_interceptors,
     enabled,
@@ -39,6 +40,7 @@ __all__ = [
     "Metrics",
     "RingDepth",
     "Telemetry",
+    "capture_native",
     "client_interceptors",
     "enabled",
     "extract",

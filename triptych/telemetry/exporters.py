@@ -87,7 +87,8 @@ def _tracing(resource: Resource, trace_file: str, *, collector: bool) -> Iterato
     if collector:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        exporter = OTLPSpanExporter(channel_options=config.otlp_options("traces"))
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     try:
         with tracing.activate(provider):
             yield
@@ -107,7 +108,8 @@ def _metering(resource: Resource, port: int, *, collector: bool) -> Iterator[Met
             from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
             from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-            readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+            exporter = OTLPMetricExporter(channel_options=config.otlp_options("metrics"))
+            readers.append(PeriodicExportingMetricReader(exporter))
         provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
         try:
             yield Metrics(provider.get_meter("triptych"))

@@ -16,27 +16,11 @@ from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from triptych.errors import public_text
+from triptych.security.rules import rules_of
+from triptych.v1.rules_pb2 import SPAN_PART, SPAN_ROOT
 
 ATTRIBUTE_PREFIX = "triptych."
 """Namespace of our span attributes; `job_id` becomes `triptych.job_id`."""
-
-_ROOTS = frozenset({"/triptych.v1.GenerationService/CreateJob", "/triptych.v1.EncoderService/Generate"})
-_PARTS = frozenset(
-    {
-        "/triptych.v1.GenerationService/CancelJob",
-        "/triptych.v1.GenerationService/DownloadResult",
-        "/triptych.v1.FleetService/StartDirectJob",
-        "/triptych.v1.FleetService/StartPhase",
-        "/triptych.v1.FleetService/CompletePhase",
-        "/triptych.v1.FleetService/FailPhase",
-        "/triptych.v1.RingService/Publish",
-        "/triptych.v1.RingService/Ack",
-        "/triptych.v1.RingService/Nack",
-        "/triptych.v1.WorkerService/FetchRoom",
-        "/triptych.v1.WorkerService/ReleaseRoom",
-    }
-)
-"""Calls made on behalf of one job. Whatever isn't listed polls, streams for long, or belongs to no job."""
 
 _KINDS = {
     "internal": trace.SpanKind.INTERNAL,
@@ -147,10 +131,13 @@ def _forget_details(span: trace.Span, details: object) -> None:
 
 def _client_filter(call: Any) -> bool:
     method = call.method.decode() if isinstance(call.method, bytes) else call.method
-    return method in _ROOTS or (method in _PARTS and trace_id() != "")
+    return _makes_span(method, trace_id() != "")
 
 
 def _server_filter(call: Any) -> bool:
-    if call.method in _ROOTS:
-        return True
-    return call.method in _PARTS and any(key == "traceparent" for key, _value in call.invocation_metadata or ())
+    return _makes_span(call.method, any(key == "traceparent" for key, _value in call.invocation_metadata or ()))
+
+
+def _makes_span(method: str, is_in_trace: bool) -> bool:
+    span = rules_of(method).span
+    return span == SPAN_ROOT or (span == SPAN_PART and is_in_trace)

@@ -1,7 +1,7 @@
-"""First-fit suballocation of one contiguous extent. Pure bookkeeping: no memory is touched here.
+"""First-fit allocation of one contiguous range. Pure bookkeeping: it touches no memory.
 
-Free gaps are kept sorted by offset and neighbours are merged at once, so that no two gaps ever touch. A
-worker holds a handful of rooms, so linear search is the right data structure.
+Free gaps are sorted by offset, and neighbours are merged immediately, so that no two gaps touch. A worker holds a
+handful of rooms, so linear search is good enough.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import bisect
 from triptych.errors import ArenaFull, InvalidRequest
 
 ALIGNMENT_BYTES = 64
-"""A cache line, and the alignment that torch gives its own CPU tensors: kernels then take the same path."""
+"""A cache line, and the alignment of torch's own CPU tensors, so that kernels take the same path."""
 
 
 def align_up(size_bytes: int) -> int:
@@ -20,7 +20,7 @@ def align_up(size_bytes: int) -> int:
 
 
 class FirstFitAllocator:
-    """Hands out aligned, disjoint ranges of `[0, capacity_bytes)`. Not thread-safe; the arena holds the lock."""
+    """Allocates aligned, disjoint ranges of `[0, capacity_bytes)`. Not thread-safe; the arena holds the lock."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes // ALIGNMENT_BYTES * ALIGNMENT_BYTES
@@ -29,18 +29,18 @@ class FirstFitAllocator:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes handed out, alignment included."""
+        """Bytes allocated, including alignment."""
         return sum(self._sizes.values())
 
     @property
     def largest_gap_bytes(self) -> int:
-        """The largest size that `allocate` would grant now."""
+        """The largest size that `allocate` accepts now."""
         return max((end - start for start, end in self._gaps), default=0)
 
     def allocate(self, size_bytes: int) -> int:
-        """Take the first gap that is large enough and return its offset.
+        """Allocate in the first gap that is large enough and return the offset.
 
-        Raises InvalidRequest when the size could never fit, ArenaFull when it doesn't fit now.
+        Raises InvalidRequest if the size could never fit, ArenaFull if it doesn't fit now.
         """
         if not 0 < size_bytes <= self.capacity_bytes:
             accepted = f"1 to {self.capacity_bytes}, the size of the arena (arena_bytes)"
@@ -57,13 +57,13 @@ class FirstFitAllocator:
         )
 
     def size_bytes(self, offset_bytes: int) -> int:
-        """What `allocate` handed out at this offset, alignment included."""
+        """The size of the allocation at this offset, including alignment."""
         return self._sizes[offset_bytes]
 
     def free(self, offset_bytes: int) -> None:
-        """Give back what `allocate` returned at this offset; merges with free neighbours."""
-        size_bytes = self._sizes.pop(offset_bytes)
-        start, end = offset_bytes, offset_bytes + size_bytes
+        """Free the allocation at this offset."""
+        start = offset_bytes
+        end = start + self._sizes.pop(offset_bytes)
         index = bisect.bisect(self._gaps, (start, end))
         if index < len(self._gaps) and self._gaps[index][0] == end:
             end = self._gaps.pop(index)[1]

@@ -1,4 +1,4 @@
-"""Fetches rooms: picks the mover, verifies the bytes, falls back.
+"""Fetches rooms: chooses the mover, verifies the bytes, falls back.
 
 for each mover that reaches the room, in order (or the forced one only):
     read; checksum right -> done
@@ -9,16 +9,18 @@ for each mover that reaches the room, in order (or the forced one only):
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import grpc
 import numpy as np
 import xxhash
 
+from triptych import limits, rpc
 from triptych.errors import DeadlinePassed, InvalidRequest, RoomGone, SourceCorrupt, TransferFailed
+from triptych.security import auth
 from triptych.transport import room
 from triptych.transport.allocator import ALIGNMENT_BYTES
 from triptych.transport.arena import Arena
@@ -27,13 +29,11 @@ from triptych.transport.movers import LocalMover, MooncakeMover, Mover, RpcMover
 from triptych.v1 import room_pb2
 
 FETCH_TIMEOUT_BASE_S = 10.0
-"""Time that any read gets: a connection, and a machine under full load."""
-FETCH_RATE_MIN_BYTES_PER_S = 20e6
-"""Slowest transfer worth waiting for: a fifth of gigabit Ethernet. Slower means broken."""
+"""Least time for a read: for the connection, and for machines under full load."""
 READS_MAX = 2
-"""Reads of one room by one mover: a flipped bit on the way is gone in the second, one at rest is not."""
+"""Reads of one room by one mover. A bit that flipped on the way is right in the second read, one at rest isn't."""
 FETCH_THREADS_MAX = 4
-"""Blocking reads at once. A worker reads one room at a time; the others are for reads that hang until their timeout."""
+"""Most blocking reads at a time. A worker needs one; the others are for reads that hang until their timeout."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Fetched:
     buffer: memoryview
     mover: str
     protocol: str
-    """What carried the bytes; see `movers.Mover`."""
+    """The protocol that carried the bytes; see `movers.Mover`."""
     seconds: float
     read_count: int
 
@@ -54,20 +54,27 @@ class Fetched:
 
 
 class Fetcher:
-    """Reads rooms through the first of its movers that can. Make one with `open_fetcher`; close it."""
+    """Reads rooms through the first of its movers that succeeds. Make one with `open_fetcher`, and close it."""
 
-    def __init__(self, movers: Sequence[Mover], executor: ThreadPoolExecutor, forced: str = "") -> None:
+    def __init__(
+        self,
+        movers: Sequence[Mover],
+        executor: ThreadPoolExecutor,
+        forced: str = "",
+        bytes_per_s_min: float = limits.ROOM_BYTES_PER_S_MIN,
+    ) -> None:
         names = [mover.name for mover in movers]
         if forced and forced not in names:
             raise InvalidRequest("mover", forced, "one that this worker has: " + ", ".join(names))
         self._movers = [mover for mover in movers if forced in ("", mover.name)]
         self._executor = executor
+        self._bytes_per_s_min = bytes_per_s_min
 
     async def fetch(self, ref: room_pb2.RoomRef) -> Fetched:
         """Read and verify a room.
 
         Raises RoomGone (released), SourceCorrupt (wrong bytes twice), TransferFailed (no mover reaches it in time),
-        InvalidRequest (a reference that can't be right).
+        InvalidRequest (an impossible reference).
         """
         room.check_ref(ref)
         failures = []
@@ -86,17 +93,21 @@ class Fetcher:
 
     @property
     def reaches_itself(self) -> bool:
-        """Whether a room of this process's own arena can be read, by another mover than Mooncake."""
+        """Whether a mover other than Mooncake can read a room of this process's own arena."""
         return any(mover.name != "mooncake" for mover in self._movers)
 
+    def timeout_s(self, size_bytes: int) -> float:
+        """The bound of one read of a room."""
+        return FETCH_TIMEOUT_BASE_S + limits.allowance_s(size_bytes, self._bytes_per_s_min)
+
     def close(self) -> None:
-        """Stop taking reads. Those that still block end by their own timeout."""
+        """Accept no more reads. Reads that still block end by their own timeout."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _read_verified(self, mover: Mover, ref: room_pb2.RoomRef) -> tuple[memoryview, int]:
-        timeout_s = FETCH_TIMEOUT_BASE_S + ref.size_bytes / FETCH_RATE_MIN_BYTES_PER_S
+        timeout_s = self.timeout_s(ref.size_bytes)
         for read_count in range(1, READS_MAX + 1):
-            # Fresh memory for each read: one that timed out may still write to the last.
+            # Fresh memory for each read, because a read that timed out may still write to its own.
             buffer = _aligned_buffer(ref.size_bytes)
             try:
                 async with asyncio.timeout(timeout_s):
@@ -115,22 +126,24 @@ class Fetcher:
 def open_fetcher(
     arena: Arena,
     engine: MooncakeEngine | None,
-    open_channel: Callable[[str], grpc.aio.Channel],
+    security: auth.Security = auth.OPEN,
     forced: str = "",
+    bytes_per_s_min: float = limits.ROOM_BYTES_PER_S_MIN,
 ) -> Fetcher:
-    """A worker's fetcher: `local`, then `mooncake` where there is an engine (with `arena` registered), then `rpc`.
+    """A worker's fetcher: `local`, then `mooncake` if there is an engine (with `arena` registered), then `rpc`.
 
-    `forced` is a mover's name, or empty to choose for each room. Raises InvalidRequest for one that isn't there.
+    `security` is the worker's own; owners of rooms see its certificate, but never its token. `forced` is a mover's
+    name, or empty to choose for each room. Raises InvalidRequest if this worker lacks that mover.
     """
     executor = ThreadPoolExecutor(FETCH_THREADS_MAX, thread_name_prefix="fetch")
     movers: list[Mover] = [LocalMover(executor)]
     if engine is not None:
         movers.append(MooncakeMover(engine, arena, executor))
-    movers.append(RpcMover(open_channel))
-    return Fetcher(movers, executor, forced)
+    movers.append(RpcMover(functools.partial(rpc.open_channel, security=security.among_peers)))
+    return Fetcher(movers, executor, forced, bytes_per_s_min)
 
 
 def _aligned_buffer(size_bytes: int) -> memoryview:
-    memory = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)  # MemoryError is ours, and no fault of the room's
+    memory = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)  # a MemoryError is this worker's, not the room's
     start = -memory.ctypes.data % ALIGNMENT_BYTES
     return memory[start : start + size_bytes].data

@@ -1,11 +1,13 @@
 """Mooncake's Transfer Engine, and the only file that imports it.
 
-Facts that shape this file: the engine takes RDMA where it finds a device, whatever it was asked for, unless
-`MC_FORCE_TCP` stands in the environment when it starts; asked for RDMA where it finds none, it takes TCP and says
-nothing, so what it really took is looked up afterwards; it reads its settings from the environment only; a transfer
-to a dead peer, to one of the other protocol or outside registered memory returns -1 within milliseconds; a stopped
-peer is noticed by its own timeout only. It listens on all interfaces and has no authentication: firewall its ports,
-or keep to a private network.
+Facts that shape this file:
+
+* The engine uses RDMA if it finds a device, even if asked for TCP, unless `MC_FORCE_TCP` is in the environment at its
+  start. Asked for RDMA without a device, it silently uses TCP. So the protocol in use is looked up afterwards.
+* It reads its settings from the environment only.
+* A transfer to a dead peer, to one of the other protocol or outside registered memory returns -1 within milliseconds. A
+  stopped peer is noticed only by the engine's own timeout.
+* It listens on all interfaces and has no authentication: firewall its ports, or use a private network.
 """
 
 from __future__ import annotations
@@ -25,41 +27,41 @@ from triptych.transport.arena import Arena
 log = logging.getLogger(__name__)
 
 TRANSFER_TIMEOUT_S = 30
-"""How long the engine itself waits for a transfer. A silent peer holds a thread for so long, no longer."""
+"""The engine's own bound of a transfer. A silent peer holds a thread for so long."""
 _FORCE_TCP = "MC_FORCE_TCP"
 _IS_TCP_FORCED = bool(os.environ.get(_FORCE_TCP))
-"""Whether the user has set it, before anything here does."""
+"""Whether the user has set it, before `_set_environment` does."""
 _SETTINGS = {
     "MC_TRANSFER_TIMEOUT": str(TRANSFER_TIMEOUT_S),
     "MC_TCP_PROGRESS_TIMEOUT_SEC": str(TRANSFER_TIMEOUT_S),
     "MC_LOG_LEVEL": "ERROR",
 }
-"""Its settings. This is the only place of the project that writes to the environment."""
+"""The engine's settings. Only this module of the project writes to the environment."""
 _VERBS_DEVICES = "/dev/infiniband/uverbs"
 _PACKAGE = "mooncake-transfer-engine-non-cuda"
 _LIBRARIES = "the system libraries libibverbs1, libnuma1 and libcurl4"
 
 
 class MooncakeEngine:
-    """One engine; a process needs one. Close it before the memory that is registered with it goes."""
+    """The engine of a process. Close it before its registered memory is unmapped."""
 
     def __init__(self, engine: Any, host: str, protocol: str, reason: str) -> None:
         self._engine = engine
         self._registered: list[int] = []
         self.session = f"{host}:{engine.get_rpc_port()}"
         self.protocol = protocol
-        """What really carries the bytes: `tcp` or `rdma`. Both ends of a transfer must have the same."""
+        """The protocol in use: `tcp` or `rdma`. Both ends of a transfer must use the same."""
         self.reason = reason
-        """Why it is that one."""
+        """Why that protocol is in use."""
 
     @classmethod
     def start(cls, host: str, wanted: str = "tcp", device: str = "") -> MooncakeEngine:
         """Start the engine; `host` is the name or address under which other hosts reach this one.
 
-        `wanted` is `tcp`, `rdma` or `auto`: RDMA where there is a device for it. `device` names one as
-        `rdma_devices` says; without it Mooncake takes those that are near the memory. Raises MissingExtra without
-        the package, InvalidRequest for a device that isn't there, WrongState when it can't be loaded or started, or
-        when RDMA is wanted and TCP is what it takes.
+        `wanted` is `tcp`, `rdma` or `auto`: RDMA if there is a device for it. `device` is a setting of `rdma_devices`;
+        without it Mooncake uses the devices near the memory. Raises MissingExtra without the package, InvalidRequest
+        for a device that isn't there, WrongState if the engine can't be loaded or started, or uses TCP although RDMA
+        is wanted.
         """
         place, reason = _place(wanted, device)
         _set_environment(place, device)  # before the import, which reads the log level
@@ -76,19 +78,19 @@ class MooncakeEngine:
         return cls(engine, host, "rdma" if taken else "tcp", reason)
 
     def register(self, address: int, size_bytes: int) -> None:
-        """Make memory readable for peers and usable for `read`. Once at start, never per request."""
+        """Make memory readable for peers and usable for `read`. Call it once at the start, not for each request."""
         if self._engine.register_memory(address, size_bytes) != 0:
             raise WrongState(f"Mooncake refused to register {size_bytes} bytes; its log on stderr says why")
         self._registered.append(address)
 
     def read(self, session: str, address: int, peer_address: int, size_bytes: int) -> None:
-        """Copy a peer's registered memory into ours. Blocks, without the GIL. Raises TransferFailed."""
+        """Copy a peer's registered memory to `address`. Blocks without the GIL. Raises TransferFailed."""
         status = self._engine.transfer_sync_read(session, address, peer_address, size_bytes)
         if status != 0:
             raise TransferFailed(f"Mooncake could not read {size_bytes} bytes from {session} (status {status})")
 
     def close(self) -> None:
-        """Unregister everything and stop the engine. Later reads from here fail at the peers."""
+        """Unregister the memory and stop the engine. Peers can't read from it any more."""
         for address in self._registered:
             self._engine.unregister_memory(address)
         self._registered.clear()
@@ -96,7 +98,7 @@ class MooncakeEngine:
 
 
 def load() -> Any:
-    """Mooncake's class. Raises MissingExtra without the package, WrongState where it can't be loaded."""
+    """Mooncake's class. Raises MissingExtra without the package, WrongState if it can't be loaded."""
     try:
         from mooncake.engine import TransferEngine
     except ModuleNotFoundError as error:
@@ -107,7 +109,7 @@ def load() -> Any:
 
 
 def version() -> str:
-    """The version that is installed, by whichever of its wheels."""
+    """The name and version of the installed wheel of Mooncake."""
     for name in (_PACKAGE, "mooncake-transfer-engine"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return f"{name} {metadata.version(name)}"
@@ -115,9 +117,9 @@ def version() -> str:
 
 
 def open_engine(arena: Arena, host: str, wanted: str = "tcp", device: str = "") -> MooncakeEngine:
-    """Start an engine and register the arena. With `auto`, TCP also where the card can't take the arena.
+    """Start an engine and register the arena. `auto` falls back to TCP if the card can't register the arena.
 
-    Raises as `MooncakeEngine.start`.
+    Raises as `MooncakeEngine.start` does.
     """
     engine = MooncakeEngine.start(host, wanted, device)
     try:
@@ -137,7 +139,7 @@ def open_engine(arena: Arena, host: str, wanted: str = "tcp", device: str = "") 
 
 
 def _place(wanted: str, device: str) -> tuple[rdma_devices.Place | None, str]:
-    """Where RDMA would go, or None and why it is TCP. Raises InvalidRequest, and WrongState where RDMA is a must."""
+    """The place for RDMA, or None and the reason for TCP. Raises InvalidRequest, and WrongState if RDMA is required."""
     if wanted not in ("auto", "rdma", "tcp"):
         raise InvalidRequest("mooncake", wanted, "auto, rdma or tcp")
     if wanted == "tcp":
@@ -163,7 +165,7 @@ def _set_environment(place: rdma_devices.Place | None, device: str) -> None:
 
 
 def _opened_devices() -> Counter[str]:
-    """The RDMA devices that this process has open, and how often: the rings may have one open, too."""
+    """The RDMA devices that this process has open, and how often. The rings may have one open, too."""
     found: Counter[str] = Counter()
     for descriptor in Path("/proc/self/fd").iterdir():
         try:

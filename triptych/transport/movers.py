@@ -1,4 +1,4 @@
-"""Three ways to read a room from where it lies. All copy it into memory that the reader owns.
+"""The movers: three ways to read a room from its owner's arena. All copy it into memory that the reader owns.
 
 | mover | reaches | how |
 | --- | --- | --- |
@@ -6,8 +6,8 @@
 | `mooncake` | any host with Mooncake | a one-sided read into a borrowed part of the reader's own, registered arena |
 | `rpc` | any worker | `FetchRoom`, a stream of 1 MiB chunks |
 
-`local` reads the file and does not map it: a mapping would keep a dead owner's memory in use, and touching a page of
-a file that was cut short kills the process. A mover doesn't verify; `triptych.transport.fetcher` does.
+`local` reads the file and doesn't map it: a mapping would keep a dead owner's memory in use, and touching a page of a
+file that was cut short kills the process. Movers don't verify; `triptych.transport.fetcher` does.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from typing import Protocol
 import grpc
 import numpy as np
 
-from triptych.errors import ArenaFull, InvalidRequest, NotAllowed, RoomGone, TransferFailed
+from triptych import addresses
+from triptych.errors import ArenaFull, InvalidRequest, RoomGone, TransferFailed
 from triptych.rpc import error_from
-from triptych.transport.arena import Arena
+from triptych.transport.arena import Arena, no_room
 from triptych.transport.host import SHARED_MEMORY, host_id
 from triptych.transport.mooncake_engine import MooncakeEngine
 from triptych.transport.shared_memory import NAME_PREFIX
 from triptych.v1 import room_pb2, worker_service_pb2, worker_service_pb2_grpc
 
 CHUNK_BYTES_MAX = 2**20
-"""Bytes in one message of FetchRoom: a quarter of gRPC's default limit, and large enough to hide its overhead."""
+"""Most bytes in one message of FetchRoom: a quarter of gRPC's default limit, and enough to hide its overhead."""
 
 
 class Mover(Protocol):
@@ -41,17 +42,17 @@ class Mover(Protocol):
 
     name: str
     protocol: str
-    """What carries the bytes, for people: `shm`, `tcp`, `rdma` or `grpc`."""
+    """The protocol that carries the bytes, for people: `shm`, `tcp`, `rdma` or `grpc`."""
 
     def accepts(self, ref: room_pb2.RoomRef) -> bool:
-        """Whether the reference says that this mover can reach the room."""
+        """Whether this mover can reach the room, by its reference."""
         ...
 
     async def fetch(self, ref: room_pb2.RoomRef, into: memoryview) -> None:
         """Read the whole room into `into`, which has its size.
 
-        After a cancellation a blocking read may go on writing to `into`: never use that memory again.
-        Raises TransferFailed when the room can't be reached this way, RoomGone when the owner says it has none.
+        After a cancellation a blocking read may go on writing to `into`, so never use that memory again. Raises
+        TransferFailed if this mover can't reach the room, RoomGone if the owner doesn't have it.
         """
         ...
 
@@ -59,7 +60,8 @@ class Mover(Protocol):
 class LocalMover:
     """Reads the owner's arena file on the same host."""
 
-    name, protocol = "local", "shm"
+    name = "local"
+    protocol = "shm"
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -70,7 +72,7 @@ class LocalMover:
         return ref.host_id == self._host_id
 
     async def fetch(self, ref: room_pb2.RoomRef, into: memoryview) -> None:
-        """See Mover. Also raises InvalidRequest for a path that is no arena's."""
+        """See `Mover`. Also raises InvalidRequest for a path that isn't an arena's."""
         await asyncio.get_running_loop().run_in_executor(self._executor, self._read, ref, into)
 
     def _read(self, ref: room_pb2.RoomRef, into: memoryview) -> None:
@@ -102,7 +104,8 @@ class MooncakeMover:
     name = "mooncake"
 
     def __init__(self, engine: MooncakeEngine, arena: Arena, executor: Executor) -> None:
-        self._engine, self.protocol = engine, engine.protocol
+        self._engine = engine
+        self.protocol = engine.protocol
         self._arena = arena
         self._executor = executor
 
@@ -111,7 +114,7 @@ class MooncakeMover:
         return bool(ref.mooncake_session)
 
     async def fetch(self, ref: room_pb2.RoomRef, into: memoryview) -> None:
-        """See Mover. A full arena is a TransferFailed, so that another mover takes over."""
+        """See `Mover`. A full arena is a TransferFailed, so that another mover takes over."""
         await asyncio.get_running_loop().run_in_executor(self._executor, self._read, ref, into)
 
     def _read(self, ref: room_pb2.RoomRef, into: memoryview) -> None:
@@ -121,7 +124,7 @@ class MooncakeMover:
         try:
             with self._arena.borrow(ref.size_bytes) as (offset, part):
                 self._engine.read(ref.mooncake_session, self._arena.base_address + offset, peer_address, ref.size_bytes)
-                # numpy's copy lets other threads run, memoryview's does not.
+                # numpy's copy releases the GIL, memoryview's doesn't.
                 np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(part, np.uint8))
         except (ArenaFull, InvalidRequest) as error:
             raise TransferFailed(f"no space to receive in: {error}") from error
@@ -130,7 +133,8 @@ class MooncakeMover:
 class RpcMover:
     """Streams the room from the owner's WorkerService, over a channel made by `open_channel(host_port)`."""
 
-    name, protocol = "rpc", "grpc"
+    name = "rpc"
+    protocol = "grpc"
 
     def __init__(self, open_channel: Callable[[str], grpc.aio.Channel]) -> None:
         self._open_channel = open_channel
@@ -140,11 +144,12 @@ class RpcMover:
         return bool(ref.owner_address)
 
     async def fetch(self, ref: room_pb2.RoomRef, into: memoryview) -> None:
-        """See Mover."""
+        """See `Mover`. Also raises InvalidRequest for an address that isn't one."""
         position = 0
+        address = str(addresses.parse("room.owner_address", ref.owner_address))
         request = worker_service_pb2.FetchRoomRequest(room=ref)
         try:
-            async with self._open_channel(ref.owner_address) as channel:
+            async with self._open_channel(address) as channel:
                 async for response in worker_service_pb2_grpc.WorkerServiceStub(channel).FetchRoom(request):
                     if response is None:  # gRPC's way to say that the bytes are no message
                         raise TransferFailed(f"{ref.owner_address} sends what is no chunk")
@@ -163,14 +168,14 @@ class RpcMover:
 
 
 def read_room(arena: Arena, ref: room_pb2.RoomRef) -> Iterator[bytes]:
-    """The pieces that FetchRoom answers with; a room that is released meanwhile ends with RoomGone.
+    """The pieces of a room, for FetchRoom.
 
-    Raises RoomGone for a room that isn't there, NotAllowed without its capability, InvalidRequest for a reference that
-    differs from it.
+    Raises RoomGone for a room that isn't there or is released meanwhile, and without its capability, so that callers
+    can't find out which rooms exist; InvalidRequest for a reference that differs from the room.
     """
     placement = arena.placement(ref.room_id)
     if not hmac.compare_digest(ref.capability, placement.capability):
-        raise NotAllowed(f"room {ref.room_id:#x} opens to its own capability only")
+        raise no_room(ref.room_id)
     if (ref.offset_bytes, ref.size_bytes) != (placement.offset_bytes, placement.size_bytes):
         accepted = f"the room's own, {placement.offset_bytes} and {placement.size_bytes}"
         raise InvalidRequest("room.offset_bytes, room.size_bytes", (ref.offset_bytes, ref.size_bytes), accepted)

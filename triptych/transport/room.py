@@ -7,8 +7,8 @@
     64       manifest (protobuf)
     …        zeros up to a multiple of 64, then each tensor at a multiple of 64, zeros between, exact sizes
 
-The offsets stand inside the manifest, and how many bytes they take depends on their value; so the first
-tensor's place is computed from the largest encoding of each, and a few zeros follow the manifest.
+The manifest contains the offsets, and its length depends on their values. So the first tensor's place is computed from
+the longest encoding of each offset, and a few zeros follow the manifest.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from triptych.transport.allocator import align_up
 from triptych.v1 import room_pb2
 
 HEADER_BYTES = 64
-"""One cache line, so that what follows is aligned."""
+"""One cache line, so that the manifest is aligned."""
 MAGIC = b"TRIROOM1"
-"""First bytes of every room; the digit is the layout's version."""
+"""First bytes of every room. The digit is the layout's version."""
 MANIFEST_BYTES_MAX = 64 * 2**20
-"""Longest manifest: texts and small values only, so this is far beyond need; protobuf itself ends at 2 GiB."""
+"""Longest manifest: far more than texts and small values need. protobuf's own limit is 2 GiB."""
 ROOM_BYTES_MAX = 64 * 2**30
-"""Largest room: a thousand times the largest hand-off known (tens of MB), below any host's memory."""
+"""Largest room: a thousand times the largest known hand-off (tens of MB), below any host's memory."""
 _OFFSET_BYTES_MAX = 1 + 10 + 4
-"""Most that a set `offset_bytes` adds to a manifest: tag, 64-bit varint, and a longer length of its message."""
+"""Most bytes that an `offset_bytes` adds to a manifest: tag, 64-bit varint, and a longer length of its message."""
 _HEADER = struct.Struct("<8sQQ")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything of a room goes: the pieces in order, gaps included, and their sum."""
+    """The pieces of a room in order, including gaps, and their total size."""
 
     pieces: Sequence[bytes | memoryview]
     size_bytes: int
@@ -51,10 +51,11 @@ def lay_out(room_id: int, manifest: room_pb2.Manifest, buffers: Sequence[memoryv
     Raises InvalidRequest when the manifest is too long.
     """
     for tensor, buffer in zip(manifest.tensors, buffers, strict=True):
-        tensor.offset_bytes, tensor.size_bytes = 0, buffer.nbytes
+        tensor.offset_bytes = 0
+        tensor.size_bytes = buffer.nbytes
     first = position = align_up(HEADER_BYTES + manifest.ByteSize() + _OFFSET_BYTES_MAX * len(buffers))
     for tensor, buffer in zip(manifest.tensors, buffers, strict=True):
-        # What has no bytes lies nowhere; its aligned place could be behind the end.
+        # A tensor without bytes has no place: its aligned place could be after the end.
         tensor.offset_bytes = position if buffer.nbytes else 0
         position = align_up(position + buffer.nbytes)
     body = manifest.SerializeToString(deterministic=True)
@@ -72,10 +73,9 @@ def lay_out(room_id: int, manifest: room_pb2.Manifest, buffers: Sequence[memoryv
 
 
 def parse(room: memoryview, room_id: int) -> room_pb2.Manifest:
-    """Read the manifest of a room whose checksum was found right.
+    """The manifest of a room whose checksum was right.
 
-    Raises SourceCorrupt when these bytes are not room `room_id`. Offsets inside the manifest are checked by
-    `triptych.codec.decode`, where they are used.
+    Raises SourceCorrupt if these bytes aren't room `room_id`. `codec.decode` checks the offsets in the manifest.
     """
     if len(room) < HEADER_BYTES:
         raise SourceCorrupt(f"room {room_id:#x}: {len(room)} bytes are less than a header")
@@ -91,13 +91,13 @@ def parse(room: memoryview, room_id: int) -> room_pb2.Manifest:
 
 
 def released(room: memoryview, room_id: int) -> bool:
-    """Whether these bytes say that the owner has released the room: a wiped header, or another room's."""
+    """Whether the owner has released the room: the header is wiped, or another room's."""
     magic, found_id, _manifest_bytes = _HEADER.unpack_from(room)
     return (magic == MAGIC and found_id != room_id) or not any(room[:HEADER_BYTES])
 
 
 def check_ref(ref: room_pb2.RoomRef) -> None:
-    """Refuse a reference that can't be right, before memory is taken for it. Raises InvalidRequest."""
+    """Raise InvalidRequest for an impossible reference, before memory is taken for it."""
     if not HEADER_BYTES <= ref.size_bytes <= ROOM_BYTES_MAX:
         raise InvalidRequest("room.size_bytes", ref.size_bytes, f"{HEADER_BYTES} to {ROOM_BYTES_MAX}")
     if ref.offset_bytes != align_up(ref.offset_bytes) or ref.offset_bytes >= 2**63:

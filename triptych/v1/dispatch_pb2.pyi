@@ -38,7 +38,7 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """The VAE decoder: the blocks after `denoise`."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
-    """One of the three parts that a model is taken into. A worker has one role."""
+    """One of the three parts of a model. A worker has one role."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """Not said. Refused at every edge."""

@@ -27,6 +27,11 @@ if _version_not_supported:
 
 class EncoderServiceStub(object):
     """The direct path, served by every encoder: same request, no request ring.
+
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
+    gone: retry).
     """
 
     def __init__(self, channel):
@@ -44,6 +49,11 @@ class EncoderServiceStub(object):
 
 class EncoderServiceServicer(object):
     """The direct path, served by every encoder: same request, no request ring.
+
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
+    gone: retry).
     """
 
     def Generate(self, request, context):
@@ -76,6 +86,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class EncoderService(object):
     """The direct path, served by every encoder: same request, no request ring.
+
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
+    gone: retry).
     """
 
     @staticmethod

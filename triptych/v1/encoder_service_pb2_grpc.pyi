@@ -27,7 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EncoderServiceStub:
-    """The direct path, served by every encoder: same request, no request ring."""
+    """The direct path, served by every encoder: same request, no request ring.
+
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
+    gone: retry).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,7 +50,13 @@ class EncoderServiceStub:
 
 @_typing.type_check_only
 class EncoderServiceAsyncStub(EncoderServiceStub):
-    """The direct path, served by every encoder: same request, no request ring."""
+    """The direct path, served by every encoder: same request, no request ring.
+
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
+    gone: retry).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_encoder_service_pb2.GenerateRequest, _encoder_service_pb2.GenerateResponse]  # type: ignore[assignment]
@@ -57,7 +69,13 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     """
 
 class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The direct path, served by every encoder: same request, no request ring."""
+    """The direct path, served by every encoder: same request, no request ring.
+
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
+    gone: retry).
+    """
 
     @_abc_1.abstractmethod
     def Generate(

@@ -75,60 +75,22 @@ class RegisterWorkerRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class StageSettingsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
-    ROLE_FIELD_NUMBER: _builtins.int
-    ADDRESS_FIELD_NUMBER: _builtins.int
-    HOST_ID_FIELD_NUMBER: _builtins.int
+    INFO_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
-    PREVIOUS_RANK_FIELD_NUMBER: _builtins.int
     ROOM_IDS_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
-    ARENA_SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    PROCESS_ID_FIELD_NUMBER: _builtins.int
-    PARAMETER_BYTES_FIELD_NUMBER: _builtins.int
-    MOONCAKE_FIELD_NUMBER: _builtins.int
-    STAGE_SETTINGS_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Random identity of the worker's process."""
-    role: _dispatch_pb2.Role.ValueType
-    """What the worker does."""
-    address: _builtins.str
-    """`host:port` of its services."""
-    host_id: _builtins.str
-    """The host it runs on; see RoomRef."""
-    previous_rank: _builtins.int
-    """Rank it had before, 0 for none."""
-    arena_size_bytes: _builtins.int
-    """Arena size."""
-    process_id: _builtins.int
-    """Operating system's process id, for people."""
-    parameter_bytes: _builtins.int
-    """Bytes of parameters that it has loaded."""
     number: _builtins.int
     """Number of this registration, which the worker's process counts from 1. One that
     is older than the last that was taken is refused. 0 is always taken.
     """
+    @_builtins.property
+    def info(self) -> _worker_pb2.WorkerInfo:
+        """What the worker is."""
+
     @_builtins.property
     def model(self) -> _model_pb2.ModelDescription:
         """The model it has loaded."""
@@ -141,37 +103,19 @@ class RegisterWorkerRequest(_message.Message):
     def running(self) -> Global___RunningPhase:
         """The job it is running, where there is one."""
 
-    @_builtins.property
-    def mooncake(self) -> _worker_pb2.DriverChoice:
-        """How Mooncake moves tensors here: `tcp`, `rdma`, or empty where it is off."""
-
-    @_builtins.property
-    def stage_settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Settings of this role that decide bits and that the model's digest doesn't
-        cover, such as `dtype`. Workers of one role must agree in each.
-        """
-
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
-        role: _dispatch_pb2.Role.ValueType = ...,
-        address: _builtins.str = ...,
-        host_id: _builtins.str = ...,
+        info: _worker_pb2.WorkerInfo | None = ...,
         model: _model_pb2.ModelDescription | None = ...,
-        previous_rank: _builtins.int = ...,
         room_ids: _abc.Iterable[_builtins.int] | None = ...,
         running: Global___RunningPhase | None = ...,
-        arena_size_bytes: _builtins.int = ...,
-        process_id: _builtins.int = ...,
-        parameter_bytes: _builtins.int = ...,
-        mooncake: _worker_pb2.DriverChoice | None = ...,
-        stage_settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         number: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "mooncake", b"mooncake", "running", b"running"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "model", b"model", "running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "host_id", b"host_id", "instance_id", b"instance_id", "model", b"model", "mooncake", b"mooncake", "number", b"number", "parameter_bytes", b"parameter_bytes", "previous_rank", b"previous_rank", "process_id", b"process_id", "role", b"role", "room_ids", b"room_ids", "running", b"running", "stage_settings", b"stage_settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "instance_id", b"instance_id", "model", b"model", "number", b"number", "room_ids", b"room_ids", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -269,53 +213,17 @@ class HeartbeatRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class FetchCountByMoverEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.int
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     RANK_FIELD_NUMBER: _builtins.int
-    STATE_FIELD_NUMBER: _builtins.int
-    PROGRESS_FIELD_NUMBER: _builtins.int
-    ARENA_USED_BYTES_FIELD_NUMBER: _builtins.int
-    ROOM_COUNT_FIELD_NUMBER: _builtins.int
-    DEVICE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
-    FETCH_COUNT_BY_MOVER_FIELD_NUMBER: _builtins.int
-    RINGS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    PREVIEW_PNG_FIELD_NUMBER: _builtins.int
     CHANGED_RINGS_FIELD_NUMBER: _builtins.int
-    WAITING_FOR_FIELD_NUMBER: _builtins.int
     REGISTRATION_NUMBER_FIELD_NUMBER: _builtins.int
     ORDERS_NUMBER_FIELD_NUMBER: _builtins.int
     HELD_LEASES_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the sender."""
-    state: _worker_pb2.WorkerState.ValueType
-    """What the worker is doing."""
-    arena_used_bytes: _builtins.int
-    """Bytes of the arena in use."""
-    room_count: _builtins.int
-    """Rooms held."""
-    device_memory_bytes: _builtins.int
-    """Device memory in use, 0 on CPU."""
-    waiting_for: _builtins.str
-    """Why the worker claims nothing, or what its job waits for, in a sentence: space
-    for a room, or its own check. Empty where neither is so.
-    """
+    preview_png: _builtins.bytes
+    """A preview of the running job as a PNG file, where one was asked for and is new."""
     registration_number: _builtins.int
     """`number` of the registration that the stream belongs to."""
     orders_number: _builtins.int
@@ -323,16 +231,8 @@ class HeartbeatRequest(_message.Message):
     registered.
     """
     @_builtins.property
-    def progress(self) -> Global___StepProgress:
-        """Progress of the running job, where there is one."""
-
-    @_builtins.property
-    def fetch_count_by_mover(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Rooms fetched so far, by mover."""
-
-    @_builtins.property
-    def rings(self) -> _worker_pb2.DriverChoice:
-        """How the worker reaches the rings: `verbs` or `rpc`."""
+    def status(self) -> _worker_pb2.WorkerStatus:
+        """How the worker is."""
 
     @_builtins.property
     def changed_rings(self) -> _containers.RepeatedScalarFieldContainer[_dispatch_pb2.Ring.ValueType]:
@@ -348,64 +248,20 @@ class HeartbeatRequest(_message.Message):
         self,
         *,
         rank: _builtins.int = ...,
-        state: _worker_pb2.WorkerState.ValueType = ...,
-        progress: Global___StepProgress | None = ...,
-        arena_used_bytes: _builtins.int = ...,
-        room_count: _builtins.int = ...,
-        device_memory_bytes: _builtins.int = ...,
-        fetch_count_by_mover: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
-        rings: _worker_pb2.DriverChoice | None = ...,
+        status: _worker_pb2.WorkerStatus | None = ...,
+        preview_png: _builtins.bytes = ...,
         changed_rings: _abc.Iterable[_dispatch_pb2.Ring.ValueType] | None = ...,
-        waiting_for: _builtins.str = ...,
         registration_number: _builtins.int = ...,
         orders_number: _builtins.int = ...,
         held_leases: _abc.Iterable[_ring_service_pb2.Lease] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "rings", b"rings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "changed_rings", b"changed_rings", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "held_leases", b"held_leases", "orders_number", b"orders_number", "progress", b"progress", "rank", b"rank", "registration_number", b"registration_number", "rings", b"rings", "room_count", b"room_count", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_rings", b"changed_rings", "held_leases", b"held_leases", "orders_number", b"orders_number", "preview_png", b"preview_png", "rank", b"rank", "registration_number", b"registration_number", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
-
-@_typing.final
-class StepProgress(_message.Message):
-    """How far a running stage is."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    JOB_ID_FIELD_NUMBER: _builtins.int
-    GENERATION_FIELD_NUMBER: _builtins.int
-    STEP_FIELD_NUMBER: _builtins.int
-    STEP_COUNT_FIELD_NUMBER: _builtins.int
-    PREVIEW_PNG_FIELD_NUMBER: _builtins.int
-    job_id: _builtins.str
-    """The job."""
-    generation: _builtins.int
-    """Its generation."""
-    step: _builtins.int
-    """Steps done."""
-    step_count: _builtins.int
-    """Steps in all; 0 for stages without steps."""
-    preview_png: _builtins.bytes
-    """A preview as a PNG file, where one was asked for and is new."""
-    def __init__(
-        self,
-        *,
-        job_id: _builtins.str = ...,
-        generation: _builtins.int = ...,
-        step: _builtins.int = ...,
-        step_count: _builtins.int = ...,
-        preview_png: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "job_id", b"job_id", "preview_png", b"preview_png", "step", b"step", "step_count", b"step_count"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___StepProgress: _TypeAlias = StepProgress  # noqa: Y015
 
 @_typing.final
 class HeartbeatResponse(_message.Message):
@@ -415,11 +271,8 @@ class HeartbeatResponse(_message.Message):
 
     CANCEL_JOB_IDS_FIELD_NUMBER: _builtins.int
     RELEASE_ROOM_IDS_FIELD_NUMBER: _builtins.int
-    DRAIN_FIELD_NUMBER: _builtins.int
     READY_RINGS_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
-    drain: _builtins.bool
-    """Stop claiming, finish, leave."""
     number: _builtins.int
     """Number of the newest of these orders. The worker's next report acknowledges it;
     what isn't acknowledged is sent again on the next stream.
@@ -441,21 +294,22 @@ class HeartbeatResponse(_message.Message):
         *,
         cancel_job_ids: _abc.Iterable[_builtins.str] | None = ...,
         release_room_ids: _abc.Iterable[_builtins.int] | None = ...,
-        drain: _builtins.bool = ...,
         ready_rings: _abc.Iterable[_dispatch_pb2.Ring.ValueType] | None = ...,
         number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_job_ids", b"cancel_job_ids", "drain", b"drain", "number", b"number", "ready_rings", b"ready_rings", "release_room_ids", b"release_room_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_job_ids", b"cancel_job_ids", "number", b"number", "ready_rings", b"ready_rings", "release_room_ids", b"release_room_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatResponse: _TypeAlias = HeartbeatResponse  # noqa: Y015
 
 @_typing.final
-class StartPhaseRequest(_message.Message):
-    """Request of StartPhase."""
+class PhaseToken(_message.Message):
+    """A worker's right to one phase of a job: what it shows when it starts, completes
+    or fails the phase.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -471,7 +325,7 @@ class StartPhaseRequest(_message.Message):
     """The worker's role."""
     @_builtins.property
     def lease(self) -> _ring_service_pb2.Lease:
-        """The claimed dispatch's lease."""
+        """The lease of the dispatch that the worker claimed."""
 
     def __init__(
         self,
@@ -487,6 +341,30 @@ class StartPhaseRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+Global___PhaseToken: _TypeAlias = PhaseToken  # noqa: Y015
+
+@_typing.final
+class StartPhaseRequest(_message.Message):
+    """Request of StartPhase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token(self) -> Global___PhaseToken:
+        """The phase."""
+
+    def __init__(
+        self,
+        *,
+        token: Global___PhaseToken | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
 Global___StartPhaseRequest: _TypeAlias = StartPhaseRequest  # noqa: Y015
 
 @_typing.final
@@ -498,9 +376,9 @@ class StartPhaseResponse(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def request(self) -> _job_pb2.GenerationRequest:
-        """What the role needs of the client's request. For encoders all but the
-        deadline, with the seed filled in; for decoders output format and frames per
-        second; for transformers nothing.
+        """What the role needs of the client's request. For encoders all of
+        it, with the seed filled in; for decoders output format and frames per second;
+        for transformers nothing.
         """
 
     def __init__(
@@ -522,27 +400,19 @@ class CompletePhaseRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    LEASE_FIELD_NUMBER: _builtins.int
-    JOB_ID_FIELD_NUMBER: _builtins.int
-    GENERATION_FIELD_NUMBER: _builtins.int
-    ROLE_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     NEXT_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     STEP_COUNT_FIELD_NUMBER: _builtins.int
     RESULT_URL_FIELD_NUMBER: _builtins.int
-    job_id: _builtins.str
-    """The job."""
-    generation: _builtins.int
-    """Generation in the dispatch."""
-    role: _dispatch_pb2.Role.ValueType
-    """The worker's role."""
+    TOKENS_CUT_FIELD_NUMBER: _builtins.int
     step_count: _builtins.int
     """For transformers: denoising steps done."""
     result_url: _builtins.str
     """For decoders: the result URL under which they have stored the files."""
     @_builtins.property
-    def lease(self) -> _ring_service_pb2.Lease:
-        """The lease under which the work was done."""
+    def token(self) -> Global___PhaseToken:
+        """The phase."""
 
     @_builtins.property
     def next(self) -> _dispatch_pb2.Dispatch:
@@ -552,21 +422,23 @@ class CompletePhaseRequest(_message.Message):
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Artifact]:
         """For decoders: the stored files."""
 
+    @_builtins.property
+    def tokens_cut(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.TokensCut]:
+        """For encoders: what their tokenizers cut off."""
+
     def __init__(
         self,
         *,
-        lease: _ring_service_pb2.Lease | None = ...,
-        job_id: _builtins.str = ...,
-        generation: _builtins.int = ...,
-        role: _dispatch_pb2.Role.ValueType = ...,
+        token: Global___PhaseToken | None = ...,
         next: _dispatch_pb2.Dispatch | None = ...,
         artifacts: _abc.Iterable[_job_pb2.Artifact] | None = ...,
         step_count: _builtins.int = ...,
         result_url: _builtins.str = ...,
+        tokens_cut: _abc.Iterable[_job_pb2.TokensCut] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "next", b"next"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next", b"next", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "generation", b"generation", "job_id", b"job_id", "lease", b"lease", "next", b"next", "result_url", b"result_url", "role", b"role", "step_count", b"step_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "next", b"next", "result_url", b"result_url", "step_count", b"step_count", "token", b"token", "tokens_cut", b"tokens_cut"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -595,19 +467,10 @@ class FailPhaseRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    LEASE_FIELD_NUMBER: _builtins.int
-    JOB_ID_FIELD_NUMBER: _builtins.int
-    GENERATION_FIELD_NUMBER: _builtins.int
-    ROLE_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
-    job_id: _builtins.str
-    """The job."""
-    generation: _builtins.int
-    """Generation in the dispatch."""
-    role: _dispatch_pb2.Role.ValueType
-    """The worker's role."""
     reason: Global___FailureReason.ValueType
     """What happened."""
     message: _builtins.str
@@ -617,23 +480,20 @@ class FailPhaseRequest(_message.Message):
     may be the cause and not the request.
     """
     @_builtins.property
-    def lease(self) -> _ring_service_pb2.Lease:
-        """The lease under which the work was done."""
+    def token(self) -> Global___PhaseToken:
+        """The phase."""
 
     def __init__(
         self,
         *,
-        lease: _ring_service_pb2.Lease | None = ...,
-        job_id: _builtins.str = ...,
-        generation: _builtins.int = ...,
-        role: _dispatch_pb2.Role.ValueType = ...,
+        token: Global___PhaseToken | None = ...,
         reason: Global___FailureReason.ValueType = ...,
         message: _builtins.str = ...,
         place: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "job_id", b"job_id", "lease", b"lease", "message", b"message", "place", b"place", "reason", b"reason", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "place", b"place", "reason", b"reason", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -745,21 +605,33 @@ class UnregisterWorkerRequest(_message.Message):
 
     RANK_FIELD_NUMBER: _builtins.int
     BROKEN_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
-    """The rank to give up."""
+    """The rank to give up. 0 where `instance_id` is set."""
     broken: _builtins.str
     """Why the worker can't go on, in one sentence: it found itself broken. Empty
     where it was told to leave.
+    """
+    instance_id: _builtins.str
+    """In place of `rank`: the `instance_id` of a process that has ended. One that
+    has registered nothing, or has left, is nothing to do.
+    """
+    ended: _builtins.str
+    """How that process ended, as the end of a sentence that begins with the worker:
+    `was killed by signal 9 (SIGKILL)`.
     """
     def __init__(
         self,
         *,
         rank: _builtins.int = ...,
         broken: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        ended: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken", b"broken", "rank", b"rank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken", b"broken", "ended", b"ended", "instance_id", b"instance_id", "rank", b"rank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

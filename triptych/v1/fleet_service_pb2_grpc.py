@@ -28,9 +28,10 @@ if _version_not_supported:
 class FleetServiceStub(object):
     """The controller's side for workers, and for people who look at the fleet.
 
-    Every RPC that names a rank may also end with PERMISSION_DENIED (the rank is
-    unknown in this epoch or was declared dead: register anew), and every RPC with
-    UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def __init__(self, channel):
@@ -84,9 +85,10 @@ class FleetServiceStub(object):
 class FleetServiceServicer(object):
     """The controller's side for workers, and for people who look at the fleet.
 
-    Every RPC that names a rank may also end with PERMISSION_DENIED (the rank is
-    unknown in this epoch or was declared dead: register anew), and every RPC with
-    UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def RegisterWorker(self, request, context):
@@ -114,7 +116,8 @@ class FleetServiceServicer(object):
 
     def StartPhase(self, request, context):
         """Asks to begin a claimed dispatch. Codes: ABORTED (superseded, or the job is
-        over: ack and drop the dispatch), NOT_FOUND (no such job: same). Retry: safe.
+        over: ack and drop the dispatch), NOT_FOUND (no such job: same),
+        RESOURCE_EXHAUSTED (disk full: retry). Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,7 +127,8 @@ class FleetServiceServicer(object):
         """Records that a stage is finished and where its tensors or files are. The
         first completion is taken, any other refused. Codes: ABORTED (refused: drop
         what was made), FAILED_PRECONDITION (results go elsewhere now: store them
-        again). Retry: safe for the same attempt.
+        again), INVALID_ARGUMENT (it names what isn't the job's), RESOURCE_EXHAUSTED
+        (disk full: retry). Retry: safe for the same attempt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +136,8 @@ class FleetServiceServicer(object):
 
     def FailPhase(self, request, context):
         """Records that a stage failed. The controller decides whether to try again.
-        Codes: ABORTED (superseded). Retry: safe.
+        Codes: ABORTED (superseded), INVALID_ARGUMENT (reason), RESOURCE_EXHAUSTED (disk
+        full: retry). Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,8 +153,9 @@ class FleetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnregisterWorker(self, request, context):
-        """Says goodbye after a drain: the rank is given up and nothing is reaped for
-        silence. Codes: none of its own. Retry: safe.
+        """Gives a rank up after a drain, so that its worker isn't evicted for silence. A
+        supervisor that started a worker's process also calls it when the process has
+        ended, with the instance id that it gave it. Codes: INVALID_ARGUMENT. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,9 +222,10 @@ def add_FleetServiceServicer_to_server(servicer, server):
 class FleetService(object):
     """The controller's side for workers, and for people who look at the fleet.
 
-    Every RPC that names a rank may also end with PERMISSION_DENIED (the rank is
-    unknown in this epoch or was declared dead: register anew), and every RPC with
-    UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @staticmethod

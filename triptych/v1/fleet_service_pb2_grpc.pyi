@@ -29,9 +29,10 @@ GRPC_VERSION: str
 class FleetServiceStub:
     """The controller's side for workers, and for people who look at the fleet.
 
-    Every RPC that names a rank may also end with PERMISSION_DENIED (the rank is
-    unknown in this epoch or was declared dead: register anew), and every RPC with
-    UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @_typing.overload
@@ -55,17 +56,20 @@ class FleetServiceStub:
     """
     StartPhase: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.StartPhaseRequest, _fleet_service_pb2.StartPhaseResponse]
     """Asks to begin a claimed dispatch. Codes: ABORTED (superseded, or the job is
-    over: ack and drop the dispatch), NOT_FOUND (no such job: same). Retry: safe.
+    over: ack and drop the dispatch), NOT_FOUND (no such job: same),
+    RESOURCE_EXHAUSTED (disk full: retry). Retry: safe.
     """
     CompletePhase: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.CompletePhaseRequest, _fleet_service_pb2.CompletePhaseResponse]
     """Records that a stage is finished and where its tensors or files are. The
     first completion is taken, any other refused. Codes: ABORTED (refused: drop
     what was made), FAILED_PRECONDITION (results go elsewhere now: store them
-    again). Retry: safe for the same attempt.
+    again), INVALID_ARGUMENT (it names what isn't the job's), RESOURCE_EXHAUSTED
+    (disk full: retry). Retry: safe for the same attempt.
     """
     FailPhase: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.FailPhaseRequest, _fleet_service_pb2.FailPhaseResponse]
     """Records that a stage failed. The controller decides whether to try again.
-    Codes: ABORTED (superseded). Retry: safe.
+    Codes: ABORTED (superseded), INVALID_ARGUMENT (reason), RESOURCE_EXHAUSTED (disk
+    full: retry). Retry: safe.
     """
     StartDirectJob: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.StartDirectJobRequest, _fleet_service_pb2.StartDirectJobResponse]
     """Accepts a job on behalf of EncoderService.Generate and starts its first stage
@@ -73,8 +77,9 @@ class FleetServiceStub:
     with the same `request_id`.
     """
     UnregisterWorker: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.UnregisterWorkerRequest, _fleet_service_pb2.UnregisterWorkerResponse]
-    """Says goodbye after a drain: the rank is given up and nothing is reaped for
-    silence. Codes: none of its own. Retry: safe.
+    """Gives a rank up after a drain, so that its worker isn't evicted for silence. A
+    supervisor that started a worker's process also calls it when the process has
+    ended, with the instance id that it gave it. Codes: INVALID_ARGUMENT. Retry: safe.
     """
     GetFleet: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.GetFleetRequest, _fleet_service_pb2.GetFleetResponse]
     """Shows workers, rings and job counts. Codes: none of its own. Retry: safe."""
@@ -83,9 +88,10 @@ class FleetServiceStub:
 class FleetServiceAsyncStub(FleetServiceStub):
     """The controller's side for workers, and for people who look at the fleet.
 
-    Every RPC that names a rank may also end with PERMISSION_DENIED (the rank is
-    unknown in this epoch or was declared dead: register anew), and every RPC with
-    UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -106,17 +112,20 @@ class FleetServiceAsyncStub(FleetServiceStub):
     """
     StartPhase: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.StartPhaseRequest, _fleet_service_pb2.StartPhaseResponse]  # type: ignore[assignment]
     """Asks to begin a claimed dispatch. Codes: ABORTED (superseded, or the job is
-    over: ack and drop the dispatch), NOT_FOUND (no such job: same). Retry: safe.
+    over: ack and drop the dispatch), NOT_FOUND (no such job: same),
+    RESOURCE_EXHAUSTED (disk full: retry). Retry: safe.
     """
     CompletePhase: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.CompletePhaseRequest, _fleet_service_pb2.CompletePhaseResponse]  # type: ignore[assignment]
     """Records that a stage is finished and where its tensors or files are. The
     first completion is taken, any other refused. Codes: ABORTED (refused: drop
     what was made), FAILED_PRECONDITION (results go elsewhere now: store them
-    again). Retry: safe for the same attempt.
+    again), INVALID_ARGUMENT (it names what isn't the job's), RESOURCE_EXHAUSTED
+    (disk full: retry). Retry: safe for the same attempt.
     """
     FailPhase: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.FailPhaseRequest, _fleet_service_pb2.FailPhaseResponse]  # type: ignore[assignment]
     """Records that a stage failed. The controller decides whether to try again.
-    Codes: ABORTED (superseded). Retry: safe.
+    Codes: ABORTED (superseded), INVALID_ARGUMENT (reason), RESOURCE_EXHAUSTED (disk
+    full: retry). Retry: safe.
     """
     StartDirectJob: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.StartDirectJobRequest, _fleet_service_pb2.StartDirectJobResponse]  # type: ignore[assignment]
     """Accepts a job on behalf of EncoderService.Generate and starts its first stage
@@ -124,8 +133,9 @@ class FleetServiceAsyncStub(FleetServiceStub):
     with the same `request_id`.
     """
     UnregisterWorker: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.UnregisterWorkerRequest, _fleet_service_pb2.UnregisterWorkerResponse]  # type: ignore[assignment]
-    """Says goodbye after a drain: the rank is given up and nothing is reaped for
-    silence. Codes: none of its own. Retry: safe.
+    """Gives a rank up after a drain, so that its worker isn't evicted for silence. A
+    supervisor that started a worker's process also calls it when the process has
+    ended, with the instance id that it gave it. Codes: INVALID_ARGUMENT. Retry: safe.
     """
     GetFleet: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.GetFleetRequest, _fleet_service_pb2.GetFleetResponse]  # type: ignore[assignment]
     """Shows workers, rings and job counts. Codes: none of its own. Retry: safe."""
@@ -133,9 +143,10 @@ class FleetServiceAsyncStub(FleetServiceStub):
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     """The controller's side for workers, and for people who look at the fleet.
 
-    Every RPC that names a rank may also end with PERMISSION_DENIED (the rank is
-    unknown in this epoch or was declared dead: register anew), and every RPC with
-    UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @_abc_1.abstractmethod
@@ -172,7 +183,8 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_service_pb2.StartPhaseResponse, _abc.Awaitable[_fleet_service_pb2.StartPhaseResponse]]:
         """Asks to begin a claimed dispatch. Codes: ABORTED (superseded, or the job is
-        over: ack and drop the dispatch), NOT_FOUND (no such job: same). Retry: safe.
+        over: ack and drop the dispatch), NOT_FOUND (no such job: same),
+        RESOURCE_EXHAUSTED (disk full: retry). Retry: safe.
         """
 
     @_abc_1.abstractmethod
@@ -184,7 +196,8 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         """Records that a stage is finished and where its tensors or files are. The
         first completion is taken, any other refused. Codes: ABORTED (refused: drop
         what was made), FAILED_PRECONDITION (results go elsewhere now: store them
-        again). Retry: safe for the same attempt.
+        again), INVALID_ARGUMENT (it names what isn't the job's), RESOURCE_EXHAUSTED
+        (disk full: retry). Retry: safe for the same attempt.
         """
 
     @_abc_1.abstractmethod
@@ -194,7 +207,8 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_service_pb2.FailPhaseResponse, _abc.Awaitable[_fleet_service_pb2.FailPhaseResponse]]:
         """Records that a stage failed. The controller decides whether to try again.
-        Codes: ABORTED (superseded). Retry: safe.
+        Codes: ABORTED (superseded), INVALID_ARGUMENT (reason), RESOURCE_EXHAUSTED (disk
+        full: retry). Retry: safe.
         """
 
     @_abc_1.abstractmethod
@@ -214,8 +228,9 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_service_pb2.UnregisterWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_service_pb2.UnregisterWorkerResponse, _abc.Awaitable[_fleet_service_pb2.UnregisterWorkerResponse]]:
-        """Says goodbye after a drain: the rank is given up and nothing is reaped for
-        silence. Codes: none of its own. Retry: safe.
+        """Gives a rank up after a drain, so that its worker isn't evicted for silence. A
+        supervisor that started a worker's process also calls it when the process has
+        ended, with the instance id that it gave it. Codes: INVALID_ARGUMENT. Retry: safe.
         """
 
     @_abc_1.abstractmethod

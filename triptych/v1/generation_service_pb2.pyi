@@ -131,12 +131,15 @@ class ListJobsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     DEAD_LETTERS_ONLY_FIELD_NUMBER: _builtins.int
+    JOB_ID_PREFIX_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most so many, 1 to 1000; 0 means 50. Large jobs make a page shorter."""
     page_token: _builtins.str
     """`next_page_token` of the page before."""
     dead_letters_only: _builtins.bool
     """Only dead letters: jobs that FAILED because they were tried too often."""
+    job_id_prefix: _builtins.str
+    """Only jobs whose `job_id` begins so. Empty means all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.JobState.ValueType]:
         """Only jobs in one of these states. Empty means all."""
@@ -148,10 +151,11 @@ class ListJobsRequest(_message.Message):
         page_token: _builtins.str = ...,
         states: _abc.Iterable[_job_pb2.JobState.ValueType] | None = ...,
         dead_letters_only: _builtins.bool = ...,
+        job_id_prefix: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letters_only", b"dead_letters_only", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letters_only", b"dead_letters_only", "job_id_prefix", b"job_id_prefix", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -379,19 +383,23 @@ class DownloadResultRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     ARTIFACT_INDEX_FIELD_NUMBER: _builtins.int
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     artifact_index: _builtins.int
     """Which of its artifacts, counted from 0."""
+    offset_bytes: _builtins.int
+    """Bytes at the file's beginning that the caller has already."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         artifact_index: _builtins.int = ...,
+        offset_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_index", b"artifact_index", "job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_index", b"artifact_index", "job_id", b"job_id", "offset_bytes", b"offset_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,8 +413,13 @@ class DownloadResultResponse(_message.Message):
 
     ARTIFACT_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next piece of the file, at most 1 MiB."""
+    offset_bytes: _builtins.int
+    """Where the first piece begins, in the first message only: as asked for, or 0
+    from a server that knows of no offsets.
+    """
     @_builtins.property
     def artifact(self) -> _job_pb2.Artifact:
         """The file's description, in the first message only."""
@@ -416,10 +429,11 @@ class DownloadResultResponse(_message.Message):
         *,
         artifact: _job_pb2.Artifact | None = ...,
         chunk: _builtins.bytes = ...,
+        offset_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "chunk", b"chunk"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "chunk", b"chunk", "offset_bytes", b"offset_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

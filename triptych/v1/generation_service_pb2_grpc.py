@@ -28,8 +28,10 @@ if _version_not_supported:
 class GenerationServiceStub(object):
     """The front door, served by the controller.
 
-    Every RPC may also end with UNAVAILABLE (controller starting, stopping or
-    gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
+    is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
@@ -95,8 +97,10 @@ class GenerationServiceStub(object):
 class GenerationServiceServicer(object):
     """The front door, served by the controller.
 
-    Every RPC may also end with UNAVAILABLE (controller starting, stopping or
-    gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
+    is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
@@ -156,7 +160,7 @@ class GenerationServiceServicer(object):
 
     def RetryJob(self, request, context):
         """Makes a new job of a dead letter: the same request with the same seed, the
-        attempts counted anew. What can't be met any more is left out of it: a deadline
+        attempts counted from 0. What can't be met any more is left out of it: a deadline
         that has passed, ranks that are gone. The dead letter stays as it is. Codes:
         NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
         CreateJob. Retry: safe, returns the same new job.
@@ -251,8 +255,10 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 class GenerationService(object):
     """The front door, served by the controller.
 
-    Every RPC may also end with UNAVAILABLE (controller starting, stopping or
-    gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
+    is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is

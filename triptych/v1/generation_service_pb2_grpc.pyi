@@ -29,8 +29,10 @@ GRPC_VERSION: str
 class GenerationServiceStub:
     """The front door, served by the controller.
 
-    Every RPC may also end with UNAVAILABLE (controller starting, stopping or
-    gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
+    is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
@@ -73,7 +75,7 @@ class GenerationServiceStub:
     """
     RetryJob: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.RetryJobRequest, _generation_service_pb2.RetryJobResponse]
     """Makes a new job of a dead letter: the same request with the same seed, the
-    attempts counted anew. What can't be met any more is left out of it: a deadline
+    attempts counted from 0. What can't be met any more is left out of it: a deadline
     that has passed, ranks that are gone. The dead letter stays as it is. Codes:
     NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
     CreateJob. Retry: safe, returns the same new job.
@@ -98,8 +100,10 @@ class GenerationServiceStub:
 class GenerationServiceAsyncStub(GenerationServiceStub):
     """The front door, served by the controller.
 
-    Every RPC may also end with UNAVAILABLE (controller starting, stopping or
-    gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
+    is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
@@ -139,7 +143,7 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """
     RetryJob: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.RetryJobRequest, _generation_service_pb2.RetryJobResponse]  # type: ignore[assignment]
     """Makes a new job of a dead letter: the same request with the same seed, the
-    attempts counted anew. What can't be met any more is left out of it: a deadline
+    attempts counted from 0. What can't be met any more is left out of it: a deadline
     that has passed, ranks that are gone. The dead letter stays as it is. Codes:
     NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
     CreateJob. Retry: safe, returns the same new job.
@@ -163,8 +167,10 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     """The front door, served by the controller.
 
-    Every RPC may also end with UNAVAILABLE (controller starting, stopping or
-    gone: retry with back-off) and DEADLINE_EXCEEDED (the call's own deadline).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
+    is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
@@ -238,7 +244,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_generation_service_pb2.RetryJobResponse, _abc.Awaitable[_generation_service_pb2.RetryJobResponse]]:
         """Makes a new job of a dead letter: the same request with the same seed, the
-        attempts counted anew. What can't be met any more is left out of it: a deadline
+        attempts counted from 0. What can't be met any more is left out of it: a deadline
         that has passed, ranks that are gone. The dead letter stays as it is. Codes:
         NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
         CreateJob. Retry: safe, returns the same new job.

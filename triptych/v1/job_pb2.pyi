@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from triptych.v1 import dispatch_pb2 as _dispatch_pb2
+from triptych.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -198,7 +199,10 @@ class GenerationRequest(_message.Message):
     num_inference_steps: _builtins.int
     """Denoising steps, 1 to 1000."""
     guidance_scale: _builtins.float
-    """Guidance scale; set on the job's own guider."""
+    """Guidance scale; set on the job's own guider, or given to the model where it
+    takes one itself. A guider is off at 1 and less (at 0 and less with
+    `use_original_formulation`): then a negative prompt isn't used.
+    """
     seed: _builtins.int
     """Seed of the job's generator. One is drawn, and recorded, where none is given."""
     num_outputs: _builtins.int
@@ -212,7 +216,11 @@ class GenerationRequest(_message.Message):
     videos and `png` for images.
     """
     frames_per_second: _builtins.float
-    """Frames a second of an encoded video. 0 means the model's default or 16."""
+    """Frames a second of a video, 0.1 to 240. Also sets the pipeline's own input
+    for it (`frame_rate`, `fps`), where it has one; a parameter of that name with
+    another value is refused, and one alone decides both. 0 means the model's
+    default or 16.
+    """
     preview_every_steps: _builtins.int
     """Ask for a preview picture every so many steps. 0 means none."""
     priority: Global___Priority.ValueType
@@ -344,6 +352,8 @@ class Job(_message.Message):
     RETRY_OF_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    TOKENS_CUT_FIELD_NUMBER: _builtins.int
+    LATENT_SHAPE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identity, chosen by the controller."""
     request_id: _builtins.str
@@ -380,7 +390,7 @@ class Job(_message.Message):
     RetryJob makes a new job of it.
     """
     retry_of: _builtins.str
-    """The dead letter that this job tries anew. Empty for all others."""
+    """The dead letter that this job tries again. Empty for all others."""
     model: _builtins.str
     """The model that it was accepted for, as its workers named it. It waits while
     the fleet serves another.
@@ -411,6 +421,18 @@ class Job(_message.Message):
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
         """The results, once SUCCEEDED."""
 
+    @_builtins.property
+    def tokens_cut(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokensCut]:
+        """Texts that a tokenizer of the encoder cut off. Known once it is encoded; empty
+        where nothing was cut.
+        """
+
+    @_builtins.property
+    def latent_shape(self) -> _tensor_pb2.LatentShape:
+        """Shape of the latents that were handed over last. Absent before that, and where
+        a pipeline has none.
+        """
+
     def __init__(
         self,
         *,
@@ -438,14 +460,46 @@ class Job(_message.Message):
         retry_of: _builtins.str = ...,
         model: _builtins.str = ...,
         model_digest: _builtins.str = ...,
+        tokens_cut: _abc.Iterable[Global___TokensCut] | None = ...,
+        latent_shape: _tensor_pb2.LatentShape | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "latent_shape", b"latent_shape", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "client", b"client", "create_time", b"create_time", "dead_letter", b"dead_letter", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "encoder_rank", b"encoder_rank", "end_time", b"end_time", "error", b"error", "generation", b"generation", "job_id", b"job_id", "model", b"model", "model_digest", b"model_digest", "priority", b"priority", "request_id", b"request_id", "retry_of", b"retry_of", "seed", b"seed", "state", b"state", "step", b"step", "step_count", b"step_count", "trace_id", b"trace_id", "transformer_rank", b"transformer_rank", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "client", b"client", "create_time", b"create_time", "dead_letter", b"dead_letter", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "encoder_rank", b"encoder_rank", "end_time", b"end_time", "error", b"error", "generation", b"generation", "job_id", b"job_id", "latent_shape", b"latent_shape", "model", b"model", "model_digest", b"model_digest", "priority", b"priority", "request_id", b"request_id", "retry_of", b"retry_of", "seed", b"seed", "state", b"state", "step", b"step", "step_count", b"step_count", "tokens_cut", b"tokens_cut", "trace_id", b"trace_id", "transformer_rank", b"transformer_rank", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class TokensCut(_message.Message):
+    """What one tokenizer left out of one text of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    input: _builtins.str
+    """Name of the input, for example `prompt`."""
+    tokenizer: _builtins.str
+    """Name of the component, for example `tokenizer_2`. Another may have taken all."""
+    token_count: _builtins.int
+    """Tokens at the text's end that weren't used."""
+    def __init__(
+        self,
+        *,
+        input: _builtins.str = ...,
+        tokenizer: _builtins.str = ...,
+        token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "token_count", b"token_count", "tokenizer", b"tokenizer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokensCut: _TypeAlias = TokensCut  # noqa: Y015
 
 @_typing.final
 class Attempt(_message.Message):

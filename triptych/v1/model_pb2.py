@@ -24,19 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17triptych/v1/model.proto\x12\x0btriptych.v1\"\x8b\x03\n\x10ModelDescription\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x16\n\x0epipeline_class\x18\x03 \x01(\t\x12\x19\n\x11\x64iffusers_version\x18\x04 \x01(\t\x12\x15\n\rconfig_digest\x18\x05 \x01(\t\x12-\n\x06inputs\x18\x06 \x03(\x0b\x32\x1d.triptych.v1.InputDescription\x12\x0f\n\x07outputs\x18\x07 \x03(\t\x12\x15\n\rsize_multiple\x18\x08 \x01(\r\x12\x16\n\x0e\x66rame_multiple\x18\t \x01(\r\x12\x1b\n\x0eguidance_scale\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rdefaults_json\x18\x0b \x01(\t\x12\x35\n\ncomponents\x18\x0c \x03(\x0b\x32!.triptych.v1.ComponentDescription\x12\x1f\n\x17num_inference_steps_max\x18\r \x01(\rB\x11\n\x0f_guidance_scale\"\x96\x01\n\x10InputDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.triptych.v1.InputKind\x12\x10\n\x08required\x18\x03 \x01(\x08\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x11\n\ttype_hint\x18\x06 \x01(\t\"G\n\x14\x43omponentDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t*\xf5\x01\n\tInputKind\x12\x1a\n\x16INPUT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fINPUT_KIND_TEXT\x10\x01\x12\x16\n\x12INPUT_KIND_INTEGER\x10\x02\x12\x15\n\x11INPUT_KIND_NUMBER\x10\x03\x12\x16\n\x12INPUT_KIND_BOOLEAN\x10\x04\x12\x13\n\x0fINPUT_KIND_LIST\x10\x05\x12\x16\n\x12INPUT_KIND_MAPPING\x10\x06\x12\x14\n\x10INPUT_KIND_IMAGE\x10\x07\x12\x14\n\x10INPUT_KIND_VIDEO\x10\x08\x12\x17\n\x13INPUT_KIND_INTERNAL\x10\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17triptych/v1/model.proto\x12\x0btriptych.v1\"\xda\x03\n\x10ModelDescription\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x16\n\x0epipeline_class\x18\x03 \x01(\t\x12\x19\n\x11\x64iffusers_version\x18\x04 \x01(\t\x12\x15\n\rconfig_digest\x18\x05 \x01(\t\x12-\n\x06inputs\x18\x06 \x03(\x0b\x32\x1d.triptych.v1.InputDescription\x12\x0f\n\x07outputs\x18\x07 \x03(\t\x12\x15\n\rsize_multiple\x18\x08 \x01(\r\x12\x16\n\x0e\x66rame_multiple\x18\t \x01(\r\x12\x1b\n\x0eguidance_scale\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rdefaults_json\x18\x0b \x01(\t\x12\x35\n\ncomponents\x18\x0c \x03(\x0b\x32!.triptych.v1.ComponentDescription\x12\x1f\n\x17num_inference_steps_max\x18\r \x01(\r\x12\x18\n\x10without_guidance\x18\x0e \x01(\x08\x12\x33\n\tworkflows\x18\x0f \x03(\x0b\x32 .triptych.v1.WorkflowDescriptionB\x11\n\x0f_guidance_scale\"F\n\x13WorkflowDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\x12\x11\n\tis_served\x18\x03 \x01(\x08\"\xc2\x01\n\x10InputDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.triptych.v1.InputKind\x12\x10\n\x08required\x18\x03 \x01(\x08\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x11\n\ttype_hint\x18\x06 \x01(\t\x12\x15\n\rtakes_several\x18\x07 \x01(\x08\x12\x13\n\x0btakes_alpha\x18\x08 \x01(\x08\"G\n\x14\x43omponentDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t*\xf5\x01\n\tInputKind\x12\x1a\n\x16INPUT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fINPUT_KIND_TEXT\x10\x01\x12\x16\n\x12INPUT_KIND_INTEGER\x10\x02\x12\x15\n\x11INPUT_KIND_NUMBER\x10\x03\x12\x16\n\x12INPUT_KIND_BOOLEAN\x10\x04\x12\x13\n\x0fINPUT_KIND_LIST\x10\x05\x12\x16\n\x12INPUT_KIND_MAPPING\x10\x06\x12\x14\n\x10INPUT_KIND_IMAGE\x10\x07\x12\x14\n\x10INPUT_KIND_VIDEO\x10\x08\x12\x17\n\x13INPUT_KIND_INTERNAL\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INPUTKIND']._serialized_start=665
-  _globals['_INPUTKIND']._serialized_end=910
+  _globals['_INPUTKIND']._serialized_start=860
+  _globals['_INPUTKIND']._serialized_end=1105
   _globals['_MODELDESCRIPTION']._serialized_start=41
-  _globals['_MODELDESCRIPTION']._serialized_end=436
-  _globals['_INPUTDESCRIPTION']._serialized_start=439
-  _globals['_INPUTDESCRIPTION']._serialized_end=589
-  _globals['_COMPONENTDESCRIPTION']._serialized_start=591
-  _globals['_COMPONENTDESCRIPTION']._serialized_end=662
+  _globals['_MODELDESCRIPTION']._serialized_end=515
+  _globals['_WORKFLOWDESCRIPTION']._serialized_start=517
+  _globals['_WORKFLOWDESCRIPTION']._serialized_end=587
+  _globals['_INPUTDESCRIPTION']._serialized_start=590
+  _globals['_INPUTDESCRIPTION']._serialized_end=784
+  _globals['_COMPONENTDESCRIPTION']._serialized_start=786
+  _globals['_COMPONENTDESCRIPTION']._serialized_end=857
 # @@protoc_insertion_point(module_scope)

@@ -90,6 +90,8 @@ class ModelDescription(_message.Message):
     DEFAULTS_JSON_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
     NUM_INFERENCE_STEPS_MAX_FIELD_NUMBER: _builtins.int
+    WITHOUT_GUIDANCE_FIELD_NUMBER: _builtins.int
+    WORKFLOWS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The folder or hub id that was asked for."""
     revision: _builtins.str
@@ -108,7 +110,9 @@ class ModelDescription(_message.Message):
     frame_multiple: _builtins.int
     """`num_frames - 1` must be a multiple of this. 0 means not known."""
     guidance_scale: _builtins.float
-    """Default of `guidance_scale`, where the pipeline has a guider that takes one."""
+    """Default of `guidance_scale`, where the pipeline has a guider that takes one.
+    The scale that means "off" where the guider is disabled unless told otherwise.
+    """
     defaults_json: _builtins.str
     """Defaults by name that the model's folder recommends over the pipeline's
     (file `triptych.json`), as JSON.
@@ -116,6 +120,10 @@ class ModelDescription(_message.Message):
     num_inference_steps_max: _builtins.int
     """Most denoising steps that the scheduler can do. 0 means as many as any
     request may ask for.
+    """
+    without_guidance: _builtins.bool
+    """The pipeline takes a guidance scale, but this model was made without one:
+    only scales that mean "off", 1 and less, are accepted.
     """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputDescription]:
@@ -128,6 +136,12 @@ class ModelDescription(_message.Message):
     @_builtins.property
     def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComponentDescription]:
         """Components by role, by name."""
+
+    @_builtins.property
+    def workflows(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkflowDescription]:
+        """What the pipeline can do, by the inputs that a request gives. Empty where it
+        does one thing only.
+        """
 
     def __init__(
         self,
@@ -145,16 +159,54 @@ class ModelDescription(_message.Message):
         defaults_json: _builtins.str = ...,
         components: _abc.Iterable[Global___ComponentDescription] | None = ...,
         num_inference_steps_max: _builtins.int = ...,
+        without_guidance: _builtins.bool = ...,
+        workflows: _abc.Iterable[Global___WorkflowDescription] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "guidance_scale", b"guidance_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "components", b"components", "config_digest", b"config_digest", "defaults_json", b"defaults_json", "diffusers_version", b"diffusers_version", "frame_multiple", b"frame_multiple", "guidance_scale", b"guidance_scale", "inputs", b"inputs", "model", b"model", "num_inference_steps_max", b"num_inference_steps_max", "outputs", b"outputs", "pipeline_class", b"pipeline_class", "revision", b"revision", "size_multiple", b"size_multiple"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "components", b"components", "config_digest", b"config_digest", "defaults_json", b"defaults_json", "diffusers_version", b"diffusers_version", "frame_multiple", b"frame_multiple", "guidance_scale", b"guidance_scale", "inputs", b"inputs", "model", b"model", "num_inference_steps_max", b"num_inference_steps_max", "outputs", b"outputs", "pipeline_class", b"pipeline_class", "revision", b"revision", "size_multiple", b"size_multiple", "without_guidance", b"without_guidance", "workflows", b"workflows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
 
 Global___ModelDescription: _TypeAlias = ModelDescription  # noqa: Y015
+
+@_typing.final
+class WorkflowDescription(_message.Message):
+    """One workflow of the pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    IS_SERVED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, for example `text2video`."""
+    is_served: _builtins.bool
+    """Whether this fleet has loaded what the workflow runs. Requests of others are
+    refused.
+    """
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Inputs that a request of this workflow gives. Where several workflows match a
+        request, it is of the one with the most inputs.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+        is_served: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "is_served", b"is_served", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkflowDescription: _TypeAlias = WorkflowDescription  # noqa: Y015
 
 @_typing.final
 class InputDescription(_message.Message):
@@ -168,6 +220,8 @@ class InputDescription(_message.Message):
     DEFAULT_JSON_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     TYPE_HINT_FIELD_NUMBER: _builtins.int
+    TAKES_SEVERAL_FIELD_NUMBER: _builtins.int
+    TAKES_ALPHA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name in `parameters` (or in `media`)."""
     kind: Global___InputKind.ValueType
@@ -175,11 +229,21 @@ class InputDescription(_message.Message):
     required: _builtins.bool
     """Whether it must be given."""
     default_json: _builtins.str
-    """Default, as JSON. Empty means none."""
+    """What a request gets that leaves it out, as JSON: the folder's default (see
+    `defaults_json`) or else the pipeline's. Empty means none.
+    """
     description: _builtins.str
     """The pipeline's own words about it."""
     type_hint: _builtins.str
     """The pipeline's own type, as written in its source."""
+    takes_several: _builtins.bool
+    """Whether several files in `media` may have this name: pictures that go into one
+    result together, as references do.
+    """
+    takes_alpha: _builtins.bool
+    """Whether pictures reach the pipeline with their transparency, as RGBA. Others
+    are laid over white.
+    """
     def __init__(
         self,
         *,
@@ -189,10 +253,12 @@ class InputDescription(_message.Message):
         default_json: _builtins.str = ...,
         description: _builtins.str = ...,
         type_hint: _builtins.str = ...,
+        takes_several: _builtins.bool = ...,
+        takes_alpha: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_json", b"default_json", "description", b"description", "kind", b"kind", "name", b"name", "required", b"required", "type_hint", b"type_hint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_json", b"default_json", "description", b"description", "kind", b"kind", "name", b"name", "required", b"required", "takes_alpha", b"takes_alpha", "takes_several", b"takes_several", "type_hint", b"type_hint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -445,7 +445,7 @@ class QueuePairAddress(_message.Message):
     mtu_bytes: _builtins.int
     """Largest packet that the port takes, 256 to 4096 bytes."""
     read_atomic_depth: _builtins.int
-    """Reads and atomics that this end answers, or has under way, at once."""
+    """Reads and atomics that this end answers, or has under way, at the same time."""
     def __init__(
         self,
         *,

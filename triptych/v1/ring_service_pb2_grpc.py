@@ -28,10 +28,12 @@ if _version_not_supported:
 class RingServiceStub(object):
     """The leased rings: for workers without RDMA, served by the controller, which
     runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them by themselves.
+    which then run them themselves.
 
-    Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
-    epoch or was declared dead: register anew) and UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def __init__(self, channel):
@@ -80,10 +82,12 @@ class RingServiceStub(object):
 class RingServiceServicer(object):
     """The leased rings: for workers without RDMA, served by the controller, which
     runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them by themselves.
+    which then run them themselves.
 
-    Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
-    epoch or was declared dead: register anew) and UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def Publish(self, request, context):
@@ -123,7 +127,7 @@ class RingServiceServicer(object):
     def Connect(self, request, context):
         """Opens a connection over RDMA by which this rank reaches the rings' memory, in
         place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
-        rings are not to be had over RDMA: use the other RPCs), INVALID_ARGUMENT (an
+        rings can't be reached over RDMA: use the other RPCs), INVALID_ARGUMENT (an
         address that can't be reached), PERMISSION_DENIED (also: another epoch, so
         that the kept leases may not be those of this one). Retry: safe, with a new
         queue pair.
@@ -197,10 +201,12 @@ def add_RingServiceServicer_to_server(servicer, server):
 class RingService(object):
     """The leased rings: for workers without RDMA, served by the controller, which
     runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them by themselves.
+    which then run them themselves.
 
-    Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
-    epoch or was declared dead: register anew) and UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @staticmethod

@@ -29,10 +29,12 @@ GRPC_VERSION: str
 class RingServiceStub:
     """The leased rings: for workers without RDMA, served by the controller, which
     runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them by themselves.
+    which then run them themselves.
 
-    Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
-    epoch or was declared dead: register anew) and UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @_typing.overload
@@ -60,7 +62,7 @@ class RingServiceStub:
     Connect: _grpc.UnaryUnaryMultiCallable[_ring_service_pb2.ConnectRequest, _ring_service_pb2.ConnectResponse]
     """Opens a connection over RDMA by which this rank reaches the rings' memory, in
     place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
-    rings are not to be had over RDMA: use the other RPCs), INVALID_ARGUMENT (an
+    rings can't be reached over RDMA: use the other RPCs), INVALID_ARGUMENT (an
     address that can't be reached), PERMISSION_DENIED (also: another epoch, so
     that the kept leases may not be those of this one). Retry: safe, with a new
     queue pair.
@@ -77,10 +79,12 @@ class RingServiceStub:
 class RingServiceAsyncStub(RingServiceStub):
     """The leased rings: for workers without RDMA, served by the controller, which
     runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them by themselves.
+    which then run them themselves.
 
-    Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
-    epoch or was declared dead: register anew) and UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -105,7 +109,7 @@ class RingServiceAsyncStub(RingServiceStub):
     Connect: _aio.UnaryUnaryMultiCallable[_ring_service_pb2.ConnectRequest, _ring_service_pb2.ConnectResponse]  # type: ignore[assignment]
     """Opens a connection over RDMA by which this rank reaches the rings' memory, in
     place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
-    rings are not to be had over RDMA: use the other RPCs), INVALID_ARGUMENT (an
+    rings can't be reached over RDMA: use the other RPCs), INVALID_ARGUMENT (an
     address that can't be reached), PERMISSION_DENIED (also: another epoch, so
     that the kept leases may not be those of this one). Retry: safe, with a new
     queue pair.
@@ -121,10 +125,12 @@ class RingServiceAsyncStub(RingServiceStub):
 class RingServiceServicer(metaclass=_abc_1.ABCMeta):
     """The leased rings: for workers without RDMA, served by the controller, which
     runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them by themselves.
+    which then run them themselves.
 
-    Every RPC may also end with PERMISSION_DENIED (the rank is unknown in this
-    epoch or was declared dead: register anew) and UNAVAILABLE (retry).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope, or its rank is
+    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @_abc_1.abstractmethod
@@ -177,7 +183,7 @@ class RingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ring_service_pb2.ConnectResponse, _abc.Awaitable[_ring_service_pb2.ConnectResponse]]:
         """Opens a connection over RDMA by which this rank reaches the rings' memory, in
         place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
-        rings are not to be had over RDMA: use the other RPCs), INVALID_ARGUMENT (an
+        rings can't be reached over RDMA: use the other RPCs), INVALID_ARGUMENT (an
         address that can't be reached), PERMISSION_DENIED (also: another epoch, so
         that the kept leases may not be those of this one). Retry: safe, with a new
         queue pair.

@@ -21,9 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class RoomRef(_message.Message):
-    """Where a room lies and how to prove that it was read right. Sent inside a
-    `Dispatch`; whoever holds one, capability included, may read the room until it
-    is released.
+    """Where a room lies, and the checksum of its bytes. Sent inside a `Dispatch`. Its
+    capability lets a holder read the room until it is released.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -40,10 +39,10 @@ class RoomRef(_message.Message):
     OWNER_ADDRESS_FIELD_NUMBER: _builtins.int
     CAPABILITY_FIELD_NUMBER: _builtins.int
     room_id: _builtins.int
-    """Unique for ever: the owner's rank in the upper 28 bits, a counter below."""
+    """Never used again: the owner's rank in the upper 28 bits, a counter below."""
     host_id: _builtins.str
-    """Identity of the host (boot id and IPC namespace). Equal ids may map each
-    other's arenas.
+    """Identity of the host: its boot id and the device number of its `/dev/shm`.
+    Processes with equal ids can open each other's arenas.
     """
     arena: _builtins.str
     """Path of the arena's file on that host."""

@@ -63,6 +63,46 @@ class Worker(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    RANK_FIELD_NUMBER: _builtins.int
+    INFO_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_TIME_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Its rank."""
+    @_builtins.property
+    def info(self) -> Global___WorkerInfo:
+        """What it is."""
+
+    @_builtins.property
+    def status(self) -> Global___WorkerStatus:
+        """How it is."""
+
+    @_builtins.property
+    def heartbeat_time(self) -> _timestamp_pb2.Timestamp:
+        """Last sign of life. Absent where the worker itself answers."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        info: Global___WorkerInfo | None = ...,
+        status: Global___WorkerStatus | None = ...,
+        heartbeat_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_time", b"heartbeat_time", "info", b"info", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_time", b"heartbeat_time", "info", b"info", "rank", b"rank", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Worker: _TypeAlias = Worker  # noqa: Y015
+
+@_typing.final
+class WorkerInfo(_message.Message):
+    """What a worker is. It stays the same while the worker's process lives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
     @_typing.final
     class ComponentBytesEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -84,6 +124,92 @@ class Worker(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class StageSettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ARENA_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PARAMETER_BYTES_FIELD_NUMBER: _builtins.int
+    COMPONENT_BYTES_FIELD_NUMBER: _builtins.int
+    MOONCAKE_FIELD_NUMBER: _builtins.int
+    STAGE_SETTINGS_FIELD_NUMBER: _builtins.int
+    role: _dispatch_pb2.Role.ValueType
+    """Its role."""
+    address: _builtins.str
+    """`host:port` of its services."""
+    host_id: _builtins.str
+    """The host it runs on; see RoomRef."""
+    process_id: _builtins.int
+    """Operating system's process id."""
+    model: _builtins.str
+    """The model it has loaded, as it was told to: a folder or a hub id."""
+    arena_size_bytes: _builtins.int
+    """Arena size."""
+    parameter_bytes: _builtins.int
+    """Bytes of parameters loaded."""
+    @_builtins.property
+    def component_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Components that hold parameters, by name and bytes."""
+
+    @_builtins.property
+    def mooncake(self) -> Global___DriverChoice:
+        """How Mooncake moves tensors to and from it: `tcp`, `rdma`, or empty where it is off."""
+
+    @_builtins.property
+    def stage_settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Settings of its role that decide bits and that the model's digest doesn't
+        cover, such as `dtype`. Workers of one role must agree in each.
+        """
+
+    def __init__(
+        self,
+        *,
+        role: _dispatch_pb2.Role.ValueType = ...,
+        address: _builtins.str = ...,
+        host_id: _builtins.str = ...,
+        process_id: _builtins.int = ...,
+        model: _builtins.str = ...,
+        arena_size_bytes: _builtins.int = ...,
+        parameter_bytes: _builtins.int = ...,
+        component_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        mooncake: Global___DriverChoice | None = ...,
+        stage_settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mooncake", b"mooncake"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "component_bytes", b"component_bytes", "host_id", b"host_id", "model", b"model", "mooncake", b"mooncake", "parameter_bytes", b"parameter_bytes", "process_id", b"process_id", "role", b"role", "stage_settings", b"stage_settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerInfo: _TypeAlias = WorkerInfo  # noqa: Y015
+
+@_typing.final
+class WorkerStatus(_message.Message):
+    """How a worker is at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
     class FetchCountByMoverEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -103,55 +229,20 @@ class Worker(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    RANK_FIELD_NUMBER: _builtins.int
-    ROLE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
-    ADDRESS_FIELD_NUMBER: _builtins.int
-    HOST_ID_FIELD_NUMBER: _builtins.int
-    PROCESS_ID_FIELD_NUMBER: _builtins.int
-    MODEL_FIELD_NUMBER: _builtins.int
-    JOB_ID_FIELD_NUMBER: _builtins.int
-    STEP_FIELD_NUMBER: _builtins.int
-    STEP_COUNT_FIELD_NUMBER: _builtins.int
-    ARENA_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     ARENA_USED_BYTES_FIELD_NUMBER: _builtins.int
     ROOM_COUNT_FIELD_NUMBER: _builtins.int
-    PARAMETER_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
-    HEARTBEAT_TIME_FIELD_NUMBER: _builtins.int
-    COMPONENT_BYTES_FIELD_NUMBER: _builtins.int
     FETCH_COUNT_BY_MOVER_FIELD_NUMBER: _builtins.int
     RINGS_FIELD_NUMBER: _builtins.int
-    MOONCAKE_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
-    rank: _builtins.int
-    """Its rank."""
-    role: _dispatch_pb2.Role.ValueType
-    """Its role."""
     state: Global___WorkerState.ValueType
     """What it is doing."""
-    address: _builtins.str
-    """`host:port` of its services."""
-    host_id: _builtins.str
-    """The host it runs on."""
-    process_id: _builtins.int
-    """Operating system's process id."""
-    model: _builtins.str
-    """The model it has loaded."""
-    job_id: _builtins.str
-    """The job it works on; empty when idle."""
-    step: _builtins.int
-    """Steps done of that job."""
-    step_count: _builtins.int
-    """Steps of that job in all."""
-    arena_size_bytes: _builtins.int
-    """Arena size."""
     arena_used_bytes: _builtins.int
     """Bytes of the arena in use."""
     room_count: _builtins.int
     """Rooms held."""
-    parameter_bytes: _builtins.int
-    """Bytes of parameters loaded."""
     device_memory_bytes: _builtins.int
     """Device memory in use, 0 on CPU."""
     waiting_for: _builtins.str
@@ -159,12 +250,8 @@ class Worker(_message.Message):
     room, or its own check. Empty where neither is so.
     """
     @_builtins.property
-    def heartbeat_time(self) -> _timestamp_pb2.Timestamp:
-        """Last sign of life."""
-
-    @_builtins.property
-    def component_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Components that hold parameters, by name and bytes."""
+    def progress(self) -> Global___StepProgress:
+        """The job it works on, and how far it is. Absent when idle."""
 
     @_builtins.property
     def fetch_count_by_mover(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
@@ -174,42 +261,59 @@ class Worker(_message.Message):
     def rings(self) -> Global___DriverChoice:
         """How it reaches the rings: `verbs` or `rpc`; empty before it has."""
 
-    @_builtins.property
-    def mooncake(self) -> Global___DriverChoice:
-        """How Mooncake moves tensors to and from it: `tcp`, `rdma`, or empty where it is off."""
-
     def __init__(
         self,
         *,
-        rank: _builtins.int = ...,
-        role: _dispatch_pb2.Role.ValueType = ...,
         state: Global___WorkerState.ValueType = ...,
-        address: _builtins.str = ...,
-        host_id: _builtins.str = ...,
-        process_id: _builtins.int = ...,
-        model: _builtins.str = ...,
-        job_id: _builtins.str = ...,
-        step: _builtins.int = ...,
-        step_count: _builtins.int = ...,
-        arena_size_bytes: _builtins.int = ...,
+        progress: Global___StepProgress | None = ...,
         arena_used_bytes: _builtins.int = ...,
         room_count: _builtins.int = ...,
-        parameter_bytes: _builtins.int = ...,
         device_memory_bytes: _builtins.int = ...,
-        heartbeat_time: _timestamp_pb2.Timestamp | None = ...,
-        component_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         fetch_count_by_mover: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         rings: Global___DriverChoice | None = ...,
-        mooncake: Global___DriverChoice | None = ...,
         waiting_for: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_time", b"heartbeat_time", "mooncake", b"mooncake", "rings", b"rings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "rings", b"rings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "arena_used_bytes", b"arena_used_bytes", "component_bytes", b"component_bytes", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "heartbeat_time", b"heartbeat_time", "host_id", b"host_id", "job_id", b"job_id", "model", b"model", "mooncake", b"mooncake", "parameter_bytes", b"parameter_bytes", "process_id", b"process_id", "rank", b"rank", "rings", b"rings", "role", b"role", "room_count", b"room_count", "state", b"state", "step", b"step", "step_count", b"step_count", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "progress", b"progress", "rings", b"rings", "room_count", b"room_count", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Worker: _TypeAlias = Worker  # noqa: Y015
+Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
+
+@_typing.final
+class StepProgress(_message.Message):
+    """How far a running stage is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEP_COUNT_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    generation: _builtins.int
+    """Its generation."""
+    step: _builtins.int
+    """Steps done."""
+    step_count: _builtins.int
+    """Steps in all; 0 for stages without steps."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        step: _builtins.int = ...,
+        step_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "job_id", b"job_id", "step", b"step", "step_count", b"step_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepProgress: _TypeAlias = StepProgress  # noqa: Y015
 
 @_typing.final
 class DriverChoice(_message.Message):

@@ -23,32 +23,35 @@ _sym_db = _symbol_database.Default()
 
 
 from triptych.v1 import room_pb2 as triptych_dot_v1_dot_room__pb2
+from triptych.v1 import rules_pb2 as triptych_dot_v1_dot_rules__pb2
 from triptych.v1 import worker_pb2 as triptych_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n triptych/v1/worker_service.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/room.proto\x1a\x18triptych/v1/worker.proto\"6\n\x10\x46\x65tchRoomRequest\x12\"\n\x04room\x18\x01 \x01(\x0b\x32\x14.triptych.v1.RoomRef\"\"\n\x11\x46\x65tchRoomResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"%\n\x12ReleaseRoomRequest\x12\x0f\n\x07room_id\x18\x01 \x01(\x06\"\x15\n\x13ReleaseRoomResponse\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x12\n\x10GetWorkerRequest\"8\n\x11GetWorkerResponse\x12#\n\x06worker\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Worker2\xbb\x02\n\rWorkerService\x12L\n\tFetchRoom\x12\x1d.triptych.v1.FetchRoomRequest\x1a\x1e.triptych.v1.FetchRoomResponse0\x01\x12P\n\x0bReleaseRoom\x12\x1f.triptych.v1.ReleaseRoomRequest\x1a .triptych.v1.ReleaseRoomResponse\x12>\n\x05\x44rain\x12\x19.triptych.v1.DrainRequest\x1a\x1a.triptych.v1.DrainResponse\x12J\n\tGetWorker\x12\x1d.triptych.v1.GetWorkerRequest\x1a\x1e.triptych.v1.GetWorkerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n triptych/v1/worker_service.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/room.proto\x1a\x17triptych/v1/rules.proto\x1a\x18triptych/v1/worker.proto\"<\n\x10\x46\x65tchRoomRequest\x12(\n\x04room\x18\x01 \x01(\x0b\x32\x14.triptych.v1.RoomRefB\x04\xa0\xb5\x18\x01\"\"\n\x11\x46\x65tchRoomResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x12\n\x10GetWorkerRequest\"8\n\x11GetWorkerResponse\x12#\n\x06worker\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Worker2\x80\x02\n\rWorkerService\x12[\n\tFetchRoom\x12\x1d.triptych.v1.FetchRoomRequest\x1a\x1e.triptych.v1.FetchRoomResponse\"\r\x8a\xb5\x18\x01\x04\x90\xb5\x18\x02\x98\xb5\x18\x01\x30\x01\x12>\n\x05\x44rain\x12\x19.triptych.v1.DrainRequest\x1a\x1a.triptych.v1.DrainResponse\x12R\n\tGetWorker\x12\x1d.triptych.v1.GetWorkerRequest\x1a\x1e.triptych.v1.GetWorkerResponse\"\x06\x8a\xb5\x18\x02\x02\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.worker_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FETCHROOMREQUEST']._serialized_start=99
-  _globals['_FETCHROOMREQUEST']._serialized_end=153
-  _globals['_FETCHROOMRESPONSE']._serialized_start=155
-  _globals['_FETCHROOMRESPONSE']._serialized_end=189
-  _globals['_RELEASEROOMREQUEST']._serialized_start=191
-  _globals['_RELEASEROOMREQUEST']._serialized_end=228
-  _globals['_RELEASEROOMRESPONSE']._serialized_start=230
-  _globals['_RELEASEROOMRESPONSE']._serialized_end=251
-  _globals['_DRAINREQUEST']._serialized_start=253
-  _globals['_DRAINREQUEST']._serialized_end=267
-  _globals['_DRAINRESPONSE']._serialized_start=269
-  _globals['_DRAINRESPONSE']._serialized_end=284
-  _globals['_GETWORKERREQUEST']._serialized_start=286
-  _globals['_GETWORKERREQUEST']._serialized_end=304
-  _globals['_GETWORKERRESPONSE']._serialized_start=306
-  _globals['_GETWORKERRESPONSE']._serialized_end=362
-  _globals['_WORKERSERVICE']._serialized_start=365
-  _globals['_WORKERSERVICE']._serialized_end=680
+  _globals['_FETCHROOMREQUEST'].fields_by_name['room']._loaded_options = None
+  _globals['_FETCHROOMREQUEST'].fields_by_name['room']._serialized_options = b'\240\265\030\001'
+  _globals['_WORKERSERVICE'].methods_by_name['FetchRoom']._loaded_options = None
+  _globals['_WORKERSERVICE'].methods_by_name['FetchRoom']._serialized_options = b'\212\265\030\001\004\220\265\030\002\230\265\030\001'
+  _globals['_WORKERSERVICE'].methods_by_name['GetWorker']._loaded_options = None
+  _globals['_WORKERSERVICE'].methods_by_name['GetWorker']._serialized_options = b'\212\265\030\002\002\004'
+  _globals['_FETCHROOMREQUEST']._serialized_start=124
+  _globals['_FETCHROOMREQUEST']._serialized_end=184
+  _globals['_FETCHROOMRESPONSE']._serialized_start=186
+  _globals['_FETCHROOMRESPONSE']._serialized_end=220
+  _globals['_DRAINREQUEST']._serialized_start=222
+  _globals['_DRAINREQUEST']._serialized_end=236
+  _globals['_DRAINRESPONSE']._serialized_start=238
+  _globals['_DRAINRESPONSE']._serialized_end=253
+  _globals['_GETWORKERREQUEST']._serialized_start=255
+  _globals['_GETWORKERREQUEST']._serialized_end=273
+  _globals['_GETWORKERRESPONSE']._serialized_start=275
+  _globals['_GETWORKERRESPONSE']._serialized_end=331
+  _globals['_WORKERSERVICE']._serialized_start=334
+  _globals['_WORKERSERVICE']._serialized_end=590
 # @@protoc_insertion_point(module_scope)

@@ -65,45 +65,6 @@ class FetchRoomResponse(_message.Message):
 Global___FetchRoomResponse: _TypeAlias = FetchRoomResponse  # noqa: Y015
 
 @_typing.final
-class ReleaseRoomRequest(_message.Message):
-    """Request of ReleaseRoom."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ROOM_ID_FIELD_NUMBER: _builtins.int
-    room_id: _builtins.int
-    """The room."""
-    def __init__(
-        self,
-        *,
-        room_id: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["room_id", b"room_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReleaseRoomRequest: _TypeAlias = ReleaseRoomRequest  # noqa: Y015
-
-@_typing.final
-class ReleaseRoomResponse(_message.Message):
-    """Response of ReleaseRoom."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReleaseRoomResponse: _TypeAlias = ReleaseRoomResponse  # noqa: Y015
-
-@_typing.final
 class DrainRequest(_message.Message):
     """Request of Drain."""
 

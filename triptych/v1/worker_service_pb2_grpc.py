@@ -28,7 +28,9 @@ if _version_not_supported:
 class WorkerServiceStub(object):
     """Served by every encoder, transformer and decoder.
 
-    Every RPC may also end with UNAVAILABLE (the worker is starting or gone).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
     """
 
     def __init__(self, channel):
@@ -41,11 +43,6 @@ class WorkerServiceStub(object):
                 '/triptych.v1.WorkerService/FetchRoom',
                 request_serializer=triptych_dot_v1_dot_worker__service__pb2.FetchRoomRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_worker__service__pb2.FetchRoomResponse.FromString,
-                _registered_method=True)
-        self.ReleaseRoom = channel.unary_unary(
-                '/triptych.v1.WorkerService/ReleaseRoom',
-                request_serializer=triptych_dot_v1_dot_worker__service__pb2.ReleaseRoomRequest.SerializeToString,
-                response_deserializer=triptych_dot_v1_dot_worker__service__pb2.ReleaseRoomResponse.FromString,
                 _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/triptych.v1.WorkerService/Drain',
@@ -62,28 +59,22 @@ class WorkerServiceStub(object):
 class WorkerServiceServicer(object):
     """Served by every encoder, transformer and decoder.
 
-    Every RPC may also end with UNAVAILABLE (the worker is starting or gone).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
     """
 
     def FetchRoom(self, request, context):
-        """Streams a room's bytes: the mover of last resort. Codes: NOT_FOUND (no such
-        room), PERMISSION_DENIED (the capability isn't the room's), INVALID_ARGUMENT.
-        Retry: safe.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ReleaseRoom(self, request, context):
-        """Releases a room. Releasing one that is gone changes nothing. Codes: none of
-        its own. Retry: safe.
+        """Streams a room's bytes: the mover of last resort. Takes no token; callers
+        show none to a worker. Codes: NOT_FOUND (no such room, or the capability
+        isn't the room's), INVALID_ARGUMENT. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Makes the worker stop claiming, finish and leave. Returns at once. Codes:
+        """Makes the worker stop claiming, finish and leave. Returns immediately. Codes:
         none of its own. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -104,11 +95,6 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.FetchRoom,
                     request_deserializer=triptych_dot_v1_dot_worker__service__pb2.FetchRoomRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_worker__service__pb2.FetchRoomResponse.SerializeToString,
-            ),
-            'ReleaseRoom': grpc.unary_unary_rpc_method_handler(
-                    servicer.ReleaseRoom,
-                    request_deserializer=triptych_dot_v1_dot_worker__service__pb2.ReleaseRoomRequest.FromString,
-                    response_serializer=triptych_dot_v1_dot_worker__service__pb2.ReleaseRoomResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -131,7 +117,9 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 class WorkerService(object):
     """Served by every encoder, transformer and decoder.
 
-    Every RPC may also end with UNAVAILABLE (the worker is starting or gone).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
     """
 
     @staticmethod
@@ -151,33 +139,6 @@ class WorkerService(object):
             '/triptych.v1.WorkerService/FetchRoom',
             triptych_dot_v1_dot_worker__service__pb2.FetchRoomRequest.SerializeToString,
             triptych_dot_v1_dot_worker__service__pb2.FetchRoomResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ReleaseRoom(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/triptych.v1.WorkerService/ReleaseRoom',
-            triptych_dot_v1_dot_worker__service__pb2.ReleaseRoomRequest.SerializeToString,
-            triptych_dot_v1_dot_worker__service__pb2.ReleaseRoomResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,7 +29,9 @@ GRPC_VERSION: str
 class WorkerServiceStub:
     """Served by every encoder, transformer and decoder.
 
-    Every RPC may also end with UNAVAILABLE (the worker is starting or gone).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
     """
 
     @_typing.overload
@@ -37,16 +39,12 @@ class WorkerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     FetchRoom: _grpc.UnaryStreamMultiCallable[_worker_service_pb2.FetchRoomRequest, _worker_service_pb2.FetchRoomResponse]
-    """Streams a room's bytes: the mover of last resort. Codes: NOT_FOUND (no such
-    room), PERMISSION_DENIED (the capability isn't the room's), INVALID_ARGUMENT.
-    Retry: safe.
-    """
-    ReleaseRoom: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ReleaseRoomRequest, _worker_service_pb2.ReleaseRoomResponse]
-    """Releases a room. Releasing one that is gone changes nothing. Codes: none of
-    its own. Retry: safe.
+    """Streams a room's bytes: the mover of last resort. Takes no token; callers
+    show none to a worker. Codes: NOT_FOUND (no such room, or the capability
+    isn't the room's), INVALID_ARGUMENT. Retry: safe.
     """
     Drain: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DrainRequest, _worker_service_pb2.DrainResponse]
-    """Makes the worker stop claiming, finish and leave. Returns at once. Codes:
+    """Makes the worker stop claiming, finish and leave. Returns immediately. Codes:
     none of its own. Retry: safe.
     """
     GetWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.GetWorkerRequest, _worker_service_pb2.GetWorkerResponse]
@@ -56,21 +54,19 @@ class WorkerServiceStub:
 class WorkerServiceAsyncStub(WorkerServiceStub):
     """Served by every encoder, transformer and decoder.
 
-    Every RPC may also end with UNAVAILABLE (the worker is starting or gone).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     FetchRoom: _aio.UnaryStreamMultiCallable[_worker_service_pb2.FetchRoomRequest, _worker_service_pb2.FetchRoomResponse]  # type: ignore[assignment]
-    """Streams a room's bytes: the mover of last resort. Codes: NOT_FOUND (no such
-    room), PERMISSION_DENIED (the capability isn't the room's), INVALID_ARGUMENT.
-    Retry: safe.
-    """
-    ReleaseRoom: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ReleaseRoomRequest, _worker_service_pb2.ReleaseRoomResponse]  # type: ignore[assignment]
-    """Releases a room. Releasing one that is gone changes nothing. Codes: none of
-    its own. Retry: safe.
+    """Streams a room's bytes: the mover of last resort. Takes no token; callers
+    show none to a worker. Codes: NOT_FOUND (no such room, or the capability
+    isn't the room's), INVALID_ARGUMENT. Retry: safe.
     """
     Drain: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DrainRequest, _worker_service_pb2.DrainResponse]  # type: ignore[assignment]
-    """Makes the worker stop claiming, finish and leave. Returns at once. Codes:
+    """Makes the worker stop claiming, finish and leave. Returns immediately. Codes:
     none of its own. Retry: safe.
     """
     GetWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.GetWorkerRequest, _worker_service_pb2.GetWorkerResponse]  # type: ignore[assignment]
@@ -79,7 +75,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by every encoder, transformer and decoder.
 
-    Every RPC may also end with UNAVAILABLE (the worker is starting or gone).
+    Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
+    required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
     """
 
     @_abc_1.abstractmethod
@@ -88,19 +86,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.FetchRoomRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.FetchRoomResponse], _abc.AsyncIterator[_worker_service_pb2.FetchRoomResponse]]:
-        """Streams a room's bytes: the mover of last resort. Codes: NOT_FOUND (no such
-        room), PERMISSION_DENIED (the capability isn't the room's), INVALID_ARGUMENT.
-        Retry: safe.
-        """
-
-    @_abc_1.abstractmethod
-    def ReleaseRoom(
-        self,
-        request: _worker_service_pb2.ReleaseRoomRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_worker_service_pb2.ReleaseRoomResponse, _abc.Awaitable[_worker_service_pb2.ReleaseRoomResponse]]:
-        """Releases a room. Releasing one that is gone changes nothing. Codes: none of
-        its own. Retry: safe.
+        """Streams a room's bytes: the mover of last resort. Takes no token; callers
+        show none to a worker. Codes: NOT_FOUND (no such room, or the capability
+        isn't the room's), INVALID_ARGUMENT. Retry: safe.
         """
 
     @_abc_1.abstractmethod
@@ -109,7 +97,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.DrainResponse, _abc.Awaitable[_worker_service_pb2.DrainResponse]]:
-        """Makes the worker stop claiming, finish and leave. Returns at once. Codes:
+        """Makes the worker stop claiming, finish and leave. Returns immediately. Codes:
         none of its own. Retry: safe.
         """
 

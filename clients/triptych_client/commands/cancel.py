@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from triptych_client.commands.session import connect, run_async
-from triptych_client.jobs import state_name
+from triptych_client.commands.session import add_connection, connect, run_async
+from triptych_client.job_ids import with_job
+from triptych_client.job_states import state_name
+from triptych_client.tables import show_line
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the jobs, and the connection."""
+    parser.add_argument("jobs", nargs="+", metavar="JOB")
+    add_connection(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -15,6 +23,6 @@ def run(args: argparse.Namespace) -> None:
 
 async def _cancel(args: argparse.Namespace) -> None:
     async with connect(args) as client:
-        for job_id in args.jobs:
-            job = await client.cancel_job(job_id)
-            print(f"{job.job_id} {state_name(job.state)}")
+        for wanted in args.jobs:
+            job = await with_job(client, wanted, client.cancel_job)
+            show_line(job.job_id, state_name(job.state))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
-
 from triptych.v1.model_pb2 import ModelDescription
-from triptych_client.commands.output import as_dict, print_json
-from triptych_client.commands.session import connect, run_async
+from triptych_client.commands.output import as_dict, print_json, show
+from triptych_client.commands.session import add_connection, connect, run_async
 from triptych_client.render import model_view
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the connection."""
+    add_connection(parser, prints_json=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -18,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json(as_dict(model))
     else:
-        Console().print(*model_view(model), sep="\n")
+        show(*model_view(model))
 
 
 async def _describe(args: argparse.Namespace) -> ModelDescription:

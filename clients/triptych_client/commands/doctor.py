@@ -12,24 +12,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from triptych import rdma_devices
 from triptych.config import WorkerConfig
 from triptych.errors import MissingExtra, NoCard, TriptychError
-from triptych.transport import host, shared_memory
-from triptych.units import bytes_text
-from triptych_client.commands.output import print_json
-from triptych_client.fleet import ROLES
+from triptych.limits import bytes_text
+from triptych.roles import ROLE_NAMES
+from triptych.transport import shared_memory
+from triptych.transport.host import SHARED_MEMORY
+from triptych_client.commands.output import print_json, show
+from triptych_client.tables import Table
 
-SHARED_MEMORY = str(host.SHARED_MEMORY)
 CAP_IPC_LOCK = 14
 """Number of the capability, in capabilities(7)."""
 LOCK_ADVICE = "for RDMA: ulimit -l unlimited (LimitMEMLOCK=infinity in systemd)"
-GOOD, ABSENT, BAD = "ok", "absent", "problem"
-STYLES = {GOOD: "green", ABSENT: "yellow", BAD: "red"}
+GOOD = "ok"
+ABSENT = "absent"
+BAD = "problem"
 
 
 class Finding(NamedTuple):
@@ -42,19 +40,19 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the form of the answer."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
 def run(args: argparse.Namespace) -> None:
-    """Look at everything; print a table, or JSON."""
+    """Look at everything; print a table, lines, or JSON."""
     findings = [look() for look in CHECKS]
     if args.json:
         print_json([finding._asdict() for finding in findings])
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("what", "", "found", "to do"):
-        table.add_column(column, overflow="fold")
-    for finding in findings:
-        state = Text(finding.state, style=STYLES[finding.state])
-        table.add_row(finding.what, state, Text(finding.found), Text(finding.advice))
-    Console().print(table)
+    rows = [(one.what, one.state, tuple(one.found.split("\n")), one.advice) for one in findings]
+    show(Table("doctor", ("what", "state", "found", "to do"), rows, "this machine", prose=("found", "to do")))
 
 
 def _devices() -> Finding:
@@ -123,7 +121,7 @@ def _shared_memory() -> Finding:
     except OSError as error:
         return Finding("shared memory", BAD, f"{SHARED_MEMORY}: {error.strerror}", f"mount a tmpfs on {SHARED_MEMORY}")
     text = f"{bytes_text(free)} free in {SHARED_MEMORY}, of {bytes_text(total) if total else 'no limit'}"
-    if shared_memory.shortage(len(ROLES) * WorkerConfig.arena_bytes):  # container runtimes often give 64 MB
+    if shared_memory.shortage(len(ROLE_NAMES) * WorkerConfig.arena_bytes):  # container runtimes often give 64 MB
         advice = f"fewer than three arenas of the default size; {shared_memory.REMEDY}"
         return Finding("shared memory", BAD, text, advice)
     if free < WorkerConfig.arena_bytes:

@@ -6,25 +6,37 @@ import argparse
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+import os
+import secrets
+import uuid
+import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from triptych import telemetry
+from triptych import config, limits, telemetry
 from triptych.config import ClientAccess
-from triptych.errors import InvalidRequest
+from triptych.errors import InvalidRequest, TriptychError
+from triptych.media.formats import FORMATS
 from triptych.v1.generation_service_pb2 import WatchJobResponse
+from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 from triptych_client.client import AsyncClient
-from triptych_client.commands.session import access, fleet_settings, role_plan, run_async
-from triptych_client.files import check_folder, output_format, write_file
-from triptych_client.fleet import check_model, embedded_fleet, threads_default
+from triptych_client.commands.output import print_paths
+from triptych_client.commands.session import access, add_access, add_devices, connect, role_plans, run_async
+from triptych_client.job_states import cut_sentences, is_over
+from triptych_client.local_fleet import SETTING_BY_NAME, check_model, embedded_fleet
+from triptych_client.preview import PreviewFile
 from triptych_client.progress import Display, display
-from triptych_client.request import GenerationFields, build_request
+from triptych_client.request import PRIORITIES, GenerationFields, build_request
+from triptych_client.result_files import check_outputs, output_format
 from triptych_client.voice import say
 
 CANCEL_TIMEOUT_S = 5.0
 """After Ctrl-C, how long to wait for an embedded fleet to take a cancellation before it is stopped anyway."""
+
+Result = tuple[str, Sequence[Path]]
+"""A closing line, and the files."""
 
 FIELDS = (
     *("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "seed"),
@@ -33,21 +45,86 @@ FIELDS = (
 """Flags that are fields of the request by the same name."""
 
 
+SETTING_NAMES = (
+    *("model", "revision", "variant", "device", "dtype", "threads", "mover", "mooncake", "rings", "rdma_device"),
+    *("arena_bytes", "trace_file"),
+)
+"""Settings that a fleet for one job can be told."""
+FLEET_SETTINGS = [SETTING_BY_NAME[name] for name in SETTING_NAMES]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a request, and of the fleet that makes it."""
+    parser.add_argument("prompt", help="what to make")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in ." + ", .".join(FORMATS))
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--endpoint", default="", metavar="HOST:PORT", help="a running fleet; without it, one is started"
+    )
+    where.add_argument("--fused", action="store_true", help="run all three stages in this process")
+    add_access(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress, and no line about job and seed")
+    request = parser.add_argument_group("request (a flag that is left out takes the model's default)")
+    request.add_argument("--negative-prompt", metavar="TEXT")
+    for name in ("height", "width", "num-frames", "num-inference-steps", "seed", "num-outputs"):
+        request.add_argument(f"--{name}", type=int, metavar="N")
+    request.add_argument("--guidance-scale", type=float, metavar="X")
+    request.add_argument("--frames-per-second", type=float, metavar="X")
+    request.add_argument("--priority", choices=PRIORITIES, help="which of the jobs that wait are begun first (normal)")
+    request.add_argument("--deadline-s", type=float, metavar="S", help="give up after so many seconds")
+    request.add_argument("--param", action="append", default=[], metavar="NAME=JSON", help="any other input")
+    request.add_argument("--media", action="append", default=[], metavar="NAME=FILE", help="an image or video")
+    about = "keep a new FILE.preview.png fresh, every N steps (1)"
+    request.add_argument("--preview", type=int, nargs="?", const=1, metavar="N", help=about)
+    for role in ("transformer", "decoder"):
+        request.add_argument(f"--{role}-rank", type=int, metavar="RANK", help=f"only this {role}")
+    config.add_flags(parser, "model and devices (without --endpoint)", FLEET_SETTINGS)
+    add_devices(parser)
+
+
 def run(args: argparse.Namespace) -> None:
     """Generate, and print the names of the files."""
     path = Path(args.output)
+    for name in ("prompt", "negative_prompt"):
+        setattr(args, name, _unicode(vars(args)[name]))
     fields = request_fields(args, output_format(path))
-    check_folder(path)
     build_request(args.prompt, **fields)  # what can't be sent is refused before anything is started
+    check_outputs(path, fields.get("num_outputs") or 1)
+    preview = PreviewFile(path) if args.preview is not None else None
+    if preview is not None:
+        preview.check()
     if not args.endpoint:
-        check_model(args.model)
+        check_model(args.model or "")
     if args.trace_file:
         args.trace_file = str(Path(args.trace_file).absolute())
-    with telemetry.setup("triptych-client", trace_file=args.trace_file), display(quiet=args.quiet) as shown:
+    with (
+        telemetry.setup("triptych-client", trace_file=args.trace_file or ""),
+        display(quiet=args.quiet) as shown,
+        preview or contextlib.nullcontext(),
+    ):
         run_it = _fused if args.fused else _served
-        paths = run_it(args, fields, path, shown)
-    for written in paths:
-        print(written)
+        told, paths = run_it(args, fields, path, Shown(shown, preview))
+    if not args.quiet:
+        say(told)
+    print_paths(paths)
+
+
+class Shown:
+    """The job as far as it is known, and its display."""
+
+    def __init__(self, display: Display, preview: PreviewFile | None) -> None:
+        self._preview = preview
+        self.say = display.say
+        self._update = display.update
+        self.job = Job()
+        """The newest; without an id before it was accepted."""
+
+    def on_update(self, update: WatchJobResponse) -> None:
+        """Show where the job stands."""
+        self.job = update.job
+        self._update(update.job)
+        if self._preview is not None and update.preview_png:
+            self._preview.write(update.preview_png)
 
 
 def request_fields(args: argparse.Namespace, format_: str) -> GenerationFields:
@@ -55,7 +132,7 @@ def request_fields(args: argparse.Namespace, format_: str) -> GenerationFields:
     flags = vars(args)
     fields: dict[str, Any] = {name: flags[name] for name in FIELDS if flags[name] is not None}
     fields["output_format"] = format_
-    fields["parameters"] = dict(_parameter(text) for text in args.param)
+    fields["parameters"] = dict(_parameter(_unicode(text)) for text in args.param)
     media: dict[str, list[Path]] = {}
     for text in args.media:
         name, file = _pair("media", text, "NAME=FILE")
@@ -71,79 +148,99 @@ def request_fields(args: argparse.Namespace, format_: str) -> GenerationFields:
     return cast(GenerationFields, fields)
 
 
-def _served(args: argparse.Namespace, fields: GenerationFields, path: Path, shown: Display) -> Sequence[Path]:
+def _served(args: argparse.Namespace, fields: GenerationFields, path: Path, shown: Shown) -> Result:
     return run_async(_serve(args, fields, path, shown))
 
 
-async def _serve(args: argparse.Namespace, fields: GenerationFields, path: Path, shown: Display) -> Sequence[Path]:
+async def _serve(args: argparse.Namespace, fields: GenerationFields, path: Path, shown: Shown) -> Result:
     async with contextlib.AsyncExitStack() as stack:
-        endpoint, proof = args.endpoint, access(args)
+        endpoint = args.endpoint
+        proof = access(args)
+        state = None
         if not endpoint:
             proof = ClientAccess()  # an embedded fleet is nobody else's
             shown.say("starting a fleet")
-            fleet = await stack.enter_async_context(embedded_fleet(args.model, shown.say, **fleet_settings(args)))
-            endpoint = fleet.endpoint
-        client = await stack.enter_async_context(AsyncClient(endpoint, access=proof))
-        job_ids: list[str] = []
+            settings = config.given(vars(args), FLEET_SETTINGS)
+            embedded = embedded_fleet(notice=shown.say, roles=role_plans(args), **settings)
+            fleet = await stack.enter_async_context(embedded)
+            endpoint, state = fleet.endpoint, fleet.plan.state
+        else:
+            async with connect(args) as impatient:  # before there is a job, so that a wrong address is told soon
+                await impatient.check_reachable()
+        client = await stack.enter_async_context(AsyncClient(endpoint, access=proof, proxy=args.proxy))
+        request_id = str(uuid.uuid4())
         try:
             generated = await client.generate(
-                args.prompt, path, on_update=_watcher(args, path, shown, job_ids), **fields
+                args.prompt, path, request_id=request_id, on_update=shown.on_update, **fields
             )
         except asyncio.CancelledError:
-            await _interrupted(args, client, job_ids)
+            await _interrupted(args, client, shown.job, request_id)
             raise
-        finally:
-            preview_path(path).unlink(missing_ok=True)
-        return generated.paths
+        except (TriptychError, OSError):
+            _failed(args, shown.job, state)
+            raise
+        _say_cuts(args, generated.job)
+        return f"job {generated.job.job_id}, seed {generated.job.seed}", generated.paths
 
 
-def _watcher(
-    args: argparse.Namespace, path: Path, shown: Display, job_ids: list[str]
-) -> Callable[[WatchJobResponse], None]:
-    def on_update(update: WatchJobResponse) -> None:
-        job_ids[:] = [update.job.job_id]
-        shown.update(update.job)
-        if args.preview is not None and update.preview_png:
-            write_file(preview_path(path), update.preview_png)
-
-    return on_update
-
-
-async def _interrupted(args: argparse.Namespace, client: AsyncClient, job_ids: Sequence[str]) -> None:
+async def _interrupted(args: argparse.Namespace, client: AsyncClient, job: Job, request_id: str) -> None:
     """An embedded fleet's job ends with it; a running fleet's goes on, and its id is said."""
-    for job_id in job_ids:
-        if args.endpoint:
-            say(f"{job_id} goes on; see it with: triptych jobs --endpoint {args.endpoint}")
-        else:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(client.cancel_job(job_id), CANCEL_TIMEOUT_S)
+    if args.endpoint and job.job_id:
+        say(f"{job.job_id} goes on; see it with: triptych jobs {job.job_id} --endpoint {args.endpoint}")
+    elif args.endpoint:
+        say(f"it isn't known whether the job was accepted; if so, it has the request id {request_id}")
+    elif job.job_id:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(client.cancel_job(job.job_id), CANCEL_TIMEOUT_S)
 
 
-def _fused(args: argparse.Namespace, fields: GenerationFields, path: Path, shown: Display) -> Sequence[Path]:
+def _failed(args: argparse.Namespace, job: Job, state: Path | None) -> None:
+    """Before the error: which job it is about, and, where it goes on or has a result, how to come by that."""
+    if not job.job_id:
+        return
+    if not args.quiet:
+        say(f"job {job.job_id}, seed {job.seed}")
+    if job.state != JOB_STATE_SUCCEEDED and is_over(job):
+        return
+    if args.endpoint:
+        verb = "download" if is_over(job) else "watch"
+        say(f"the job isn't lost; go on with: triptych {verb} {job.job_id} --endpoint {args.endpoint}")
+    elif is_over(job) and state is not None:
+        say(f"the result isn't lost; it is in {state / config.RESULTS_FOLDER / job.job_id}")
+
+
+def _fused(args: argparse.Namespace, fields: GenerationFields, path: Path, shown: Shown) -> Result:
     shown.say("loading the model")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, for those who write with them
     from triptych_client import fused  # takes seconds: it imports torch
 
-    model = fused.FusedModel.load(
-        args.model,
-        args.revision,
-        {role: role_plan(args, role) for role in fused.ROLE_NAMES},
-        args.threads or threads_default(),
-    )
-
-    def on_update(update: WatchJobResponse) -> None:
-        shown.update(update.job)
-        if update.preview_png:
-            write_file(preview_path(path), update.preview_png)
-
+    flags = config.as_flags(config.given(vars(args), FLEET_SETTINGS))
+    model = fused.FusedModel.load(config.load(config.WorkerConfig, flags), role_plans(args))
+    request = build_request(args.prompt, **fields)
+    if not request.HasField("seed"):
+        request.seed = secrets.randbelow(limits.SEED_LIMIT)
     try:
-        return model.generate(build_request(args.prompt, **fields), path, on_update)
-    finally:
-        preview_path(path).unlink(missing_ok=True)
+        paths = model.generate(request, path, shown.on_update)
+    except TriptychError:
+        if not args.quiet:
+            say(f"seed {request.seed}")
+        raise
+    _say_cuts(args, Job(tokens_cut=model.tokens_cut))
+    return f"seed {request.seed}", paths
 
 
-def preview_path(path: Path) -> Path:
-    """Where the latest preview of a result is kept while it is made."""
-    return path.with_name(f"{path.stem}.preview.png")
+def _say_cuts(args: argparse.Namespace, job: Job) -> None:
+    """What of the prompts had no effect, in time to be read before the closing line."""
+    for sentence in [] if args.quiet else cut_sentences(job):
+        say(sentence)
+
+
+def _unicode(text: str) -> str:
+    """Text of the command line, which is UTF-8 even where the locale (`LC_ALL=C`) doesn't say so."""
+    try:
+        return os.fsencode(text).decode() if text else text
+    except UnicodeDecodeError:
+        return text  # refused when the request is built
 
 
 def _parameter(text: str) -> tuple[str, Any]:

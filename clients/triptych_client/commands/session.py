@@ -1,4 +1,4 @@
-"""What commands share: running a coroutine that a signal cancels, and the fleet's flags."""
+"""What commands share: running a coroutine that a signal cancels, and the flags of connections and of roles."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from triptych.config import ClientAccess, client_access
+from triptych.config import DTYPES, ClientAccess, ControllerConfig, client_access
+from triptych.roles import ROLE_NAMES
 from triptych_client.client import AsyncClient
-from triptych_client.fleet import ROLES, RolePlan
+from triptych_client.local_fleet import RolePlan
 from triptych_client.retry import RetryPolicy
 
 Result = TypeVar("Result")
 
-PEOPLE = RetryPolicy(total_s_max=10.0)
-"""Somebody who looks at a fleet wants to know soon that it isn't there."""
+PEOPLE = RetryPolicy(total_s_max=10.0, absent_s_max=2.0)
+"""Somebody who looks at a fleet wants to know soon that it isn't there; a controller restarts in less than a second."""
 
 
 def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -35,7 +36,7 @@ async def _with_sigterm(coroutine: Coroutine[Any, Any, Result]) -> Result:
 @contextlib.asynccontextmanager
 async def connect(args: argparse.Namespace) -> AsyncIterator[AsyncClient]:
     """A client for a command that a person waits for."""
-    async with AsyncClient(args.endpoint, PEOPLE, access(args)) as client:
+    async with AsyncClient(args.endpoint, PEOPLE, access(args), args.proxy) as client:
         yield client
 
 
@@ -45,26 +46,35 @@ def access(args: argparse.Namespace) -> ClientAccess:
     return replace(found, tls=args.tls or found.tls, token_file=args.token_file or found.token_file)
 
 
-def fleet_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a `FleetPlan` that `up` and `generate` have in common."""
-    return {
-        "revision": args.revision,
-        "threads": args.threads,
-        "mover": args.mover,
-        "mooncake": args.mooncake,
-        "rings": args.rings,
-        "rdma_device": args.rdma_device,
-        "arena_bytes": args.arena_bytes,
-        "trace_file": args.trace_file,
-        "roles": {role: role_plan(args, role) for role in ROLES},
-    }
-
-
-def role_plan(args: argparse.Namespace, role: str) -> RolePlan:
-    """Count, device and dtype of a role."""
-    flags = vars(args)
-    return RolePlan(
-        count=flags.get(f"{role}s", 1),
-        device=flags[f"device_{role}"] or args.device,
-        dtype=flags[f"dtype_{role}"] or args.dtype,
+def add_connection(parser: argparse.ArgumentParser, *, prints_json: bool = False) -> None:
+    """Add the flags of `connect`; and `--json`."""
+    parser.add_argument(
+        "--endpoint", default=ControllerConfig.address, metavar="HOST:PORT", help="default: %(default)s"
     )
+    add_access(parser)
+    if prints_json:
+        parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `access`, and `--proxy`."""
+    group = parser.add_argument_group("proof of who calls (TRIPTYCH_TLS, TRIPTYCH_TOKEN_FILE, TRIPTYCH_TOKEN)")
+    group.add_argument("--tls", default="", metavar="DIR", help="folder of ca.crt and, for a role, tls.crt and tls.key")
+    group.add_argument("--token-file", default="", metavar="FILE", help="file that holds a token")
+    parser.add_argument("--proxy", metavar="URL", help="HTTP proxy, never to this machine (default: TRIPTYCH_PROXY)")
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Add flags for the device and dtype of single roles, for `role_plans`."""
+    group = parser.add_argument_group("roles that differ")
+    for role in ROLE_NAMES:
+        group.add_argument(f"--device-{role}", default="", metavar="DEVICE", help=f"device of the {role}")
+        group.add_argument(f"--dtype-{role}", default="", choices=DTYPES, help=f"dtype of the {role}")
+
+
+def role_plans(args: argparse.Namespace) -> dict[str, RolePlan]:
+    """Count, device and dtype of each role."""
+    flags = vars(args)
+    return {
+        role: RolePlan(flags.get(f"{role}s", 1), flags[f"device_{role}"], flags[f"dtype_{role}"]) for role in ROLE_NAMES
+    }

@@ -10,36 +10,66 @@ import asyncio
 import os
 import signal
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any
 
-from triptych_client.commands.session import fleet_settings
-from triptych_client.fleet import Fleet, FleetPlan
+from triptych import config
+from triptych.config import ControllerConfig
+from triptych.errors import InvalidRequest
+from triptych.roles import ROLE_NAMES
+from triptych.transport import shared_memory
+from triptych_client.commands.session import add_devices, role_plans
+from triptych_client.local_fleet import (
+    COMMON_SETTINGS,
+    CONTROLLER_SETTINGS,
+    SETTING_BY_NAME,
+    WORKER_SETTINGS,
+    Fleet,
+    FleetPlan,
+)
 from triptych_client.voice import Voice, say
+
+FLAG_NAMES = {"address": "endpoint", "client_address": "client_endpoint"}
+"""Settings whose flags have the names that clients know."""
+ABOUTS = {
+    "state": "journal, results, logs",
+    "tls": "mutual TLS; a folder that `triptych certs init` made (default: no TLS)",
+    "tokens": "clients' tokens; a file that `triptych tokens add` made",
+    "metrics_port": "Prometheus: the controller's port; workers take the next ones (default: none)",
+    "threads": "torch threads of each worker (default: the cores, shared)",
+    "device": "torch device of all roles",
+    "dtype": "element type of the weights of all roles",
+}
+"""Settings that mean more for a fleet than for one process."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for everything that a fleet can be told."""
+    for role in ROLE_NAMES:
+        parser.add_argument(f"--{role}s", type=int, default=1, metavar="N", help=f"{role} processes (default: 1)")
+    config.add_flags(parser, "every process", COMMON_SETTINGS, FLAG_NAMES, ABOUTS)
+    config.add_flags(parser, "the controller", CONTROLLER_SETTINGS, FLAG_NAMES, ABOUTS)
+    config.add_flags(parser, "the workers", WORKER_SETTINGS, FLAG_NAMES, ABOUTS)
+    add_devices(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run until a signal comes or a process can't be kept running. Raises KeyboardInterrupt where it was killed."""
-    plan = FleetPlan(
-        model=args.model,
-        state=Path(args.state),
-        address=args.endpoint,
-        result_url=args.result_url,
-        metrics_port=args.metrics_port,
-        tls=args.tls,
-        tokens=args.tokens,
-        client_address=args.client_endpoint,
-        drain_timeout_s=args.drain_timeout_s,
-        **fleet_settings(args),
-    )
-    if shortage := plan.shared_memory_shortage():
+    settings = config.given(vars(args), SETTING_BY_NAME.values(), FLAG_NAMES)
+    defaults = {"model": "", "state": ControllerConfig.state, "address": ControllerConfig.address}
+    plan = FleetPlan(**{**defaults, **settings}, roles=role_plans(args))
+    try:
+        plan.log_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequest("state", str(plan.state), f"a folder, or a name for one ({error.strerror})") from error
+    if shortage := shared_memory.shortage(plan.arenas_bytes):
         say(shortage)
     with Voice() as voice:
         asyncio.run(_up(plan, voice))
 
 
 async def _up(plan: FleetPlan, voice: Voice) -> None:
-    stop, killed = asyncio.Event(), asyncio.Event()
+    stop = asyncio.Event()
+    killed = asyncio.Event()
     fleet = Fleet(plan, notice=voice.say)
 
     def on_signal(number: int) -> None:
@@ -54,7 +84,7 @@ async def _up(plan: FleetPlan, voice: Voice) -> None:
             asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
     try:
         if await _unless(stop, fleet.start()):
-            more = f" and, for clients with a token, {plan.client_address}" if plan.client_address else ""
+            more = f" and, for clients with a token, {address}" if (address := plan.config.client_address) else ""
             voice.say(f"the fleet is ready on {fleet.endpoint}{more}; logs are in {plan.log_folder}; Ctrl-C drains it")
             await _unless(stop, fleet.supervisor.wait())
         voice.say("draining" + ("; Ctrl-C again kills" if _has_person() else ""))
@@ -67,7 +97,8 @@ async def _up(plan: FleetPlan, voice: Voice) -> None:
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     """Run `work` until its end (true, or its error) or until `stop` (false)."""
-    running, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    running = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
         if running.done():
@@ -80,5 +111,5 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 
 def _has_person() -> bool:
-    """Whether a Ctrl-C may come from somebody at a terminal."""
+    """Whether a Ctrl-C may come from a person at a terminal."""
     return any(os.isatty(descriptor) for descriptor in (0, 2))

@@ -1,8 +1,8 @@
-"""Rings over RDMA: one-sided reads, writes and atomics on the controller's memory, which spends no CPU on them.
+"""Rings over RDMA: one-sided reads, writes and atomics on the controller's memory, at no cost of its CPU.
 
-| file | what |
+| file | subject |
 | --- | --- |
-| `card` | the seam to a binding, and the constants of a connection |
+| `card` | the interface to a binding, and the constants of a connection |
 | `pyverbs_card`, `ibverbs_card` | the two bindings behind it |
 | `driver` | runs programs over a connected queue pair |
 | `host` | the controller's side: the memory, one queue pair for each rank, a loopback pair for itself |

@@ -1,8 +1,8 @@
-"""The seam between the rings and verbs: an opened card, its queue pairs, and the constants of a connection.
+"""The interface between rings and verbs: an opened card, its queue pairs, and the constants of a connection.
 
-Everything here is in the terms of the InfiniBand specification. Two bindings implement it, each in a file of its own:
-pyverbs, which comes with the machine's rdma-core, and the wheel `ibverbs`. Their calls block for microseconds, raise
-OSError, and belong to one thread.
+The terms are those of the InfiniBand specification. Two bindings implement it, each in a file of its own: pyverbs,
+which comes with the machine's rdma-core, and the wheel `ibverbs`. Their calls block for microseconds, raise OSError,
+and belong to one thread.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from triptych import rdma_devices as devices
 from triptych.errors import NoCard
 
 BINDINGS = {"pyverbs": "PyverbsCard", "ibverbs": "IbverbsCard"}
-"""Bindings in the order in which they are tried, and the class of each. pyverbs fits its machine by construction."""
+"""The class of each binding, in the order in which they are tried. pyverbs always fits its machine."""
 INSTALL = (
     "install the system package python3-pyverbs for the system's own Python (with a virtual environment, link its "
     "folder pyverbs into site-packages), or: pip install 'triptych[rdma]'"
 )
 
 ACK_TIMEOUT = 16
-"""Local ACK timeout, 4.096 µs · 2^16 = 268 ms: an age for any fabric, and longer than a busy host stalls soft-RoCE."""
+"""Local ACK timeout, 4.096 µs · 2^16 = 268 ms: long for any fabric, and longer than a busy host stalls soft-RoCE."""
 RETRIES = 6
-"""Sends again after a timeout, so that a dead peer is given up after 2 s. Not 7: soft-RoCE then never gives up."""
+"""Retries after a timeout, so that a dead peer is given up after 2 s. With 7, soft-RoCE never gives up."""
 RNR_RETRIES = 3
 MIN_RNR_TIMER = 12
-"""0.64 ms. Nobody here receives, so `receiver not ready` doesn't occur; the specification wants a value."""
+"""0.64 ms. The specification wants a value, but `receiver not ready` can't occur, because no end receives."""
 HOP_LIMIT = 64
-"""As an IP packet's: RoCE v2 is routed."""
+"""The usual limit of IP packets, since RoCE v2 is routed."""
 READ_ATOMIC_DEPTH_MAX = 16
-"""Reads and atomics under way at once. More wait in the card; a chain is seldom longer."""
+"""Most reads and atomics at the same time. More of them wait in the card, but chains are rarely longer."""
 PACKET_SEQUENCE_BITS = 24
 
 
 class Opcode(IntEnum):
-    """`ibv_wr_opcode`, the ones that rings need."""
+    """The values of `ibv_wr_opcode` that rings need."""
 
     WRITE = 0
     READ = 4
@@ -47,7 +47,7 @@ class Opcode(IntEnum):
 
 
 class Rights(IntFlag):
-    """`ibv_access_flags`: what a peer may do with the memory. `LOCAL` is what the card itself may."""
+    """`ibv_access_flags`: a peer's rights to the memory. `LOCAL` is the card's own right to write."""
 
     LOCAL = 1
     WRITE = 2
@@ -56,7 +56,7 @@ class Rights(IntFlag):
 
 
 FULL_RIGHTS = Rights.LOCAL | Rights.WRITE | Rights.READ | Rights.ATOMIC
-"""What a worker needs on the rings' memory."""
+"""A worker's rights to the rings' memory."""
 
 
 class Status(IntEnum):
@@ -79,7 +79,7 @@ class Status(IntEnum):
 
 
 class Peer(NamedTuple):
-    """What one end of a reliable connection must know of the other."""
+    """One end of a reliable connection, as the other must know it."""
 
     queue_pair_number: int
     packet_sequence_number: int
@@ -87,11 +87,11 @@ class Peer(NamedTuple):
     lid: int
     mtu_bytes: int
     read_atomic_depth: int
-    """Reads and atomics that it answers, or has under way, at once."""
+    """Most reads and atomics that it answers, or has under way, at the same time."""
 
 
 class WorkRequest(NamedTuple):
-    """One operation for the card. `first` is what is compared or added, `second` what is swapped in."""
+    """One operation for the card. An atomic compares with or adds `first`, and swaps in `second`."""
 
     opcode: Opcode
     local_address: int
@@ -106,25 +106,25 @@ class WorkRequest(NamedTuple):
 class QueuePair(Protocol):
     """A reliable connection with a protection domain, a completion queue and one memory region of its own.
 
-    A domain for each is what confines a peer: a key counts only on the connection that it was made for.
+    The domain confines the peer: a key is valid only on the connection that it was made for.
     """
 
     peer: Peer
     """This end, for the other."""
     remote_key: int
-    """By which the other end names the memory."""
+    """The other end's key to the memory."""
 
     def connect(self, other: Peer, *, initiates: bool) -> None:
-        """Connect; an end that doesn't initiate stays in the state Ready To Receive: it answers and can't ask."""
+        """Connect. An end that doesn't initiate stays in the state Ready To Receive: it only answers."""
 
     def post(self, requests: Sequence[WorkRequest], remote_key: int) -> None:
-        """Hand the requests to the card as one list. The last gives a completion, any other only where it fails."""
+        """Hand the requests to the card as one list. The last gives a completion, another one only if it fails."""
 
     def poll(self) -> int | None:
-        """The status of the next completion, `Status` where it has a name there; None when there is none yet."""
+        """The status of the next completion, usually a `Status`; None if there is none yet."""
 
     def close(self) -> None:
-        """Tear everything down. When this returns no operation of the other end can land any more."""
+        """Tear everything down. Afterwards no operation of the other end can change the memory."""
 
 
 class Card(Protocol):
@@ -141,7 +141,7 @@ class Card(Protocol):
 
 
 class Settings(NamedTuple):
-    """How a queue pair is connected, worked out once for both bindings."""
+    """The settings of a connection, computed in one place for both bindings."""
 
     mtu_code: int
     """`ibv_mtu`: 1 to 5 for 256 to 4096 bytes."""
@@ -151,13 +151,13 @@ class Settings(NamedTuple):
 
     @classmethod
     def of(cls, place: devices.Place, own: Peer, other: Peer) -> Settings:
-        """For a connection between two ends."""
+        """The settings for a connection between two ends."""
         depth = max(1, min(own.read_atomic_depth, other.read_atomic_depth))
         return cls(mtu_code(min(own.mtu_bytes, other.mtu_bytes)), place.link_layer == devices.ETHERNET, depth)
 
 
 def refusal(place: devices.Place, error: OSError) -> str:
-    """What to say of a card that makes no queue pair."""
+    """The error text for a card that makes no queue pair."""
     hint = "; is the limit of locked memory (ulimit -l) too low?" if error.errno == errno.ENOMEM else ""
     return f"{place} refuses a queue pair: {error}{hint}"
 
@@ -175,7 +175,7 @@ def mtu_code(size_bytes: int) -> int:
 def open_card(setting: str = "", binding: str = "") -> Card:
     """Open the device that the setting names (see `devices`), with the first binding that works or the given one.
 
-    Raises NoCard with the reason, InvalidRequest for a setting that names what isn't there.
+    Raises NoCard with the reason, InvalidRequest for a setting that names no existing device.
     """
     place = devices.choose(setting, devices.ports())
     failures = []
@@ -193,7 +193,7 @@ def open_card(setting: str = "", binding: str = "") -> Card:
 
 
 def find_binding(name: str) -> Callable[[devices.Place], Card] | str:
-    """The card's class of a binding, or a sentence that says why it can't be had."""
+    """The card class of a binding, or a sentence that says why it can't be loaded."""
     try:
         module = importlib.import_module(f"triptych.rings.verbs.{name}_card")
     except ModuleNotFoundError:

@@ -1,11 +1,11 @@
 """Runs the ring's programs over a connected queue pair: each chain is one post and one completion.
 
-Everything a chain reads or writes goes through one buffer that was registered with the connection. The wait for a
-completion polls, because it takes microseconds, and yields the core between two looks. It has a bound: the card gives
-up on a silent peer by itself after two seconds, and a card that never answers is given up here.
+All data of a chain goes through one buffer that was registered with the connection. The wait for a completion polls,
+because it takes microseconds, and yields the core between two looks. The card gives up on a silent peer after two
+seconds; a bound here ends the wait for a card that never answers.
 
-After any failure the connection is over, and what the chain under way has done is unknown. Nothing after it is done:
-the program is abandoned, and the controller undoes what it had half done when the worker connects anew.
+Any failure ends the connection. The outcome of its chain is unknown, and the program is abandoned. The controller
+undoes its half-done operations when the worker connects again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from triptych.errors import RingRefused, RingUnreachable
-from triptych.memory import address_of
+from triptych.rdma_devices import address_of
 from triptych.rings import layout
 from triptych.rings.layout import Geometry
 from triptych.rings.program import CompareSwap, FetchAdd, Operation, Program, Read, Write, drive
@@ -27,7 +27,7 @@ from triptych.rings.verbs.card import Card, Opcode, QueuePair, Rights, Status, W
 T = TypeVar("T")
 
 CHAIN_TIMEOUT_S = 5.0
-"""Bound of one chain: more than twice what the card takes to give up on a dead peer, below the worker timeout."""
+"""Bound of one chain: over twice the time after which the card gives up on a dead peer, below the worker timeout."""
 CHAIN_EXTRA_OPERATIONS = 8
 """A chain may have one operation for each slot and a few more."""
 
@@ -35,7 +35,7 @@ _REFUSED = frozenset({Status.REM_ACCESS_ERR, Status.REM_INV_REQ_ERR, Status.REM_
 
 
 class Connection:
-    """A queue pair that initiates, its buffer, and counters. One thread's; a context manager would outlive its use."""
+    """A queue pair that initiates, its buffer, and counters. Belongs to one thread, which closes it."""
 
     def __init__(self, card: Card, geometry: Geometry, *, timeout_s: float = CHAIN_TIMEOUT_S) -> None:
         """Register the buffer; connect afterwards with `queue_pair.connect`. Raises OSError."""
@@ -53,9 +53,9 @@ class Connection:
         """Operations in them."""
 
     def run(self, chain: Sequence[Operation], base_address: int, remote_key: int, swapped: bool) -> tuple[Any, ...]:
-        """Perform a chain on the far memory at `base_address`; the results, as `program` describes them.
+        """Perform a chain on the far memory at `base_address` and return its results.
 
-        Raises RingUnreachable and RingRefused, and from then on RingUnreachable for every call.
+        Raises RingUnreachable and RingRefused; after either, every call raises RingUnreachable.
         """
         if self.is_broken:
             raise RingUnreachable("the connection to the rings is broken")
@@ -74,15 +74,19 @@ class Connection:
         self._buffer.close()
 
     def _requests(self, chain: Sequence[Operation], base_address: int) -> tuple[list[WorkRequest], list[int]]:
-        """The chain for the card, and where in the buffer each operation's bytes are."""
+        """The chain for the card, and the place of each operation's bytes in the buffer."""
         assert len(chain) <= self.chain_length_max
-        requests, places, position, follows_answer = [], [], 0, False
+        requests = []
+        places = []
+        position = 0
+        follows_answer = False
         for operation in chain:
             opcode, size_bytes, first, second = _translated(operation)
             if isinstance(operation, Write):
                 self._buffer[position : position + size_bytes] = operation.data
             is_fenced = follows_answer and opcode is not Opcode.READ
-            local, remote = self._address + position, base_address + operation.offset
+            local = self._address + position
+            remote = base_address + operation.offset
             requests.append(WorkRequest(opcode, local, size_bytes, remote, first, second, is_fenced))
             places.append(position)
             position += -(-size_bytes // layout.WORD_BYTES) * layout.WORD_BYTES
@@ -130,17 +134,21 @@ class VerbsDriver:
     is_shared = True
 
     def __init__(self, connection: Connection, base_address: int, remote_key: int) -> None:
-        self._connection, self._base_address, self._remote_key = connection, base_address, remote_key
+        self._connection = connection
+        self._base_address = base_address
+        self._remote_key = remote_key
         self.answers_swapped = False
 
     def execute(self, program: Program[T]) -> T:
         """See `program.Driver`."""
-        run, base_address, key = self._connection.run, self._base_address, self._remote_key
-        return drive(program, lambda chain: run(chain, base_address, key, self.answers_swapped))
+        return drive(
+            program,
+            lambda chain: self._connection.run(chain, self._base_address, self._remote_key, self.answers_swapped),
+        )
 
 
 def _translated(operation: Operation) -> tuple[Opcode, int, int, int]:
-    """Opcode, bytes at this end, and the operands of an atomic."""
+    """The opcode, the number of bytes in the buffer, and the operands of an atomic."""
     match operation:
         case Read():
             return Opcode.READ, operation.size_bytes, 0, 0

@@ -1,13 +1,13 @@
 """The controller's side: the rings' memory, a queue pair for each rank, and a loopback pair for the controller itself.
 
-Atomics of a card are atomic among each other and not with the CPU's, and not with another card's. So this process
-never touches the memory: the controller, too, goes through the card, by a queue pair connected to its own other end.
-And one card serves all ranks.
+A card's atomics are atomic with each other, but not with the CPU's or another card's. So one card serves all ranks, and
+this process never touches the memory: the controller goes through the card as well, by a queue pair that is connected
+to its own other end.
 
-A rank's key counts on its own connection only, because each has a protection domain and a registration of its own.
-(Memory windows would do the same with one registration; but not every card has them, and each needs a work request to
-bind.) The rank's end can ask; this end stays in Ready To Receive and only answers. Cutting a rank off destroys its
-queue pair, and with it whatever was still on its way: that is the fence which must come before a reap.
+A rank's key is valid on its own connection only, because each connection has its own protection domain and
+registration. (Memory windows would need one registration only, but not every card has them, and each needs a work
+request to bind.) The rank's end initiates; this end stays in Ready To Receive and only answers. Cutting a rank off
+destroys its queue pair, and with it all operations on their way: that is the fence which must come before a reap.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from triptych.errors import InvalidRequest, NoCard
-from triptych.memory import address_of
+from triptych.rdma_devices import address_of
 from triptych.rings.layout import Geometry
 from triptych.rings.verbs.card import FULL_RIGHTS, Card, Peer, QueuePair, Rights, refusal
 from triptych.rings.verbs.driver import Connection, VerbsDriver
@@ -28,7 +28,7 @@ QUEUE_DEPTH = 1
 
 
 class Opened(NamedTuple):
-    """What a rank needs to reach the memory."""
+    """The values that a rank needs to reach the memory."""
 
     peer: Peer
     remote_key: int
@@ -38,8 +38,9 @@ class RingHost:
     """See the module's docstring. Its owner closes it; everything belongs to one thread."""
 
     def __init__(self, card: Card, ring_count: int, geometry: Geometry = Geometry()) -> None:  # noqa: B008  (immutable)
-        """Take memory for `ring_count` rings and connect the loopback pair. Raises NoCard where the card refuses."""
-        self.card, self.geometry = card, geometry
+        """Take memory for `ring_count` rings and connect the loopback pair. Raises NoCard if the card refuses."""
+        self.card = card
+        self.geometry = geometry
         self._memory = mmap.mmap(-1, ring_count * geometry.ring_bytes)
         self._address = address_of(self._memory)
         self._by_rank: dict[int, QueuePair] = {}
@@ -55,7 +56,7 @@ class RingHost:
             raise NoCard(f"the controller's {refusal(self.card.place, error)}") from error
 
     def address(self, index: int) -> int:
-        """Where ring number `index` lies."""
+        """The address of ring number `index`."""
         return self._address + index * self.geometry.ring_bytes
 
     def driver(self, index: int) -> VerbsDriver:
@@ -63,9 +64,9 @@ class RingHost:
         return VerbsDriver(self._loopback, self.address(index), self._far_end.remote_key)
 
     def connect(self, rank: int, other: Peer, rights: Rights = FULL_RIGHTS) -> Opened:
-        """Give a rank a connection of its own, in place of any that it had.
+        """Give a rank a connection of its own, in place of any earlier one.
 
-        Raises NoCard where this card refuses, InvalidRequest for an address that can't be one.
+        Raises NoCard if this card refuses, InvalidRequest for an impossible address.
         """
         self.disconnect(rank)
         try:
@@ -80,7 +81,7 @@ class RingHost:
         return Opened(pair.peer, pair.remote_key)
 
     def disconnect(self, rank: int) -> None:
-        """Cut a rank off: when this returns nothing of it can land any more. Harmless where it has no connection."""
+        """Cut a rank off, if it is connected: afterwards none of its operations can change the memory."""
         pair = self._by_rank.pop(rank, None)
         if pair is not None:
             pair.close()
@@ -91,7 +92,7 @@ class RingHost:
         return sorted(self._by_rank)
 
     def close(self) -> None:
-        """Cut everybody off and give the memory back."""
+        """Cut all ranks off and give the memory back."""
         for pair in self._by_rank.values():
             self._parts.callback(pair.close)
         self._by_rank.clear()

@@ -42,7 +42,8 @@ class IbverbsQueuePair:
     """See `card.QueuePair`."""
 
     def __init__(self, owner: IbverbsCard, address: int, size_bytes: int, rights: Rights, depth: int) -> None:
-        self._card, self._rights = owner, rights
+        self._card = owner
+        self._rights = rights
         with ExitStack() as parts:
             domain = parts.enter_context(closing(owner.context.alloc_pd()))
             completions = self._completions = parts.enter_context(closing(owner.context.create_cq(depth)))

@@ -24,7 +24,7 @@ from triptych.rings.verbs.card import Opcode, Peer, Rights, Settings, WorkReques
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """pyverbs has errors of its own kind."""
+    """Raise pyverbs' errors as OSErrors."""
     try:
         yield
     except PyverbsError as error:
@@ -59,14 +59,15 @@ class PyverbsQueuePair:
     """See `card.QueuePair`."""
 
     def __init__(self, owner: PyverbsCard, address: int, size_bytes: int, rights: Rights, depth: int) -> None:
-        self._card, self._rights = owner, rights
+        self._card = owner
+        self._rights = rights
         with _os_errors(), ExitStack() as parts:
             domain = parts.enter_context(closing(PD(owner.context)))
             self._completions = parts.enter_context(closing(CQ(owner.context, depth)))
             self._region = parts.enter_context(closing(MR(domain, size_bytes, int(rights), address=address)))
             cap = QPCap(max_send_wr=depth, max_recv_wr=1, max_send_sge=1, max_recv_sge=1, max_inline_data=0)
             queues = {"scq": self._completions, "rcq": self._completions}
-            # pyverbs would have every request give a completion; one for each list is what `post` promises
+            # By default every request gives a completion; `post` promises one for each list.
             attributes = QPInitAttr(qp_type=IBV_QPT_RC, cap=cap, sq_sig_all=0, **queues)
             self._pair = parts.enter_context(closing(QP(domain, attributes)))
             self._parts = parts.pop_all()

@@ -1,8 +1,8 @@
-"""A ring that a worker reaches by itself, over RDMA. The controller spends no CPU on it.
+"""A ring that a worker reaches over RDMA. The controller spends no CPU on it.
 
-Each method runs one program to its end between two awaits, which takes microseconds: a cancelled call has done all or
-nothing. Nothing is tried again here. When a connection breaks, the call raises RingUnreachable (or Fenced, where the
-rank was cut off, which is found out at once), and the next one goes over a new connection.
+Each method runs one program to its end between two awaits, which takes microseconds, so a cancelled call has done all
+or nothing. There are no retries. When a connection breaks, the call raises RingUnreachable (or Fenced, if the rank was
+cut off), and the next call goes over a new connection.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from triptych.errors import Fenced, LeaseLost, RingRefused, RingUnreachable
 from triptych.rings import protocol
 from triptych.rings.layout import Geometry
 from triptych.rings.program import Program
-from triptych.rings.ring import Claimed, check_rank, dispatch_in, held_of, lease_of, payload_of
+from triptych.rings.ring import Claimed, Member, check_rank, dispatch_in, held_of, lease_of, payload_of
 from triptych.rings.verbs.connector import Connector
 from triptych.rings.waiting import Waiters
 from triptych.v1.dispatch_pb2 import Dispatch
@@ -26,14 +26,13 @@ T = TypeVar("T")
 
 
 class VerbsRing:
-    """A `Ring` over a connector; `rank` is the worker's, `on_change` is told when it made something claimable."""
+    """A `Ring` over a connector. It tells `member`, the worker, when it made something claimable."""
 
-    def __init__(
-        self, connector: Connector, name: RingName.ValueType, rank: Callable[[], int], on_change: Callable[[], None]
-    ) -> None:
+    def __init__(self, connector: Connector, name: RingName.ValueType, member: Member) -> None:
         self.name = name
-        self._connector, self._geometry = connector, connector.geometry
-        self._rank, self._on_change = rank, on_change
+        self._connector = connector
+        self._geometry = connector.geometry
+        self._member = member
         self._choose = random.Random().randrange
         self._waiters = Waiters(polls=True)
 
@@ -44,15 +43,16 @@ class VerbsRing:
 
     async def publish(self, dispatch: Dispatch, target_rank: int) -> int:
         """See `Ring.publish`. After RingUnreachable the entry may be there all the same; a second does no harm."""
-        payload, rank = payload_of(dispatch, target_rank, self._geometry), self._rank()
+        payload = payload_of(dispatch, target_rank, self._geometry)
+        rank = self._member.membership.rank
         ticket = await self._run(
             rank, lambda: protocol.publish(self._geometry, payload, rank, target_rank, self._choose)
         )
-        self._on_change()
+        self._member.changed(self.name)
         return ticket
 
     async def claim(self, rank: int, wait_s: float = 0.0) -> Claimed | None:
-        """See `Ring.claim`. It polls, ever more slowly, and looks at once when there is a hint."""
+        """See `Ring.claim`. It polls, more and more slowly, and looks immediately when there is a hint."""
         check_rank("rank", rank, least=1)
         return await self._waiters.claim(rank, wait_s, self._take)
 
@@ -63,7 +63,7 @@ class VerbsRing:
     async def nack(self, lease: Lease) -> None:
         """See `Ring.nack`. After RingUnreachable, LeaseLost may mean that the first try succeeded."""
         await self._end(lease, protocol.nack)
-        self._on_change()
+        self._member.changed(self.name)
 
     def hint(self) -> None:
         """See `Ring.hint`."""
@@ -87,11 +87,12 @@ class VerbsRing:
         self._connector.drop(lease)
 
     async def _run(self, rank: int, make: Callable[[], Program[T]]) -> T:
-        if rank != self._rank():
+        membership = self._member.membership
+        if rank != membership.rank:
             raise Fenced(f"rank {rank} is no longer this worker's")
-        driver = await self._connector.driver(self.name, rank)
+        driver = await self._connector.driver(self.name, membership)
         try:
             return driver.execute(make())
         except (RingRefused, RingUnreachable):
-            await self._connector.driver(self.name, rank)  # raises Fenced where that is the reason
+            await self._connector.driver(self.name, membership)  # raises Fenced where that is the reason
             raise

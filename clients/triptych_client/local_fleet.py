@@ -1,0 +1,289 @@
+"""A fleet on this machine: which processes it has, in which order they start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from triptych import limits
+from triptych.config import ControllerConfig, WorkerConfig, as_flags, load, module_path
+from triptych.errors import InvalidRequest, MissingExtra, Unavailable
+from triptych.model.names import is_hub_id
+from triptych.roles import ROLE_NAMES
+from triptych.transport import shared_memory
+from triptych_client import endings
+from triptych_client.launcher import Notice, RestartPolicy, Supervisor, notify
+from triptych_client.processes import ProcessSpec
+from triptych_client.waits import telling
+
+CONTROLLER = "controller"
+SERVICES = "triptych_services" if (Path(__file__).parents[1] / "triptych_services").is_dir() else "services"
+"""The package of the services: a wheel installs it beside this one, a checkout has it at its top."""
+
+WORKERS_OF_ROLE_MAX = 64
+"""More processes of one role than any one machine has devices for."""
+
+START_TIMEOUT_S = 900.0
+"""Longest start, beside what reading the weights takes (`triptych.limits`): packages, devices, a first job."""
+HUB_START_TIMEOUT_S = 86_400.0
+"""Longest start with a model of the hub, which may have to be downloaded first, over a slow line: a day."""
+
+STOP_MARGIN_S = 10.0
+"""What a drained process may take beyond its own drain timeout before it is killed."""
+
+
+PLACEHOLDER = "127.0.0.1:1"
+"""The controller's address where it isn't known yet."""
+_COMMAND_WORDS = 4
+"""Of a process's command line, before its flags."""
+
+EMBEDDED_DRAIN_TIMEOUT_S = 5.0
+"""An embedded fleet has nothing left to finish when it stops."""
+
+OWN_SETTINGS = frozenset(("controller", "instance_id", "token_file"))
+"""Settings of a worker that the launcher gives: where the controller is, and who the worker is. Here it proves that by
+its role's certificate."""
+_CONTROLLERS = {f.name: f for f in fields(ControllerConfig)}
+_WORKERS = {f.name: f for f in fields(WorkerConfig) if f.name not in ("address", "client_address", *OWN_SETTINGS)}
+COMMON_SETTINGS = [f for name, f in _CONTROLLERS.items() if name in _WORKERS]
+CONTROLLER_SETTINGS = [f for name, f in _CONTROLLERS.items() if name not in _WORKERS]
+WORKER_SETTINGS = [f for name, f in _WORKERS.items() if name not in _CONTROLLERS]
+SETTING_BY_NAME = {f.name: f for f in (*COMMON_SETTINGS, *CONTROLLER_SETTINGS, *WORKER_SETTINGS)}
+"""What a fleet can be told, by name."""
+
+
+@dataclass(frozen=True)
+class RolePlan:
+    """The workers of one role. An empty device or dtype is that of the fleet's settings."""
+
+    count: int = 1
+    device: str = ""
+    dtype: str = ""
+
+
+class FleetPlan:
+    """A controller and its workers, as command lines."""
+
+    def __init__(
+        self,
+        model: str,
+        state: Path | str,
+        roles: Mapping[str, RolePlan] | None = None,
+        logs: Path | None = None,
+        **settings: Any,
+    ) -> None:
+        """`settings` are fields of `ControllerConfig` and `WorkerConfig`. Each process gets those that it has.
+
+        What isn't given is left to the processes' own environment and defaults, with these exceptions: `address` is the
+        controller's, and a free port that it keeps over restarts; `threads` divides the cores among the workers.
+        `metrics_port` is the controller's, and workers take the next ones; of `tls` each process takes the folder of
+        its role. `logs` is by default a folder in `state`. Raises InvalidRequest.
+        """
+        check_model(model)
+        self.model = model
+        self.state = Path(state)
+        self.roles = roles or {role: RolePlan() for role in ROLE_NAMES}
+        self.log_folder = logs or self.state / "logs"
+        for name, value in settings.items():
+            if name not in SETTING_BY_NAME:
+                raise InvalidRequest(name, value, "one of the settings " + ", ".join(sorted(SETTING_BY_NAME)))
+        self._settings = {"address": "127.0.0.1:0", **settings}
+        for role, plan in self.roles.items():
+            if not 1 <= plan.count <= WORKERS_OF_ROLE_MAX:
+                raise InvalidRequest(f"{role}s", plan.count, f"1 to {WORKERS_OF_ROLE_MAX}")
+        # Each process refuses bad settings itself, but some of them when others run already.
+        self.config = load(ControllerConfig, self.controller().argv[_COMMAND_WORDS:])
+        """The controller's settings."""
+        workers = [load(WorkerConfig, spec.argv[_COMMAND_WORDS:]) for spec in self.workers(PLACEHOLDER)]
+        self.arenas_bytes = sum(worker.arena_bytes for worker in workers)
+        if not settings.get("tls") and (self.config.tokens or self.config.client_address):
+            raise InvalidRequest("tls", "", "a folder of certificates, where there are tokens or a client endpoint")
+
+    @property
+    def worker_count(self) -> int:
+        """Workers of all roles."""
+        return sum(plan.count for plan in self.roles.values())
+
+    @property
+    def start_timeout_s(self) -> float:
+        """How long the start may take: the longer, the more there is to read."""
+        folder = Path(self.model)
+        if not folder.is_dir():
+            return HUB_START_TIMEOUT_S
+        size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return START_TIMEOUT_S + limits.allowance_s(size_bytes, limits.DISK_BYTES_PER_S_MIN)
+
+    def controller(self) -> ProcessSpec:
+        """The controller's process."""
+        argv = self._argv(CONTROLLER, _CONTROLLERS, 0, state=self.state)
+        return ProcessSpec(CONTROLLER, argv, _environment(), keeps_address=True)
+
+    def workers(self, controller_address: str) -> list[ProcessSpec]:
+        """The workers' processes, in the order in which a job passes them."""
+        specs: list[ProcessSpec] = []
+        for role in ROLE_NAMES:
+            for index in range(self.roles[role].count):
+                argv = self._argv(
+                    role,
+                    _WORKERS,
+                    len(specs) + 1,
+                    model=self.model,
+                    controller=controller_address,
+                    device=self.roles[role].device or self._settings.get("device", ""),
+                    dtype=self.roles[role].dtype or self._settings.get("dtype", ""),
+                    threads=self._settings.get("threads") or threads_default(self.worker_count),
+                )
+                specs.append(ProcessSpec(f"{role}-{index}", argv, _environment(), tells_end=True))
+        return specs
+
+    def _argv(self, service: str, known: Container[str], index: int, **own: object) -> Sequence[str]:
+        """A process's command line: those of the fleet's settings that it has, and its own."""
+        settings = {name: value for name, value in self._settings.items() if name in known}
+        if settings.get("tls"):
+            own["tls"] = self.tls_folder(service)
+        if settings.get("metrics_port"):
+            own["metrics_port"] = settings["metrics_port"] + index
+        command = (sys.executable, "-P", "-m", f"{SERVICES}.{service}")
+        assert len(command) == _COMMAND_WORDS
+        return (*command, *as_flags({**settings, **own}))
+
+    def tls_folder(self, service: str) -> str:
+        """The folder of a service's certificate; empty where there are none."""
+        tls = self._settings.get("tls")
+        return str(Path(tls) / service) if tls else ""
+
+
+def check_model(model: str) -> None:
+    """Raises InvalidRequest for a folder that isn't there: soon, and not when three processes have loaded torch."""
+    if not model or not (is_hub_id(model) or Path(model).is_dir()):  # the path of no name is the current folder
+        raise InvalidRequest("model", model, "a folder that exists, or a hub id like owner/name")
+
+
+def threads_default(worker_count: int = len(ROLE_NAMES)) -> int:
+    """Torch threads of one worker where all share this machine's cores; at least 1.
+
+    Also what `--fused` takes, because the number of threads may change the last bits of a sum.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // worker_count)
+
+
+class Fleet:
+    """A plan, running. Use `run_fleet`."""
+
+    def __init__(self, plan: FleetPlan, notice: Notice | None = None, policy: RestartPolicy | None = None) -> None:
+        self.plan = plan
+        self._notice = notice
+        self.supervisor = Supervisor(plan.log_folder, policy, notice, self._tell_end)
+        self.endpoint = ""
+
+    async def start(self, timeout_s: float | None = None) -> None:
+        """Start the controller, then all workers, and wait until all serve; by default as long as the model needs.
+
+        Raises InvalidRequest when a process refuses its configuration, Unavailable when one can't start.
+        """
+        timeout_s = self.plan.start_timeout_s if timeout_s is None else timeout_s
+        _sweep_arenas()
+        self.supervisor.start(self.plan.controller())
+        async with telling(self._notice, "waiting", lambda: self._logs([CONTROLLER])):
+            self.endpoint = await self.supervisor.ready(CONTROLLER, timeout_s)
+        specs = self.plan.workers(self.endpoint)
+        for spec in specs:
+            self.supervisor.start(spec)
+        notify(self._notice, f"waiting for {', '.join(spec.name for spec in specs)}, which load {self.plan.model}")
+        waits = {spec.name: asyncio.ensure_future(self.supervisor.ready(spec.name, timeout_s)) for spec in specs}
+        try:
+            async with telling(
+                self._notice, "waiting", lambda: self._logs([name for name, wait in waits.items() if not wait.done()])
+            ):
+                await asyncio.gather(*waits.values())  # the first that can't start ends the wait for the others
+        finally:
+            for wait in waits.values():
+                wait.cancel()
+            await asyncio.gather(*waits.values(), return_exceptions=True)
+
+    def _logs(self, names: Sequence[str], *, running_only: bool = False) -> dict[str, Path]:
+        pids = self.supervisor.pids
+        return {name: self.supervisor.log(name) for name in names if name in pids or not running_only}
+
+    async def stop(self) -> None:
+        """Drain the workers in the order in which a job passes them, then the controller.
+
+        A worker leaves when the rooms it holds are no longer needed, so those who read them must leave after it.
+        """
+        end_s = time.monotonic() + self.plan.config.drain_timeout_s + STOP_MARGIN_S
+        for role in ROLE_NAMES:
+            names = [f"{role}-{index}" for index in range(self.plan.roles[role].count)]
+            waiting = functools.partial(self._logs, names, running_only=True)
+            async with telling(self._notice, "draining", waiting):
+                await self.supervisor.stop(names, max(end_s - time.monotonic(), STOP_MARGIN_S))
+        await self.supervisor.stop([CONTROLLER], STOP_MARGIN_S)
+
+    async def _tell_end(self, spec: ProcessSpec, instance_id: str, how: str) -> None:
+        """By the certificate of the process's own role, whose word it speaks: it has none any more itself."""
+        role = spec.name.rpartition("-")[0]
+        await endings.tell(self.endpoint, self.plan.tls_folder(role), instance_id, how)
+
+    async def kill(self) -> None:
+        """End all processes without a drain, and remove what they left in /dev/shm."""
+        await self.supervisor.kill()
+        _sweep_arenas()
+
+
+@contextlib.asynccontextmanager
+async def run_fleet(
+    plan: FleetPlan, notice: Notice | None = None, start_timeout_s: float | None = None
+) -> AsyncIterator[Fleet]:
+    """A fleet that serves inside the block; drained when the block ends, killed when it ends by an error."""
+    fleet = Fleet(plan, notice)
+    try:
+        await fleet.start(start_timeout_s)
+        yield fleet
+        await fleet.stop()
+    finally:
+        await fleet.kill()
+
+
+@contextlib.asynccontextmanager
+async def embedded_fleet(model: str, notice: Notice | None = None, **settings: Any) -> AsyncIterator[Fleet]:
+    """A controller and one worker of each role for the length of the block, with a state folder that goes with it.
+
+    `settings` are arguments of `FleetPlan`. The folder stays where a process can't run, because the logs say why, and
+    where a file can't be written, because it has the result.
+    """
+    state = Path(tempfile.mkdtemp(prefix="triptych-"))
+    keeps = False
+    try:
+        plan = FleetPlan(model, **{"state": state, "drain_timeout_s": EMBEDDED_DRAIN_TIMEOUT_S, **settings})
+        async with run_fleet(plan, notice) as fleet:
+            yield fleet
+    except (Unavailable, OSError):
+        keeps = True
+        raise
+    finally:
+        if not keeps:
+            shutil.rmtree(state, ignore_errors=True)
+
+
+def _sweep_arenas() -> None:
+    if find_spec("xxhash") is None:
+        raise MissingExtra("xxhash", "serve", "running a fleet on this machine")
+    shared_memory.sweep()
+
+
+def _environment() -> dict[str, str]:
+    # Idle OpenMP threads that spin take the cores from the other processes. A client's proof of who it is, in the same
+    # shell, isn't the fleet's. Files in the current folder are no modules of the fleet, be they called types.py:
+    # neither for these processes (`-P`) nor for those that they start.
+    proofs = {"TRIPTYCH_TLS": "", "TRIPTYCH_TOKEN_FILE": "", "TRIPTYCH_TOKEN": ""}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **proofs, "PYTHONSAFEPATH": "1", **module_path()}

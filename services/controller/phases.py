@@ -1,0 +1,148 @@
+"""The phases of jobs as workers report them: started, completed, failed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, LeaseLost, NotFound
+from triptych.model import rates
+from triptych.roles import NEXT
+from triptych.v1 import fleet_service_pb2 as pb
+from triptych.v1 import job_pb2
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
+from triptych.v1.journal_pb2 import JournalEntry
+
+from . import completion, jobs, repeats
+from .attempts import attempt_of
+from .core import Core
+from .lifecycle import Lifecycle, is_past_deadline
+from .routing import elsewhere
+
+log = logging.getLogger(__name__)
+
+KIND_OF: Mapping[pb.FailureReason.ValueType, job_pb2.AttemptKind.ValueType] = {
+    pb.FAILURE_REASON_STAGE_ERROR: job_pb2.ATTEMPT_KIND_STAGE_ERROR,
+    pb.FAILURE_REASON_OUT_OF_MEMORY: job_pb2.ATTEMPT_KIND_OUT_OF_MEMORY,
+    pb.FAILURE_REASON_WORKER_BROKEN: job_pb2.ATTEMPT_KIND_WORKER_SICK,
+    pb.FAILURE_REASON_SOURCE_GONE: job_pb2.ATTEMPT_KIND_ROOM_LOST,
+    pb.FAILURE_REASON_SOURCE_CORRUPT: job_pb2.ATTEMPT_KIND_ROOM_LOST,
+    pb.FAILURE_REASON_STOPPED: job_pb2.ATTEMPT_KIND_GIVEN_UP,
+}
+"""The kind of attempt that a worker's report makes; INVALID_REQUEST ends the job instead."""
+
+
+class PhaseReports:
+    """Takes the reports of workers."""
+
+    def __init__(self, core: Core, lifecycle: Lifecycle) -> None:
+        self._core = core
+        self._lifecycle = lifecycle
+
+    async def start(self, request: pb.StartPhaseRequest) -> job_pb2.GenerationRequest:
+        """A worker begins a dispatch that it has claimed. Raises LeaseLost when it must drop it."""
+        core = self._core
+        token = request.token
+        core.fleet.check(token.lease.rank, token.role)
+
+        def change(entry: JournalEntry) -> JournalEntry:
+            core.model.check_own(entry)
+            return jobs.start(entry, token.role, token.generation, token.lease)
+
+        entry = await self._lifecycle.apply(token.job_id, change)
+        core.ledger.restart_progress(token.job_id)
+        stored = await core.ledger.journal.get_request(token.job_id)
+        if stored is None:  # damaged; or it is over by now, and this changes nothing
+            error = "its request can't be read from the journal any more"
+            await self._lifecycle.give_up(token.job_id, job_pb2.JOB_STATE_FAILED, error)
+            raise NotFound(f"there is no request of job {token.job_id!r}")
+        core.dispatcher.work.set()
+        return self._share(entry, token.role, stored)
+
+    def _share(
+        self, entry: JournalEntry, role: Role.ValueType, request: job_pb2.GenerationRequest
+    ) -> job_pb2.GenerationRequest:
+        """The part of a request that a role needs: encoders all, decoders how to deliver, transformers nothing."""
+        if role == ROLE_ENCODER:
+            fleet = self._core.fleet
+            request.transformer_rank = request.transformer_rank or elsewhere(entry, ROLE_TRANSFORMER, fleet)
+            request.decoder_rank = request.decoder_rank or elsewhere(entry, ROLE_DECODER, fleet)
+            return request
+        if role == ROLE_DECODER:
+            model = self._core.model.present
+            fps = rates.frames_per_second(request, model) if model else request.frames_per_second
+            return job_pb2.GenerationRequest(output_format=request.output_format, frames_per_second=fps)
+        return job_pb2.GenerationRequest()
+
+    async def complete(self, request: pb.CompletePhaseRequest) -> None:
+        """A stage is done. The first completion of a phase is taken; LeaseLost refuses others."""
+        core = self._core
+        token = request.token
+        role = token.role
+        member = core.fleet.check(token.lease.rank, role)
+        if role in NEXT:
+            request.next.model_digest = core.model.digest  # of a job that runs here: before its length is checked
+        completion.check(request, core.result_url, member.address)
+
+        def change(entry: JournalEntry) -> JournalEntry:
+            if entry.job.generation == token.generation and request.next.room.room_id in jobs.rooms(entry):
+                return entry  # this very completion was taken before, and only its answer was lost
+            after = jobs.complete(entry, role, token.generation, token.lease)
+            if request.next.HasField("latent_shape"):
+                after.job.latent_shape.CopyFrom(request.next.latent_shape)
+            if role == ROLE_ENCODER:
+                after.phase1.CopyFrom(request.next)
+                completion.take_tokens_cut(after.job, request)
+            elif role == ROLE_TRANSFORMER:
+                after.phase2.CopyFrom(request.next)
+                after.job.step = after.job.step_count = request.step_count
+            else:
+                after.job.artifacts.extend(request.artifacts)
+            return after
+
+        try:
+            await self._lifecycle.apply(token.job_id, change)
+        except LeaseLost:
+            if not await self._was_taken(request):
+                raise
+        core.quarantine.succeeded(token.lease.rank)
+
+    async def _was_taken(self, request: pb.CompletePhaseRequest) -> bool:
+        """Whether a decoder's completion is the one that was accepted, and only its answer was lost."""
+        if not request.artifacts:
+            return False
+        entry = await self._core.ledger.journal.get(request.token.job_id)
+        return entry is not None and list(entry.job.artifacts) == list(request.artifacts)
+
+    async def fail(self, request: pb.FailPhaseRequest) -> None:
+        """A stage failed: end the job, or publish it again where that may help. Raises LeaseLost when superseded."""
+        core = self._core
+        token = request.token
+        core.fleet.check(token.lease.rank, token.role)
+        reason = request.reason
+        if reason not in pb.FailureReason.values():
+            raise InvalidRequest("reason", reason, ", ".join(pb.FailureReason.keys()))
+        message = request.message[:FAILURE_CHARS_MAX]
+        kind = KIND_OF.get(reason, job_pb2.ATTEMPT_KIND_UNSPECIFIED)
+        attempt = attempt_of(token.role, token.lease.rank, message or pb.FailureReason.Name(reason), kind)
+        attempt.place = repeats.accepted_place(request.place)
+        fields = await repeats.fields(core.ledger, token.job_id, attempt)
+        now = Timestamp()
+        now.GetCurrentTime()
+
+        def change(entry: JournalEntry) -> JournalEntry:
+            jobs.check_lease(entry, token.role, token.generation, token.lease)
+            if reason == pb.FAILURE_REASON_INVALID_REQUEST:
+                return jobs.give_up(entry, job_pb2.JOB_STATE_FAILED, message)
+            if reason == pb.FAILURE_REASON_STOPPED and is_past_deadline(entry.job, now):
+                return jobs.give_up(entry, job_pb2.JOB_STATE_EXPIRED, "the deadline passed")
+            if kind == job_pb2.ATTEMPT_KIND_ROOM_LOST:
+                return self._lifecycle.go_back(entry, attempt)
+            verdict = repeats.verdict(entry.job, attempt, fields)
+            return jobs.retry(entry, attempt, core.config.attempts_max, verdict)
+
+        log.warning("stage failed: %s", message, extra={"job_id": token.job_id, "rank": token.lease.rank})
+        await self._lifecycle.apply(token.job_id, change)
+        core.quarantine.failed(token.lease.rank, token.job_id)

@@ -1,0 +1,120 @@
+"""Background work on jobs and workers: notice silence, stalls and deadlines, publish what waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+from triptych.rings.recovery import TARGET_DEAD
+from triptych.rings.ring import Removed
+from triptych.roles import ring_name
+from triptych.telemetry import RingDepth
+from triptych.v1.job_pb2 import ATTEMPT_KIND_GIVEN_UP
+
+from . import jobs
+from .background import Background
+from .core import Core
+from .evictions import Evictions
+from .lifecycle import Lifecycle
+from .reconciler import Reconciler
+
+TICK_S = 0.5
+"""How often deadlines and silence are looked at: a fraction of any sensible timeout, and next to no CPU."""
+
+
+class Upkeep:
+    """Looks at the clock."""
+
+    def __init__(self, core: Core, lifecycle: Lifecycle, evictions: Evictions) -> None:
+        self._core = core
+        self._lifecycle = lifecycle
+        self._evictions = evictions
+        self._reconciler = Reconciler(core, evictions.evict)
+        self.background = Background(core.metrics)
+        self.depths: list[RingDepth] = []
+        """As of the last tick. The rings themselves belong to this thread, and metrics are read by another."""
+
+    async def run(self) -> None:
+        """Tick, expire and publish indefinitely; cancel to stop. Raises what is in `background.FATAL`."""
+        forever = self.background.forever
+        async with asyncio.TaskGroup() as group:
+            group.create_task(forever("tick", self._tick, TICK_S, TICK_S))
+            group.create_task(forever("expire", self._lifecycle.expire, TICK_S))
+            group.create_task(forever("publish", self._publish, 0.0, TICK_S))
+
+    async def _tick(self) -> None:
+        await self.tick()
+        self._core.dispatcher.work.set()  # a slot may have become free since
+
+    async def _publish(self) -> None:
+        await self._core.dispatcher.work.wait()
+        self._core.dispatcher.work.clear()
+        await self._core.dispatcher.publish_waiting()
+
+    async def tick(self) -> None:
+        """Look at the clock once. A part that fails doesn't keep the others from being done."""
+        for part in (
+            self._evict_silent,
+            self._evict_stalled,
+            self._take_from_nobody,
+            self._look_at_rings,
+            self._evictions.settle,
+            self._core.quarantine.settle,
+            self._settle_removed,
+            lambda: self._reconciler.look(asyncio.get_running_loop().time()),
+        ):
+            await self.background.attempt("tick", part)
+
+    async def _evict_silent(self) -> None:
+        timeout_s = self._core.config.worker_timeout_s
+        for rank in self._core.fleet.silent(asyncio.get_running_loop().time(), timeout_s):
+            await self._evictions.evict(rank, f"rank {rank} was silent for {timeout_s:g} s")
+
+    async def _evict_stalled(self) -> None:
+        ledger = self._core.ledger
+        now_s = asyncio.get_running_loop().time()
+        timeout_s = self._core.config.stall_timeout_s
+        for job_id, progress in list(ledger.progress.items()):
+            entry = ledger.active.get(job_id)
+            if entry is None or not jobs.is_running(entry):
+                continue
+            # While the disk was full, workers that are done could not say so.
+            if now_s - max(progress.seen_s, ledger.journal.full_s) > timeout_s:
+                await self._evictions.evict(entry.lease.rank, f"no progress for {timeout_s:g} s")
+
+    async def _take_from_nobody(self) -> None:
+        """Send back what a rank runs, by the journal, that is neither a worker nor one whose end is being settled."""
+        ledger = self._core.ledger
+        for rank in ledger.ranks() - self._core.fleet.members.keys() - self._evictions.ranks():
+            for job_id in ledger.concerning(rank):
+                entry = ledger.active.get(job_id)
+                if entry is not None and jobs.is_running(entry) and entry.lease.rank == rank:
+                    await self._lifecycle.worker_lost(entry, f"rank {rank} is no more", ATTEMPT_KIND_GIVEN_UP)
+
+    async def _look_at_rings(self) -> None:
+        rings = self._core.rings.values()
+        for ring in rings:
+            if ring.is_shared:
+                ring.hint()  # hints of workers may be lost, and it shows whether the card still works
+        stats = [(ring.name, ring.stats()) for ring in rings]
+        self.depths = [RingDepth(ring_name(name), s.ready_count, s.leased_count) for name, s in stats]
+
+    async def _settle_removed(self) -> None:
+        """Decide what becomes of the jobs whose entries were taken out of a ring."""
+        removed = self._core.removed
+        removed += self._core.dispatcher.withdraw()
+        while removed:
+            one = removed[-1]
+            await self._settle_one(one)
+            removed.remove(one)  # only now: the journal may have refused it
+
+    async def _settle_one(self, removed: Removed) -> None:
+        """The journal counts attempts, whyever the entry was taken out; a job that waits is published again."""
+        entry = self._core.ledger.active.get(removed.dispatch.job_id)
+        if entry is None or entry.job.generation != removed.dispatch.generation:
+            return
+        if not jobs.is_running(entry):
+            self._core.dispatcher.enqueue(entry)
+            return
+        # It was handed back, and nobody has claimed it since.
+        if removed.reason != TARGET_DEAD and jobs.dispatch_key(entry.lease) == jobs.dispatch_key(removed.lease):
+            await self._lifecycle.worker_lost(entry, "handed back", ATTEMPT_KIND_GIVEN_UP)

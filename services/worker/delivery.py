@@ -1,0 +1,99 @@
+"""A decoder's last steps: its outputs become files, the files are stored, the completion names them.
+
+Each attempt stores under a token of its own (`media.results`). Files that a controller refuses are removed again. Files
+that it may have accepted, where its answer was lost, stay: the controller removes those that its journal doesn't name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from triptych import telemetry
+from triptych.errors import JobCancelled, LeaseLost, ResultsMoved
+from triptych.media import encoding, results
+from triptych.media.encoding import EncodedArtifact
+from triptych.model import rates
+from triptych.v1.job_pb2 import Artifact, GenerationRequest
+from triptych.v1.model_pb2 import ModelDescription
+
+from .link import Link
+from .report import PhaseReporter
+from .running import Running
+
+log = logging.getLogger(__name__)
+
+FULL_PAUSE_S = 1.0
+"""Pause before a result is stored again where the store was full: space has to be made first."""
+MOVES_MAX = 8
+"""How often the result URL may change while one result is delivered."""
+
+
+class Delivery:
+    """The delivery of one decoder. `in_thread` runs a call in the stage's thread."""
+
+    def __init__(
+        self, link: Link, model: ModelDescription, in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
+    ) -> None:
+        self._link = link
+        self._model = model
+        self._in_thread = in_thread
+
+    async def run(
+        self, running: Running, request: GenerationRequest, outputs: Mapping[str, object], reporter: PhaseReporter
+    ) -> None:
+        """Encode, store and complete; store again where the result URL has changed by then.
+
+        Raises LeaseLost when the work came too late, JobCancelled when the job is to stop, and what the store raises.
+        """
+        fps = rates.frames_per_second(request, self._model)  # controllers fill it in
+        job_id = running.dispatch.job_id
+        files = await self._in_thread(lambda: encoding.encode_outputs(outputs, request.output_format, fps))
+        for _try in range(MOVES_MAX):
+            url, token = self._link.result_url, results.new_token()
+            try:
+                artifacts = await self._store(running, files, url, token)
+            except BaseException:
+                await self._discard(url, job_id, token)
+                raise
+            try:
+                await reporter.complete(artifacts=artifacts, result_url=url)
+                return
+            except ResultsMoved as error:
+                log.warning("the result is stored again: %s", error)
+                await self._discard(url, job_id, token)
+                await self._link.registered.wait()
+            except LeaseLost:  # after any other error the completion may have been accepted, and its answer lost
+                if not running.lost:
+                    await self._discard(url, job_id, token)
+                raise
+        raise ResultsMoved(f"the controller's result URL changed {MOVES_MAX} times while this result was stored")
+
+    async def _store(self, running: Running, files: list[EncodedArtifact], url: str, token: str) -> list[Artifact]:
+        job_id = running.dispatch.job_id
+
+        def store() -> list[Artifact]:
+            return [results.store(url, job_id, token, f.name, f.media_type, f.data) for f in files]
+
+        with telemetry.span("result.store", job_id=job_id) as span:
+            while True:  # until there is space or the job is to stop; the controller's stall_timeout_s bounds it
+                if running.should_stop():
+                    raise JobCancelled("the job was cancelled before its result was stored")
+                try:
+                    artifacts: list[Artifact] = await self._in_thread(store)
+                    break
+                except OSError as error:
+                    if not results.is_full(error):
+                        raise
+                    log.warning("the result waits for space: %s", error)
+                    await asyncio.sleep(FULL_PAUSE_S)
+            span.set_attribute("triptych.size_bytes", sum(a.size_bytes for a in artifacts))
+            return artifacts
+
+    async def _discard(self, url: str, job_id: str, token: str) -> None:
+        """Remove the files. Where that fails, the controller removes them later."""
+        with contextlib.suppress(Exception):  # stores raise anything
+            await self._in_thread(lambda: results.discard(url, job_id, token))

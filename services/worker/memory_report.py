@@ -1,0 +1,90 @@
+"""What to say and what to free when memory has run out."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import inspect
+import re
+import resource
+import sys
+import traceback
+from pathlib import Path
+
+from triptych.limits import bytes_text
+
+_WANTED = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
+"""As torch, numpy and CUDA say it: "Tried to allocate 20.00 GiB", "you tried to allocate 64 bytes"."""
+_RESUMABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+"""Frames that are not cleared, which would end them: the worker's loop, which waits, is in the traceback, too."""
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def sentence(error: BaseException, device: str) -> str:
+    """One sentence on an error for which `health.is_out_of_memory` holds: how much was asked for, how much was free."""
+    match = _WANTED.search(str(error))
+    asked = f"{_wanted(match)} more were asked for" if match else "the amount asked for is not known"
+    return f"out of memory on {device}: {asked}; {_there_was(device)}"
+
+
+def give_back(error: BaseException) -> None:
+    """Free what an error's frames hold, and empty the device's cache. Call it in the stage's thread."""
+    chained: BaseException | None = error
+    while chained is not None:
+        for frame, _line in traceback.walk_tb(chained.__traceback__):
+            if not frame.f_code.co_flags & _RESUMABLE:
+                with contextlib.suppress(RuntimeError):  # it is still running
+                    frame.clear()
+        chained = chained.__cause__ or chained.__context__
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _wanted(match: re.Match[str]) -> str:
+    amount, unit = float(match[1]), match[2]
+    return bytes_text(amount) if unit.lower() == "bytes" else f"{amount:.4g} {unit}"
+
+
+def _there_was(device: str) -> str:
+    torch = sys.modules.get("torch")
+    if device.startswith("cuda") and torch is not None:
+        free, total = torch.cuda.mem_get_info(device)
+        return f"{bytes_text(free)} of {bytes_text(total)} were free"
+    free, total = _free_and_total()
+    used, limit = _address_space()
+    if limit and limit - used < free:
+        return f"{bytes_text(max(limit - used, 0))} of the {bytes_text(limit)} that this process may have were free"
+    return f"{bytes_text(free)} of {bytes_text(total)} were free"
+
+
+def _free_and_total() -> tuple[int, int]:
+    """Bytes of the machine, or of the container where it has less; 0 where the system doesn't say."""
+    fields: dict[str, int] = {}
+    if _MEMINFO.exists():
+        for line in _MEMINFO.read_text().splitlines():
+            name, _, rest = line.partition(":")
+            fields[name] = int(rest.split()[0]) * 1024
+    free, total = fields.get("MemAvailable", 0), fields.get("MemTotal", 0)
+    limit = _number(_CGROUP / "memory.max")
+    if limit and limit < total:
+        free, total = min(free, limit - _number(_CGROUP / "memory.current")), limit
+    return max(free, 0), total
+
+
+def _address_space() -> tuple[int, int]:
+    """Bytes of this process's address space: in use, and the limit (0 for none)."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return 0, 0
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize(), limit
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such controller here, or "max"
+        return 0

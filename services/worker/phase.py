@@ -1,0 +1,177 @@
+"""One job's way through one worker: start, fetch, run the stage, store, complete, publish, ack.
+
+Here the three planes meet, which know nothing of each other: control (`link`), queue (`handover`), bulk (`rooms`).
+
+Thread rule: this lives on the event loop; the stage, the codec and everything else that touches tensors run in one
+thread of their own. Both see `Running`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from triptych import telemetry
+from triptych.errors import JobCancelled, LeaseLost, TriptychError, WorkerBroken, public_text
+from triptych.model.inputs import resolve, texts_of
+from triptych.rings.access import RingAccess
+from triptych.roles import ring_name, role_name
+from triptych.stages import Step
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER
+from triptych.v1.job_pb2 import GenerationRequest, TokensCut
+
+from . import memory_report
+from .delivery import Delivery
+from .equipment import Equipment, StageThread
+from .handover import Handover, next_dispatch
+from .health import Health, is_ours, is_out_of_memory, is_poison
+from .link import Link
+from .report import PhaseReporter
+from .rooms import Rooms
+from .running import Running, seconds_of
+from .self_check import SelfCheck, size_of
+
+log = logging.getLogger(__name__)
+
+CLOCK_SKEW_MAX_S = 3600.0
+"""How far another host's clock may be ahead for its times to be worth showing."""
+
+
+class Phases:
+    """Runs one claimed dispatch after another."""
+
+    def __init__(self, equipment: Equipment, link: Link, access: RingAccess) -> None:
+        self._equipment = equipment
+        self._stage = equipment.stage
+        self._role_name = role_name(equipment.stage.role)
+        self._metrics = equipment.metrics
+        self._link = link
+        self._in_thread = StageThread()
+        self.rooms = Rooms(equipment, link, self._in_thread)
+        self.health = Health()
+        self._handover = Handover(link, access, equipment.stage.role)
+        self._delivery = Delivery(link, equipment.model, self._in_thread)
+        self._self_check = SelfCheck(equipment.stage, equipment.arena, equipment.fetcher, self._in_thread)
+
+    async def run(self, running: Running, is_draining: Callable[[], bool]) -> None:
+        """Everything from a claim to its ack or nack. The worker outlives what a stage raises, but for errors that
+        spoil its process: these raise WorkerBroken."""
+        reporter = PhaseReporter(self._link, self._stage.role, running, self._equipment.config.device)
+        broken = ""
+        with self._observed(running):
+            end = self._handover.ack
+            try:
+                request = await reporter.start()
+                await self._work(running, request, reporter)
+                self.health.succeeded()
+                self._self_check.succeeded()
+            except LeaseLost as error:
+                log.info("dropped: %s", error)
+            except Exception as error:  # noqa: BLE001  (a stage may raise anything; the job's owner is told)
+                if isinstance(error, JobCancelled) and is_draining():
+                    end = self._handover.nack
+                else:
+                    broken = await self._failed(running, error, reporter)
+            await end(running)
+        if self.rooms.are_used_up:
+            broken = broken or "its rank has no room ids left: it starts again under another"
+        if broken:
+            raise WorkerBroken(broken)
+
+    async def _failed(self, running: Running, error: Exception, reporter: PhaseReporter) -> str:
+        """Tell the controller, and draw conclusions for the worker itself. Returns why its process can't go on, or
+        nothing."""
+        message = await reporter.fail(error)
+        if is_out_of_memory(error):
+            await self._in_thread(lambda: memory_report.give_back(error))
+        if is_ours(error) and not running.lost:
+            self.health.failed(running.dispatch.job_id)
+        return f"an error has spoiled this process: {message}" if is_poison(error) else ""
+
+    async def check_health(self) -> None:
+        """Run a small job of the worker's own. Raises WorkerBroken where that fails."""
+        rank = self._link.membership.rank
+        with telemetry.span("quarantine", rank=rank) as span:
+            self._metrics.quarantined(self._role_name)
+            room_id = self.rooms.new_id()
+            try:
+                await self._self_check.run(room_id, rank, self._equipment.address, self._link.result_url)
+            except Exception as error:
+                why = public_text(error)
+                span.set_attribute("triptych.check", why)
+                raise WorkerBroken(f"it fails every job, and its own check: {why}") from error
+            span.set_attribute("triptych.check", "passed")
+            self.health.passed()
+
+    @contextlib.contextmanager
+    def _observed(self, running: Running) -> Iterator[None]:
+        """The job's trace and logs: how long it waited in the ring, and a span for all that happens to it here."""
+        lease, d = running.claimed
+        ring, parent = ring_name(lease.ring), telemetry.extract(d.traceparent)
+        published_s = seconds_of(d.publish_time)
+        if 0.0 < published_s < time.time() + CLOCK_SKEW_MAX_S:
+            with telemetry.span(
+                "queue.wait", parent=parent, start_s=published_s, ring=ring, job_id=d.job_id, rank=lease.rank
+            ):
+                self._metrics.queue_waited(self._role_name, max(0.0, time.time() - published_s))
+        if lease.attempt:
+            self._metrics.redelivered(ring)
+        attempt, rank = lease.attempt, lease.rank
+        claim = telemetry.span(
+            f"claim {ring}", kind="consumer", parent=parent, ring=ring, attempt=attempt, job_id=d.job_id, rank=rank
+        )
+        with telemetry.log_context(job_id=d.job_id, rank=rank), claim:
+            yield
+
+    async def _work(self, running: Running, request: GenerationRequest, reporter: PhaseReporter) -> None:
+        inputs = await self._inputs(running, request, reporter)
+        outputs = await self._run_stage(running, inputs)
+        if self._stage.role == ROLE_DECODER:
+            await self._delivery.run(running, request, outputs, reporter)
+            return
+        tokens_cut = [TokensCut(input=i, tokenizer=t, token_count=n) for i, t, n in self._stage.tokens_cut]
+        ref, manifest = await self.rooms.store(running, outputs)
+        dispatch = next_dispatch(running.dispatch, request, ref, manifest, self._link.membership.rank)
+        try:
+            await reporter.complete(dispatch, tokens_cut=tokens_cut)
+        except TriptychError:
+            # A room that was named at registration is settled: it may be needed, where only the answer was lost.
+            if not (running.lost and ref.room_id in running.declared_room_ids):
+                self._equipment.arena.release(ref.room_id)
+            raise
+        await self._handover.publish(running, dispatch)
+
+    async def _inputs(
+        self, running: Running, request: GenerationRequest, reporter: PhaseReporter
+    ) -> Mapping[str, object]:
+        """What the stage is given: made of the request for an encoder, else read from the room before."""
+        inputs: Mapping[str, object]
+        if self._stage.role == ROLE_ENCODER:
+            model, decode = self._equipment.model, self._equipment.decoders.decode
+            inputs = await self._in_thread(lambda: resolve(request, model).for_encoder(decode))
+            size_bytes = size_of(inputs)
+        else:
+            inputs = await self.rooms.fetch(running)
+            size_bytes = running.dispatch.room.size_bytes
+            reporter.keep_private(texts_of(inputs))
+        self._self_check.began(inputs, size_bytes)
+        return inputs
+
+    async def _run_stage(self, running: Running, inputs: Mapping[str, object]) -> Mapping[str, object]:
+        loop = asyncio.get_running_loop()
+
+        def on_step(step: Step) -> None:
+            running.step = step.step
+            running.step_count = step.step_count
+            running.preview_png = step.preview_png or running.preview_png
+            span.add_event("step", {"step": step.step, "step_count": step.step_count})
+            loop.call_soon_threadsafe(self._link.notify)
+
+        started_s = time.monotonic()
+        with telemetry.span("stage.run", job_id=running.dispatch.job_id, rank=self._link.membership.rank) as span:
+            outputs = await self._in_thread(lambda: self._stage.run(inputs, on_step, running.should_stop))
+        self._metrics.stage_ran(self._role_name, time.monotonic() - started_s)
+        return outputs

@@ -1,0 +1,227 @@
+"""The process around a worker: what encoders, transformers and decoders have in common.
+
+Start: serve (NOT_SERVING), load the stage, start Mooncake, register, say READY. SIGTERM: drain, release, leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Protocol
+
+import grpc
+
+from triptych import rpc, telemetry
+from triptych.config import WorkerConfig, load
+from triptych.errors import InvalidRequest, MissingExtra, ModelInvalid, WorkerBroken, WrongState, public_text
+from triptych.media.decoding.pool import Decoders
+from triptych.rings.access import RingAccess, try_card
+from triptych.roles import NEXT, role_name
+from triptych.stages import AnyStage
+from triptych.transport import shared_memory
+from triptych.transport.arena import Arena
+from triptych.transport.fetcher import open_fetcher
+from triptych.transport.mooncake_engine import MooncakeEngine, open_engine
+from triptych.v1.dispatch_pb2 import Role
+from triptych.v1.model_pb2 import ModelDescription
+from triptych.v1.worker_pb2 import DriverChoice
+
+from .. import process
+from .equipment import Equipment
+from .link import CALL_TIMEOUT_S, Link
+from .loop import Worker
+from .membership import FleetMember
+from .phase import Phases
+from .waits import any_set
+from .worker_service import WORKER_SERVICE, WorkerServicer
+
+log = logging.getLogger(__name__)
+
+
+class RoleServicer(Protocol):
+    """A service that only one role has."""
+
+    worker: Worker | None
+
+    @property
+    def service(self) -> rpc.Service:
+        """For `rpc.start_server`."""
+
+
+def run_stage_process(role: Role.ValueType, make_servicer: Callable[[str], RoleServicer] | None = None) -> None:
+    """Run a worker of `role` until SIGTERM; `make_servicer(controller address)` makes the role's own service."""
+    process.run(lambda: _main(role, make_servicer))
+
+
+async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleServicer] | None) -> None:
+    config = load(WorkerConfig, None)
+    if not config.model and not config.fake_stage_seconds:
+        raise InvalidRequest("model", "", "a folder or hub id of a diffusers pipeline")
+    name = role_name(role)
+    stop = process.stop_event()
+    shared_memory.sweep()
+    async with contextlib.AsyncExitStack() as stack:
+        telemetry.setup_logging(name, stream=telemetry.capture_native(name))
+        seen = stack.enter_context(
+            telemetry.setup(f"triptych-{name}", trace_file=config.trace_file, metrics_port=config.metrics_port)
+        )
+        process.show_holds(config, seen.metrics)
+        security = process.open_security(config, config.token_file)
+        open_channel = functools.partial(rpc.open_channel, security=security)
+        arena = stack.enter_context(Arena.create(config.arena_bytes))
+        if shortage := shared_memory.shortage(shared_memory.promised_bytes()):
+            log.warning(shortage)
+        servicers: list[RoleServicer] = [WorkerServicer(arena)]
+        if make_servicer is not None:
+            servicers.append(make_servicer(config.controller))
+        server = await rpc.start_server(
+            config.address,
+            [s.service for s in servicers],
+            serving=False,
+            security=security,
+            client_address=config.client_address,
+        )
+        stack.push_async_callback(server.stop, 0)  # or what a start that fails raises isn't the last that is said
+        stage, model = await asyncio.to_thread(_load_stage, role, config)
+        host = config.host
+        engine, mooncake = stack.enter_context(_mooncake(config, arena, host))
+        fetcher = open_fetcher(arena, engine, security, config.mover, config.room_bytes_per_s_min)
+        stack.callback(fetcher.close)
+        channel = await stack.enter_async_context(open_channel(config.controller))
+        session, address = engine.session if engine else "", f"{host}:{server.port}"
+        decoders = stack.enter_context(Decoders())
+        equipment = Equipment(config, stage, model, arena, fetcher, session, mooncake, address, seen.metrics, decoders)
+        seen.metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
+        seen.metrics.watch_device_memory(lambda: stage.device_memory_bytes)
+        link = Link(channel)
+        access = await stack.enter_async_context(_rings(config, role, channel, link))
+        worker = Worker(equipment, link, access, Phases(equipment, link, access), stop)
+        for servicer in servicers:
+            servicer.worker = worker
+        log.info("registering with the controller at %s", config.controller)
+        await _serve(worker, server)
+
+
+def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[AnyStage, ModelDescription]:
+    if config.fake_stage_seconds:
+        from triptych.stages.fake import FakeStage, fake_model
+
+        return FakeStage(role, config.fake_stage_seconds, config.fake_model), fake_model(config.fake_model)
+    log.info("importing torch and diffusers")
+    from triptych.stages import Stage, Whole  # late: it imports torch
+    from triptych.stages.describe import describe
+    from triptych.stages.device import open_device
+
+    open_device(config.device)  # before weights are read
+    log.info("looking at the files of %s", config.model)
+    workflows = [name.strip() for name in config.workflows.split(",") if name.strip()]
+    whole = Whole.open(config.model, config.revision, config.variant, workflows)
+    digest = whole.config_digest()
+    stage = Stage.load(
+        whole,
+        role,
+        device=config.device,
+        dtype=config.dtype,
+        threads=config.threads or None,
+        nonfinite=config.nonfinite,
+    )
+    model = describe(whole)
+    if model.config_digest != digest:
+        raise ModelInvalid(f"{config.model!r} was changed while it was loaded; start again")
+    return stage, model
+
+
+@contextlib.contextmanager
+def _mooncake(config: WorkerConfig, arena: Arena, host: str) -> Iterator[tuple[MooncakeEngine | None, DriverChoice]]:
+    """Mooncake with the arena registered; None where another mover is forced, or where it can't be had."""
+    if config.mover not in ("", "mooncake"):
+        yield None, DriverChoice(reason=f"the mover {config.mover} is forced")  # it would only open ports
+        return
+    try:
+        engine = open_engine(arena, host, config.mooncake, config.rdma_device)
+    except (MissingExtra, WrongState) as error:
+        if config.mover == "mooncake":
+            raise
+        log.warning("rooms go by the movers local and rpc only: %s", error)
+        yield None, DriverChoice(reason=str(error))
+        return
+    with contextlib.closing(engine):
+        yield engine, DriverChoice(name=engine.protocol, reason=engine.reason)
+
+
+@contextlib.asynccontextmanager
+async def _rings(
+    config: WorkerConfig, role: Role.ValueType, channel: grpc.aio.Channel, link: Link
+) -> AsyncIterator[RingAccess]:
+    """The rings that the role claims from and publishes to."""
+    card, reason = try_card(config.rings, config.rdma_device)
+    roles = [role, NEXT[role]] if role in NEXT else [role]
+    access = RingAccess(channel, roles, link, card=card, reason=reason, is_forced=config.rings == "verbs")
+    try:
+        yield access
+    finally:
+        await access.close()
+
+
+async def _serve(worker: Worker, server: rpc.Server) -> None:
+    """Register, work until told to stop, drain, leave."""
+    linked = asyncio.create_task(worker.link.run(FleetMember(worker)))
+    ready = asyncio.create_task(any_set(worker.link.registered, worker.draining))
+    telling = asyncio.create_task(_tell_health(worker, server))
+    try:
+        await _first(linked, ready)
+        if ready.done() and not worker.draining.is_set():
+            await server.set_serving(True)  # before READY is said
+            process.announce(worker.equipment.address, server.client_address)
+            await _work(worker, linked)
+        if linked.done() and not linked.cancelled():
+            await linked  # raises why the link gave up
+    finally:
+        for task in (linked, ready, telling):
+            task.cancel()
+        await server.stop()
+
+
+async def _work(worker: Worker, linked: asyncio.Task[None]) -> None:
+    """Work until `draining` is set or the link gives up; finish, drain and leave. Raises what ended the work."""
+    working = asyncio.create_task(worker.run())
+    draining = asyncio.create_task(worker.draining.wait())
+    await _first(linked, draining, working)
+    draining.cancel()
+    worker.draining.set()
+    await _first(working, linked, timeout_s=worker.equipment.config.drain_timeout_s)
+    worker.hand_back()
+    await _first(working, linked, timeout_s=CALL_TIMEOUT_S)
+    error = working.exception() if working.done() else None
+    why = ""
+    if error is not None:  # it ends this process, and the controller shouldn't have to wait for silence
+        why = str(error) if isinstance(error, WorkerBroken) else public_text(error)
+        log.error("this worker ends: %s", why)
+    if working.done() and (error is None or isinstance(error, WorkerBroken)):
+        await worker.drain()  # its rooms are whole, and others may need them
+    linked.cancel()
+    await worker.link.leave(why)
+    if error is not None:
+        raise error
+
+
+async def _tell_health(worker: Worker, server: rpc.Server) -> None:
+    """Keep `grpc.health.v1` true, until cancelled.
+
+    The server as a whole and the services that take jobs are SERVING while work is accepted here. WorkerService goes on
+    while a worker drains: others still fetch its rooms.
+    """
+    link, others = worker.link, [name for name in server.names if name != WORKER_SERVICE]
+    await link.registered.wait()
+    while True:
+        link.turned.clear()
+        await server.set_serving(worker.takes_work, [rpc.WHOLE, *others])
+        await server.set_serving(link.registered.is_set(), [WORKER_SERVICE])
+        await any_set(link.turned, *([] if worker.draining.is_set() else [worker.draining]))
+
+
+async def _first(*tasks: asyncio.Task[Any], timeout_s: float | None = None) -> None:
+    await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

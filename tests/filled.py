@@ -1,0 +1,26 @@
+"""Requests that set just what they can't do without, for tests in which the values don't matter."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from triptych.rpc.required_fields import required_fields
+
+Message = TypeVar("Message", bound=Any)
+
+
+def filled(cls: type[Message]) -> Message:
+    """A request whose required fields are set, to anything."""
+    message = cls()
+    _fill(message)
+    return message
+
+
+def _fill(message: Any) -> None:
+    for field in required_fields(message.DESCRIPTOR):
+        name = field.name
+        if field.message_type is not None:
+            getattr(message, name).SetInParent()
+            _fill(getattr(message, name))
+        else:
+            setattr(message, name, "x" if isinstance(field.default_value, str) else 1)

@@ -1,0 +1,125 @@
+"""Decodes the files of a request by Pillow and FFmpeg. Runs in a child process (`child`), or in that of `--fused`."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator, Sequence
+
+import av
+from PIL import Image, ImageOps
+
+from triptych.errors import InvalidRequest
+from triptych.media.decoding import bounds, headers
+from triptych.media.decoding.colours import in_srgb
+from triptych.media.decoding.headers import Budget, File
+from triptych.media.decoding.pixels import as_rgb, frame_as_rgb, in_8_bits
+
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, Image.DecompressionBombError)
+"""Errors of Pillow's parsers on broken files."""
+
+ASPECT_DIFFERENCE_MAX = 0.01
+"""A pixel's width over its height may differ from 1 by so much: encoders write 4095:4096 where sides were cut."""
+
+Decoded = Image.Image | list[Image.Image]
+"""A picture, or a video's frames."""
+
+
+def decode_all(files: Sequence[File]) -> list[Decoded]:
+    """Each file as RGB. Raises InvalidRequest. All headers are checked before the first file is decoded."""
+    headers.check(files)
+    budget, decoded = Budget(), list[Decoded]()
+    for file in files:
+        try:
+            decoded.append(
+                [frame_as_rgb(file, frame) for frame in video_frames(file, budget)]
+                if file.is_video
+                else image(file, budget)
+            )
+        except MemoryError as error:
+            raise too_much_memory(file) from error
+    return decoded
+
+
+def image(file: File, budget: Budget | None = None) -> Image.Image:
+    """A picture as RGB, turned upright as its EXIF data says. Raises InvalidRequest, MemoryError."""
+    budget = budget or Budget()
+    headers.check([file])
+    try:
+        with Image.open(io.BytesIO(file.data), formats=headers.IMAGE_FORMATS) as opened:
+            budget.take(file, opened.width, opened.height)
+            _check_still(file, opened)
+            opened.load()
+            ImageOps.exif_transpose(opened, in_place=True)
+            picture = as_rgb(file, in_srgb(file, in_8_bits(opened)))
+            if file.is_crop_mask and picture.convert("L").getbbox() is None:
+                accepted = "a picture that isn't black everywhere: parameters.padding_mask_crop cuts out what it shows"
+                raise InvalidRequest(f"media.{file.name}", "black", accepted)
+            return picture
+    except (InvalidRequest, MemoryError):  # FFmpeg's MemoryError is an OSError, too
+        raise
+    except IMAGE_ERRORS as error:
+        raise headers.refusal(file) from error
+
+
+def video_frames(file: File, budget: Budget | None = None) -> Iterator[av.VideoFrame]:
+    """A video's frames, one after the other. Raises InvalidRequest, MemoryError."""
+    budget = budget or Budget()
+    headers.check([file])
+    # The container is named, never probed: some of FFmpeg's formats are lists of files and addresses to open.
+    container_format = "mp4" if file.data[4:8] == b"ftyp" else "gif"
+    count = 0
+    try:
+        with av.open(io.BytesIO(file.data), "r", format=container_format) as container:
+            stream = container.streams.video[0]
+            if stream.codec_context is None:  # FFmpeg lacks the codec
+                raise headers.refusal(file)
+            _check_aspect(file, stream)
+            stream.codec_context.thread_count = 1  # more threads take more memory and as much CPU time
+            for frame in container.decode(stream):
+                if count == bounds.VIDEO_FRAMES_MAX:
+                    accepted = f"at most {bounds.VIDEO_FRAMES_MAX}"
+                    raise InvalidRequest(f"media.{file.name}", f"more than {count} frames", accepted)
+                budget.take(file, frame.width, frame.height)
+                count += 1
+                yield frame
+            _check_whole(file, stream, count)
+    except (InvalidRequest, MemoryError):  # FFmpeg's MemoryError is an OSError, too
+        raise
+    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
+        raise headers.refusal(file) from error
+
+
+def _check_whole(file: File, stream: av.VideoStream, count: int) -> None:
+    """Raise InvalidRequest if fewer frames than promised could be read, after the whole stream was read.
+
+    FFmpeg's index has every sample that the tables and fragments name. Those that an edit list leaves out are missing
+    or marked. `stream.frames` counts them all, but none of the fragments'; it is used for a GIF, whose index has only
+    decoded frames. Some decoders fill in missing parts of a frame, so each sample's place is checked as well.
+    """
+    is_mp4 = file.data[4:8] == b"ftyp"
+    shown = [entry for entry in stream.index_entries if not entry.is_discard] if is_mp4 else []
+    promised = max(len(shown) or stream.frames, 1)
+    if shown:
+        count = min(count, sum(entry.pos + entry.size <= len(file.data) for entry in shown))
+    if count < promised:
+        raise InvalidRequest(f"media.{file.name}", f"{count} readable of {promised} frames", headers.VIDEO_ACCEPTED)
+
+
+def _check_aspect(file: File, stream: av.VideoStream) -> None:
+    aspect = stream.sample_aspect_ratio
+    if aspect and abs(aspect - 1) > ASPECT_DIFFERENCE_MAX:
+        accepted = "a video of square pixels: scale it to the size that players show"
+        raise InvalidRequest(f"media.{file.name}", f"of pixels {aspect.numerator}:{aspect.denominator}", accepted)
+
+
+def _check_still(file: File, opened: Image.Image) -> None:
+    """Raise InvalidRequest for an animation. A camera's second picture in a file (MPO) isn't one."""
+    if opened.format != "MPO" and getattr(opened, "is_animated", False):
+        raise InvalidRequest(f"media.{file.name}", "animated", "a picture of one frame")
+
+
+def too_much_memory(file: File, memory_bytes: int = 0) -> InvalidRequest:
+    """The error for a file that takes more memory than there is, or than these bytes."""
+    memory = f"{memory_bytes >> 20} MiB of memory" if memory_bytes else "the memory that there is"
+    return InvalidRequest(f"media.{file.name}", f"{len(file.data)} bytes", f"a file that is decoded within {memory}")

@@ -1,0 +1,253 @@
+"""Child processes that decode: started when they are needed, used again for a while, killed if they take too long.
+
+Threads: any thread may call. Each call uses a child of its own and blocks for at most `bounds.WALL_S_MAX` each try. A
+child is killed when the thread that started it ends, so call from threads that stay. A child's answer is untrusted,
+since a file may have taken the child over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from triptych.errors import InvalidRequest, TriptychError, Unavailable
+from triptych.media.decoding import bounds
+from triptych.media.decoding.headers import Budget, File
+
+if TYPE_CHECKING:
+    from triptych.media.decoding.decode import Decoded  # late elsewhere: a controller needs no decoders
+
+log = logging.getLogger(__name__)
+
+REQUESTS_MAX = 64
+"""A child is replaced after so many requests, so that decoders' leaks don't add up."""
+
+
+class Decoders:
+    """Decodes in child processes. A context manager that ends them; they end with this process anyway."""
+
+    def __init__(self, limits: bounds.Limits | None = None) -> None:
+        self._limits = limits or bounds.Limits()
+        self._lock = threading.Lock()
+        self._idle: list[_Child] = []
+        self._busy: set[_Child] = set()
+        self._is_closed = False
+
+    def __enter__(self) -> Decoders:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def check(self, files: Sequence[File]) -> None:
+        """Raise InvalidRequest for the first file that can't be decoded whole, or if all together exceed a bound.
+
+        Raises Unavailable if that isn't the files' fault: no process, or a busy machine.
+        """
+        self._exchange(files, wants_pixels=False)
+
+    def decode(self, files: Sequence[File]) -> list[Decoded]:
+        """Each file as RGB: a picture, or a list of a video's frames. Raises as `check` does."""
+        return self._exchange(files, wants_pixels=True)
+
+    def close(self) -> None:
+        """Kill all child processes. Calls under way end with Unavailable."""
+        with self._lock:
+            self._is_closed = True
+            for child in (*self._idle, *self._busy):
+                child.kill()
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.reap()
+
+    def _exchange(self, files: Sequence[File], *, wants_pixels: bool) -> list[Decoded]:
+        if not files:
+            return []
+        while True:
+            child = self._take()
+            is_used = child.request_count > 0
+            is_reusable = False
+            try:
+                found = child.exchange(files, wants_pixels)
+                is_reusable = True
+                return found
+            except InvalidRequest:
+                is_reusable = child.is_waiting
+                raise
+            except _Idle:
+                if not is_used:
+                    raise Unavailable("the process that decodes media ended before it began") from None
+            finally:
+                self._give_back(child, is_reusable)
+
+    def _take(self) -> _Child:
+        with self._lock:
+            if self._is_closed:
+                raise Unavailable("this process is ending")
+            child = self._idle.pop() if self._idle else _Child(self._limits)
+            self._busy.add(child)
+            return child
+
+    def _give_back(self, child: _Child, is_reusable: bool) -> None:
+        with self._lock:
+            self._busy.discard(child)
+            if is_reusable and not self._is_closed and child.request_count < REQUESTS_MAX:
+                self._idle.append(child)
+                return
+        child.kill()
+        child.reap()
+
+
+class _Idle(TriptychError):
+    """The child had ended after a while without requests: ask another."""
+
+
+class _Child:
+    """One process. Used by one thread at a time; `kill` may come from any."""
+
+    def __init__(self, limits: bounds.Limits) -> None:
+        self._limits = limits
+        command = [sys.executable, "-P", "-m", "triptych.media.decoding.child"]
+        command += [str(number) for number in (os.getpid(), limits.cpu_s, limits.memory_bytes, limits.idle_s)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input = self._process.stdin.fileno()
+        self._output = self._process.stdout.fileno()
+        os.set_blocking(self._input, False)
+        self._ahead = bytearray()
+        """Bytes that were read beyond the present line."""
+        self._deadline_s = 0.0
+        self.request_count = 0
+        self.is_waiting = True
+        """Whether it has answered every request."""
+
+    def exchange(self, files: Sequence[File], wants_pixels: bool) -> list[Decoded]:
+        """See `Decoders`. Raises _Idle if the process ended before the request."""
+        self._deadline_s = time.monotonic() + self._limits.wall_s
+        self.is_waiting = False
+        described = [(file.name, file.is_video, len(file.data), *file[3:]) for file in files]
+        head = {"pixels": wants_pixels, "files": described}
+        decoded: list[Decoded] = []
+        try:
+            self._write(json.dumps(head).encode() + b"\n")
+            for file in files:
+                self._write(file.data)
+            self.request_count += 1
+            answer, decoded = self._read_answer(files, wants_pixels)
+        except (EOFError, BrokenPipeError):
+            raise self._why(files) from None
+        except TimeoutError:
+            raise Unavailable(f"media are not decoded within {self._limits.wall_s:g} s; try again later") from None
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            log.error("the process that decodes media gave an impossible answer (%s)", type(error).__name__)
+            raise Unavailable("the process that decodes media failed") from error
+        self.is_waiting = True
+        if answer:
+            raise InvalidRequest.from_message(answer)
+        return decoded
+
+    def kill(self) -> None:
+        """Kill it."""
+        self._process.kill()
+
+    def reap(self) -> None:
+        """Take its exit code and close the pipes. It was killed, so the kernel ends it soon."""
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def _read_answer(self, files: Sequence[File], wants_pixels: bool) -> tuple[str, list[Decoded]]:
+        from PIL import Image
+
+        frames: list[list[Image.Image]] = [[] for _ in files]
+        budget = Budget()
+        while "refused" not in (line := self._read_line()):
+            number, width, height = (int(line[name]) for name in ("file", "width", "height"))
+            if not wants_pixels or not 0 <= number < len(files) or min(width, height) < 1:
+                raise ValueError("a picture that wasn't asked for")
+            budget.take(files[number], width, height)
+            mode = "RGBA" if files[number].takes_alpha else "RGB"
+            samples = self._read(len(mode) * width * height)
+            frames[number].append(Image.frombytes(mode, (width, height), samples))
+        answer = str(line["refused"])
+        if not wants_pixels or answer:
+            return answer, []
+        pairs = zip(files, frames, strict=True)
+        return "", [found if file.is_video else found[0] for file, found in pairs]
+
+    def _why(self, files: Sequence[File]) -> TriptychError:
+        """Why the child ended. Its CPU time or a decoder's crash is the files' fault."""
+        try:
+            code = self._process.wait(max(0.1, self._deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return Unavailable("the process that decodes media hangs")
+        if code == 0:
+            return _Idle("the child had ended for want of requests")
+        log.warning("the process that decodes media ended with code %d", code)
+        shown = f"{len(files)} files of {sum(len(file.data) for file in files)} bytes"
+        if code == -signal.SIGXCPU:
+            return InvalidRequest("media", shown, f"files that are decoded within {self._limits.cpu_s} s of CPU time")
+        if code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL):
+            return InvalidRequest("media", shown, "files that decoders can read without failing")
+        return Unavailable(f"the process that decodes media ended (exit code {code})")
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            self._wait(self._input, select.POLLOUT)
+            with contextlib.suppress(BlockingIOError):
+                rest = rest[os.write(self._input, rest) :]
+
+    def _read_line(self) -> dict[str, Any]:
+        while b"\n" not in self._ahead:
+            if len(self._ahead) > bounds.LINE_BYTES_MAX:
+                raise ValueError("a line without an end")
+            self._wait(self._output, select.POLLIN)
+            self._ahead += self._some(bounds.LINE_BYTES_MAX)
+        line, _, rest = bytes(self._ahead).partition(b"\n")
+        self._ahead = bytearray(rest)
+        found = json.loads(line)
+        if not isinstance(found, dict):
+            raise ValueError("a line that is no object")
+        return found
+
+    def _read(self, size_bytes: int) -> bytearray:
+        data = bytearray(size_bytes)
+        whole = memoryview(data)
+        count = min(size_bytes, len(self._ahead))
+        whole[:count] = self._ahead[:count]
+        del self._ahead[:count]
+        while count < size_bytes:
+            self._wait(self._output, select.POLLIN)
+            got = os.readv(self._output, [whole[count:]])
+            if not got:
+                raise EOFError
+            count += got
+        return data
+
+    def _some(self, size_bytes: int) -> bytes:
+        data = os.read(self._output, size_bytes)
+        if not data:
+            raise EOFError
+        return data
+
+    def _wait(self, descriptor: int, events: int) -> None:
+        poll = select.poll()
+        poll.register(descriptor, events)
+        if not poll.poll(max(0.0, self._deadline_s - time.monotonic()) * 1000):
+            raise TimeoutError

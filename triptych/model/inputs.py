@@ -1,0 +1,135 @@
+"""From a `GenerationRequest` to what the encoder's blocks take: `resolve` is the only way, for all who need it.
+
+The controller resolves a request before it accepts the job, the encoder and `--fused` before they run it. Pure: no
+I/O, no clock, no random numbers, no torch; `Inputs.for_encoder` draws a seed and decodes media.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from triptych.errors import InvalidRequest
+from triptych.media.decoding.headers import File
+from triptych.model import costs, fields, guidance, media, parameters, rates
+from triptych.model.description import Description
+from triptych.privacy import texts_in
+from triptych.v1 import job_pb2, model_pb2
+
+if TYPE_CHECKING:
+    from triptych.media.decoding.decode import Decoded
+
+Decode = Callable[[Sequence[File]], "Sequence[Decoded]"]
+"""Makes pictures, or lists of frames, of files; raises InvalidRequest."""
+RESERVED_PREFIX = "triptych."
+"""Begins the names of what crosses between roles and is no value of a pipeline; see `stages/handoff.py`."""
+SETTINGS = RESERVED_PREFIX + "settings"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A request that its model can run."""
+
+    values: Mapping[str, object]
+    """What the blocks take, by the input's name; media aside. What it leaves out is left to the pipeline."""
+    files: tuple[File, ...]
+    """The media, to be decoded."""
+    work: costs.Work
+    seed: int | None
+    preview_every_steps: int
+    guider_options: guidance.Options
+
+    def for_encoder(self, decode: Decode | None = None) -> dict[str, object]:
+        """What the encoder's stage takes: `values`, the decoded media, and the job's settings under `SETTINGS`.
+
+        Draws a seed where the request has none. Media are decoded by `decode`, in this process where it isn't given.
+        Raises `InvalidRequest` for media that can't be decoded.
+        """
+        settings = {
+            "seed": secrets.randbits(63) if self.seed is None else self.seed,
+            "preview_every_steps": self.preview_every_steps,
+            "overrides": self.guider_options,
+        }
+        return {**self.values, **self._decoded(decode), SETTINGS: settings}
+
+    def _decoded(self, decode: Decode | None) -> dict[str, object]:
+        """Images and videos by input name. Several of one name form a list, as does one of a name in the plural."""
+        if not self.files:
+            return {}
+        if decode is None:
+            from triptych.media.decoding.decode import decode_all
+
+            decode = decode_all
+        found: dict[str, list[Any]] = {}
+        for file, value in zip(self.files, decode(self.files), strict=True):
+            found.setdefault(file.name, []).append(value)
+        return {name: items if len(items) > 1 or name.endswith("images") else items[0] for name, items in found.items()}
+
+
+def resolve(request: job_pb2.GenerationRequest, message: model_pb2.ModelDescription) -> Inputs:
+    """The request as the described model takes it: checked, with its parameters converted and the folder's defaults.
+
+    Raises `InvalidRequest` for the first field that the model can't take. `fields.check_deadline`, `costs.check_work`
+    and `costs.check_result` check what a fleet allows beyond that.
+    """
+    description = Description(message)
+    fields.check_texts(request, description)
+    fields.check_values(request, description)
+    media.check(request, description)
+    parameters.check_required(request.parameters, description)
+    costs.check_parameters_size(request.parameters)
+    given = parameters.parse(request.parameters, description)
+    requested = {**fields.values_of(request), **given}
+    in_force = {**description.defaults, **requested}
+    work = costs.work_of(request.num_outputs, in_force)
+    guidance.check_guidance(requested, description)
+    _check_workflow(request, in_force, description)
+    fields.check_output_type(given.get("output_type"), request.output_format)
+    rates.check(request.frames_per_second, given, description)
+    costs.check_ranges(given, description, work["num_inference_steps"])
+    fields.check_delivery(request)
+    requested.update(rates.input_values(request.frames_per_second, given, description))
+    return Inputs(
+        values=_values(request, requested, description),
+        files=media.files(request, description, in_force),
+        work=work,
+        seed=request.seed if request.HasField("seed") else None,
+        preview_every_steps=request.preview_every_steps,
+        guider_options=guidance.overrides(description, requested),
+    )
+
+
+def texts_of(inputs: Mapping[str, object]) -> list[str]:
+    """What the caller may have written among a stage's inputs: texts of the values, and of the guiders' options."""
+    settings: Any = inputs.get(SETTINGS, {})
+    values = {name: value for name, value in inputs.items() if not name.startswith(RESERVED_PREFIX)}
+    options = settings.get("overrides", {}).values()
+    return [text for mapping in (values, *options) for text in texts_in(mapping)]
+
+
+def _check_workflow(request: job_pb2.GenerationRequest, in_force: Mapping[str, Any], description: Description) -> None:
+    """Raise InvalidRequest for a job of a workflow that this fleet hasn't loaded."""
+    given = {name for name, value in in_force.items() if value is not None and value is not False}
+    given |= {"prompt", *(one.name for one in request.media)}
+    matching = [one for one in description.message.workflows if given.issuperset(one.inputs)]
+    most = max((len(one.inputs) for one in matching), default=0)
+    meant = [one for one in matching if len(one.inputs) == most]
+    if meant and not any(one.is_served for one in meant):
+        served = ", ".join(dict.fromkeys(one.name for one in description.message.workflows if one.is_served))
+        shown = f"a job of the workflow {meant[0].name}"
+        raise InvalidRequest("request", shown, f"one of the workflows that this fleet has loaded: {served}")
+
+
+def _values(
+    request: job_pb2.GenerationRequest, requested: Mapping[str, Any], description: Description
+) -> dict[str, object]:
+    """What the blocks take of the request and the folder's defaults. Options of guiders have a dot in their name."""
+    named = {**description.recommended, **requested}.items()
+    values = {name: value for name, value in named if name in description.inputs and "." not in name}
+    if "prompt" in description.inputs:
+        values.setdefault("prompt", "")
+    if request.num_outputs > 1 and description.output_count_input is not None:
+        values[description.output_count_input] = request.num_outputs
+    return values

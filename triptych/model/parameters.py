@@ -1,0 +1,107 @@
+"""A request's `parameters`, a Struct, as plain values of the kinds that the model's inputs declare."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from google.protobuf import struct_pb2
+
+from triptych.errors import InvalidRequest
+from triptych.model.description import MEDIA_KINDS, OUTPUT_COUNT_INPUT, Description, accepted_names
+from triptych.model.fields import INPUT_FIELDS
+from triptych.v1 import model_pb2
+
+_ACCEPTED: dict[int, tuple[tuple[type, ...], str]] = {
+    model_pb2.INPUT_KIND_TEXT: ((str,), "text"),
+    model_pb2.INPUT_KIND_INTEGER: ((int,), "a whole number"),
+    model_pb2.INPUT_KIND_NUMBER: ((int, float), "a finite number"),
+    model_pb2.INPUT_KIND_BOOLEAN: ((bool,), "true or false"),
+    model_pb2.INPUT_KIND_LIST: ((list,), "a list"),
+    model_pb2.INPUT_KIND_MAPPING: ((dict,), "a mapping"),
+}
+
+
+def parse(parameters: struct_pb2.Struct, description: Description) -> dict[str, Any]:
+    """The parameters by name. A Struct's numbers are doubles: whole ones become int unless the input's type says float.
+
+    Raises `InvalidRequest` for names that don't exist and values of another kind.
+    """
+    values = {}
+    for name, struct_value in parameters.fields.items():
+        value = _plain(struct_value)
+        if name not in description.inputs:
+            accepted = accepted_names(name, _settable(description))
+        elif _is_field(name):
+            field = name if name in INPUT_FIELDS else "num_outputs"
+            accepted = f"nothing here; set the request's own field {field}"
+        else:
+            values[name] = _converted(description.inputs[name], value)
+            continue
+        raise InvalidRequest(f"parameters.{name}", _whole(value), accepted)  # shows 1, not 1.0, where 1 was given
+    return values
+
+
+def check_required(parameters: struct_pb2.Struct, description: Description) -> None:
+    """Raise InvalidRequest for a text that the model can't do without, and that is missing."""
+    for name, described in description.inputs.items():
+        is_missing = name != "prompt" and name not in parameters.fields
+        if is_missing and described.required and described.kind == model_pb2.INPUT_KIND_TEXT:
+            raise InvalidRequest(f"parameters.{name}", None, "text; this pipeline needs it")
+
+
+def _is_field(name: str) -> bool:
+    return name in INPUT_FIELDS or OUTPUT_COUNT_INPUT.fullmatch(name) is not None
+
+
+def _settable(description: Description) -> list[str]:
+    hidden = (model_pb2.INPUT_KIND_INTERNAL, *MEDIA_KINDS)
+    inputs = description.inputs.items()
+    return [name for name, described in inputs if described.kind not in hidden and not _is_field(name)]
+
+
+def _converted(described: model_pb2.InputDescription, value: Any) -> Any:
+    field = f"parameters.{described.name}"
+    if described.kind == model_pb2.INPUT_KIND_INTERNAL:
+        raise InvalidRequest(field, value, "nothing; this input is internal to the pipeline")
+    if described.kind in MEDIA_KINDS:
+        raise InvalidRequest(field, value, "nothing here; pictures and videos go in media")
+    if not _finite(value):
+        raise InvalidRequest(field, value, "finite numbers")
+    value = value if "float" in described.type_hint else _whole(value)
+    accepted = _ACCEPTED.get(described.kind)
+    if accepted is None or value is None:
+        return value
+    types, sentence = accepted
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise InvalidRequest(field, value, sentence)
+    return value
+
+
+def _plain(value: struct_pb2.Value) -> Any:
+    """A Struct's value in Python. Keeps NaN, unlike protobuf's own conversion, so that it can be refused by name."""
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return {key: _plain(item) for key, item in value.struct_value.fields.items()}
+    if kind == "list_value":
+        return [_plain(item) for item in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)
+
+
+def _finite(value: Any) -> bool:
+    """Whether every number in the value is finite, at any depth."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(_finite(item) for item in items)
+
+
+def _whole(value: Any) -> Any:
+    """The value with whole doubles as int, at any depth."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    return value

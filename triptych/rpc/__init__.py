@@ -1,0 +1,25 @@
+"""gRPC as every process of ours uses it: one way to start a server, one to open a channel, one table of statuses."""
+
+from __future__ import annotations
+
+from triptych.rpc.channel import open_channel
+from triptych.rpc.edge import message_bytes, uninterrupted
+from triptych.rpc.options import MESSAGE_BYTES_MAX
+from triptych.rpc.server import WHOLE, Server, Service, start_server
+from triptych.rpc.status import ERROR_KEY, code_of, error_from, status_of, translate
+
+__all__ = [
+    "ERROR_KEY",
+    "MESSAGE_BYTES_MAX",
+    "WHOLE",
+    "Server",
+    "Service",
+    "code_of",
+    "error_from",
+    "message_bytes",
+    "open_channel",
+    "start_server",
+    "status_of",
+    "translate",
+    "uninterrupted",
+]

@@ -1,0 +1,28 @@
+"""The pauses between the tries of a call: pure, no I/O, no clock."""
+
+from __future__ import annotations
+
+import random
+
+FIRST_S = 0.1
+MAX_S = 1.0
+"""A controller restarts in less than a second, and has its callers back within about another."""
+
+
+class Backoff:
+    """Pauses that double from `first_s` to `max_s`, drawn from their upper half so that callers spread out."""
+
+    def __init__(self, first_s: float = FIRST_S, max_s: float = MAX_S) -> None:
+        self._first_s = first_s
+        self._max_s = max_s
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin again with the first pause: the other side has answered."""
+        self._bound_s = self._first_s
+
+    def next_s(self, after_s: float = 0.0) -> float:
+        """The next pause, in seconds; added to `after_s`, where the other side has said when to come back."""
+        pause_s = after_s + self._bound_s * random.uniform(0.5, 1.0)
+        self._bound_s = min(2 * self._bound_s, self._max_s)
+        return pause_s

@@ -1,0 +1,176 @@
+"""What every call to a server of ours passes first: who calls, whether it may, what it says; and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from triptych import errors, telemetry
+from triptych.rpc import message_bounds, required_fields
+from triptych.rpc.status import ERROR_KEY, METADATA_CHARS_MAX, PUSHBACK_KEY, Result, status_of
+from triptych.security import auth, identity
+from triptych.telemetry import loop_watch
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class EdgeInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler: callers are asked who they are, and errors leave as statuses."""
+
+    def __init__(self, security: auth.Security) -> None:
+        self._security = security
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = str(handler_call_details.method)
+
+        def admit(context: Context) -> None:
+            if not method.startswith(auth.OPEN_METHODS):
+                metadata = context.invocation_metadata() or ()
+                identity.set_caller(self._security.authorize(method, context.auth_context(), metadata))
+
+        build, serialize = handler.request_deserializer or bytes, handler.response_serializer
+        descriptor = message_bounds.descriptor_of(build)
+
+        def parse(data: bytes) -> Any:
+            message_bounds.check(method, data, descriptor)
+            message = build(data)
+            if descriptor is not None:
+                required_fields.check(message, descriptor)
+            return message
+
+        if handler.unary_unary:
+            guarded = _guard_unary(handler.unary_unary, parse, method, admit)
+            return grpc.unary_unary_rpc_method_handler(guarded, None, serialize)
+        if handler.unary_stream:
+            stream = _guard_stream(handler.unary_stream, parse, method, admit)
+            return grpc.unary_stream_rpc_method_handler(stream, None, serialize)
+        assert handler.stream_stream, "no service here has calls of another shape"
+        stream = _guard_stream(handler.stream_stream, parse, method, admit)
+        return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
+
+
+Parse = Callable[[bytes], Any]
+Admit = Callable[[Context], None]
+
+
+def _guard_unary(
+    call: Callable[..., Awaitable[Any]], parse: Parse, method: str, admit: Admit
+) -> Callable[..., Awaitable[Any]]:
+    async def guarded(data: bytes, context: Context) -> Any:
+        _message_bytes.set(len(data))
+        loop_watch.METHOD.set(method)
+        try:
+            admit(context)
+            return await call(_parsed(parse, data), context)
+        except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
+            failure = error
+        # Not inside the handler: the abort would carry the error's text along, and traces record what it carries.
+        return await _abort(context, failure, method)
+
+    return guarded
+
+
+def _guard_stream(
+    call: Callable[..., Any], parse: Parse, method: str, admit: Admit
+) -> Callable[..., AsyncIterator[Any]]:
+    async def guarded(data: Any, context: Context) -> AsyncIterator[Any]:
+        loop_watch.METHOD.set(method)
+        try:
+            admit(context)
+            request = _parsed(parse, data) if isinstance(data, bytes) else _parsed_stream(parse, data)
+            responses = call(request, context)
+            if inspect.isawaitable(responses):  # gRPC's health service writes its answers by itself
+                await responses
+                return
+            async for response in responses:
+                yield response
+        except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
+            failure = error
+        else:
+            return
+        await _abort(context, failure, method)  # see `_guard_unary`
+
+    return guarded
+
+
+def _parsed(parse: Parse, data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError as error:
+        raise errors.InvalidRequest("request", f"{len(data)} bytes", "a message of the method's type") from error
+
+
+async def _parsed_stream(parse: Parse, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for data in stream:
+        yield _parsed(parse, data)
+
+
+_message_bytes: ContextVar[int] = ContextVar("message_bytes", default=0)
+
+
+def message_bytes() -> int:
+    """Length of the message of the unary call in hand; 0 outside of one. Counting anew takes as long as a copy."""
+    return _message_bytes.get()
+
+
+def uninterrupted(call: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
+    """For a servicer's unary method that changes things in steps: it goes on to its end when its caller goes away.
+
+    gRPC cancels the method of a call that is over. A change that has begun must not stop between two of its steps.
+    """
+
+    @functools.wraps(call)
+    async def whole(*arguments: Any) -> Result:
+        task = asyncio.ensure_future(call(*arguments))
+        _unfinished.add(task)
+        task.add_done_callback(_finished)
+        return await asyncio.shield(task)
+
+    return whole
+
+
+_unfinished: set[asyncio.Future[Any]] = set()
+"""Calls that go on, some without a caller. The event loop itself keeps tasks by weak references only."""
+
+
+def _finished(task: asyncio.Future[Any]) -> None:
+    _unfinished.discard(task)
+    if not task.cancelled():
+        task.exception()  # told to the caller, where that is still there
+
+
+async def _abort(context: Context, error: Exception, method: str) -> None:
+    if isinstance(error, grpc.aio.BaseError | asyncio.CancelledError):
+        raise error  # aborted already, or the call is over and there is nobody to tell
+    status = status_of(error)
+    if isinstance(error, errors.TriptychError):
+        metadata = [(ERROR_KEY, type(error).__name__)]
+        if isinstance(error, errors.Full):
+            metadata.append((PUSHBACK_KEY, str(math.ceil(error.retry_after_s * 1000))))
+        context.set_trailing_metadata(tuple(metadata))
+        message = str(error)
+    else:
+        log.error("%s raised %s", method, type(error).__name__, exc_info=error)
+        message = f"internal error ({type(error).__name__}); the server's log has it"
+    try:
+        await context.abort(status, message[:METADATA_CHARS_MAX])
+    finally:  # the caller is told its own values; the trace isn't
+        telemetry.mark_failed(errors.public_text(error))

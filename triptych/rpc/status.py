@@ -1,0 +1,101 @@
+"""Errors as gRPC statuses, and back. The class travels in the trailing metadata, so the other side raises the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+import grpc
+
+from triptych import errors
+
+Result = TypeVar("Result")
+
+ERROR_KEY = "triptych-error"
+"""Trailing metadata key of the error's class."""
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""Trailing metadata key of `Full.retry_after_s`: gRPC's own, so that clients in other languages heed it, too."""
+METADATA_CHARS_MAX = 512
+"""Longest error detail in a status: HTTP/2 headers are limited to 8 KiB by default."""
+
+STATUS_BY_ERROR: dict[type[errors.TriptychError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ModelInvalid: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.MissingExtra: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.LeaseLost: grpc.StatusCode.ABORTED,
+    errors.Fenced: grpc.StatusCode.PERMISSION_DENIED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
+    errors.Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NotFinite: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SourceCorrupt: grpc.StatusCode.DATA_LOSS,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.JobCancelled: grpc.StatusCode.CANCELLED,
+    errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""The one table from error to gRPC status; a subclass takes its nearest listed ancestor's."""
+
+
+def status_of(error: BaseException) -> grpc.StatusCode:
+    """The gRPC status of an error; INTERNAL for anything not raised on purpose."""
+    for cls in type(error).__mro__:
+        if cls in STATUS_BY_ERROR:
+            return STATUS_BY_ERROR[cls]
+    return grpc.StatusCode.INTERNAL
+
+
+def code_of(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
+    """A call's status. gRPC's asyncio side has a word of its own for a connection that broke while a message was under
+    way, and an alarming one; here it is UNAVAILABLE, as it is wherever else the break is noticed."""
+    is_break = error.code() is grpc.StatusCode.INTERNAL and error.details() == _BREAK_DETAILS
+    return grpc.StatusCode.UNAVAILABLE if is_break else error.code()
+
+
+def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
+    """The error that the server raised, as its class; by its status where that isn't named.
+
+    A plain TriptychError stands for what nobody raises on purpose: INTERNAL, UNIMPLEMENTED and the like.
+    """
+    name = _trailing(error, ERROR_KEY)
+    cls = getattr(errors, name, None) if name else None
+    if not (isinstance(cls, type) and issubclass(cls, errors.TriptychError)):
+        cls = _CLASS_BY_STATUS.get(code_of(error), errors.TriptychError)
+    message = error.details() or error.code().name
+    if issubclass(cls, errors.InvalidRequest):
+        return errors.InvalidRequest.from_message(message)
+    restored = cls.__new__(cls)
+    Exception.__init__(restored, message)  # the message is whole already; a class may build its own from parts
+    if isinstance(restored, errors.Full) and (pushback := _trailing(error, PUSHBACK_KEY)).isdecimal():
+        restored.retry_after_s = int(pushback) / 1000
+    return restored
+
+
+def _trailing(error: grpc.aio.AioRpcError, key: str) -> str:
+    for found, value in error.trailing_metadata() or ():
+        if found == key:
+            return value if isinstance(value, str) else value.decode()
+    return ""
+
+
+_BREAK_DETAILS = "Internal error from Core"
+"""See `code_of`. Servers of ours say nothing of the kind: what escapes a servicer is told by its type."""
+
+
+async def translate(call: Awaitable[Result]) -> Result:
+    """Await a call; raise its error as the class that the server raised."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        task = asyncio.current_task()
+        if error.code() is grpc.StatusCode.CANCELLED and task is not None and task.cancelling():
+            raise asyncio.CancelledError from error  # now and then gRPC tells us of our own cancellation by a status
+        raise error_from(error) from error
+
+
+_CLASS_BY_STATUS: dict[grpc.StatusCode, type[errors.TriptychError]] = {
+    status: cls for cls, status in STATUS_BY_ERROR.items() if cls not in (errors.MissingExtra, errors.ModelInvalid)
+}

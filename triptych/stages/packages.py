@@ -1,0 +1,113 @@
+"""Packages that are missing or broken: what an import raises, from however deep, becomes a sentence that names one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from triptych.errors import MissingExtra, TriptychError
+
+_OUR_EXTRA = "serve"
+_OURS = ("__main__", "triptych", "triptych_client", "triptych_services", "services")
+_DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python", "bs4": "beautifulsoup4", "google": "protobuf"}
+"""Names to install, where they differ from the names to import."""
+_ALIASES = {"pil": "PIL", "pyav": "av", "opencv": "cv2", "beautiful": "bs4", "jinja": "jinja2", "protobuf": "google"}
+"""Names to import, where the libraries' sentences say another."""
+_SENTENCES = (
+    re.compile(r"requires? (?:the )?`?(?:🤗 )?([A-Za-z][\w-]*)`?(?: library|:| to be installed)"),
+    re.compile(r"`([A-Za-z][\w-]*)` is required"),
+    re.compile(r"No module named '([\w]+)"),
+    re.compile(r"The '([A-Za-z][\w-]*)[^']*' distribution was not found"),
+    re.compile(r"pip install (?:-U )?`?'?([A-Za-z][\w-]*)"),
+)
+"""How the libraries say which package they miss."""
+
+
+@contextmanager
+def told(purpose: str) -> Iterator[None]:
+    """Raise `MissingExtra` in place of an error that a missing or broken package has caused."""
+    try:
+        yield
+    except TriptychError:
+        raise
+    except Exception as error:
+        if (missing := explained(error, purpose)) is None:
+            raise
+        raise missing from error
+
+
+def explained(error: BaseException, purpose: str) -> MissingExtra | None:
+    """The error as one of a package, where a package has caused it."""
+    links = list(_chain(error))
+    for link in links:
+        name = named_in(link)
+        if name is not None and not is_installed(name):
+            return missing_extra(name, purpose)
+    for link in reversed(links):  # causes first
+        if (broken := _being_imported(link)) is not None:
+            reason = " ".join(str(link).split()) or type(link).__name__
+            return missing_extra(broken, purpose, f"it can't be imported: {reason}")
+    return None
+
+
+def missing_extra(package: str, purpose: str, reason: str = "") -> MissingExtra:
+    """The error for a package by the name that it is imported under, with our extra that brings it."""
+    distribution = _DISTRIBUTIONS.get(package, package)
+    names = (re.split(r"[^\w.-]", one, maxsplit=1)[0] for one in importlib.metadata.requires("triptych") or [])
+    is_ours = _plain(distribution) in map(_plain, names)
+    return MissingExtra(distribution, _OUR_EXTRA if is_ours else "", purpose, reason)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and its causes, the last one last."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def named_in(error: BaseException) -> str | None:
+    """The package that an ImportError is about."""
+    if not isinstance(error, ImportError):
+        return None
+    if isinstance(error, ModuleNotFoundError) and re.fullmatch(r"[\w.-]+", error.name or ""):
+        return _imported_as(str(error.name).partition(".")[0])
+    said = f"{error} {error.name or ''}"
+    found = (match[1] for sentence in _SENTENCES if (match := sentence.search(said)) is not None)
+    return next((_imported_as(name) for name in found), None)
+
+
+def _imported_as(said: str) -> str:
+    """Libraries write names as their makers do: `SentencePiece`, `PyAv`."""
+    plain = said.lower().replace("-", "_")
+    return _ALIASES.get(plain, plain)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package of this name can be found."""
+    if package in sys.modules:
+        return True
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _being_imported(error: BaseException) -> str | None:
+    """The package whose own code at the top of a module raised the error, or None."""
+    traceback = error.__traceback__
+    package = ""
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code.co_name == "<module>":
+            package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        traceback = traceback.tb_next
+    return package if package and package not in _OURS else None

@@ -1,0 +1,226 @@
+"""A role's pipeline: the whole pipeline, restricted to the role's blocks and components.
+
+The class, component specs, config values and from-config components are the whole's, because a pipeline of a block list
+alone differs silently: another class, another guider, another guidance scale. A component that the role doesn't hold is
+made on first access: see `Components`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from triptych.errors import InvalidRequest, ModelInvalid
+from triptych.stages import guidance
+from triptych.stages.library import (
+    BaseGuidance,
+    ComponentSpec,
+    ConfigMixin,
+    ModelMixin,
+    ModularPipeline,
+    ModularPipelineBlocks,
+)
+from triptych.stages.loading import loading
+from triptych.stages.shells import build_shell
+from triptych.stages.undisturbed import undisturbed
+from triptych.stages.weights import check_source
+
+Overrides = Mapping[str, Mapping[str, object]]
+"""Options of guiders by component name, for one job: `{"guider": {"guidance_scale": 4.0}}`."""
+
+
+class RoleMixin:
+    """What a role's pipeline adds to the whole pipeline's class: its device, and components made on access."""
+
+    _component_specs: dict[str, ComponentSpec]
+    _role_components: Components
+    _role_device: torch.device
+    _role_dtype: torch.dtype
+
+    def __getattr__(self, name: str) -> Any:
+        """Only reached for names without an attribute: components of other roles, and diffusers' own fallback."""
+        made = self.__dict__.get("_role_components")
+        if made is not None and name in made.specs:
+            value = made.get(name)
+            self.__dict__[name] = value
+            return value
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    @property
+    def device(self) -> torch.device:
+        """Set explicitly, because a role may hold no torch module at all."""
+        return self._role_device
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self._role_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first held module, as diffusers has it; the role's own where it holds none."""
+        held = (self.__dict__.get(name) for name in self._component_specs)
+        modules = (component for component in held if isinstance(component, torch.nn.Module))
+        return getattr(next(modules, None), "dtype", self._role_dtype)
+
+
+class Components:
+    """Pristine components of the whole pipeline by name: held, made from config, or shells. Jobs get copies.
+
+    A component without parameters (guider, scheduler, processor) holds per-job state, so every job gets a fresh one.
+    """
+
+    def __init__(self, whole: ModularPipeline, dtype: torch.dtype, device: torch.device) -> None:
+        self._whole = whole
+        self.specs: dict[str, ComponentSpec] = whole._component_specs
+        self._dtype = dtype
+        self._device = device
+        self._pristine: dict[str, Any] = {}
+
+    @property
+    def guiders(self) -> list[str]:
+        """Names of the components that are guiders."""
+        return [name for name, spec in self.specs.items() if guidance.is_guider(spec)]
+
+    def pipeline(self, blocks: ModularPipelineBlocks, held: Sequence[str]) -> ModularPipeline:
+        """A copy of the whole pipeline that runs only `blocks` and holds the components `held`, none made yet."""
+        pipeline = copy.copy(self._whole)
+        pipeline.__class__ = type(type(self._whole).__name__, (RoleMixin, type(self._whole)), {})
+        for name in self.specs:
+            pipeline.__dict__.pop(name, None)
+        pipeline._blocks = blocks
+        pipeline._component_specs = {name: self.specs[name] for name in held}
+        pipeline._role_components = self
+        pipeline._role_device = self._device
+        pipeline._role_dtype = self._dtype
+        return pipeline
+
+    def load(self, name: str) -> Any:
+        """Loads a component with its weights onto the device; None where the model has none of it.
+
+        Raises `ModelInvalid` where its files can't be loaded.
+        """
+        spec = copy.copy(self.specs[name])
+        if not comes_from_files(spec) or not is_model(spec):
+            return self.get(name)
+        with loading(f"{_place(spec)}, on {self._device} as {str(self._dtype).removeprefix('torch.')},"), undisturbed():
+            component = _load_model(spec, self._dtype).to(self._device)
+        self._pristine[name] = component
+        return component
+
+    def get(self, name: str) -> Any:
+        """The component as a role that doesn't hold it sees it: a copy, a shell, or None where the model has none."""
+        if name not in self._pristine:
+            with undisturbed():
+                self._pristine[name] = self._make(self.specs[name])
+        pristine = self._pristine[name]
+        if isinstance(pristine, ConfigMixin) and not isinstance(pristine, torch.nn.Module):
+            return copy.deepcopy(pristine)
+        return pristine
+
+    def overridden(self, name: str, options: Mapping[str, object]) -> Any:
+        """A fresh guider whose config is changed by `options`. Raises `InvalidRequest` where it refuses a value."""
+        guider = self.get(name) if name in self.specs else None
+        if not isinstance(guider, BaseGuidance):
+            raise InvalidRequest(name, dict(options), "options of a guider that the pipeline has")
+        if unknown := set(options) - set(guider.config):
+            raise InvalidRequest(f"{name} options", sorted(unknown), f"{', '.join(sorted(guider.config))}")
+        try:
+            with undisturbed():
+                return guider.new(**options)
+        except (ValueError, TypeError) as error:
+            raise InvalidRequest(name, dict(options), str(error)) from error
+
+    def _make(self, spec: ComponentSpec) -> Any:
+        if is_made(spec):
+            return self._whole.__dict__.get(spec.name)
+        if not is_present(spec):
+            return None
+        if is_model(spec):
+            return build_shell(spec, self._dtype, self._device)
+        with loading(_place(spec)):
+            return copy.copy(spec).load(**_cautions(spec))
+
+
+def _load_model(spec: ComponentSpec, dtype: torch.dtype) -> Any:
+    """A model with its weights. diffusers fills weights that are missing with noise; here that is an error.
+
+    Models of transformers are not checked, because their checkpoints leave out tied weights under changing names.
+    """
+    missing: Collection[str] = ()
+    cls: Any = spec.type_hint
+    check_source(spec)
+    if issubclass(cls, ModelMixin):
+        where = {"subfolder": spec.subfolder, "variant": spec.variant, "revision": spec.revision}
+        path = spec.pretrained_model_name_or_path
+        model, info = cls.from_pretrained(path, **where, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        missing = info["missing_keys"]
+    else:
+        model = spec.load(dtype=dtype, use_safetensors=True)
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise ModelInvalid(f"the weights of component {spec.name!r} lack {len(missing)} tensors, for example {some}")
+    return model
+
+
+def _place(spec: ComponentSpec) -> str:
+    """A component and where it comes from, for sentences."""
+    return f"component {spec.name!r} of {'/'.join(filter(None, (spec.pretrained_model_name_or_path, spec.subfolder)))}"
+
+
+def _cautions(spec: ComponentSpec) -> dict[str, object]:
+    """What classes that choose another class by the model's own files are told: no pickles, no code from there."""
+    cautions: dict[str, object] = {}
+    if spec.type_hint.__name__.startswith("AutoModel"):
+        check_source(spec)
+        cautions["use_safetensors"] = True
+    if spec.type_hint.__name__.startswith("Auto") and not issubclass(spec.type_hint, ConfigMixin):
+        cautions["trust_remote_code"] = False
+    return cautions
+
+
+def is_model(spec: ComponentSpec) -> bool:
+    """Whether the component has weights. One whose class isn't named is loaded by `AutoModel`, so it has."""
+    return spec.type_hint is None or issubclass(spec.type_hint, torch.nn.Module)
+
+
+def is_made(spec: ComponentSpec) -> bool:
+    """Whether the component is made of its configuration, and no file."""
+    return bool(spec.default_creation_method == "from_config")
+
+
+def comes_from_files(spec: ComponentSpec) -> bool:
+    """Whether the component is loaded from files that the model comes with."""
+    return not is_made(spec) and is_present(spec)
+
+
+def is_present(spec: ComponentSpec) -> bool:
+    """Whether the model comes with this component; optional ones may be absent.
+
+    In `model_index.json` an absent one is `[null, null]`; in the modular index it has no path.
+    """
+    return bool(spec.pretrained_model_name_or_path) and spec.type_hint is not None
+
+
+def for_job(pipeline: ModularPipeline, overrides: Overrides, observer: object) -> ModularPipeline:
+    """A copy of a role's pipeline for one job: shared models, fresh guiders and schedulers, the job's observer."""
+    job = copy.copy(pipeline)
+    components: Components = pipeline._role_components
+    for name in components.specs:
+        job.__dict__.pop(name, None)
+    for name in job._component_specs:
+        job.__dict__[name] = components.get(name)
+    for name, options in overrides.items():
+        job.__dict__[name] = components.overridden(name, options)
+    for name in components.guiders:
+        job.__dict__[name] = guidance.settled(getattr(job, name), job)
+    job.__dict__["_role_observer"] = observer
+    return job
+
+
+def guiders_of(job: ModularPipeline) -> dict[str, BaseGuidance]:
+    """The job's own guiders by component name, without those that the model doesn't have."""
+    found = {name: getattr(job, name) for name in job._role_components.guiders}
+    return {name: guider for name, guider in found.items() if guider is not None}
