@@ -91,7 +91,9 @@ def test_jobs_that_fail_anywhere_cost_no_worker(tmp_path: Path) -> None:
         wait_until(
             lambda: not any(w.status.waiting_for for w in client.get_fleet().workers), 30, "nobody is in quarantine"
         )
-        wait_until(lambda: [SERVING, NOT_SERVING, SERVING] in seen, 30, "health has shown a quarantine and its end")
+        # A worker that gets six of the failures is in quarantine twice.
+        back = ([SERVING, NOT_SERVING, SERVING], [SERVING, NOT_SERVING, SERVING, NOT_SERVING, SERVING])
+        wait_until(lambda: any(of in back for of in seen), 30, "health has shown a quarantine and its end")
         assert rooms == [[SERVING], [SERVING]], "others fetch from a worker in quarantine"
         logs = fleet.log("transformer-0") + fleet.log("transformer-1")
         assert "back from quarantine" in logs
