@@ -14,8 +14,7 @@ from pathlib import Path
 from tests.chaos.network import HUB_ADDRESS, Network
 from tests.chaos.plan import WORKER_TIMEOUT_S, Shape
 from tests.fleet.processes import CONTROLLER, READY_TIMEOUT_S, Fleet, free_port
-from triptych.transport.host import SHARED_MEMORY
-from triptych.transport.shared_memory import NAME_PREFIX
+from triptych.transport.shared_memory import NAME_PREFIX, SHARED_MEMORY
 from triptych_client import guarded_exec
 
 STOP_TIMEOUT_S = 60.0

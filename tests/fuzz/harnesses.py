@@ -36,8 +36,8 @@ from triptych.rings.layout import Geometry, Kind, Slot, StateWord
 from triptych.rings.memory import MemoryDriver
 from triptych.rings.ring import Claimed, dispatch_in, held_of, payload_of
 from triptych.transport import codec, room
-from triptych.transport.host import SHARED_MEMORY
 from triptych.transport.movers import LocalMover
+from triptych.transport.shared_memory import SHARED_MEMORY
 from triptych.v1 import dispatch_pb2, job_pb2, ring_service_pb2, room_pb2
 
 GEOMETRY = Geometry(slot_count=4, payload_bytes_max=256)

@@ -15,7 +15,7 @@ from triptych.media import encoding
 from triptych.rings import attach, protocol
 from triptych.rings.layout import Geometry
 from triptych.rings.memory import MemoryDriver
-from triptych.transport import codec, host, room
+from triptych.transport import codec, room, shared_memory
 from triptych.v1 import dispatch_pb2, job_pb2, model_pb2, ring_service_pb2, room_pb2
 
 MODULES = [
@@ -109,8 +109,8 @@ def room_refs() -> list[bytes]:
     """References to rooms, on this host and elsewhere."""
     ref = room_pb2.RoomRef(
         room_id=9,
-        host_id=host.host_id(),
-        arena=f"{host.SHARED_MEMORY}/triptych-arena-1-0",
+        host_id=shared_memory.host_id(),
+        arena=f"{shared_memory.SHARED_MEMORY}/triptych-arena-1-0",
         offset_bytes=64,
         size_bytes=4096,
         xxh3_128=bytes(16),
@@ -164,7 +164,7 @@ def rooms(room_id: int) -> list[bytes]:
     found = []
     for state in _states():
         encoded = codec.encode(state, "job")
-        found.append(b"".join(room.lay_out(room_id, encoded.manifest, encoded.buffers).pieces))
+        found.append(b"".join(room.lay_out(room_id, encoded.manifest, encoded.buffers)[0]))
     return [*found, bytes(64)]
 
 

@@ -39,7 +39,7 @@ DTYPES = sorted(
 def cross(values: dict, device: str = "cpu") -> dict:
     """To a room's bytes and back."""
     encoded = codec.encode(values, "job")
-    data = memoryview(bytearray(b"".join(room.lay_out(1, encoded.manifest, encoded.buffers).pieces)))
+    data = memoryview(bytearray(b"".join(room.lay_out(1, encoded.manifest, encoded.buffers)[0])))
     return codec.decode(room.parse(data, 1), data, device)
 
 
@@ -215,7 +215,7 @@ def test_expanded_tensors_send_each_element_once():
 
 def test_decoded_values_are_writable_and_apart():
     encoded = codec.encode({"a": torch.zeros(10), "b": np.zeros(10)}, "job")
-    data = b"".join(room.lay_out(1, encoded.manifest, encoded.buffers).pieces)
+    data = b"".join(room.lay_out(1, encoded.manifest, encoded.buffers)[0])
     back = codec.decode(encoded.manifest, memoryview(data))
     back["a"] += 1
     back["b"] += 1

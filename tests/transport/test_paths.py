@@ -14,9 +14,8 @@ import pytest
 from triptych import rpc
 from triptych.errors import InvalidRequest, SourceCorrupt, TransferFailed
 from triptych.transport.fetcher import Fetcher
-from triptych.transport.host import SHARED_MEMORY, host_id
 from triptych.transport.movers import LocalMover, RpcMover
-from triptych.transport.shared_memory import NAME_PREFIX
+from triptych.transport.shared_memory import NAME_PREFIX, SHARED_MEMORY, host_id
 from triptych.v1 import room_pb2, worker_service_pb2
 
 SECRET = b"secret" * 100

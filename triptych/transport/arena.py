@@ -1,6 +1,6 @@
 """The one memory in which a worker keeps its rooms: a file in `/dev/shm`, mapped once.
 
-`shared_memory` makes the file, `pages` takes its pages, `allocator` divides it. Rooms are written by `pwrite`, which
+`shared_memory` makes the file and takes its pages, `allocator` divides it. Rooms are written by `pwrite`, which
 returns an error where a write to the mapping would kill the process, and lets other Python threads run.
 
 Threads: every method may be called from any thread. `put` and `release` block for as long as a copy takes.
@@ -17,7 +17,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import xxhash
 
@@ -25,8 +24,7 @@ from triptych.errors import ArenaFull, DeadlinePassed, InvalidRequest, RoomGone,
 from triptych.rdma_devices import address_of
 from triptych.transport import room, shared_memory
 from triptych.transport.allocator import FirstFitAllocator
-from triptych.transport.host import SHARED_MEMORY, host_id
-from triptych.transport.pages import Pages
+from triptych.transport.shared_memory import SHARED_MEMORY, Pages, host_id
 from triptych.v1 import room_pb2
 
 ARENA_BYTES_MAX = 2**40
@@ -56,9 +54,9 @@ class Arena:
         self.base_address = address_of(mapping)
         self._file = file
         self._mapping = mapping
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._allocator = FirstFitAllocator(self.size_bytes)
-        self._pages = Pages(file, mapping, path.parent)
+        self._pages = Pages(file, mapping)
         self._rooms: dict[int, Placement] = {}
         self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
@@ -82,7 +80,7 @@ class Arena:
     def __enter__(self) -> Arena:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -108,10 +106,7 @@ class Arena:
     def largest_gap_bytes(self) -> int:
         """The largest room that `put` would take now, unless `/dev/shm` is full."""
         with self._lock:
-            return self._largest_bytes()
-
-    def _largest_bytes(self) -> int:
-        return min(self._allocator.largest_gap_bytes, self._pages.left_bytes(self._allocator.used_bytes))
+            return min(self._allocator.largest_gap_bytes, self._pages.left_bytes(self._allocator.used_bytes))
 
     def reserve(self) -> None:
         """Take every page now, as a card does that pins the arena. Raises WrongState if `/dev/shm` has too few."""
@@ -138,17 +133,17 @@ class Arena:
         the offsets of the manifest's tensors in place. Raises ArenaFull when the room doesn't fit now, InvalidRequest
         when it never could or when the id is taken.
         """
-        layout = room.lay_out(room_id, manifest, buffers)
-        self._check_fits(layout.size_bytes, beside_bytes)
-        offset = self._allocate(layout.size_bytes)
+        pieces, size_bytes = room.lay_out(room_id, manifest, buffers)
+        self._check_fits(size_bytes, beside_bytes)
+        offset = self._allocate(size_bytes)
         try:
             digest = xxhash.xxh3_128()
             position = offset
-            for piece in layout.pieces:
+            for piece in pieces:
                 digest.update(piece)
                 position += _write(self._file, piece, position)
             capability = secrets.token_bytes(CAPABILITY_BYTES)
-            placement = Placement(room_id, offset, layout.size_bytes, digest.digest(), capability)
+            placement = Placement(room_id, offset, size_bytes, digest.digest(), capability)
             with self._lock:
                 if room_id in self._rooms:
                     raise InvalidRequest("room_id", room_id, "an id that was never used")
@@ -177,7 +172,7 @@ class Arena:
     def read(self, room_id: int, start_bytes: int, size_bytes: int) -> bytes:
         """A copy of part of a room. Raises RoomGone; a range outside the room is cut to it."""
         with self._lock:
-            placement = self._placement(room_id)
+            placement = self.placement(room_id)
             start = min(start_bytes, placement.size_bytes)
             end = min(start + size_bytes, placement.size_bytes)
             return self._mapping[placement.offset_bytes + start : placement.offset_bytes + end]
@@ -185,7 +180,9 @@ class Arena:
     def placement(self, room_id: int) -> Placement:
         """Where a room lies. Raises RoomGone."""
         with self._lock:
-            return self._placement(room_id)
+            if room_id not in self._rooms:
+                raise no_room(room_id)
+            return self._rooms[room_id]
 
     def release(self, room_id: int) -> bool:
         """Give a room's space back and return whether it was held. Late readers see a wiped header: RoomGone."""
@@ -221,26 +218,20 @@ class Arena:
         try:
             async with asyncio.timeout(timeout_s):
                 while self.largest_gap_bytes < size_bytes:
+                    await event.wait()
                     event.clear()
-                    if self.largest_gap_bytes < size_bytes:
-                        await event.wait()
         except TimeoutError as error:
             raise DeadlinePassed(f"no space of {size_bytes} bytes in the arena within {timeout_s} s") from error
         finally:
             with self._lock:
                 self._waiters.discard(waiter)
 
-    def _placement(self, room_id: int) -> Placement:
-        if room_id not in self._rooms:
-            raise no_room(room_id)
-        return self._rooms[room_id]
-
     def _check_fits(self, size_bytes: int, beside_bytes: int) -> None:
         """Raise InvalidRequest for a room that could never fit."""
-        total = shared_memory.space(self.path.parent).total_bytes
+        total = shared_memory.space().total_bytes
         if total and size_bytes + beside_bytes > total:
             beside = f" beside the {beside_bytes} of the room that it comes from" if beside_bytes else ""
-            place = f"what {self.path.parent} has in all{beside}"
+            place = f"what {SHARED_MEMORY} has in all{beside}"
             accepted = f"at most {max(0, total - beside_bytes)}, {place}; {shared_memory.REMEDY}, or ask for less"
             raise InvalidRequest("room size in bytes", size_bytes, accepted)
         if size_bytes > self._allocator.capacity_bytes:
@@ -252,10 +243,10 @@ class Arena:
             if self._file < 0:
                 raise WrongState("the arena is closed")
             self._pages.look_at_share()
-            largest = self._largest_bytes()
+            largest = self.largest_gap_bytes
             if largest < size_bytes <= self._allocator.largest_gap_bytes:
                 share_bytes = self._pages.share_bytes
-                raise ArenaFull(f"the arena's share of {self.path.parent} has {largest} of {share_bytes} bytes left")
+                raise ArenaFull(f"the arena's share of {SHARED_MEMORY} has {largest} of {share_bytes} bytes left")
             offset = self._allocator.allocate(size_bytes)
             try:
                 self._pages.take(offset, size_bytes)

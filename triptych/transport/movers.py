@@ -28,9 +28,8 @@ from triptych import addresses
 from triptych.errors import ArenaFull, InvalidRequest, RoomGone, TransferFailed
 from triptych.rpc import error_from
 from triptych.transport.arena import Arena, no_room
-from triptych.transport.host import SHARED_MEMORY, host_id
 from triptych.transport.mooncake_engine import MooncakeEngine
-from triptych.transport.shared_memory import NAME_PREFIX
+from triptych.transport.shared_memory import NAME_PREFIX, SHARED_MEMORY, host_id
 from triptych.v1 import room_pb2, worker_service_pb2, worker_service_pb2_grpc
 
 CHUNK_BYTES_MAX = 2**20

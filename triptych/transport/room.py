@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
@@ -36,40 +35,30 @@ _OFFSET_BYTES_MAX = 1 + 10 + 4
 _HEADER = struct.Struct("<8sQQ")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The pieces of a room in order, including gaps, and their total size."""
+def lay_out(
+    room_id: int, manifest: room_pb2.Manifest, buffers: Sequence[memoryview]
+) -> tuple[list[bytes | memoryview], int]:
+    """The pieces of a room in order, including gaps, and their total size, for a manifest and its tensors' bytes.
 
-    pieces: Sequence[bytes | memoryview]
-    size_bytes: int
-
-
-def lay_out(room_id: int, manifest: room_pb2.Manifest, buffers: Sequence[memoryview]) -> Layout:
-    """Place a manifest and its tensors' bytes (one buffer for each entry of `manifest.tensors`).
-
-    Fills `offset_bytes` and `size_bytes` of the manifest's tensors in place. No tensor is copied.
-    Raises InvalidRequest when the manifest is too long.
+    There is one buffer for each entry of `manifest.tensors`, whose `offset_bytes` and `size_bytes` are filled in place.
+    No tensor is copied. Raises InvalidRequest when the manifest is too long.
     """
     for tensor, buffer in zip(manifest.tensors, buffers, strict=True):
         tensor.offset_bytes = 0
         tensor.size_bytes = buffer.nbytes
-    first = position = align_up(HEADER_BYTES + manifest.ByteSize() + _OFFSET_BYTES_MAX * len(buffers))
+    first = end = align_up(HEADER_BYTES + manifest.ByteSize() + _OFFSET_BYTES_MAX * len(buffers))
+    pieces: list[bytes | memoryview] = []
     for tensor, buffer in zip(manifest.tensors, buffers, strict=True):
-        # A tensor without bytes has no place: its aligned place could be after the end.
-        tensor.offset_bytes = position if buffer.nbytes else 0
-        position = align_up(position + buffer.nbytes)
+        if buffer.nbytes:  # a tensor without bytes has no place: its aligned place could be after the end
+            tensor.offset_bytes = align_up(end)
+            pieces += [bytes(tensor.offset_bytes - end), buffer]
+            end = tensor.offset_bytes + buffer.nbytes
     body = manifest.SerializeToString(deterministic=True)
     if len(body) > MANIFEST_BYTES_MAX:
         raise InvalidRequest("manifest length in bytes", len(body), f"at most {MANIFEST_BYTES_MAX}")
     head = _HEADER.pack(MAGIC, room_id, len(body)).ljust(HEADER_BYTES, b"\0") + body
     assert len(head) <= first
-    pieces: list[bytes | memoryview] = [head.ljust(first, b"\0")]
-    end = first
-    for buffer in buffers:
-        if buffer.nbytes:
-            pieces += [bytes(align_up(end) - end), buffer]
-            end = align_up(end) + buffer.nbytes
-    return Layout([piece for piece in pieces if len(piece)], end)
+    return [head.ljust(first, b"\0"), *(piece for piece in pieces if len(piece))], end
 
 
 def parse(room: memoryview, room_id: int) -> room_pb2.Manifest:

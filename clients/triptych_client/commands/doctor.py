@@ -18,7 +18,7 @@ from triptych.errors import MissingExtra, NoCard, TriptychError
 from triptych.limits import bytes_text
 from triptych.roles import ROLE_NAMES
 from triptych.transport import shared_memory
-from triptych.transport.host import SHARED_MEMORY
+from triptych.transport.shared_memory import SHARED_MEMORY
 from triptych_client.commands.output import print_json, show
 from triptych_client.tables import Table
 
