@@ -2,24 +2,21 @@
 
 One task per process holds its whole life: start, READY, exit, wait, start again. Two ends are not retried: exit code
 2, which means bad configuration, and a process that keeps ending before it was ever ready. Either stops all.
-
-The end of a process is reported while it already starts again: see `EndTold`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from triptych.errors import EXIT_CONFIGURATION, InvalidRequest, TriptychError, Unavailable
-from triptych_client.endings import ending, ran_out_of_memory
-from triptych_client.processes import Process, ProcessSpec
+from triptych.rpc.backoff import Backoff
+from triptych_client.processes import Process, ProcessSpec, last_message
 
 Notice = Callable[[str], None]
 """Told, in a sentence, what happened to a process."""
@@ -31,6 +28,10 @@ INSTANCE_VARIABLE = "TRIPTYCH_INSTANCE_ID"
 """The setting by which a worker takes the identity that it is given."""
 LAST_TOLD_S = 5.0
 """How long a stop waits for the last ends to be told: the controller is on this machine, and stops next."""
+EVERY_S = 10.0
+"""Between two sentences about a wait: a person begins to wonder, and a log of an hour's start stays readable."""
+WORDS_CHARS_MAX = 120
+"""Of a process's last message that are repeated."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,6 @@ class RestartPolicy:
     """Attempts at becoming ready for the first time."""
 
 
-def notify(notice: Notice | None, sentence: str) -> None:
-    """Tell, if that works: the processes are kept even where a sentence is lost."""
-    if notice is not None:
-        with contextlib.suppress(Exception):  # the caller's own, so it may raise anything
-            notice(sentence)
-
-
 class Supervisor:
     """Starts processes and keeps them. All methods belong to one event loop, whose thread the children live with."""
 
@@ -68,11 +62,17 @@ class Supervisor:
         self._end_told = end_told
         self._telling: set[asyncio.Task[None]] = set()
         self._policy = policy or RestartPolicy()
-        self._notice = functools.partial(notify, notice)
+        self._notice = notice
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ready: dict[str, asyncio.Future[str]] = {}
         self._running: dict[str, Process] = {}
         self._stopping: set[str] = set()
+
+    def notify(self, sentence: str) -> None:
+        """Tell, if that works: the processes are kept even where a sentence is lost."""
+        if self._notice is not None:
+            with contextlib.suppress(Exception):  # the caller's own, so it may raise anything
+                self._notice(sentence)
 
     def start(self, spec: ProcessSpec) -> None:
         """Begin to keep a process running. Its name must be new."""
@@ -109,9 +109,10 @@ class Supervisor:
                 self._tasks[name].cancel()  # between two starts
         tasks = [self._tasks[name] for name in names if name in self._tasks]
         if tasks:
-            _done, late = await asyncio.wait(tasks, timeout=timeout_s)
+            async with self.telling("draining", lambda: [name for name in names if name in self._running]):
+                _done, late = await asyncio.wait(tasks, timeout=timeout_s)
             for task in late:
-                self._notice(f"{task.get_name()} has not ended after {timeout_s:g} s and is killed")
+                self.notify(f"{task.get_name()} has not ended after {timeout_s:g} s and is killed")
         await self.kill(names)
         if self._telling:
             await asyncio.wait(self._telling, timeout=LAST_TOLD_S)
@@ -146,10 +147,38 @@ class Supervisor:
         """Process ids by name, of those that run."""
         return {name: process.pid for name, process in self._running.items()}
 
+    @contextlib.asynccontextmanager
+    async def telling(
+        self, about: str, waiting: Callable[[], Sequence[str]], every_s: float = EVERY_S
+    ) -> AsyncIterator[None]:
+        """While the block runs, tell now and then which processes it waits for, and the last message of each.
+
+        Only messages that are logged from now on are repeated.
+        """
+        begins = {name: _size_bytes(self.log(name)) for name in waiting()}
+        task = asyncio.create_task(self._tell_waits(about, waiting, begins, every_s))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _tell_waits(
+        self, about: str, waiting: Callable[[], Sequence[str]], begins: Mapping[str, int], every_s: float
+    ) -> None:
+        start_s = time.monotonic()
+        while True:
+            await asyncio.sleep(every_s)
+            said = {name: _shortened(last_message(self.log(name), begins.get(name, 0))) for name in waiting()}
+            if said:
+                names = ", ".join(f"{name} ({words})" if words else name for name, words in said.items())
+                self.notify(f"{about} for {time.monotonic() - start_s:.0f} s: {names}")
+
     async def _supervise(self, spec: ProcessSpec) -> None:
         first = self._ready[spec.name]
         failed_count = 0
-        delay_s = self._policy.delay_s_initial
+        # Nobody else starts these processes, so that there is nothing to spread.
+        backoff = Backoff(self._policy.delay_s_initial, self._policy.delay_s_max, spread=0.0)
         while spec.name not in self._stopping:
             address = first.result() if first.done() and spec.keeps_address else ""
             lived_s, code, words, how = await self._run_once(spec, address)
@@ -159,10 +188,10 @@ class Supervisor:
             if not first.done() and (code == EXIT_CONFIGURATION or failed_count >= self._policy.starts_max):
                 raise self._fatal(spec.name, code, how, words)
             if lived_s >= self._policy.stable_s:
-                delay_s = self._policy.delay_s_initial
-            self._notice(f"{spec.name} ended ({how}) and starts again in {delay_s:g} s")
+                backoff.reset()
+            delay_s = backoff.next_s()
+            self.notify(f"{spec.name} ended ({how}) and starts again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, self._policy.delay_s_max)
 
     async def _run_once(self, spec: ProcessSpec, address: str) -> tuple[float, int, str, str]:
         """Run the process to its end.
@@ -171,7 +200,6 @@ class Supervisor:
         """
         argv = [*spec.argv, "--address", address] if address else spec.argv
         instance_id = uuid.uuid4().hex
-        out_of_memory = ran_out_of_memory()
         if spec.tells_end:
             spec = replace(spec, env={**spec.env, INSTANCE_VARIABLE: instance_id})
         process = await Process.start(spec, self.log(spec.name), argv)
@@ -184,9 +212,9 @@ class Supervisor:
             if announced and not self._ready[spec.name].done():
                 self._ready[spec.name].set_result(announced)
             if announced:
-                self._notice(f"{spec.name} serves on {announced} (process {process.pid})")
+                self.notify(f"{spec.name} serves on {announced} (process {process.pid})")
             code = await process.wait()
-            how = ending(code, out_of_memory)
+            how = process.ending(code)
             if code and spec.tells_end:
                 self._tell_end(spec, instance_id, how)
             return (time.monotonic() - since_s if announced else 0.0), code, process.last_words(), how
@@ -206,3 +234,14 @@ class Supervisor:
             return InvalidRequest.from_message(f"{name}: {words or 'its configuration is refused'}")
         reason = f": {words}" if words else ""
         return Unavailable(f"{name} can't start ({how}){reason}; its log is {self.log(name)}")
+
+
+def _shortened(words: str) -> str:
+    return words if len(words) <= WORDS_CHARS_MAX else words[:WORDS_CHARS_MAX] + "…"
+
+
+def _size_bytes(log: Path) -> int:
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import logging
 import os
 import shutil
 import sys
@@ -16,16 +16,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from triptych import limits
+from triptych import limits, rpc
 from triptych.config import ControllerConfig, WorkerConfig, as_flags, load, module_path
-from triptych.errors import InvalidRequest, MissingExtra, Unavailable
+from triptych.errors import DeadlinePassed, InvalidRequest, JournalFull, MissingExtra, TriptychError, Unavailable
 from triptych.model.names import is_hub_id
 from triptych.roles import ROLE_NAMES
+from triptych.rpc.backoff import Backoff
+from triptych.security import auth
 from triptych.transport import shared_memory
-from triptych_client import endings
-from triptych_client.launcher import Notice, RestartPolicy, Supervisor, notify
+from triptych.v1.fleet_service_pb2 import UnregisterWorkerRequest
+from triptych.v1.fleet_service_pb2_grpc import FleetServiceStub
+from triptych_client.launcher import Notice, Supervisor
 from triptych_client.processes import ProcessSpec
-from triptych_client.waits import telling
+
+log = logging.getLogger(__name__)
 
 CONTROLLER = "controller"
 SERVICES = "triptych_services" if (Path(__file__).parents[1] / "triptych_services").is_dir() else "services"
@@ -42,6 +46,9 @@ HUB_START_TIMEOUT_S = 86_400.0
 STOP_MARGIN_S = 10.0
 """What a drained process may take beyond its own drain timeout before it is killed."""
 
+TELL_S = 30.0
+"""How long to tell of an end: a controller that was killed beside its worker is back by then; later, silence tells."""
+CALL_S = 5.0
 
 PLACEHOLDER = "127.0.0.1:1"
 """The controller's address where it isn't known yet."""
@@ -80,7 +87,6 @@ class FleetPlan:
         model: str,
         state: Path | str,
         roles: Mapping[str, RolePlan] | None = None,
-        logs: Path | None = None,
         **settings: Any,
     ) -> None:
         """`settings` are fields of `ControllerConfig` and `WorkerConfig`. Each process gets those that it has.
@@ -88,13 +94,13 @@ class FleetPlan:
         What isn't given is left to the processes' own environment and defaults, with these exceptions: `address` is the
         controller's, and a free port that it keeps over restarts; `threads` divides the cores among the workers.
         `metrics_port` is the controller's, and workers take the next ones; of `tls` each process takes the folder of
-        its role. `logs` is by default a folder in `state`. Raises InvalidRequest.
+        its role. Raises InvalidRequest.
         """
         check_model(model)
         self.model = model
         self.state = Path(state)
         self.roles = roles or {role: RolePlan() for role in ROLE_NAMES}
-        self.log_folder = logs or self.state / "logs"
+        self.log_folder = self.state / "logs"
         for name, value in settings.items():
             if name not in SETTING_BY_NAME:
                 raise InvalidRequest(name, value, "one of the settings " + ", ".join(sorted(SETTING_BY_NAME)))
@@ -109,11 +115,6 @@ class FleetPlan:
         self.arenas_bytes = sum(worker.arena_bytes for worker in workers)
         if not settings.get("tls") and (self.config.tokens or self.config.client_address):
             raise InvalidRequest("tls", "", "a folder of certificates, where there are tokens or a client endpoint")
-
-    @property
-    def worker_count(self) -> int:
-        """Workers of all roles."""
-        return sum(plan.count for plan in self.roles.values())
 
     @property
     def start_timeout_s(self) -> float:
@@ -132,6 +133,7 @@ class FleetPlan:
     def workers(self, controller_address: str) -> list[ProcessSpec]:
         """The workers' processes, in the order in which a job passes them."""
         specs: list[ProcessSpec] = []
+        threads = self._settings.get("threads") or threads_default(sum(plan.count for plan in self.roles.values()))
         for role in ROLE_NAMES:
             for index in range(self.roles[role].count):
                 argv = self._argv(
@@ -142,7 +144,7 @@ class FleetPlan:
                     controller=controller_address,
                     device=self.roles[role].device or self._settings.get("device", ""),
                     dtype=self.roles[role].dtype or self._settings.get("dtype", ""),
-                    threads=self._settings.get("threads") or threads_default(self.worker_count),
+                    threads=threads,
                 )
                 specs.append(ProcessSpec(f"{role}-{index}", argv, _environment(), tells_end=True))
         return specs
@@ -181,40 +183,34 @@ def threads_default(worker_count: int = len(ROLE_NAMES)) -> int:
 class Fleet:
     """A plan, running. Use `run_fleet`."""
 
-    def __init__(self, plan: FleetPlan, notice: Notice | None = None, policy: RestartPolicy | None = None) -> None:
+    def __init__(self, plan: FleetPlan, notice: Notice | None = None) -> None:
         self.plan = plan
-        self._notice = notice
-        self.supervisor = Supervisor(plan.log_folder, policy, notice, self._tell_end)
+        self.supervisor = Supervisor(plan.log_folder, notice=notice, end_told=self._tell_end)
         self.endpoint = ""
 
-    async def start(self, timeout_s: float | None = None) -> None:
-        """Start the controller, then all workers, and wait until all serve; by default as long as the model needs.
+    async def start(self) -> None:
+        """Start the controller, then all workers, and wait until all serve, as long as the model needs.
 
         Raises InvalidRequest when a process refuses its configuration, Unavailable when one can't start.
         """
-        timeout_s = self.plan.start_timeout_s if timeout_s is None else timeout_s
+        supervisor = self.supervisor
+        timeout_s = self.plan.start_timeout_s
         _sweep_arenas()
-        self.supervisor.start(self.plan.controller())
-        async with telling(self._notice, "waiting", lambda: self._logs([CONTROLLER])):
-            self.endpoint = await self.supervisor.ready(CONTROLLER, timeout_s)
+        supervisor.start(self.plan.controller())
+        async with supervisor.telling("waiting", lambda: [CONTROLLER]):
+            self.endpoint = await supervisor.ready(CONTROLLER, timeout_s)
         specs = self.plan.workers(self.endpoint)
         for spec in specs:
-            self.supervisor.start(spec)
-        notify(self._notice, f"waiting for {', '.join(spec.name for spec in specs)}, which load {self.plan.model}")
-        waits = {spec.name: asyncio.ensure_future(self.supervisor.ready(spec.name, timeout_s)) for spec in specs}
+            supervisor.start(spec)
+        supervisor.notify(f"waiting for {', '.join(spec.name for spec in specs)}, which load {self.plan.model}")
+        waits = {spec.name: asyncio.ensure_future(supervisor.ready(spec.name, timeout_s)) for spec in specs}
         try:
-            async with telling(
-                self._notice, "waiting", lambda: self._logs([name for name, wait in waits.items() if not wait.done()])
-            ):
+            async with supervisor.telling("waiting", lambda: [name for name in waits if not waits[name].done()]):
                 await asyncio.gather(*waits.values())  # the first that can't start ends the wait for the others
         finally:
             for wait in waits.values():
                 wait.cancel()
             await asyncio.gather(*waits.values(), return_exceptions=True)
-
-    def _logs(self, names: Sequence[str], *, running_only: bool = False) -> dict[str, Path]:
-        pids = self.supervisor.pids
-        return {name: self.supervisor.log(name) for name in names if name in pids or not running_only}
 
     async def stop(self) -> None:
         """Drain the workers in the order in which a job passes them, then the controller.
@@ -224,15 +220,29 @@ class Fleet:
         end_s = time.monotonic() + self.plan.config.drain_timeout_s + STOP_MARGIN_S
         for role in ROLE_NAMES:
             names = [f"{role}-{index}" for index in range(self.plan.roles[role].count)]
-            waiting = functools.partial(self._logs, names, running_only=True)
-            async with telling(self._notice, "draining", waiting):
-                await self.supervisor.stop(names, max(end_s - time.monotonic(), STOP_MARGIN_S))
+            await self.supervisor.stop(names, max(end_s - time.monotonic(), STOP_MARGIN_S))
         await self.supervisor.stop([CONTROLLER], STOP_MARGIN_S)
 
     async def _tell_end(self, spec: ProcessSpec, instance_id: str, how: str) -> None:
-        """By the certificate of the process's own role, whose word it speaks: it has none any more itself."""
-        role = spec.name.rpartition("-")[0]
-        await endings.tell(self.endpoint, self.plan.tls_folder(role), instance_id, how)
+        """Tell the controller that a worker's process has ended, by the certificate of its role.
+
+        What the controller refuses, or doesn't hear within `TELL_S`, is logged: silence tells it then.
+        """
+        verb = "was ended by" if how.startswith("signal") else "ended with"
+        request = UnregisterWorkerRequest(instance_id=instance_id, ended=f"{verb} {how}")
+        backoff = Backoff()
+        try:
+            security = auth.open_security(self.plan.tls_folder(spec.name.rpartition("-")[0]), "")
+            async with asyncio.timeout(TELL_S), rpc.open_channel(self.endpoint, security) as channel:
+                stub = FleetServiceStub(channel)
+                while True:
+                    try:
+                        await rpc.translate(stub.UnregisterWorker(request, timeout=CALL_S))
+                        return
+                    except (Unavailable, DeadlinePassed, JournalFull):
+                        await asyncio.sleep(backoff.next_s())
+        except (TriptychError, TimeoutError) as error:
+            log.warning("the controller was not told that a worker %s: %s", request.ended, error or "no answer")
 
     async def kill(self) -> None:
         """End all processes without a drain, and remove what they left in /dev/shm."""
@@ -241,13 +251,11 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def run_fleet(
-    plan: FleetPlan, notice: Notice | None = None, start_timeout_s: float | None = None
-) -> AsyncIterator[Fleet]:
+async def run_fleet(plan: FleetPlan, notice: Notice | None = None) -> AsyncIterator[Fleet]:
     """A fleet that serves inside the block; drained when the block ends, killed when it ends by an error."""
     fleet = Fleet(plan, notice)
     try:
-        await fleet.start(start_timeout_s)
+        await fleet.start()
         yield fleet
         await fleet.stop()
     finally:

@@ -1,4 +1,4 @@
-"""One supervised process: start it guarded, read its READY line, keep its log."""
+"""One supervised process: start it guarded, read its READY line, keep its log, say how it ended."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ LOG_BYTES_MAX = 16 * 2**20
 LOG_TAIL_BYTES = 64 * 2**10
 """How much of a log's end is searched for a process's last words."""
 
+_VMSTAT = Path("/proc/vmstat")
+_OOM_COUNTER = "oom_kill "
+
 
 @dataclass(frozen=True)
 class ProcessSpec:
@@ -44,10 +47,11 @@ class ProcessSpec:
 class Process:
     """A running child in a process group of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path, log_offset: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, log_offset: int, oom_kills: int) -> None:
         self._process = process
         self._log = log
         self._log_offset = log_offset
+        self._oom_kills = oom_kills
         self.pid = process.pid
 
     @classmethod
@@ -58,6 +62,7 @@ class Process:
         """
         env = [f"{name}={value}" for name, value in spec.env.items()]
         command = (sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *env, "--", *argv)
+        oom_kills = _oom_kills()
         with _open_log(log) as file:
             offset = file.tell()
             process = await asyncio.create_subprocess_exec(
@@ -67,7 +72,7 @@ class Process:
                 stderr=file,
                 process_group=0,
             )
-        return cls(process, log, offset)
+        return cls(process, log, offset, oom_kills)
 
     async def ready(self) -> str:
         """Return the address that the process announces; empty when it ends without."""
@@ -85,14 +90,9 @@ class Process:
             pass
         return await self._process.wait()
 
-    @property
-    def is_running(self) -> bool:
-        """Whether it has not ended, as far as known."""
-        return self._process.returncode is None
-
     def terminate(self) -> None:
         """Ask it to drain."""
-        if self.is_running:
+        if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
 
@@ -100,9 +100,22 @@ class Process:
         """The sentence with which it ended."""
         return last_words(self._log, self._log_offset)
 
+    def ending(self, code: int) -> str:
+        """How it ended, by its exit code: `exit code 1`, `signal 9 (SIGKILL)`."""
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            name = f" ({signal.Signals(-code).name})"
+        except ValueError:  # a real-time signal
+            name = ""
+        is_likely = -code == signal.SIGKILL and _oom_kills() > self._oom_kills
+        return f"signal {-code}{name}" + (
+            ": the kernel has killed a process because memory ran out" if is_likely else ""
+        )
+
     def kill(self) -> None:
         """End it, and all processes that it started, immediately."""
-        if self.is_running:
+        if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
@@ -141,6 +154,16 @@ def _message(line: str, of: str = "") -> str:
         record = json.loads(line)
         return str(record.get("message", "")) if of in ("", record.get("logger")) else ""
     return ""
+
+
+def _oom_kills() -> int:
+    """How many processes this machine's kernel has killed because memory ran out, in a container or in all; 0 where it
+    doesn't say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in _VMSTAT.read_text().splitlines():
+            if line.startswith(_OOM_COUNTER):
+                return int(line.removeprefix(_OOM_COUNTER))
+    return 0
 
 
 def _open_log(log: Path) -> BinaryIO:

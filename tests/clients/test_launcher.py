@@ -24,7 +24,6 @@ from triptych_client import AsyncClient, FleetPlan, RolePlan
 from triptych_client.launcher import RestartPolicy, Supervisor
 from triptych_client.local_fleet import CONTROLLER_SETTINGS, SETTING_BY_NAME, WORKER_SETTINGS
 from triptych_client.processes import ProcessSpec, last_message, last_words
-from triptych_client.waits import telling
 
 TOY = Path(__file__).with_name("toy_controller.py")
 ROOT = TOY.parents[2]
@@ -269,10 +268,10 @@ import signal; signal.pause()
     supervisor.start(script("slow", code.replace('"gate"', repr(str(gate)))))
     ready = asyncio.ensure_future(supervisor.ready("slow", READY_S))
 
-    def waiting() -> dict[str, Path]:
-        return {} if ready.done() else {"slow": log}
+    def waiting() -> list[str]:
+        return [] if ready.done() else ["slow"]
 
-    async with telling(notices.append, "waiting", waiting, every_s=0.05):
+    async with supervisor.telling("waiting", waiting, every_s=0.05):
         await eventually(lambda: any("slow (reads weights, 3 of 7)" in words for words in notices), READY_S)
         with gate.open("wb", buffering=0) as writer:
             writer.write(b"go")

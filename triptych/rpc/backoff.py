@@ -10,11 +10,12 @@ MAX_S = 1.0
 
 
 class Backoff:
-    """Pauses that double from `first_s` to `max_s`, drawn from their upper half so that callers spread out."""
+    """Pauses that double from `first_s` to `max_s`, shorter by a random part of `spread` so that callers spread out."""
 
-    def __init__(self, first_s: float = FIRST_S, max_s: float = MAX_S) -> None:
+    def __init__(self, first_s: float = FIRST_S, max_s: float = MAX_S, spread: float = 0.5) -> None:
         self._first_s = first_s
         self._max_s = max_s
+        self._spread = spread
         self.reset()
 
     def reset(self) -> None:
@@ -23,6 +24,6 @@ class Backoff:
 
     def next_s(self, after_s: float = 0.0) -> float:
         """The next pause, in seconds; added to `after_s`, where the other side has said when to come back."""
-        pause_s = after_s + self._bound_s * random.uniform(0.5, 1.0)
+        pause_s = after_s + self._bound_s * random.uniform(1.0 - self._spread, 1.0)
         self._bound_s = min(2 * self._bound_s, self._max_s)
         return pause_s
