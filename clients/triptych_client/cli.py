@@ -24,8 +24,7 @@ from triptych.errors import (
     TriptychError,
     Unreachable,
 )
-from triptych_client.terminal import prepare_streams, visible
-from triptych_client.voice import say
+from triptych_client.terminal import prepare_streams, say, visible
 
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar, Unpack
 
 import grpc
@@ -25,7 +24,6 @@ from triptych.v1 import (
     job_pb2,
     model_pb2,
 )
-from triptych_client.download import download
 from triptych_client.job_states import Generated, check_succeeded, is_over
 from triptych_client.request import GenerationFields, build_request
 from triptych_client.result_files import (
@@ -33,6 +31,7 @@ from triptych_client.result_files import (
     check_free,
     check_outputs,
     check_target,
+    download,
     output_format,
     output_paths,
     spare_paths,
@@ -91,9 +90,7 @@ class AsyncClient:
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

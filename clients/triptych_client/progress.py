@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from triptych.v1 import job_pb2
 from triptych.v1.job_pb2 import Job
 from triptych_client.job_states import state_name
-from triptych_client.terminal import spelled
-from triptych_client.voice import say
+from triptych_client.terminal import say, spelled
 
 if TYPE_CHECKING:  # it takes a while to import, and only a terminal needs it
     from rich.progress import Progress

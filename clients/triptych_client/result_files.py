@@ -1,4 +1,4 @@
-"""Results on this machine: their names, and writing them whole or not at all.
+"""Results on this machine: their names, fetching them, and writing them whole or not at all.
 
 Only the name that the caller gave is ever overwritten. Names that are derived from it (of several outputs, of a file
 of another kind) must be free, and temporary names are random and new, so that no other file is overwritten or deleted.
@@ -6,6 +6,7 @@ of another kind) must be free, and temporary names are random and new, so that n
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import re
@@ -13,12 +14,19 @@ import stat
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from triptych.errors import InvalidRequest, SourceCorrupt
+import grpc
+
+from triptych import limits
+from triptych.errors import DeadlinePassed, InvalidRequest, SourceCorrupt, TriptychError
 from triptych.media.formats import FORMATS
+from triptych.v1.generation_service_pb2 import DownloadResultRequest
 from triptych.v1.job_pb2 import Artifact
+from triptych_client.retry import Attempts, RetryPolicy, transient
+
+if TYPE_CHECKING:  # it exists for type checkers only
+    from triptych.v1.generation_service_pb2_grpc import GenerationServiceAsyncStub
 
 SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}")
 """What a file of a result may end in; another suffix isn't taken over from a controller."""
@@ -136,7 +144,8 @@ class PartFile:
         # Not after the target's name, which may be as long as the disk allows.
         self._part = self._path.with_name(f".triptych-{uuid.uuid4().hex}.part")
         self._digest = hashlib.sha256()
-        self._size_bytes = 0
+        self.size_bytes = 0
+        """What has been written."""
 
     def __enter__(self) -> PartFile:
         self._file: BinaryIO = self._part.open("xb")
@@ -146,25 +155,20 @@ class PartFile:
         """Append a piece."""
         self._file.write(chunk)
         self._digest.update(chunk)
-        self._size_bytes += len(chunk)
-
-    @property
-    def size_bytes(self) -> int:
-        """What has been written."""
-        return self._size_bytes
+        self.size_bytes += len(chunk)
 
     def restart(self) -> None:
         """Forget what has been written."""
         self._file.seek(0)
         self._file.truncate()
         self._digest = hashlib.sha256()
-        self._size_bytes = 0
+        self.size_bytes = 0
 
     def check(self, artifact: Artifact) -> None:
         """Raises SourceCorrupt when length or SHA-256 are not what the artifact says."""
-        if self._size_bytes != artifact.size_bytes:
+        if self.size_bytes != artifact.size_bytes:
             raise SourceCorrupt(
-                f"{artifact.name} has {self._size_bytes} bytes instead of {artifact.size_bytes}; nothing was kept"
+                f"{artifact.name} has {self.size_bytes} bytes instead of {artifact.size_bytes}; nothing was kept"
             )
         if self._digest.digest() != artifact.sha256:
             raise SourceCorrupt(f"{artifact.name} came with another SHA-256 than it was stored with; nothing was kept")
@@ -177,9 +181,7 @@ class PartFile:
             self._path.open("xb").close()  # the name is taken from here on
         self._part.replace(self._path)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self._file.close()  # which may write, and fail
         finally:
@@ -191,3 +193,70 @@ def write_file(path: Path, data: bytes, *, overwrites: bool = True) -> None:
     with PartFile(path, overwrites=overwrites) as part:
         part.write(data)
         part.commit()
+
+
+class PreviewFile:
+    """The latest preview of a result, in a file beside it, which goes at the end of the block.
+
+    A file that another program made stays.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._path = output.with_name(f"{output.stem}.preview.png")
+        self._is_ours = False
+
+    def check(self) -> None:
+        """Raises InvalidRequest where it can't be made."""
+        check_free(self._path, "preview")
+
+    def write(self, png: bytes) -> None:
+        """Show this picture. Raises FileExistsError where another program has made such a file."""
+        write_file(self._path, png, overwrites=self._is_ours)
+        self._is_ours = True
+
+    def __enter__(self) -> PreviewFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            self._path.unlink(missing_ok=True)
+
+
+async def download(
+    stub: GenerationServiceAsyncStub, message: DownloadResultRequest, part: PartFile, policy: RetryPolicy, peer: str
+) -> Artifact:
+    """Write a file to `part`, and return what it is said to be. Retries as long as there is progress.
+
+    Each try goes on where the last one ended. It may take as long as any call, and, once the size is known, as long as
+    the missing bytes take. Raises as the controller does, Unavailable and DeadlinePassed when no more comes for as long
+    as the policy says.
+    """
+    attempts = Attempts(policy)
+    while True:
+        before = message.offset_bytes = part.size_bytes
+        artifact: Artifact | None = None
+        stream = stub.DownloadResult(message)
+        timeout_s = policy.attempt_s_max
+        try:
+            async with asyncio.timeout(timeout_s) as bound:
+                async for response in stream:
+                    if artifact is None:
+                        artifact = response.artifact
+                        if response.offset_bytes != part.size_bytes:
+                            part.restart()  # an older controller sends all of it
+                        missing = max(0, artifact.size_bytes - part.size_bytes)
+                        timeout_s += limits.allowance_s(missing, policy.bytes_per_s_min)
+                        bound.reschedule(asyncio.get_running_loop().time() + timeout_s)
+                    part.write(response.chunk)
+            return artifact or Artifact()
+        except grpc.aio.AioRpcError as error:
+            found: TriptychError = transient(error, peer)
+        except TimeoutError:
+            had = limits.bytes_text(part.size_bytes)
+            had = f"{had} of {limits.bytes_text(artifact.size_bytes)}" if artifact else "nothing"
+            found = DeadlinePassed(f"{peer} sent {had} of a result within {timeout_s:.0f} s")
+        finally:
+            stream.cancel()
+        if part.size_bytes > before:
+            attempts.reset()
+        await attempts.wait(found)

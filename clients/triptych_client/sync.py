@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from triptych.config import ClientAccess
 from triptych_client.client import AsyncClient
-from triptych_client.loop_thread import LoopThread
 from triptych_client.retry import RetryPolicy
 
 Item = TypeVar("Item")
@@ -48,6 +48,30 @@ def _iterator(
     return run
 
 
+class _LoopThread:
+    """An event loop in a thread of its own. Contexts (and with them traces) follow the caller."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="triptych-client", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Item]) -> Item:
+        """Run a coroutine and return its result or raise its error. An interrupted caller cancels it."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Stop the loop and wait for the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
 class Client:
     """A connection to a controller. Methods, results and errors are those of `AsyncClient`.
 
@@ -61,7 +85,7 @@ class Client:
         access: ClientAccess | None = None,
         proxy: str | None = None,
     ) -> None:
-        self._loop = LoopThread("triptych-client")
+        self._loop = _LoopThread()
         try:
             self._client = self._loop.run(_open(endpoint, retry, access, proxy))
         except BaseException:
@@ -71,9 +95,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -1,15 +1,23 @@
-"""Text that a terminal can show: no control characters from others, and nothing that its encoding lacks.
+"""Text that a terminal can show, without control characters from others or what its encoding lacks; and who says it.
 
 Request ids, errors, names of models and folders come from others. A terminal acts on some of what it is sent: escape
 sequences move its cursor, change its title, or answer as if a person had typed. So all that is printed, for people or
 into a pipe (which often ends at a terminal, too), goes through `visible`.
+
+Sentences on stderr may get lost, and never stop work: neither a slow reader nor a closed stderr does. `say` is for
+commands that end soon. `Voice` is for those that keep processes running: a thread of its own writes. Any thread may
+use it.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
+import os
+import queue
 import sys
+import threading
 import unicodedata
 
 NOT_SHOWN = frozenset(("Cc", "Cs", "Zl", "Zp"))
@@ -24,13 +32,22 @@ SPELLED = "triptych-spelled"
 _PLAIN = {"·": "-", "✗": "x", "×": "x", "µ": "u", "…": "~", "━": "=", "╸": "=", "╺": "=", "█": "#", "▐": "#"}
 """Our own marks, as ASCII has them: as wide, so that tables stay straight."""
 
+WAITING_MAX = 1000
+"""Sentences that wait for a slow reader; later ones are dropped."""
+CLOSE_TIMEOUT_S = 1.0
+"""How long the last words may take."""
+
 
 def visible(text: object) -> str:
     """Text in one line, with nothing that a terminal acts on: a space for tabs and line ends, `\\x1b` for an escape."""
-    words = " ".join(str(text).replace("\r\n", "\n").split()) if _has_space(str(text)) else str(text)
+    words = str(text)
+    if any(mark in words for mark in "\t\n\r\v\f"):
+        words = " ".join(words.split())
     if words.isascii() and words.isprintable():
         return words
-    return "".join(_escaped(one) if _is_hidden(one) else one for one in words)
+    return "".join(
+        _escaped(one) if unicodedata.category(one) in NOT_SHOWN or one in TURNS_TEXT else one for one in words
+    )
 
 
 def spelled(text: object, encoding: str) -> str:
@@ -45,12 +62,42 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=SPELLED)
 
 
-def _has_space(text: str) -> bool:
-    return any(mark in text for mark in "\t\n\r\v\f")
+def say(sentence: str) -> None:
+    """Write a line to stderr, if that can be done, without anything that a terminal acts on."""
+    if sys.stderr is None:  # as after 2>&-
+        return
+    with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
+        data = f"{visible(sentence)}\n".encode(sys.stderr.encoding or "utf-8", SPELLED)
+        # Past Python's buffer, which would keep what failed and try it again at the end.
+        descriptor = sys.stderr.fileno()
+        while data:
+            data = data[os.write(descriptor, data) :]
 
 
-def _is_hidden(one: str) -> bool:
-    return unicodedata.category(one) in NOT_SHOWN or one in TURNS_TEXT
+class Voice:
+    """Says sentences in their order. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._sentences: queue.Queue[str | None] = queue.Queue(WAITING_MAX)
+        self._thread = threading.Thread(target=self._run, name="voice", daemon=True)
+
+    def __enter__(self) -> Voice:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(queue.Full):
+            self._sentences.put_nowait(None)
+            self._thread.join(CLOSE_TIMEOUT_S)
+
+    def say(self, sentence: str) -> None:
+        """Have a line written when stderr takes it."""
+        with contextlib.suppress(queue.Full):
+            self._sentences.put_nowait(sentence)
+
+    def _run(self) -> None:
+        while (sentence := self._sentences.get()) is not None:
+            say(sentence)
 
 
 def _escaped(one: str) -> str:

@@ -31,7 +31,7 @@ async def test_a_notice_that_cannot_be_given_keeps_the_process_running(tmp_path:
         await supervisor.kill()
 
 
-SAYS = "import sys; from triptych_client.voice import Voice\nwith Voice() as voice:\n"
+SAYS = "import sys; from triptych_client.terminal import Voice\nwith Voice() as voice:\n"
 
 
 def test_a_reader_that_has_gone_costs_sentences_only() -> None:

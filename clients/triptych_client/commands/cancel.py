@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from triptych_client.commands.session import add_connection, connect, run_async
-from triptych_client.job_ids import with_job
+from triptych_client.commands.session import add_connection, connect, run_async, with_job
 from triptych_client.job_states import state_name
 from triptych_client.tables import show_line
 

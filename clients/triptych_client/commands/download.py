@@ -10,8 +10,7 @@ from pathlib import Path
 from triptych.errors import InvalidRequest, WrongState
 from triptych_client.client import AsyncClient
 from triptych_client.commands.output import print_paths
-from triptych_client.commands.session import add_connection, connect, run_async
-from triptych_client.job_ids import with_job
+from triptych_client.commands.session import add_connection, connect, run_async, with_job
 from triptych_client.job_states import check_succeeded, is_over, state_name
 from triptych_client.result_files import check_format, check_target
 

@@ -26,11 +26,10 @@ from triptych_client.commands.output import print_paths
 from triptych_client.commands.session import access, add_access, add_devices, connect, role_plans, run_async
 from triptych_client.job_states import cut_sentences, is_over
 from triptych_client.local_fleet import SETTING_BY_NAME, check_model, embedded_fleet
-from triptych_client.preview import PreviewFile
 from triptych_client.progress import Display, display
 from triptych_client.request import PRIORITIES, GenerationFields, build_request
-from triptych_client.result_files import check_outputs, output_format
-from triptych_client.voice import say
+from triptych_client.result_files import PreviewFile, check_outputs, output_format
+from triptych_client.terminal import say
 
 CANCEL_TIMEOUT_S = 5.0
 """After Ctrl-C, how long to wait for an embedded fleet to take a cancellation before it is stopped anyway."""

@@ -7,8 +7,7 @@ import argparse
 from triptych.errors import InvalidRequest, NotFound
 from triptych.v1.job_pb2 import JOB_STATE_UNSPECIFIED, Job, JobState
 from triptych_client.commands.output import as_dict, print_json, show
-from triptych_client.commands.session import add_connection, connect, run_async
-from triptych_client.job_ids import with_job
+from triptych_client.commands.session import add_connection, connect, run_async, with_job
 from triptych_client.job_states import state_name
 from triptych_client.render import dead_letters_table, job_view, jobs_table
 from triptych_client.tables import show_line

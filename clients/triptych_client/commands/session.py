@@ -1,4 +1,4 @@
-"""What commands share: running a coroutine that a signal cancels, and the flags of connections and of roles."""
+"""What commands share: coroutines that a signal cancels, flags of connections and of roles, jobs by their ids."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from triptych.config import DTYPES, ClientAccess, ControllerConfig, client_access
+from triptych.errors import InvalidRequest, NotAllowed, NotFound
 from triptych.roles import ROLE_NAMES
 from triptych_client.client import AsyncClient
 from triptych_client.local_fleet import RolePlan
@@ -20,6 +21,8 @@ Result = TypeVar("Result")
 
 PEOPLE = RetryPolicy(total_s_max=10.0, absent_s_max=2.0)
 """Somebody who looks at a fleet wants to know soon that it isn't there; a controller restarts in less than a second."""
+SHOWN_MAX = 5
+"""Jobs named in a sentence about a beginning that several have."""
 
 
 def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -78,3 +81,26 @@ def role_plans(args: argparse.Namespace) -> dict[str, RolePlan]:
     return {
         role: RolePlan(flags.get(f"{role}s", 1), flags[f"device_{role}"], flags[f"dtype_{role}"]) for role in ROLE_NAMES
     }
+
+
+async def with_job(client: AsyncClient, wanted: str, call: Callable[[str], Awaitable[Result]]) -> Result:
+    """Make a call about a job by its id, or by a beginning of it.
+
+    The id is tried as it is first, because a caller who may cancel may not be allowed to list. Raises InvalidRequest
+    for an empty id and for a beginning of several, NotFound, and what the call raises.
+    """
+    if not wanted.strip():
+        raise InvalidRequest("job", wanted, "a job's id, or a beginning of it that no other has")
+    try:
+        return await call(wanted)
+    except NotFound as error:
+        try:
+            found = [job.job_id async for job in client.list_jobs(page_size=SHOWN_MAX + 1, job_id_prefix=wanted)]
+        except NotAllowed:
+            raise error from None
+        if not found or found == [wanted]:  # where it is there, something else wasn't
+            raise
+        if len(found) > 1:
+            shown = ", ".join(found[:SHOWN_MAX]) + (", …" if len(found) > SHOWN_MAX else "")
+            raise InvalidRequest("job", wanted, f"more of the id: {shown} begin so") from None
+    return await call(found[0])

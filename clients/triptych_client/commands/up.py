@@ -26,7 +26,7 @@ from triptych_client.local_fleet import (
     Fleet,
     FleetPlan,
 )
-from triptych_client.voice import Voice, say
+from triptych_client.terminal import Voice, say
 
 FLAG_NAMES = {"address": "endpoint", "client_address": "client_endpoint"}
 """Settings whose flags have the names that clients know."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from triptych.v1.job_pb2 import Job
-from triptych_client.commands.session import add_connection, connect, run_async
-from triptych_client.job_ids import with_job
+from triptych_client.commands.session import add_connection, connect, run_async, with_job
 from triptych_client.job_states import check_succeeded, state_name
 from triptych_client.progress import Display, display
 from triptych_client.tables import show_line
