@@ -13,7 +13,7 @@ from rich.console import Console
 
 from triptych import telemetry
 from triptych.errors import InvalidRequest, NotFound
-from triptych_client.waterfall import draw, lines, read
+from triptych_client.commands.trace import draw, lines, read
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 START_NS = 1_700_000_000_000_000_000
