@@ -59,9 +59,7 @@ def init(folder: Path, hosts: Sequence[str], days: int = DAYS_DEFAULT) -> None:
     _check_days(days)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"triptych {secrets.token_hex(4)}")])
-    builder = _builder(subject, subject, key.public_key(), AUTHORITY_DAYS)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
+    builder = _builder(subject, subject, key.public_key(), AUTHORITY_DAYS, is_authority=True)
     certificate = builder.sign(key, hashes.SHA256())
     for role in HOLDERS:
         _issue(folder, role, certificate, key, names, days)
@@ -100,37 +98,33 @@ def _issue(
     # A caller must not be able to pass for a server.
     serves = role not in CALLERS
     uses = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if serves else [])]
-    usages = x509.ExtendedKeyUsage(uses)
-    names = names if serves else []
-    builder = _builder(subject, authority.subject, key.public_key(), days)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_key_usage(signs_certificates=False), critical=True)
-    builder = builder.add_extension(usages, critical=False)
-    builder = builder.add_extension(x509.SubjectAlternativeName([spiffe_id, *names]), critical=False)
+    own_names = [spiffe_id, *(names if serves else [])]
+    builder = _builder(subject, authority.subject, key.public_key(), days, is_authority=False)
+    builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+    builder = builder.add_extension(x509.SubjectAlternativeName(own_names), critical=False)
     _write(folder / role, authority, builder.sign(authority_key, hashes.SHA256()), key)
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int, *, is_authority: bool
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     builder = builder.serial_number(x509.random_serial_number())
-    return builder.not_valid_before(now - _BACKDATED).not_valid_after(now + datetime.timedelta(days=days))
-
-
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
+    builder = builder.not_valid_before(now - _BACKDATED).not_valid_after(now + datetime.timedelta(days=days))
+    constraints = x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None)
+    usage = x509.KeyUsage(
+        digital_signature=not is_authority,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,
         key_agreement=False,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
+        key_cert_sign=is_authority,
+        crl_sign=is_authority,
         encipher_only=False,
         decipher_only=False,
     )
+    return builder.add_extension(constraints, critical=True).add_extension(usage, critical=True)
 
 
 def _names(hosts: Sequence[str]) -> list[x509.GeneralName]:

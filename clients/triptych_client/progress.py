@@ -45,8 +45,18 @@ def display(*, quiet: bool = False) -> Iterator[Display]:
     if quiet:
         yield Display()
     elif sys.stderr is not None and sys.stderr.isatty():
-        with _bar() as bar:
-            yield bar
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (
+            SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
+            TextColumn("{task.description:<26}", markup=False),
+            BarColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as progress:
+            yield Bar(progress, console.encoding)
     else:
         yield Lines()
 
@@ -85,23 +95,6 @@ class Bar(Display):
         total = job.step_count if is_stepping(job) else None
         words = spelled(words_of(job), self._encoding)
         self._progress.update(self._task, description=words, total=total, completed=job.step if total else 0)
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Bar]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    is_unicode = console.encoding.startswith("utf")
-    columns = (
-        SpinnerColumn("dots" if is_unicode else "line"),
-        TextColumn("{task.description:<26}", markup=False),
-        BarColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield Bar(progress, console.encoding)
 
 
 def is_stepping(job: Job) -> bool:

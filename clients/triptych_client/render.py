@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -183,7 +183,7 @@ def _workers_table(workers: Iterable[Worker]) -> Table:
                 _steps(status.progress),
                 f"{bytes_text(status.arena_used_bytes)} of {bytes_text(info.arena_size_bytes)}",
                 bytes_text(info.parameter_bytes),
-                _counts(status.fetch_count_by_mover),
+                ", ".join(f"{mover} {count}" for mover, count in sorted(status.fetch_count_by_mover.items())),
                 _ago(worker.heartbeat_time) if worker.HasField("heartbeat_time") else "",
                 f"{info.address} ({info.process_id})",
             )
@@ -213,10 +213,6 @@ def _ways_table(fleet: GetFleetResponse) -> Table:
             ranks.setdefault((what, choice.name or "-", choice.reason), []).append(str(worker.rank))
     rows += [(*choice, ", ".join(agreeing)) for choice, agreeing in sorted(ranks.items())]
     return Table("ways", ("what", "goes by", "because", "ranks"), rows, prose=("because", "ranks"))
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def _steps(job: Job | StepProgress) -> str:

@@ -127,13 +127,10 @@ def _add_media(request: job_pb2.GenerationRequest, media: Media) -> None:
     for name, value in media.items():
         files = [value] if isinstance(value, bytes | str | Path) else value
         for file in files:
-            if not isinstance(file, bytes):
-                try:
-                    data = Path(file).read_bytes()
-                except (OSError, ValueError) as error:
-                    raise InvalidRequest(f"media.{name}", str(file), f"a readable file ({error})") from error
-            else:
-                data = file
+            try:
+                data = file if isinstance(file, bytes) else Path(file).read_bytes()
+            except (OSError, ValueError) as error:
+                raise InvalidRequest(f"media.{name}", str(file), f"a readable file ({error})") from error
             request.media.add(name=name, data=data)
 
 
@@ -144,14 +141,10 @@ def _priority(name: Any) -> job_pb2.Priority.ValueType:
 
 
 def _moment(deadline: datetime | timedelta) -> datetime:
-    if isinstance(deadline, timedelta):
-        try:
-            return datetime.now(UTC) + deadline
-        except OverflowError as error:
-            raise InvalidRequest("deadline", f"{deadline.total_seconds():g} s", MOMENT_ACCEPTED) from error
-    if deadline.tzinfo is None:
+    if isinstance(deadline, datetime) and deadline.tzinfo is None:
         raise InvalidRequest("deadline", deadline.isoformat(), "a moment with its time zone")
     try:
-        return deadline.astimezone(UTC)
+        return datetime.now(UTC) + deadline if isinstance(deadline, timedelta) else deadline.astimezone(UTC)
     except OverflowError as error:
-        raise InvalidRequest("deadline", deadline.isoformat(), MOMENT_ACCEPTED) from error
+        told = f"{deadline.total_seconds():g} s" if isinstance(deadline, timedelta) else deadline.isoformat()
+        raise InvalidRequest("deadline", told, MOMENT_ACCEPTED) from error

@@ -56,9 +56,9 @@ def check_target(path: Path, field: str = "output") -> None:
             raise InvalidRequest(field, str(path), "a file that may be written")
         with PartFile(path):  # as the result will be: in this folder, under a temporary name
             pass
+    except InvalidRequest:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, InvalidRequest):
-            raise
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InvalidRequest(
             field, str(path), f"a file in a folder that exists and can be written ({reason})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from triptych.v1.model_pb2 import ModelDescription
 from triptych_client.commands.output import as_dict, print_json, show
 from triptych_client.commands.session import add_connection, connect, run_async
 from triptych_client.render import model_view
@@ -17,13 +16,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the model's inputs and components."""
-    model = run_async(_describe(args))
+    run_async(_describe(args))
+
+
+async def _describe(args: argparse.Namespace) -> None:
+    async with connect(args) as client:
+        model = await client.describe_model()
     if args.json:
         print_json(as_dict(model))
     else:
         show(*model_view(model))
-
-
-async def _describe(args: argparse.Namespace) -> ModelDescription:
-    async with connect(args) as client:
-        return await client.describe_model()

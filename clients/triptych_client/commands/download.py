@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from triptych.errors import InvalidRequest, WrongState
-from triptych_client.client import AsyncClient
 from triptych_client.commands.output import print_paths
 from triptych_client.commands.session import add_connection, connect, run_async, with_job
 from triptych_client.job_states import check_succeeded, is_over, state_name
@@ -34,15 +33,11 @@ def run(args: argparse.Namespace) -> None:
 
 async def _download(args: argparse.Namespace) -> Sequence[Path]:
     async with connect(args) as client:
-        return await _fetch(client, args)
-
-
-async def _fetch(client: AsyncClient, args: argparse.Namespace) -> Sequence[Path]:
-    job = check_succeeded(await with_job(client, args.job, client.get_job))
-    if not is_over(job):
-        raise WrongState(f"{job.job_id} has no result yet; it is {state_name(job.state)}")
-    if not args.output and not JOB_ID.fullmatch(job.job_id):
-        raise InvalidRequest("output", "", f"a file name, since the id {job.job_id!r} makes none")
-    path = Path(args.output or job.job_id)
-    check_format(path, [artifact.name for artifact in job.artifacts])
-    return await client.download_results(job, path)
+        job = check_succeeded(await with_job(client, args.job, client.get_job))
+        if not is_over(job):
+            raise WrongState(f"{job.job_id} has no result yet; it is {state_name(job.state)}")
+        if not args.output and not JOB_ID.fullmatch(job.job_id):
+            raise InvalidRequest("output", "", f"a file name, since the id {job.job_id!r} makes none")
+        path = Path(args.output or job.job_id)
+        check_format(path, [artifact.name for artifact in job.artifacts])
+        return await client.download_results(job, path)

@@ -37,19 +37,14 @@ CANCEL_TIMEOUT_S = 5.0
 Result = tuple[str, Sequence[Path]]
 """A closing line, and the files."""
 
-FIELDS = (
-    *("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "seed"),
-    *("num_outputs", "frames_per_second", "transformer_rank", "decoder_rank", "priority"),
-)
-"""Flags that are fields of the request by the same name."""
-
-
-SETTING_NAMES = (
-    *("model", "revision", "variant", "device", "dtype", "threads", "mover", "mooncake", "rings", "rdma_device"),
-    *("arena_bytes", "trace_file"),
-)
+FLEET_SETTINGS = [
+    SETTING_BY_NAME[name]
+    for name in (
+        *("model", "revision", "variant", "device", "dtype", "threads", "mover", "mooncake", "rings", "rdma_device"),
+        *("arena_bytes", "trace_file"),
+    )
+]
 """Settings that a fleet for one job can be told."""
-FLEET_SETTINGS = [SETTING_BY_NAME[name] for name in SETTING_NAMES]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -101,8 +96,8 @@ def run(args: argparse.Namespace) -> None:
         display(quiet=args.quiet) as shown,
         preview or contextlib.nullcontext(),
     ):
-        run_it = _fused if args.fused else _served
-        told, paths = run_it(args, fields, path, Shown(shown, preview))
+        job = Shown(shown, preview)
+        told, paths = _fused(args, fields, path, job) if args.fused else run_async(_serve(args, fields, path, job))
     if not args.quiet:
         say(told)
     print_paths(paths)
@@ -129,7 +124,9 @@ class Shown:
 def request_fields(args: argparse.Namespace, format_: str) -> GenerationFields:
     """The request's fields from the flags. Raises InvalidRequest for flags that can't be read."""
     flags = vars(args)
-    fields: dict[str, Any] = {name: flags[name] for name in FIELDS if flags[name] is not None}
+    fields: dict[str, Any] = {
+        name: flags[name] for name in GenerationFields.__annotations__ if flags.get(name) is not None
+    }
     fields["output_format"] = format_
     fields["parameters"] = dict(_parameter(_unicode(text)) for text in args.param)
     media: dict[str, list[Path]] = {}
@@ -145,10 +142,6 @@ def request_fields(args: argparse.Namespace, format_: str) -> GenerationFields:
         except (ValueError, OverflowError) as error:
             raise InvalidRequest("deadline-s", args.deadline_s, "a number of seconds") from error
     return cast(GenerationFields, fields)
-
-
-def _served(args: argparse.Namespace, fields: GenerationFields, path: Path, shown: Shown) -> Result:
-    return run_async(_serve(args, fields, path, shown))
 
 
 async def _serve(args: argparse.Namespace, fields: GenerationFields, path: Path, shown: Shown) -> Result:

@@ -14,8 +14,6 @@ from triptych_client.tables import show_line
 
 ALL = "all"
 """In the place of a job's id: every dead letter."""
-
-
 STATES = [state_name(state) for state in JobState.values() if state != JOB_STATE_UNSPECIFIED]
 
 
@@ -51,27 +49,17 @@ def run(args: argparse.Namespace) -> None:
         if not args.jobs:
             raise InvalidRequest("retry", "", f"ids of dead letters, or {ALL!r}")
         run_async(_retry(args))
-    elif args.jobs:
-        _show(args, run_async(_get(args)))
-    else:
-        _list(args, run_async(_find(args)))
-
-
-def _list(args: argparse.Namespace, jobs: list[Job]) -> None:
+        return
+    jobs = run_async(_get(args) if args.jobs else _find(args))
     if args.json:
         print_json([as_dict(job) for job in jobs])
+    elif args.jobs:
+        for job in jobs:
+            show(*job_view(job))
     elif args.dead:
         show(dead_letters_table(jobs, f"dead letters on {args.endpoint}"))
     else:
         show(jobs_table(jobs, f"jobs on {args.endpoint}"))
-
-
-def _show(args: argparse.Namespace, jobs: list[Job]) -> None:
-    if args.json:
-        print_json([as_dict(job) for job in jobs])
-        return
-    for job in jobs:
-        show(*job_view(job))
 
 
 async def _find(args: argparse.Namespace) -> list[Job]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -36,11 +35,9 @@ async def _with_sigterm(coroutine: Coroutine[Any, Any, Result]) -> Result:
     return await coroutine
 
 
-@contextlib.asynccontextmanager
-async def connect(args: argparse.Namespace) -> AsyncIterator[AsyncClient]:
-    """A client for a command that a person waits for."""
-    async with AsyncClient(args.endpoint, PEOPLE, access(args), args.proxy) as client:
-        yield client
+def connect(args: argparse.Namespace) -> AsyncClient:
+    """A client for a command that a person waits for, to be called in the loop that uses it."""
+    return AsyncClient(args.endpoint, PEOPLE, access(args), args.proxy)
 
 
 def access(args: argparse.Namespace) -> ClientAccess:
