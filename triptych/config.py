@@ -204,6 +204,11 @@ class WorkerConfig(ProcessConfig):
             return addresses.bracketed(addresses.parse_host("advertise_host", self.advertise_host))
         return addresses.bracketed(addresses.parse("address", self.address, to_serve=True).host)
 
+    @property
+    def workflow_names(self) -> list[str]:
+        """The workflows to load; none for all."""
+        return [name.strip() for name in self.workflows.split(",") if name.strip()]
+
     def check(self) -> None:
         """Refuse to advertise an address that means "all of this machine": others would reach themselves by it."""
         if not self.advertise_host and addresses.parse("address", self.address, to_serve=True).is_unspecified:

@@ -15,7 +15,9 @@ from triptych.config import WorkerConfig
 from triptych.media import encoding
 from triptych.model import rates
 from triptych.model.fields import check_deadline
+from triptych.model.inputs import resolve
 from triptych.roles import ROLES, role_name
+from triptych.stages import Step
 from triptych.v1 import job_pb2
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER
 from triptych.v1.generation_service_pb2 import WatchJobResponse
@@ -24,8 +26,9 @@ from triptych_client.local_fleet import RolePlan, threads_default
 from triptych_client.result_files import spare_paths, write_file
 
 try:
-    from triptych.stages import Stage, Step, Whole, resolve
     from triptych.stages.describe import describe
+    from triptych.stages.stage import Stage
+    from triptych.stages.whole import Whole
 except ModuleNotFoundError as error:
     raise errors.MissingExtra(error.name or "torch", "serve", "running the stages in this process") from error
 
@@ -47,7 +50,7 @@ class FusedModel:
 
         `roles` may give a role another device or dtype than the settings do.
         """
-        whole = Whole.open(config.model, config.revision, config.variant)
+        whole = Whole.open(config.model, config.revision, config.variant, config.workflow_names)
         stages = []
         for role in ROLES:
             plan = (roles or {}).get(role_name(role), RolePlan())

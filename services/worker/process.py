@@ -111,14 +111,14 @@ def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[AnyStage, M
 
         return FakeStage(role, config.fake_stage_seconds, config.fake_model), fake_model(config.fake_model)
     log.info("importing torch and diffusers")
-    from triptych.stages import Stage, Whole  # late: it imports torch
-    from triptych.stages.describe import describe
+    from triptych.stages.describe import describe  # late: these import torch
     from triptych.stages.device import open_device
+    from triptych.stages.stage import Stage
+    from triptych.stages.whole import Whole
 
     open_device(config.device)  # before weights are read
     log.info("looking at the files of %s", config.model)
-    workflows = [name.strip() for name in config.workflows.split(",") if name.strip()]
-    whole = Whole.open(config.model, config.revision, config.variant, workflows)
+    whole = Whole.open(config.model, config.revision, config.variant, config.workflow_names)
     digest = whole.config_digest()
     stage = Stage.load(
         whole,

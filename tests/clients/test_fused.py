@@ -23,3 +23,11 @@ def test_a_stage_that_raises_is_one_sentence(tmp_path: Path) -> None:
         "triptych: the transformer failed: TypeError in scheduling_unipc_multistep.set_timesteps: "
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workflow_that_the_pipeline_lacks_is_refused(tmp_path: Path) -> None:
+    flags = ("--workflows", "text2music", "-o", str(tmp_path / "out.npy"), "--model", str(MODEL))
+    command = (*CLI, "generate", "a circle", *SMALL, "1", "--fused", *flags)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=STEPS_S, check=False, env=ENV)
+    assert done.returncode == 2, done.stderr
+    assert "workflows is ['text2music']" in done.stderr

@@ -16,8 +16,11 @@ import torch
 
 from services.worker import memory_report
 from services.worker.health import is_out_of_memory
-from triptych.stages import ROLES, Stage, Whole, resolve
+from triptych.model.inputs import resolve
+from triptych.roles import ROLES
 from triptych.stages.describe import describe
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 from triptych.v1.job_pb2 import GenerationRequest
 
 SMALL, LARGE = (32, 64, 5), (256, 256, 29)

@@ -26,8 +26,10 @@ def main() -> None:
 
 def start(folder: str) -> None:
     """Raises what the start of one of the roles raises."""
-    from triptych.stages import ROLES, Stage, Whole
+    from triptych.roles import ROLES
     from triptych.stages.describe import describe
+    from triptych.stages.stage import Stage
+    from triptych.stages.whole import Whole
 
     whole = Whole.open(folder)
     describe(whole)

@@ -12,7 +12,9 @@ import pytest
 
 PROGRAM = """
 import json, sys
-from triptych.stages import ROLES, Stage, Whole
+from triptych.roles import ROLES
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 whole = Whole.open(sys.argv[1])
 print(json.dumps(Stage.load(whole, ROLES[1]).settings))
 """

@@ -19,8 +19,11 @@ from google.protobuf import json_format
 from tests.families import more_nets, nets, texts, zoo
 from tests.stages.conftest import assert_equal_bits, picture, run_stages
 from triptych.errors import InvalidRequest
-from triptych.stages import ROLES, Stage, Whole, resolve
+from triptych.model.inputs import resolve
+from triptych.roles import ROLES
 from triptych.stages.describe import describe
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 from triptych.v1.job_pb2 import GenerationRequest
 
 SEED = 7

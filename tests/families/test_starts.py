@@ -14,8 +14,10 @@ from tests.families import zoo
 from triptych.errors import ModelInvalid
 from triptych.model import rates
 from triptych.model.description import Description
-from triptych.stages import ROLES, Stage, Whole
+from triptych.roles import ROLES
 from triptych.stages.describe import describe
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 from triptych.v1 import model_pb2
 from triptych.v1.job_pb2 import GenerationRequest
 

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 from tests import models
 from triptych.errors import ModelInvalid
-from triptych.stages import ROLES, Stage, Whole
+from triptych.roles import ROLES
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 
 ENCODER, TRANSFORMER, _DECODER = ROLES
 COMPONENTS = {

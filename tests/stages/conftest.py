@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from tests import models
-from triptych.stages import ROLES, Stage, Whole
+from triptych.roles import ROLES
 from triptych.stages.describe import describe
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 
 FAMILIES = ("wan_t2v", "qwen_image", "sd3", "ltx_image")
 

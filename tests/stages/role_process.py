@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 
 from tests.stages.test_parity import to_bytes
-from triptych.stages import Stage, Whole, resolve
+from triptych.model.inputs import resolve
 from triptych.stages.describe import describe
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 from triptych.transport import codec
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
 from triptych.v1.job_pb2 import GenerationRequest

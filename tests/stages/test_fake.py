@@ -11,8 +11,9 @@ import pytest
 
 from triptych.errors import InvalidRequest, JobCancelled
 from triptych.media import encoding
+from triptych.model.inputs import resolve
 from triptych.roles import ROLES
-from triptych.stages import Step, resolve
+from triptych.stages import Step
 from triptych.stages.fake import FAKE_MODEL, FakeStage, expected_outputs, fake_model
 from triptych.transport import codec
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role

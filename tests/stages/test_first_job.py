@@ -13,10 +13,12 @@ import torch
 
 from tests.stages.conftest import FAMILIES
 from tests.stages.test_parity import CASES, stage_inputs
-from triptych.stages import ROLES, Stage, Whole
+from triptych.roles import ROLES
 from triptych.stages.describe import describe
 from triptych.stages.pipelines import Components
+from triptych.stages.stage import Stage
 from triptych.stages.undisturbed import undisturbed
+from triptych.stages.whole import Whole
 
 
 def equal(one: object, other: object) -> bool:

@@ -18,9 +18,12 @@ from safetensors.torch import load_file, save_file
 from tests import models
 from tests.stages.conftest import FAMILIES, assert_equal_bits, run_stages
 from triptych.errors import InvalidRequest, ModelInvalid
-from triptych.stages import ROLES, Stage, Whole, resolve
+from triptych.model.inputs import resolve
+from triptych.roles import ROLES
 from triptych.stages.describe import describe
 from triptych.stages.device import open_device
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 from triptych.v1.job_pb2 import GenerationRequest
 
 WEIGHTS = "transformer/diffusion_pytorch_model"

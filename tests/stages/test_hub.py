@@ -54,7 +54,8 @@ class Cache:
 
 STAGES = f"""
 import hashlib
-from triptych.stages import Stage, Whole
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 from triptych.v1.dispatch_pb2 import ROLE_DECODER
 def digest(revision=""):
     return Whole.open({REPO!r}, revision).config_digest()

@@ -11,7 +11,8 @@ import torch
 from google.protobuf import json_format
 
 from tests.stages.conftest import assert_equal_bits, picture, run_stages
-from triptych.stages import Step, resolve
+from triptych.model.inputs import resolve
+from triptych.stages import Step
 from triptych.transport import codec
 from triptych.v1.job_pb2 import GenerationRequest
 from triptych.v1.room_pb2 import Manifest

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.stages.conftest import assert_equal_bits, picture
 from tests.stages.test_parity import request_of, run_modular
-from triptych.stages import ROLES
+from triptych.roles import ROLES
 from triptych.transport import codec
 from triptych.v1.dispatch_pb2 import Role
 from triptych.v1.room_pb2 import Manifest

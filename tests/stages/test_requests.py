@@ -17,7 +17,7 @@ from triptych.ids import RANK_MAX
 from triptych.model import fields, parameters
 from triptych.model.costs import PROMPT_BYTES_MAX
 from triptych.model.description import Description
-from triptych.stages import resolve
+from triptych.model.inputs import resolve
 from triptych.v1.job_pb2 import GenerationRequest
 
 GOOD: dict[str, Any] = {"prompt": "a", "height": 32, "width": 64, "num_inference_steps": 2}

@@ -15,9 +15,13 @@ from safetensors import safe_open
 from tests.stages.conftest import FAMILIES, assert_equal_bits, picture, run_stages
 from tests.stages.test_parity import BASE, ignore, request_of, run_modular, stage_inputs
 from triptych.errors import InvalidRequest, JobCancelled
-from triptych.stages import ROLES, Stage, Step, Whole, handoff, resolve
+from triptych.model.inputs import resolve
+from triptych.roles import ROLES
+from triptych.stages import Step, handoff
 from triptych.stages.pipelines import for_job
 from triptych.stages.refusal import as_invalid_request, is_refusal
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER
 
 

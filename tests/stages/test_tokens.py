@@ -10,7 +10,7 @@ import transformers
 from tests.models import clip_tokenizer, t5_tokenizer
 from tests.stages.conftest import FAMILIES
 from tests.stages.test_parity import ignore, request_of
-from triptych.stages import resolve
+from triptych.model.inputs import resolve
 from triptych.stages.tokens import TokensCut, TokenWatch
 
 

@@ -18,8 +18,11 @@ from tests import models
 from tests.stages.conftest import FAMILIES
 from triptych.errors import ModelInvalid
 from triptych.model.description import Description
-from triptych.stages import ROLES, Stage, Whole, resolve
+from triptych.model.inputs import resolve
+from triptych.roles import ROLES
 from triptych.stages.describe import describe
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 from triptych.v1 import model_pb2
 from triptych.v1.job_pb2 import GenerationRequest
 
@@ -235,7 +238,7 @@ def test_a_tensor_missing_in_the_weights_is_not_made_up(copy_of: Callable[[str],
 
 def test_an_id_that_is_no_folder_and_not_on_the_hub() -> None:
     """In a process that asks its cache only, because asking the hub takes long where there is no network."""
-    program = "from triptych.stages import Whole; Whole.open('nobody/no-such-model')"
+    program = "from triptych.stages.whole import Whole; Whole.open('nobody/no-such-model')"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120

@@ -14,8 +14,10 @@ import torch
 
 from tests.families import without
 from triptych.errors import InvalidRequest
-from triptych.stages import ROLES, Stage, Whole
+from triptych.roles import ROLES
 from triptych.stages.digests import software
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
 
 Outcomes = list[tuple[str, str]]
 BROKEN = "operator torchvision::nms does not exist"

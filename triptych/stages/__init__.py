@@ -1,34 +1,58 @@
 """Stages: split any diffusers pipeline into encoder, transformer and decoder, load one, run it.
 
     whole = Whole.open("path/or/hub-id")
-    description = describe(whole)
     stages = [Stage.load(whole, role) for role in ROLES]
-    values = resolve(request, description).for_encoder()
+    values = resolve(request, describe(whole)).for_encoder()
     for stage in stages:
         values = stage.run(values, on_step, cancelled)
 
-No gRPC, no rings, and no code per model family: `denoise` in the pipeline's own blocks says where to cut. `Stage`
-and `Whole` are loaded when they are first asked for, and torch and diffusers with them.
+No gRPC, no rings, and no code per model family: `denoise` in the pipeline's own blocks says where to cut. What is
+defined here is what a worker asks of its stage. It imports no torch, so that a worker with a fake stage starts fast.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-from triptych.model.inputs import resolve
-from triptych.roles import ROLES, role_name
-from triptych.stages.interface import AnyStage, Step
-
-if TYPE_CHECKING:
-    from triptych.stages.stage import Stage
-    from triptych.stages.whole import Whole
-
-__all__ = ["ROLES", "AnyStage", "Stage", "Step", "Whole", "resolve", "role_name"]
+from triptych.v1.dispatch_pb2 import Role
 
 
-def __getattr__(name: str) -> object:
-    """Load what imports torch, on demand."""
-    if name in ("Stage", "Whole"):
-        return getattr(importlib.import_module(f"{__name__}.{name.lower()}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+class Step(NamedTuple):
+    """One step done."""
+
+    step: int
+    """Steps done, from 1. Counts on where a pipeline runs several loops."""
+    step_count: int
+    """Steps in all, as far as known."""
+    preview_png: bytes
+    """A PNG of the latents; empty unless this step's preview was asked for."""
+
+
+class AnyStage(Protocol):
+    """`stage.Stage`, or a stand-in for it (`fake.FakeStage`). See there."""
+
+    role: Role.ValueType
+    component_bytes: dict[str, int]
+    settings: dict[str, str]
+    """Settings that decide bits and aren't the model's. Workers of one role must agree in all but `hardware`."""
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of parameters and saved buffers that this role holds."""
+
+    @property
+    def tokens_cut(self) -> Sequence[tuple[str, str, int]]:
+        """Input, tokenizer and number of the tokens that it cut off in the last job. Only encoders have any."""
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Memory of the device that this process has taken."""
+
+    def run(
+        self,
+        inputs: Mapping[str, object],
+        on_step: Callable[[Step], None],
+        cancelled: Callable[[], bool],
+    ) -> dict[str, object]:
+        """Runs the role for one job."""

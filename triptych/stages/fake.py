@@ -18,7 +18,7 @@ import numpy.typing as npt
 from triptych.errors import InvalidRequest, JobCancelled
 from triptych.model.inputs import SETTINGS, resolve
 from triptych.roles import ROLES
-from triptych.stages.interface import Step
+from triptych.stages import Step
 from triptych.v1 import job_pb2, model_pb2
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 from triptych.v1.model_pb2 import InputDescription

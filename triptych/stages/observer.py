@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from triptych.stages import Step
 from triptych.stages.handoff import walk
-from triptych.stages.interface import Step
 from triptych.stages.library import InputParam, LoopSequentialPipelineBlocks, ModularPipelineBlocks
 from triptych.stages.preview import draw_preview
 

@@ -17,10 +17,9 @@ from triptych.config import DTYPES
 from triptych.errors import InvalidRequest, JobCancelled
 from triptych.model.fields import LATENT
 from triptych.roles import ROLES, role_name
-from triptych.stages import finite, guidance, handoff, packages
+from triptych.stages import Step, finite, guidance, handoff, packages
 from triptych.stages.describe import describe
 from triptych.stages.device import open_device, settings_of
-from triptych.stages.interface import Step
 from triptych.stages.library import ModularPipeline, PipelineState
 from triptych.stages.observer import Observer, Stop, insert_observers
 from triptych.stages.pipelines import for_job, guiders_of

@@ -41,7 +41,7 @@ FLEET_SETTINGS = [
     SETTING_BY_NAME[name]
     for name in (
         *("model", "revision", "variant", "device", "dtype", "threads", "mover", "mooncake", "rings", "rdma_device"),
-        *("arena_bytes", "trace_file"),
+        *("workflows", "arena_bytes", "trace_file"),
     )
 ]
 """Settings that a fleet for one job can be told."""
