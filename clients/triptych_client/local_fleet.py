@@ -19,7 +19,7 @@ from typing import Any
 from triptych import limits, rpc
 from triptych.config import ControllerConfig, WorkerConfig, as_flags, load, module_path
 from triptych.errors import DeadlinePassed, InvalidRequest, JournalFull, MissingExtra, TriptychError, Unavailable
-from triptych.model.names import is_hub_id
+from triptych.model.description import is_hub_id
 from triptych.roles import ROLE_NAMES
 from triptych.rpc.backoff import Backoff
 from triptych.security import auth

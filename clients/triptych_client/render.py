@@ -10,8 +10,7 @@ from datetime import UTC
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from triptych.limits import bytes_text
-from triptych.model.description import Description
-from triptych.model.names import DIGEST_CHARS, named, waiting_sentence
+from triptych.model.description import DIGEST_CHARS, Description, named, waiting_sentence
 from triptych.v1 import model_pb2
 from triptych.v1.dispatch_pb2 import Ring, Role
 from triptych.v1.fleet_service_pb2 import GetFleetResponse

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from triptych.errors import EncoderBusy, InvalidRequest, LeaseLost, NotFound, WrongState
-from triptych.model.names import DIGEST_CHARS, named
+from triptych.model.description import DIGEST_CHARS, named
 from triptych.roles import role_name
 from triptych.security.identity import Identity
 from triptych.v1 import job_pb2 as pb

@@ -19,7 +19,7 @@ import asyncio
 import logging
 
 from triptych.errors import LeaseLost, Unavailable, WrongState
-from triptych.model.names import named, waiting_sentence
+from triptych.model.description import named, waiting_sentence
 from triptych.roles import role_name
 from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest, WaitingModel
 from triptych.v1.job_pb2 import Job

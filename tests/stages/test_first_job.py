@@ -15,9 +15,9 @@ from tests.stages.conftest import FAMILIES
 from tests.stages.test_parity import CASES, stage_inputs
 from triptych.roles import ROLES
 from triptych.stages.describe import describe
+from triptych.stages.device import undisturbed
 from triptych.stages.pipelines import Components
 from triptych.stages.stage import Stage
-from triptych.stages.undisturbed import undisturbed
 from triptych.stages.whole import Whole
 
 

@@ -7,8 +7,8 @@ import pytest
 from diffusers.modular_pipelines import ModularPipelineBlocks
 
 from triptych.roles import ROLES
-from triptych.stages.describe import describe_input
 from triptych.stages.handoff import Needs
+from triptych.stages.inputs import describe_input
 from triptych.stages.whole import DENOISE, _split
 from triptych.v1.model_pb2 import INPUT_KIND_TEXT
 

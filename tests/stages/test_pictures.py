@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import diffusers.modular_pipelines
 from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
 
-from triptych.stages.describe import describe_input
+from triptych.stages.inputs import describe_input
 from triptych.v1.model_pb2 import INPUT_KIND_IMAGE
 
 SEVERAL = {

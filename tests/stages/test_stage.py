@@ -18,8 +18,8 @@ from triptych.errors import InvalidRequest, JobCancelled
 from triptych.model.inputs import resolve
 from triptych.roles import ROLES
 from triptych.stages import Step, handoff
+from triptych.stages.library_errors import as_invalid_request, is_refusal
 from triptych.stages.pipelines import for_job
-from triptych.stages.refusal import as_invalid_request, is_refusal
 from triptych.stages.stage import Stage
 from triptych.stages.whole import Whole
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER

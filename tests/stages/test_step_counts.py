@@ -12,7 +12,7 @@ import torch
 from triptych.errors import InvalidRequest
 from triptych.model.fields import STEPS_MAX
 from triptych.model.inputs import resolve
-from triptych.stages.step_counts import steps_max
+from triptych.stages.describe import steps_max
 from triptych.v1.job_pb2 import GenerationRequest
 
 WITH_SHIFT_3 = 333

@@ -1,4 +1,7 @@
-"""A `ModelDescription`, parsed once: its inputs by name, and what a request gets that leaves one of them out."""
+"""A `ModelDescription`, parsed once: its inputs by name, and what a request gets that leaves one of them out.
+
+Sentences call a model by its name and by the beginning of its digest, as the command takes it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,10 @@ MEDIA_KINDS = (model_pb2.INPUT_KIND_IMAGE, model_pb2.INPUT_KIND_VIDEO)
 
 OUTPUT_COUNT_INPUT = re.compile(r"num_\w+_per_prompt")
 """Name of the input that `num_outputs` sets, for example `num_videos_per_prompt`."""
+
+DIGEST_CHARS = 12
+"""Digits of a digest that are shown, and the fewest by which a model can be named: 48 bits, so no two models meet."""
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 class Description:
@@ -45,3 +52,23 @@ def accepted_names(name: str, names: Iterable[str]) -> str:
     if close:
         return f"{' or '.join(close)} (close to it), of {len(known)} names that DescribeModel lists"
     return ", ".join(known) if known else "nothing; this pipeline takes none"
+
+
+def named(model: str, digest: str) -> str:
+    """A model for people."""
+    return f"{model!r} (digest {digest[:DIGEST_CHARS]})"
+
+
+def waiting_sentence(job_count: int, model: str, digest: str) -> str:
+    """What to do about jobs that wait for a model that the fleet doesn't serve."""
+    jobs = "1 job waits" if job_count == 1 else f"{job_count} jobs wait"
+    return (
+        f"{jobs} for the model {named(model, digest)}, which this fleet doesn't serve: start a fleet with "
+        f"`--model {model}`, use another state folder, or end them with "
+        f"`triptych jobs --discard-model {digest[:DIGEST_CHARS]}`"
+    )
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model that isn't a folder may be one on the hub: `owner/name`, and nothing that looks like a path."""
+    return _HUB_ID.fullmatch(model) is not None

@@ -1,5 +1,4 @@
-"""A request's own fields: their values, and whether a model can take them. `parameters` and `media` have modules of
-their own. Each refusal is an `InvalidRequest` that names the field, its value and what is accepted."""
+"""A request's own fields, besides `parameters` and `media`: their values, and whether a model can take them."""
 
 from __future__ import annotations
 

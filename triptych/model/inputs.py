@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.errors import InvalidRequest
 from triptych.media.decoding.headers import File
-from triptych.model import costs, fields, guidance, media, parameters, rates
+from triptych.model import costs, fields, guidance, parameters, rates
 from triptych.model.description import Description
 from triptych.privacy import texts_in
 from triptych.v1 import job_pb2, model_pb2
@@ -26,6 +26,12 @@ Decode = Callable[[Sequence[File]], "Sequence[Decoded]"]
 RESERVED_PREFIX = "triptych."
 """Begins the names of what crosses between roles and is no value of a pipeline; see `stages/handoff.py`."""
 SETTINGS = RESERVED_PREFIX + "settings"
+_DEFAULT_FIELDS: Mapping[str, tuple[Any, str]] = {
+    **dict.fromkeys(costs.WORK_INPUTS, ((int,), "a whole number")),
+    **dict.fromkeys(("guidance_scale", rates.FIELD), ((int, float), "a finite number")),
+    **dict.fromkeys(fields.TEXTS, ((str,), "text")),
+}
+"""Defaults that are fields of a request; all others are its parameters."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def resolve(request: job_pb2.GenerationRequest, message: model_pb2.ModelDescript
     description = Description(message)
     fields.check_texts(request, description)
     fields.check_values(request, description)
-    media.check(request, description)
+    parameters.check_media(request, description)
     parameters.check_required(request.parameters, description)
     costs.check_parameters_size(request.parameters)
     given = parameters.parse(request.parameters, description)
@@ -93,7 +99,7 @@ def resolve(request: job_pb2.GenerationRequest, message: model_pb2.ModelDescript
     requested.update(rates.input_values(request.frames_per_second, given, description))
     return Inputs(
         values=_values(request, requested, description),
-        files=media.files(request, description, in_force),
+        files=parameters.files(request, description, in_force),
         work=work,
         seed=request.seed if request.HasField("seed") else None,
         preview_every_steps=request.preview_every_steps,
@@ -133,3 +139,36 @@ def _values(
     if request.num_outputs > 1 and description.output_count_input is not None:
         values[description.output_count_input] = request.num_outputs
     return values
+
+
+def check_defaults(description: Description) -> None:
+    """Raise `InvalidRequest` for the first recommended value that no job of the model could run with.
+
+    A request that leaves a value out gets the default, so defaults are checked as a request with these values would be.
+    """
+    request = job_pb2.GenerationRequest()
+    for name, value in description.recommended.items():
+        if value is not None:  # else it counts as left out
+            _set_default(request, name, value)
+    for name in fields.TEXTS:
+        costs.check_text_bytes(name, getattr(request, name))
+    costs.check_parameters_size(request.parameters)
+    parsed = parameters.parse(request.parameters, description)
+    fields.check_values(request, description)
+    costs.check_ranges(parsed, description, costs.work_of(0, description.defaults)["num_inference_steps"])
+
+
+def _set_default(request: job_pb2.GenerationRequest, name: str, value: Any) -> None:
+    if name not in _DEFAULT_FIELDS:
+        try:
+            request.parameters.update({name: value})
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidRequest(f"parameters.{name}", value, "a JSON value of finite numbers") from error
+        return
+    types, accepted = _DEFAULT_FIELDS[name]
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise InvalidRequest(name, value, accepted)
+    try:
+        setattr(request, name, value)
+    except (ValueError, TypeError, OverflowError) as error:  # more than the field holds
+        raise InvalidRequest(name, value, accepted) from error

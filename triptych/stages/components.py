@@ -1,17 +1,23 @@
-"""Which files a component of a local folder needs, by its class, and which variant of its weights is loaded.
+"""Which files a component of a local folder needs, and which variant of its weights is loaded.
 
 Some libraries silently do without a missing file and give other results, for example without a tokenizer's
-configuration. So the files of a class are looked for here, before anything is loaded.
+configuration. So the files of a class are looked for before anything is loaded (`check_component`), and then those that
+only some roles' code uses (`check_uses`): without a chat template every job would fail, without its settings of text
+generation a language model would write something else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from triptych.errors import ModelInvalid
+from triptych.stages import reached_code
 from triptych.stages.folder import check_downloads, check_whole, read_json, visible_files
+from triptych.stages.handoff import walk
+from triptych.stages.library import ModularPipelineBlocks
+from triptych.stages.pipelines import Components
 from triptych.stages.weights import check_weights, variants
 
 _VOCABULARIES = (
@@ -21,6 +27,7 @@ _VOCABULARIES = (
 """Files with the vocabulary of a tokenizer whose class is known only when it is loaded."""
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Files with the settings of processors of pictures, videos and sound."""
+_GENERATION = "generation_config.json"
 
 
 def check_component(spec: Any, *, weights: bool) -> None:
@@ -89,3 +96,42 @@ def _vocabulary(cls: Any, present: set[str]) -> list[tuple[str, ...]]:
 def _has_tokenizer(cls: Any) -> bool:
     attributes = getattr(cls, "attributes", None) or getattr(cls, "get_attributes", list)()
     return any("tokenizer" in str(name) for name in attributes)
+
+
+def check_uses(blocks: Iterable[ModularPipelineBlocks], held: Collection[str], components: Components) -> None:
+    """Raises `ModelInvalid` where a component of a local folder lacks such a file and a block's code asks for it."""
+    innermost = (one for block in blocks for one in walk(block) if not getattr(one, "sub_blocks", None))
+    for one in innermost:
+        names = [spec.name for spec in one.expected_components if spec.name in held]
+        used = reached_code.names_used([type(one)]) if names else frozenset()
+        if "apply_chat_template" in used:
+            _check_templates(names, components)
+        if "generate" in used:
+            _check_generation(names, components)
+
+
+def _check_templates(names: Iterable[str], components: Components) -> None:
+    """One of a block's components must have a template; which one it asks can't be told from outside."""
+    found = {name: components.get(name) for name in names}
+    able = {name: one for name, one in found.items() if hasattr(one, "apply_chat_template")}
+    if not able or any(getattr(one, "chat_template", None) for one in able.values()):
+        return
+    name = next(iter(able))
+    if (folder := _folder(components.specs[name])).is_dir():
+        raise ModelInvalid(f"component {name!r} has no chat_template.jinja in {str(folder)!r}, which its pipeline uses")
+
+
+def _check_generation(names: Iterable[str], components: Components) -> None:
+    for name in names:
+        can_generate = getattr(components.specs[name].type_hint, "can_generate", None)
+        folder = _folder(components.specs[name])
+        if can_generate is None or not can_generate() or not folder.is_dir() or (folder / _GENERATION).exists():
+            continue
+        raise ModelInvalid(
+            f"component {name!r} has no {_GENERATION} in {str(folder)!r}, and its pipeline has it write text; where "
+            "the model never had one, put a file there that holds {}"
+        )
+
+
+def _folder(spec: Any) -> Path:
+    return Path(spec.pretrained_model_name_or_path or "", spec.subfolder or "")

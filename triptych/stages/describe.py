@@ -2,51 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import PIL.Image
+import torch
 
 from triptych.errors import InvalidRequest, ModelInvalid
 from triptych.model import rates
-from triptych.model.defaults import check_defaults
 from triptych.model.description import Description
+from triptych.model.fields import STEPS_MAX
+from triptych.model.inputs import check_defaults
 from triptych.roles import role_name
 from triptych.stages import guidance
+from triptych.stages.device import undisturbed
 from triptych.stages.folder import RECOMMENDATIONS_NAME
-from triptych.stages.library import INPUT_PARAM_TEMPLATES, InputParam, ModularPipelineBlocks, diffusers
-from triptych.stages.pictures import options_of, pictures_of, takes_alpha, takes_several
-from triptych.stages.step_counts import steps_max
+from triptych.stages.inputs import describe_input, guider_options, takes_alpha
+from triptych.stages.library import diffusers
+from triptych.stages.whole import Whole
 from triptych.v1 import model_pb2
-
-if TYPE_CHECKING:
-    from triptych.stages.whole import Whole
 
 _SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
 """Properties of pipelines for the pixels that a latent covers; the first that exists counts."""
-
 _TEMPORAL_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 """Properties for the frames that a latent covers."""
-
-_PLAIN_KINDS: dict[object, model_pb2.InputKind.ValueType] = {
-    str: model_pb2.INPUT_KIND_TEXT,
-    bool: model_pb2.INPUT_KIND_BOOLEAN,
-    int: model_pb2.INPUT_KIND_INTEGER,
-    float: model_pb2.INPUT_KIND_NUMBER,
-    list: model_pb2.INPUT_KIND_LIST,
-    tuple: model_pb2.INPUT_KIND_LIST,
-    dict: model_pb2.INPUT_KIND_MAPPING,
-}
-
-
 _COMPUTED = ("height", "width", "num_frames")
 """Inputs whose default may be a property of the pipeline, for example `default_height`."""
-
-_REQUIRABLE_KINDS = (model_pb2.INPUT_KIND_TEXT, model_pb2.INPUT_KIND_IMAGE, model_pb2.INPUT_KIND_VIDEO)
-"""Kinds whose `required` can be trusted. Some blocks require numbers and tensors that others fill in; where one is
-really missing, its block says so when the job runs."""
 
 
 def describe(whole: Whole) -> model_pb2.ModelDescription:
@@ -63,7 +45,7 @@ def describe(whole: Whole) -> model_pb2.ModelDescription:
         described.takes_alpha = described.kind == model_pb2.INPUT_KIND_IMAGE and takes_alpha(described.name, pipeline)
         _add_computed_default(described, pipeline)
     for number, (name, guider) in enumerate(guiders.items()):
-        inputs.extend(_guider_options(name, guider, is_first=number == 0))
+        inputs.extend(guider_options(name, guider, is_first=number == 0))
     names = {described.name for described in inputs}
     description = model_pb2.ModelDescription(
         model=whole.model,
@@ -135,73 +117,10 @@ def _add_computed_default(described: model_pb2.InputDescription, pipeline: Any) 
         described.default_json = json.dumps(default)
 
 
-def describe_input(parameter: InputParam, blocks: ModularPipelineBlocks) -> model_pb2.InputDescription:
-    """One input of the blocks. Where a block gives no type, diffusers' glossary of names, then its default, decides."""
-    hint = parameter.type_hint or INPUT_PARAM_TEMPLATES.get(parameter.name, {}).get("type_hint")
-    if hint is None and parameter.default is not None:
-        hint = type(parameter.default)
-    kind = kind_of(parameter.name, hint)
-    return model_pb2.InputDescription(
-        name=parameter.name,
-        kind=kind,
-        required=bool(parameter.required) and kind in _REQUIRABLE_KINDS,
-        default_json=_json_or_empty(parameter.default),
-        description=" ".join((parameter.description or "").split()),
-        type_hint="" if hint is None else getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint),
-        takes_several=kind == model_pb2.INPUT_KIND_IMAGE and takes_several(parameter.name, hint, blocks),
-    )
-
-
-def kind_of(name: str, hint: Any) -> model_pb2.InputKind.ValueType:
-    """The kind of value that a type hint allows a request to carry.
-
-    Pictures win over everything else that a union allows, plain values over tensors. A list of pictures with no
-    single picture beside it is a video, and so is an input for pictures with `video` in its name.
-    """
-    if hint is None:
-        return model_pb2.INPUT_KIND_VIDEO if name.endswith("video") else model_pb2.INPUT_KIND_UNSPECIFIED
-    options = options_of(hint)
-    if pictures := pictures_of(hint):
-        is_video = "video" in name or PIL.Image.Image not in pictures
-        return model_pb2.INPUT_KIND_VIDEO if is_video else model_pb2.INPUT_KIND_IMAGE
-    kinds = {
-        _PLAIN_KINDS[plain] for option in options if (plain := typing.get_origin(option) or option) in _PLAIN_KINDS
-    }
-    holds_object = any(_holds_object(option) for option in options)
-    if kinds == {model_pb2.INPUT_KIND_INTEGER, model_pb2.INPUT_KIND_NUMBER}:
-        return model_pb2.INPUT_KIND_NUMBER
-    if kinds == {model_pb2.INPUT_KIND_TEXT, model_pb2.INPUT_KIND_LIST}:
-        return model_pb2.INPUT_KIND_TEXT
-    if not kinds or (holds_object and kinds <= {model_pb2.INPUT_KIND_LIST}):
-        return model_pb2.INPUT_KIND_INTERNAL
-    return kinds.pop() if len(kinds) == 1 else model_pb2.INPUT_KIND_UNSPECIFIED
-
-
-def _holds_object(option: Any) -> bool:
-    """Whether a container's items are objects that no JSON value gives, as in `list[torch.Tensor]`."""
-    items = [plain for item in typing.get_args(option) for plain in options_of(item)]
-    return any(isinstance(item, type) and item not in _PLAIN_KINDS for item in items)
-
-
 def _guiders(whole: Whole) -> dict[str, Any]:
     components = whole.components()
     found = {name: components.get(name) for name in components.guiders}
     return {name: guider for name, guider in found.items() if guider is not None}
-
-
-def _guider_options(name: str, guider: Any, *, is_first: bool) -> list[model_pb2.InputDescription]:
-    """Options of a guider as inputs named `component.option`. The first guider's scale is the request's own field."""
-    return [
-        model_pb2.InputDescription(
-            name=f"{name}.{option}",
-            kind=_PLAIN_KINDS.get(type(default), model_pb2.INPUT_KIND_UNSPECIFIED),
-            default_json=_json_or_empty(default),
-            description=f"Option {option} of {type(guider).__name__}.",
-            type_hint=type(default).__name__ if default is not None else "",
-        )
-        for option, default in guider.config.items()
-        if not option.startswith("_") and not (is_first and option == "guidance_scale")
-    ]
 
 
 def _size_multiple(pipeline: Any) -> int:
@@ -221,21 +140,49 @@ def _first_factor(pipeline: Any, names: tuple[str, ...]) -> int:
 
 def _components(whole: Whole) -> list[model_pb2.ComponentDescription]:
     names_by_role = {role: whole.component_names(role) for role in whole.blocks}
-    roles_by_name = {
-        name: [role_name(role) for role, names in names_by_role.items() if name in names]
-        for name in whole.pipeline._component_specs
-    }
     return [
-        model_pb2.ComponentDescription(
-            name=name, class_name=getattr(spec.type_hint, "__name__", ""), roles=roles_by_name[name]
-        )
+        model_pb2.ComponentDescription(name=name, class_name=getattr(spec.type_hint, "__name__", ""), roles=roles)
         for name, spec in whole.pipeline._component_specs.items()
-        if roles_by_name[name]
+        if (roles := [role_name(role) for role, names in names_by_role.items() if name in names])
     ]
 
 
-def _json_or_empty(value: object) -> str:
+def steps_max(scheduler: Any) -> int:
+    """The most denoising steps that the scheduler can do, or 0 where it can do all, or doesn't say.
+
+    Some round their timesteps: past a number of steps the first two are equal, and the search for the first finds the
+    second. Multistep schedulers may fail an assertion then, after all steps but the last. Asking costs some twenty
+    lists of timesteps, found by halving, and two runs on one number.
+    """
+    if not hasattr(scheduler, "set_timesteps") or not hasattr(scheduler, "step"):
+        return 0
+    with undisturbed():
+        tried = copy.deepcopy(scheduler)
+        try:
+            if not _starts_twice(tried, STEPS_MAX):
+                return 0
+            most = 1
+            least_bad = STEPS_MAX
+            while least_bad - most > 1:
+                middle = (most + least_bad) // 2
+                most, least_bad = (most, middle) if _starts_twice(tried, middle) else (middle, least_bad)
+        except Exception:  # noqa: BLE001 — it wants more than a number of steps, which only its pipeline knows
+            return 0
+        return most if _runs(tried, most) and not _runs(tried, least_bad) else 0
+
+
+def _starts_twice(scheduler: Any, count: int) -> bool:
+    scheduler.set_timesteps(count)
+    timesteps = scheduler.timesteps
+    return len(timesteps) > 1 and bool(timesteps[0] == timesteps[1])
+
+
+def _runs(scheduler: Any, count: int) -> bool:
+    scheduler.set_timesteps(count)
+    sample = torch.zeros(1, 1, 1, 1)
     try:
-        return "" if value is None else json.dumps(value)
-    except (TypeError, ValueError):
-        return ""
+        for timestep in scheduler.timesteps:
+            sample = scheduler.step(sample, timestep, sample, return_dict=False)[0]
+    except Exception:  # noqa: BLE001 — as above
+        return False
+    return True

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from triptych.model.guidance import off_scale
+from triptych.stages.device import undisturbed
 from triptych.stages.handoff import walk
 from triptych.stages.library import BaseGuidance, ModularPipelineBlocks
-from triptych.stages.undisturbed import undisturbed
 
 NEGATIVE = "negative_"
 """Begins the names of the unconditional branch's values; the prompt's have the rest of the name."""

@@ -13,7 +13,6 @@ reserved keys cross (`RESERVED_PREFIX`; no input of a pipeline can have a dot in
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -129,27 +128,3 @@ def relocate(value: Any, source_type: str, device: torch.device) -> Any:
     if type(value) is dict:
         return {key: relocate(item, source_type, device) for key, item in value.items()}
     return value
-
-
-@contextmanager
-def global_rng(device: torch.device, seed: int, crossed: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
-    """Runs a stage on the job's own stream of the global generators, and gives the process its own back.
-
-    Some decoders draw from the global generator; without this a redelivered job would differ.
-    """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        if crossed is not None:
-            torch.set_rng_state(crossed["cpu"].cpu())
-            if device.type == "cuda" and "cuda" in crossed:
-                torch.cuda.set_rng_state(crossed["cuda"].cpu(), device)
-        yield
-
-
-def rng_state(device: torch.device, crossed: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-    """States of the global generators, to be handed on. Called inside `global_rng`."""
-    states = dict(crossed or {})
-    states["cpu"] = torch.get_rng_state()
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from triptych.errors import ModelInvalid
 from triptych.stages.digests import file_digest, files_of
-from triptych.stages.loading import said
+from triptych.stages.library_errors import said
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 """Name of a large file's content."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 
-from triptych.stages.packages import told
+from triptych.stages.library_errors import told
 
 with told("running a stage"):
     import diffusers

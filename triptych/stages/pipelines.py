@@ -15,6 +15,7 @@ import torch
 
 from triptych.errors import InvalidRequest, ModelInvalid
 from triptych.stages import guidance
+from triptych.stages.device import undisturbed
 from triptych.stages.library import (
     BaseGuidance,
     ComponentSpec,
@@ -23,9 +24,8 @@ from triptych.stages.library import (
     ModularPipeline,
     ModularPipelineBlocks,
 )
-from triptych.stages.loading import loading
+from triptych.stages.library_errors import loading
 from triptych.stages.shells import build_shell
-from triptych.stages.undisturbed import undisturbed
 from triptych.stages.weights import check_source
 
 Overrides = Mapping[str, Mapping[str, object]]

@@ -18,7 +18,7 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from triptych.stages.packages import is_installed, missing_extra, named_in
+from triptych.stages.library_errors import is_installed, missing_extra, named_in
 
 _LIBRARY = "diffusers."
 _MACHINERY = tuple(

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from triptych.errors import ModelInvalid
 from triptych.stages.library import ComponentSpec, ConfigMixin, init_empty_weights
-from triptych.stages.loading import loading
+from triptych.stages.library_errors import loading
 from triptych.stages.weights import weight_files
 
 

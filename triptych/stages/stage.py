@@ -17,13 +17,13 @@ from triptych.config import DTYPES
 from triptych.errors import InvalidRequest, JobCancelled
 from triptych.model.fields import LATENT
 from triptych.roles import ROLES, role_name
-from triptych.stages import Step, finite, guidance, handoff, packages
+from triptych.stages import Step, finite, guidance, handoff
 from triptych.stages.describe import describe
-from triptych.stages.device import open_device, settings_of
+from triptych.stages.device import global_rng, open_device, rng_state, settings_of
 from triptych.stages.library import ModularPipeline, PipelineState
+from triptych.stages.library_errors import as_invalid_request, explained, is_refusal
 from triptych.stages.observer import Observer, Stop, insert_observers
 from triptych.stages.pipelines import for_job, guiders_of
-from triptych.stages.refusal import as_invalid_request, is_refusal
 from triptych.stages.tokens import TokensCut, TokenWatch
 from triptych.stages.whole import Whole
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
@@ -136,7 +136,7 @@ class Stage:
         the final outputs by name.
 
         Raises `JobCancelled` within one step of `cancelled()` turning true, and `InvalidRequest` where a block
-        refuses a value (see `refusal`), `NotFinite` for outputs with NaN or infinity, unless these are allowed.
+        refuses a value (see `library_errors`), `NotFinite` for outputs with NaN or infinity, unless these are allowed.
         """
         if cancelled():
             raise JobCancelled("the job was cancelled before this stage began")
@@ -205,9 +205,9 @@ class Stage:
         self._check_held(state)
         self._watch.begin()
         self._tokens.begin(state.values)
-        with handoff.global_rng(pipeline.device, seed, rng):
+        with global_rng(pipeline.device, seed, rng):
             state = self._call(pipeline, state)
-            return state, handoff.rng_state(pipeline.device, rng)
+            return state, rng_state(pipeline.device, rng)
 
     def _check_held(self, state: PipelineState) -> None:
         """Where only some workflows were loaded, the job must be one of them."""
@@ -240,7 +240,7 @@ class Stage:
         except Stop as stop:
             raise JobCancelled("the job was cancelled while this stage ran") from stop
         except ImportError as error:
-            if (missing := packages.explained(error, "this combination of inputs")) is None:
+            if (missing := explained(error, "this combination of inputs")) is None:
                 raise
             raise InvalidRequest("request", "a combination of inputs", f"others here, since {missing}") from error
         except (ValueError, TypeError, UnboundLocalError) as error:

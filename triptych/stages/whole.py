@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from triptych.errors import InvalidRequest, ModelInvalid
-from triptych.model.names import is_hub_id
+from triptych.model.description import is_hub_id
 from triptych.roles import ROLES, role_name
-from triptych.stages import digests, hub, reached_code, uses
+from triptych.stages import digests, hub, reached_code
 from triptych.stages import folder as folders
-from triptych.stages.components import check_component, variants_of
+from triptych.stages.components import check_component, check_uses, variants_of
 from triptych.stages.handoff import Needs, final_outputs, walk
 from triptych.stages.library import ModularPipeline, ModularPipelineBlocks, SequentialPipelineBlocks
-from triptych.stages.loading import loading
+from triptych.stages.library_errors import loading
 from triptych.stages.pipelines import Components, comes_from_files, for_job, is_made, is_model, is_present
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 
@@ -137,8 +137,8 @@ class Whole:
         reached_code.check([type(self.pipeline), *nested, *(kind for kind in held if kind)], purpose)
 
     def check_uses(self, role: Role.ValueType, components: Components) -> None:
-        """Raises `ModelInvalid` where a file is missing that the role's code uses; see `uses`."""
-        uses.check(self._loaded_blocks(role), self.component_names(role), components)
+        """Raises `ModelInvalid` where a file is missing that the role's code uses."""
+        check_uses(self._loaded_blocks(role), self.component_names(role), components)
 
     def workflow_inputs(self) -> list[tuple[str, list[str]]]:
         """The pipeline's workflows, each with the inputs that its requests give; a name may have several sets of them.

@@ -1,16 +1,29 @@
-"""Packages that are missing or broken: what an import raises, from however deep, becomes a sentence that names one."""
+"""Errors of the libraries as ours: packages that are missing or broken, models that can't be loaded, blocks' refusals.
+
+The libraries don't list what they raise (a file that lies, a class that another version lacks, a device without
+memory), so `told` and `loading` catch everything; our own errors stay as they are.
+
+A refusal of the caller's values is told from a bug so: a `ValueError` or `TypeError` is one where the innermost frame
+of its traceback stands on a `raise` statement of diffusers' own code outside its models. An error that an operation ran
+into by itself (`None + 1`, a shape that doesn't fit) or that torch raised stays what it is. An `UnboundLocalError` in a
+block is a refusal, too: it means that diffusers has no branch for this combination of inputs. The whole pipeline would
+fail alike, so trying again doesn't help.
+"""
 
 from __future__ import annotations
 
+import dis
 import importlib.metadata
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from triptych.errors import MissingExtra, TriptychError
+from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, MissingExtra, ModelInvalid, TriptychError, system_text
+from triptych.privacy import redact, texts_in
 
+_RAISE = dis.opmap["RAISE_VARARGS"]
 _OUR_EXTRA = "serve"
 _OURS = ("__main__", "triptych", "triptych_client", "triptych_services", "services")
 _DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python", "bs4": "beautifulsoup4", "google": "protobuf"}
@@ -111,3 +124,60 @@ def _being_imported(error: BaseException) -> str | None:
             package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         traceback = traceback.tb_next
     return package if package and package not in _OURS else None
+
+
+@contextmanager
+def loading(what: str, failed: str = "can't be loaded") -> Iterator[None]:
+    """Raise `ModelInvalid` for any error, with `what` as the subject, for example "component 'vae' of /models/x/vae".
+
+    Raises `MissingExtra` where a package has caused it.
+    """
+    try:
+        yield
+    except TriptychError:
+        raise
+    except Exception as error:
+        if (missing := explained(error, what)) is not None:
+            raise missing from error
+        raise ModelInvalid(f"{what} {failed}: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """What an error of a library says, in one line; its type where that is needed to understand it."""
+    text = " ".join((system_text(error) if isinstance(error, OSError) else str(error)).split())[:FAILURE_CHARS_MAX]
+    plain = (OSError, ValueError, RuntimeError)
+    return text if text and isinstance(error, plain) else f"{type(error).__name__}{': ' if text else ''}{text}"
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a block said on purpose that a value can't be used."""
+    if not isinstance(error, (ValueError, TypeError, UnboundLocalError)) or error.__traceback__ is None:
+        return False
+    innermost = error.__traceback__
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    module = str(innermost.tb_frame.f_globals.get("__name__", ""))
+    if not module.startswith("diffusers.") or module.startswith("diffusers.models."):
+        return False
+    if isinstance(error, UnboundLocalError):
+        return module.startswith("diffusers.modular_pipelines.")
+    return innermost.tb_frame.f_code.co_code[innermost.tb_lasti] == _RAISE
+
+
+def as_invalid_request(error: Exception, values: Mapping[str, object]) -> InvalidRequest:
+    """The refusal in our words: the input that the sentence names first, its value unless it is text, the sentence.
+
+    Texts of the caller that the sentence quotes are cut out, because it goes into logs and the job's record.
+    """
+    sentence = redact(" ".join(str(error).split()), texts_in(values))
+    if isinstance(error, UnboundLocalError):
+        return InvalidRequest("request", "a combination of inputs", f"one that diffusers covers ({sentence})")
+    positions = {name: sentence.find(name) for name in values if name in sentence}
+    said = str(error)
+    texts = {name: value for name, value in values.items() if isinstance(value, str) and "prompt" not in name}
+    quoted = next((name for name, value in texts.items() if value and value in said), "request")
+    field = min(positions, key=lambda name: (positions[name], -len(name)), default=quoted)
+    value = values.get(field, "a combination of inputs")
+    is_public = field == "request" or isinstance(value, (bool, int, float, type(None)))
+    shown = value if is_public else type(value).__name__
+    return InvalidRequest(field, shown, f"what the pipeline takes; it says: {sentence}")
