@@ -81,9 +81,9 @@ class Evictions:
             ring.fence(rank)  # before the look: a rank that reaches the rings by itself may still be changing them
         handed_back = self._handed_back(rank)
         for ring in core.rings.values():
-            reaped = ring.reap(rank)
-            redelivered.update(dispatch.job_id for dispatch in reaped.redelivered_dispatches)
-            core.removed.extend(reaped.removed)
+            claims, removed = ring.reap(rank)
+            redelivered.update(claimed.dispatch.job_id for claimed in claims)
+            core.removed.extend(removed)
         core.quarantine.gone(rank, kind == ATTEMPT_KIND_WORKER_SICK)
         self._unsettled.append(_Eviction(rank, reason, kind, frozenset(handed_back), frozenset(redelivered)))
 

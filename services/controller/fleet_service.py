@@ -114,7 +114,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
                 ready_count=stats.ready_count,
                 leased_count=stats.leased_count,
                 redelivered_count=stats.redelivered_count,
-                driver=ring.driver_name,
+                driver=ring.driver.name,
                 driver_reason=self._rings_reason,
             )
         response.waiting_models.extend(self._core.model.waiting(owner_filter(who)))

@@ -93,7 +93,7 @@ class Upkeep:
     async def _look_at_rings(self) -> None:
         rings = self._core.rings.values()
         for ring in rings:
-            if ring.is_shared:
+            if ring.driver.is_shared:
                 ring.hint()  # hints of workers may be lost, and it shows whether the card still works
         stats = [(ring.name, ring.stats()) for ring in rings]
         self.depths = [RingDepth(ring_name(name), s.ready_count, s.leased_count) for name, s in stats]

@@ -9,7 +9,7 @@ from triptych.rings import layout
 from triptych.rings.layout import Kind, StateWord
 from triptych.rings.memory import MemoryDriver
 from triptych.rings.program import Operation, Program, Read
-from triptych.rings.protocol import Held
+from triptych.rings.protocol import Claim, Held
 from triptych.rings.recovery import PAST_CAP, TARGET_DEAD, Reaped, Removal
 
 NOISE = b"\xff"
@@ -82,12 +82,11 @@ class Call:
             if line == "abandon":
                 abandoned_count += 1
             elif line == "redeliver":
-                redelivered.append((held, payload))
+                redelivered.append(Claim(held, payload))
             else:
                 is_spent = word.kind is Kind.LEASED and (word.rank == 0 or word.attempt + 1 >= attempts_max)
                 removed.append(Removal(held, payload, PAST_CAP if is_spent else TARGET_DEAD))
-        leases, payloads = tuple(held for held, _ in redelivered), tuple(payload for _, payload in redelivered)
-        return Reaped(leases, tuple(removed), abandoned_count, payloads)
+        return Reaped(tuple(redelivered), tuple(removed), abandoned_count)
 
     def _resume(self) -> None:
         resume: Callable[[], tuple[Operation, ...]] = (

@@ -73,4 +73,4 @@ def test_a_full_ring_costs_one_look_and_a_look_at_all_of_it_two(bench: RingBench
         assert worker.connection.post_count - posts == protocol.FULL_PUBLISH_ROUND_TRIPS
         views, posts, requests = meter.spent(recovery.snapshot(GEOMETRY))
         assert (posts, requests) == (3, GEOMETRY.slot_count + 2)
-        assert all(view.payload == b"x" for view in views)
+        assert all(payload == b"x" for _, payload in views)

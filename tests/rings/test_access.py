@@ -82,7 +82,7 @@ def test_without_a_device_auto_is_rpc_and_verbs_an_error() -> None:
 def test_the_controllers_rings_without_a_device() -> None:
     rings = open_rings(ControllerConfig(), epoch=1)
     assert (rings.host, rings.reason) == (None, "this machine has no RDMA device")
-    assert {ring.driver_name for ring in rings.by_role.values()} == {"memory"}
+    assert {ring.driver.name for ring in rings.by_role.values()} == {"memory"}
     rings.close()
     with pytest.raises(NoCard):
         open_rings(ControllerConfig(rings="verbs"), epoch=1)

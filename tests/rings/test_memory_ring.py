@@ -161,7 +161,8 @@ async def test_an_adopted_lease_is_a_lease() -> None:
     await ring.ack(lease)
     assert not ring.holds(lease)
     lease = ring.adopt(job("running"), 7)
-    assert ring.reap(7).redelivered == (lease,)
+    redelivered, _ = ring.reap(7)
+    assert [claimed.lease for claimed in redelivered] == [lease]
     assert (await some(ring, 8)).lease.attempt == 1
     with pytest.raises(errors.Fenced):
         ring.adopt(job("running"), 7)
@@ -203,7 +204,6 @@ async def test_withdrawing_takes_what_waits_and_is_unwanted() -> None:
     assert [(one.dispatch.job_id, one.reason) for one in removed] == [("unwanted", recovery.WITHDRAWN)]
     assert ring.holds(held.lease)
     assert (await some(ring, 5)).dispatch.job_id == "wanted"
-    assert ring.stats().removed_count == 1
 
 
 async def test_an_entry_that_is_claimed_while_it_is_withdrawn_stays_the_claimers() -> None:

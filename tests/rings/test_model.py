@@ -15,7 +15,7 @@ from triptych import errors
 from triptych.rings import layout, recovery
 from triptych.rings.layout import Geometry, Kind
 from triptych.rings.memory import MemoryRing
-from triptych.rings.ring import Reaped, Removed
+from triptych.rings.ring import Removed
 from triptych.v1.dispatch_pb2 import RING_PHASE2, Dispatch
 from triptych.v1.ring_service_pb2 import Lease
 
@@ -149,10 +149,10 @@ class RingModel(RuleBasedStateMachine):
             elif entry.lease is None and entry.target == rank:
                 expected[entry.name] = recovery.TARGET_DEAD
         self.entries = [entry for entry in self.entries if entry.name not in expected]
-        reaped = self.ring.reap(rank)
-        assert {removed.dispatch.job_id: removed.reason for removed in reaped.removed} == expected
-        assert sorted(lease.ticket for lease in reaped.redelivered) == sorted(lease.ticket for lease in redelivered)
-        assert self.ring.reap(rank) == Reaped((), (), 0)
+        claims, removed = self.ring.reap(rank)
+        assert {one.dispatch.job_id: one.reason for one in removed} == expected
+        assert sorted(claimed.lease.ticket for claimed in claims) == sorted(lease.ticket for lease in redelivered)
+        assert self.ring.reap(rank) == ([], [])
 
     @invariant()
     def slots_show_the_model(self) -> None:

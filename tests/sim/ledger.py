@@ -84,7 +84,7 @@ class Ledger:
 
     def on_reaped(self, reaped: recovery.Reaped) -> None:
         """`reap` returned."""
-        self._redelivered.update(reaped.redelivered)
+        self._redelivered.update(claim.held for claim in reaped.redelivered)
         for held, message, reason in reaped.removed:
             _check(message in self.begun, f"the reaper took out {message!r}, which was never published")
             _check(message not in self.acked, f"{message!r} removed after its ack")

@@ -122,11 +122,6 @@ FREE_WORD = StateWord(0, 0, 0, Kind.FREE).pack()
 """The only word of a free slot."""
 
 
-def kind_of(word: int) -> int:
-    """The kind's number of a packed word, without unpacking the rest."""
-    return word & _KIND_MASK
-
-
 def claimable_ticket(word: int, rank: int) -> int | None:
     """The ticket of a packed word that is READY for `rank`, else None. Faster than `StateWord.unpack`."""
     if word & _KIND_MASK != Kind.READY or (word >> KIND_BITS) & RANK_MAX not in (0, rank):

@@ -19,7 +19,6 @@ from triptych.rings.layout import Geometry, Kind
 from triptych.rings.program import CompareSwap, Driver, FetchAdd, Operation, Program, Read, Write, drive
 from triptych.rings.ring import (
     Claimed,
-    Reaped,
     Removed,
     RingStats,
     SlotState,
@@ -115,29 +114,18 @@ class MemoryRing:
         self._on_fence = on_fence
         self._on_ready = on_ready
         self._choose = random.Random(seed).randrange
-        self._driver = driver or MemoryDriver(memoryview(bytearray(geometry.ring_bytes)))
+        self.driver = driver or MemoryDriver(memoryview(bytearray(geometry.ring_bytes)))
         self._fenced: set[int] = set()
-        self._waiters = Waiters(polls=self._driver.is_shared)
-        self._removed_count = 0
-        self._driver.execute(attach.format_ring(geometry, name, epoch))
-        self._driver.answers_swapped = self._driver.execute(attach.attach(geometry, name, epoch))
-
-    @property
-    def driver_name(self) -> str:
-        """How the memory is reached: `memory` or `verbs`."""
-        return self._driver.name
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether other machines change the memory."""
-        return self._driver.is_shared
+        self._waiters = Waiters(polls=self.driver.is_shared)
+        self.driver.execute(attach.format_ring(geometry, name, epoch))
+        self.driver.answers_swapped = self.driver.execute(attach.attach(geometry, name, epoch))
 
     async def publish(self, dispatch: Dispatch, target_rank: int) -> int:
         """See `Ring.publish`. An entry for a dead rank goes to `on_dead_letter` immediately."""
         self._check_alive(dispatch.sender_rank)
         payload = payload_of(dispatch, target_rank, self._geometry)
         program = protocol.publish(self._geometry, payload, dispatch.sender_rank, target_rank, self._choose)
-        ticket = self._driver.execute(program)
+        ticket = self.driver.execute(program)
         if target_rank in self._fenced:
             self._remove(target_rank)
         else:
@@ -151,12 +139,12 @@ class MemoryRing:
     async def ack(self, lease: Lease) -> None:
         """See `Ring.ack`."""
         self._check_alive(lease.rank)
-        self._driver.execute(protocol.ack(self._geometry, held_of(lease, self.name, self._geometry)))
+        self.driver.execute(protocol.ack(self._geometry, held_of(lease, self.name, self._geometry)))
 
     async def nack(self, lease: Lease) -> None:
         """See `Ring.nack`."""
         self._check_alive(lease.rank)
-        if self._driver.execute(protocol.nack(self._geometry, held_of(lease, self.name, self._geometry))):
+        if self.driver.execute(protocol.nack(self._geometry, held_of(lease, self.name, self._geometry))):
             self._wake()
         else:
             self._remove(0)
@@ -166,7 +154,7 @@ class MemoryRing:
 
         Call it regularly if other machines change the memory: nothing else finds such entries.
         """
-        found = self._driver.execute(recovery.states(self._geometry))
+        found = self.driver.execute(recovery.states(self._geometry))
         for rank in {state.rank for state in found if state.kind is Kind.READY and state.rank in self._fenced}:
             self._remove(rank)
         if any(state.kind is Kind.LEASED and state.rank == 0 for state in found):
@@ -179,22 +167,23 @@ class MemoryRing:
         self._check_alive(rank, least=1)
         payload = payload_of(dispatch, dispatch.receiver_rank, self._geometry)
         program = protocol.adopt(self._geometry, payload, rank, dispatch.receiver_rank, self._choose)
-        return lease_of(self._driver.execute(program), self.name)
+        return lease_of(self.driver.execute(program), self.name)
 
-    def reap(self, rank: int) -> Reaped:
+    def reap(self, rank: int) -> tuple[list[Claimed], list[Removed]]:
         """Fence `rank` for good and clean up after it. Running it again is harmless.
 
-        From now on every call of `rank` raises Fenced, including its waiting claim.
+        Returns the claims of `rank` that are READY again, with attempt + 1, and the entries that were removed. From now
+        on every call of `rank` raises Fenced, including its waiting claim.
         """
         self.fence(rank)
-        return self._reap(rank)
+        reaped = self._reap(rank)
+        redelivered = [Claimed.of(claim, self.name) for claim in reaped.redelivered]
+        return redelivered, [Removed.of(removal, self.name) for removal in reaped.removed]
 
     def withdraw(self, is_unwanted: Callable[[Dispatch], bool]) -> list[Removed]:
         """Remove the waiting entries that are `is_unwanted`, and return them."""
         program = recovery.withdraw(self._geometry, lambda payload: is_unwanted(dispatch_in(payload)))
-        removals = self._driver.execute(program)
-        self._removed_count += len(removals)
-        return [Removed(lease_of(r.held, self.name), dispatch_in(r.payload), r.reason) for r in removals]
+        return [Removed.of(removal, self.name) for removal in self.driver.execute(program)]
 
     def fence(self, rank: int) -> None:
         """Cut a rank off for good: from now on it can change nothing."""
@@ -209,53 +198,52 @@ class MemoryRing:
         """
         self._check_alive(rank, least=1)
         stay = [held_of(lease, self.name, self._geometry) for lease in kept if lease.ring == self.name]
-        abandoned = self._taken_out(self._driver.execute(recovery.abandon(self._geometry, rank, stay)))
-        for removed in abandoned.removed:
-            self._on_dead_letter(removed)
+        abandoned = self.driver.execute(recovery.abandon(self._geometry, rank, stay))
+        self._wake()
+        self._bury(abandoned.removed)
 
     def holds(self, lease: Lease) -> bool:
         """Whether the lease is still its holder's."""
         held = held_of(lease, self.name, self._geometry)
-        return self._driver.execute(recovery.states(self._geometry))[held.slot] == held.word
+        return self.driver.execute(recovery.states(self._geometry))[held.slot] == held.word
 
     def slots(self) -> list[SlotState]:
         """Every slot, by index."""
-        views = self._driver.execute(recovery.snapshot(self._geometry))
-        return [SlotState.of(view) for view in views]
+        found = self.driver.execute(recovery.snapshot(self._geometry))
+        return [
+            SlotState(slot, *state, None if payload is None else dispatch_in(payload))
+            for slot, (state, payload) in enumerate(found)
+        ]
 
     def stats(self) -> RingStats:
         """How full the ring is, and counters since the start."""
-        states = list(self._driver.execute(recovery.states(self._geometry)))
+        states = self.driver.execute(recovery.states(self._geometry))
         kinds = [state.kind for state in states]
         return RingStats(
             slot_count=len(kinds),
             ready_count=kinds.count(Kind.READY),
             leased_count=kinds.count(Kind.LEASED),
             waiting_count=self._waiters.count,
-            redelivered_count=self._driver.execute(recovery.redelivered_count(self._geometry)),
-            removed_count=self._removed_count,
-            free_count=kinds.count(Kind.FREE),
+            redelivered_count=self.driver.execute(recovery.redelivered_count(self._geometry)),
             open_count=sum(state.kind is Kind.READY and not state.rank for state in states),
         )
 
     async def _take(self, rank: int) -> Claimed | None:
         self._check_alive(rank, least=1)
-        claim = self._driver.execute(protocol.claim(self._geometry, rank, self._choose))
-        if claim is None:
-            return None
-        return Claimed(lease_of(claim.held, self.name), dispatch_in(claim.payload))
+        claim = self.driver.execute(protocol.claim(self._geometry, rank, self._choose))
+        return None if claim is None else Claimed.of(claim, self.name)
 
-    def _reap(self, rank: int) -> Reaped:
-        return self._taken_out(self._driver.execute(recovery.reap(self._geometry, rank, self._attempts_max)))
-
-    def _taken_out(self, reaped: recovery.Reaped) -> Reaped:
-        self._removed_count += len(reaped.removed)
+    def _reap(self, rank: int) -> recovery.Reaped:
+        reaped = self.driver.execute(recovery.reap(self._geometry, rank, self._attempts_max))
         self._wake()
-        return Reaped.of(reaped, self.name)
+        return reaped
 
     def _remove(self, rank: int) -> None:
-        for removed in self._reap(rank).removed:
-            self._on_dead_letter(removed)
+        self._bury(self._reap(rank).removed)
+
+    def _bury(self, removals: Iterable[recovery.Removal]) -> None:
+        for removal in removals:
+            self._on_dead_letter(Removed.of(removal, self.name))
 
     def _wake(self) -> None:
         self._waiters.wake()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from triptych.rings import layout
 from triptych.rings.layout import Geometry, Kind, Slot, StateWord
 from triptych.rings.program import CompareSwap, Program, Read
-from triptych.rings.protocol import Held, advance, read_words
+from triptych.rings.protocol import Claim, Held, advance, read_words
 
 
 class Removal(NamedTuple):
@@ -22,11 +22,9 @@ class Removal(NamedTuple):
 class Reaped(NamedTuple):
     """The outcome of a reap: leases before they went back to READY, entries removed, writes abandoned."""
 
-    redelivered: tuple[Held, ...]
+    redelivered: tuple[Claim, ...]
     removed: tuple[Removal, ...]
     abandoned_count: int
-    redelivered_payloads: tuple[bytes, ...] = ()
-    """The payloads of the redelivered leases, in the same order."""
 
 
 PAST_CAP = "attempts"
@@ -107,7 +105,7 @@ def _undo(
         CompareSwap(geometry.state_offset(slot), state.pack(), advance(plan[i][0], state, contents[i].target).pack())
         for i, (slot, state) in enumerate(concerned)
     )
-    redelivered: list[tuple[Held, bytes]] = []
+    redelivered: list[Claim] = []
     removed: list[Removal] = []
     abandoned_count = 0
     for (slot, state), content, (line, reason), before in zip(concerned, contents, plan, seen, strict=True):
@@ -117,11 +115,10 @@ def _undo(
         if line == "abandon":
             abandoned_count += 1
         elif line == "redeliver":
-            redelivered.append((held, content.payload))
+            redelivered.append(Claim(held, content.payload))
         else:
             removed.append(Removal(held, content.payload, reason))
-    leases, payloads = tuple(held for held, _ in redelivered), tuple(payload for _, payload in redelivered)
-    return Reaped(leases, tuple(removed), abandoned_count, payloads)
+    return Reaped(tuple(redelivered), tuple(removed), abandoned_count)
 
 
 def _is_concerned(state: StateWord, dead: int) -> bool:
@@ -143,14 +140,6 @@ def _line_for(state: StateWord, content: Slot, dead: int, attempts_max: int) -> 
     return "redeliver", ""
 
 
-class SlotView(NamedTuple):
-    """A slot in a snapshot. `payload` is None if the slot has none, or if the slot changed meanwhile."""
-
-    slot: int
-    state: StateWord
-    payload: bytes | None
-
-
 def states(geometry: Geometry) -> Program[list[StateWord]]:
     """Every slot's state, by index."""
     words = yield from read_words(geometry)
@@ -163,14 +152,16 @@ def redelivered_count(geometry: Geometry) -> Program[int]:
     return layout.word_at(counter)
 
 
-def snapshot(geometry: Geometry) -> Program[tuple[SlotView, ...]]:
-    """Every slot, by index. Each is consistent, but they aren't of the same moment."""
-    words = yield from read_words(geometry)
-    filled = [slot for slot, word in enumerate(words) if layout.kind_of(word) in (Kind.READY, Kind.LEASED)]
-    contents = (yield tuple(Read(geometry.slot_offset(slot), geometry.slot_bytes) for slot in filled)) if filled else ()
-    after = (yield from read_words(geometry)) if filled else words
+def snapshot(geometry: Geometry) -> Program[list[tuple[StateWord, bytes | None]]]:
+    """Every slot's state and payload, by index. Each is consistent, but they aren't of the same moment.
+
+    The payload is None if the slot has none, or if the slot changed meanwhile.
+    """
+    before = yield from states(geometry)
+    filled = [slot for slot, state in enumerate(before) if state.kind in (Kind.READY, Kind.LEASED)]
+    if not filled:
+        return [(state, None) for state in before]
+    contents = yield tuple(Read(geometry.slot_offset(slot), geometry.slot_bytes) for slot in filled)
+    after = yield from states(geometry)
     payloads = {slot: Slot.unpack(data).payload for slot, data in zip(filled, contents, strict=True)}
-    return tuple(
-        SlotView(slot, StateWord.unpack(word), payloads.get(slot) if after[slot] == word else None)
-        for slot, word in enumerate(words)
-    )
+    return [(state, payloads.get(slot) if after[slot] == state else None) for slot, state in enumerate(before)]

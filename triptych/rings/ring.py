@@ -33,6 +33,11 @@ class Claimed(NamedTuple):
     lease: Lease
     dispatch: Dispatch
 
+    @classmethod
+    def of(cls, claim: protocol.Claim, name: RingName.ValueType) -> Claimed:
+        """The messages of a claim in this ring."""
+        return cls(lease_of(claim.held, name), dispatch_in(claim.payload))
+
 
 class Membership(NamedTuple):
     """A worker's place in the fleet. Each registration gives it as a whole."""
@@ -96,29 +101,10 @@ class Removed(NamedTuple):
     reason: str
     """`recovery.PAST_CAP`, `recovery.TARGET_DEAD` or `recovery.WITHDRAWN`."""
 
-
-class Reaped(NamedTuple):
-    """The outcome of a reap."""
-
-    redelivered: tuple[Lease, ...]
-    """Leases as the dead rank held them; their entries are READY again, attempt + 1."""
-    removed: tuple[Removed, ...]
-    abandoned_count: int
-    """Publications that were never finished."""
-    redelivered_dispatches: tuple[Dispatch, ...] = ()
-    """The dispatches of the redelivered leases, in the same order."""
-
     @classmethod
-    def of(cls, reaped: recovery.Reaped, name: RingName.ValueType) -> Reaped:
-        """The outcome with leases and dispatches as messages."""
-        return cls(
-            tuple(lease_of(held, name) for held in reaped.redelivered),
-            tuple(
-                Removed(lease_of(held, name), dispatch_in(payload), reason) for held, payload, reason in reaped.removed
-            ),
-            reaped.abandoned_count,
-            tuple(dispatch_in(payload) for payload in reaped.redelivered_payloads),
-        )
+    def of(cls, removal: recovery.Removal, name: RingName.ValueType) -> Removed:
+        """The messages of a removal from this ring."""
+        return cls(lease_of(removal.held, name), dispatch_in(removal.payload), removal.reason)
 
 
 class RingStats(NamedTuple):
@@ -130,9 +116,6 @@ class RingStats(NamedTuple):
     waiting_count: int
     """Claims that wait: idle consumers."""
     redelivered_count: int
-    removed_count: int
-    free_count: int
-    """Slots for new entries."""
     open_count: int
     """Ready entries that any worker may claim."""
 
@@ -141,18 +124,12 @@ class SlotState(NamedTuple):
     """One slot, for people."""
 
     slot: int
-    kind: Kind
     ticket: int
     attempt: int
     rank: int
+    kind: Kind
     dispatch: Dispatch | None
-
-    @classmethod
-    def of(cls, view: recovery.SlotView) -> SlotState:
-        """The slot with its dispatch parsed."""
-        dispatch = None if view.payload is None else dispatch_in(view.payload)
-        ticket, attempt, rank, kind = view.state
-        return cls(view.slot, kind, ticket, attempt, rank, dispatch)
+    """None if the slot has none, or if the slot changed while it was read."""
 
 
 def dispatch_in(payload: bytes) -> Dispatch:

@@ -15,7 +15,7 @@ from triptych.errors import Fenced, LeaseLost, RingRefused, RingUnreachable
 from triptych.rings import protocol
 from triptych.rings.layout import Geometry
 from triptych.rings.program import Program
-from triptych.rings.ring import Claimed, Member, check_rank, dispatch_in, held_of, lease_of, payload_of
+from triptych.rings.ring import Claimed, Member, check_rank, held_of, payload_of
 from triptych.rings.verbs.connector import Connector
 from triptych.rings.waiting import Waiters
 from triptych.v1.dispatch_pb2 import Dispatch
@@ -35,11 +35,6 @@ class VerbsRing:
         self._member = member
         self._choose = random.Random().randrange
         self._waiters = Waiters(polls=True)
-
-    @property
-    def waiting_count(self) -> int:
-        """Claims that wait here."""
-        return self._waiters.count
 
     async def publish(self, dispatch: Dispatch, target_rank: int) -> int:
         """See `Ring.publish`. After RingUnreachable the entry may be there all the same; a second does no harm."""
@@ -73,9 +68,9 @@ class VerbsRing:
         claim = await self._run(rank, lambda: protocol.claim(self._geometry, rank, self._choose))
         if claim is None:
             return None
-        lease = lease_of(claim.held, self.name)
-        self._connector.hold(lease)
-        return Claimed(lease, dispatch_in(claim.payload))
+        claimed = Claimed.of(claim, self.name)
+        self._connector.hold(claimed.lease)
+        return claimed
 
     async def _end(self, lease: Lease, program: Callable[[Geometry, protocol.Held], Program[object]]) -> None:
         held = held_of(lease, self.name, self._geometry)
