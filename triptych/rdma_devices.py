@@ -40,13 +40,7 @@ class Gid:
     """`RoCE v2`, or `IB/RoCE v1`."""
 
     def __str__(self) -> str:
-        return gid_text(self.value)
-
-
-def gid_text(value: bytes) -> str:
-    """The 16 bytes of a GID as eight groups of hexadecimal digits."""
-    digits = value.hex()
-    return ":".join(digits[start : start + 4] for start in range(0, 32, 4))
+        return self.value.hex(":", 2)
 
 
 class Port(NamedTuple):
@@ -118,12 +112,11 @@ def _best(port: Port) -> Gid | None:
     if port.link_layer != ETHERNET:
         return next(iter(port.gids), None)
     routable = [gid for gid in port.gids if gid.kind == ROCE_V2]
-    by_address = sorted(routable, key=lambda gid: (not gid.value.startswith(IPV4_MAPPED), _is_link_local(gid)))
-    return next(iter(by_address), next(iter(port.gids), None))
-
-
-def _is_link_local(gid: Gid) -> bool:
-    return gid.value.startswith(LINK_LOCAL)
+    return min(
+        routable,
+        key=lambda gid: (not gid.value.startswith(IPV4_MAPPED), gid.value.startswith(LINK_LOCAL)),
+        default=next(iter(port.gids), None),
+    )
 
 
 def _port(device: str, path: Path) -> Port:

@@ -17,7 +17,6 @@ from triptych import errors
 from triptych.rings.layout import LAYOUT_VERSION, Kind
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import WAIT_S_MAX, Claimed, SlotState
-from triptych.rings.verbs.connector import address_message, peer_of
 from triptych.rings.verbs.host import RingHost
 from triptych.roles import NEXT, RING_OF, ring_name, role_name
 from triptych.v1 import ring_service_pb2 as pb
@@ -120,9 +119,8 @@ class RingServicer(RingServiceServicer):
         host = self._cut_off(request)
         if len(request.address.gid) != GID_BYTES:
             raise errors.InvalidRequest("address.gid", request.address.gid, f"{GID_BYTES} bytes")
-        opened = host.connect(request.rank, peer_of(request.address))
-        response = pb.ConnectResponse(address=address_message(opened.peer), remote_key=opened.remote_key)
-        response.epoch = request.epoch
+        pair = host.connect(request.rank, request.address)
+        response = pb.ConnectResponse(address=pair.address, remote_key=pair.remote_key, epoch=request.epoch)
         slot_count, payload_bytes_max = host.geometry
         for index, name in enumerate(self._rings):
             response.rings.add(

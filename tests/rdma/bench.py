@@ -36,10 +36,10 @@ class RingBench:
     def worker(self, rank: int = RANK, rights: Rights = FULL_RIGHTS, timeout_s: float = 5.0) -> Iterator[Worker]:
         """A worker that is connected; nothing is checked yet."""
         connection = Connection(self.card, self.geometry, timeout_s=timeout_s)
-        opened = self.host.connect(rank, connection.queue_pair.peer, rights)
-        connection.queue_pair.connect(opened.peer, initiates=True)
+        far_end = self.host.connect(rank, connection.queue_pair.address, rights)
+        connection.queue_pair.connect(far_end.address, initiates=True)
         try:
-            yield Worker(connection, self.host.address(0), opened.remote_key, rank)
+            yield Worker(connection, self.host.address(0), far_end.remote_key, rank)
         finally:
             connection.close()
 

@@ -69,7 +69,7 @@ async def test_a_broken_connection_is_opened_again_and_keeps_its_leases(harness:
     harness.memory.disconnect(RANK)
     with pytest.raises(RingUnreachable):
         await ring.claim(RANK)
-    assert harness.memory.ranks == [RANK]  # the failed call has opened another
+    assert list(harness.memory.by_rank) == [RANK]  # the failed call has opened another
     assert harness.host.holds(kept)
     await ring.ack(kept)
 
@@ -131,7 +131,7 @@ async def test_auto_goes_over_verbs_and_says_so(harness: VerbsHarness, address: 
         "verbs",
         f"{worker_card.place} works, by {worker_card.binding}",
     )
-    assert harness.memory.ranks == [RANK]
+    assert list(harness.memory.by_rank) == [RANK]
     assert access.connector is not None
     await access.connector.close()
 
@@ -154,7 +154,7 @@ async def test_auto_goes_on_by_rpc_after_several_failures_and_loses_nothing(
     lost = await some(ring, RANK)
     assert (access.choice.name, f"{CARD_FAILURES_MAX} operations failed" in access.choice.reason) == ("rpc", True)
     assert (lost.dispatch.job_id, lost.lease.attempt) == ("lost", 1)
-    assert harness.memory.ranks == []
+    assert list(harness.memory.by_rank) == []
     await ring.ack(held.lease)
     await ring.ack(lost.lease)
     with pytest.raises(LeaseLost):
@@ -214,7 +214,7 @@ async def test_an_end_that_cannot_be_reached_is_no_card(harness: VerbsHarness, a
     request.address.gid, request.address.queue_pair_number, request.address.mtu_bytes = nowhere, 17, 1024
     with pytest.raises(NoCard, match="refuses a queue pair"):
         await translate(RingServiceStub(channel).Connect(request))
-    assert harness.memory.ranks == []
+    assert list(harness.memory.by_rank) == []
     access, ring = access_to(address, worker_card)
     await ring.publish(job("one"), 0)
     assert access.choice.name == "verbs"

@@ -67,7 +67,8 @@ class RingAccess:
         """
         self._member = member
         self._is_forced = is_forced
-        self._connector = Connector(channel, card, [RING_OF[role] for role in roles]) if card is not None else None
+        self.connector = Connector(channel, card, [RING_OF[role] for role in roles]) if card is not None else None
+        """The connection over RDMA; None without a card."""
         self._decided: Membership | None = None
         self._seen = Membership()
         self._failure_count = 0
@@ -80,15 +81,10 @@ class RingAccess:
         """The ring that `role` claims from."""
         return self._rings[role]
 
-    @property
-    def connector(self) -> Connector | None:
-        """The connection over RDMA; None without a card."""
-        return self._connector
-
     def adopt(self, lease: Lease) -> None:
         """The worker holds this lease, which the controller gave it and no claim."""
-        if self._connector is not None:
-            self._connector.hold(lease)
+        if self.connector is not None:
+            self.connector.hold(lease)
 
     async def uses_verbs(self, name: RingName.ValueType) -> bool:
         """Whether to go over RDMA now; decides where that isn't decided. Raises as `Connector.driver`."""
@@ -96,8 +92,8 @@ class RingAccess:
         if self._seen != membership:
             self._seen = membership
             self._failure_count = 0
-        if self._connector is not None and self._decided != membership:
-            await self._decide(self._connector, name, membership)
+        if self.connector is not None and self._decided != membership:
+            await self._decide(self.connector, name, membership)
             self._decided = membership
         return self.choice.name == "verbs"
 
@@ -110,9 +106,9 @@ class RingAccess:
 
     async def close(self) -> None:
         """Tear the connection down."""
-        if self._connector is not None:
-            await self._connector.close()
-            self._connector.card.close()
+        if self.connector is not None:
+            await self.connector.close()
+            self.connector.card.close()
 
     async def _decide(self, connector: Connector, name: RingName.ValueType, membership: Membership) -> None:
         try:
@@ -141,8 +137,7 @@ class _ChosenRing:
         self.name = name
         self._access = access
         self._rpc = RpcRing(channel, name)
-        connector = access.connector
-        self._verbs = VerbsRing(connector, name, member) if connector is not None else None
+        self._verbs = VerbsRing(access.connector, name, member) if access.connector is not None else None
 
     async def publish(self, dispatch: Dispatch, target_rank: int) -> int:
         """See `Ring.publish`."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 import importlib
+import secrets
 from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
 from typing import NamedTuple, Protocol
 
 from triptych import rdma_devices as devices
 from triptych.errors import NoCard
+from triptych.v1.ring_service_pb2 import QueuePairAddress
 
 BINDINGS = {"pyverbs": "PyverbsCard", "ibverbs": "IbverbsCard"}
 """The class of each binding, in the order in which they are tried. pyverbs always fits its machine."""
@@ -78,18 +80,6 @@ class Status(IntEnum):
     RNR_RETRY_EXC_ERR = 13
 
 
-class Peer(NamedTuple):
-    """One end of a reliable connection, as the other must know it."""
-
-    queue_pair_number: int
-    packet_sequence_number: int
-    gid: bytes
-    lid: int
-    mtu_bytes: int
-    read_atomic_depth: int
-    """Most reads and atomics that it answers, or has under way, at the same time."""
-
-
 class WorkRequest(NamedTuple):
     """One operation for the card. An atomic compares with or adds `first`, and swaps in `second`."""
 
@@ -109,12 +99,12 @@ class QueuePair(Protocol):
     The domain confines the peer: a key is valid only on the connection that it was made for.
     """
 
-    peer: Peer
+    address: QueuePairAddress
     """This end, for the other."""
     remote_key: int
     """The other end's key to the memory."""
 
-    def connect(self, other: Peer, *, initiates: bool) -> None:
+    def connect(self, other: QueuePairAddress, *, initiates: bool) -> None:
         """Connect. An end that doesn't initiate stays in the state Ready To Receive: it only answers."""
 
     def post(self, requests: Sequence[WorkRequest], remote_key: int) -> None:
@@ -132,12 +122,27 @@ class Card(Protocol):
 
     binding: str
     place: devices.Place
+    mtu_bytes: int
+    read_atomic_depth: int
+    """Most reads and atomics that it answers, or has under way, at the same time."""
 
     def queue_pair(self, address: int, size_bytes: int, rights: Rights, depth: int) -> QueuePair:
         """Register the memory and make a queue pair with room for `depth` requests; `rights` are its peer's."""
 
     def close(self) -> None:
         """Close the device, after its queue pairs."""
+
+
+def new_address(card: Card, queue_pair_number: int) -> QueuePairAddress:
+    """The card's end of a new connection."""
+    return QueuePairAddress(
+        queue_pair_number=queue_pair_number,
+        packet_sequence_number=secrets.randbits(PACKET_SEQUENCE_BITS),
+        gid=card.place.gid.value,
+        lid=card.place.lid,
+        mtu_bytes=card.mtu_bytes,
+        read_atomic_depth=card.read_atomic_depth,
+    )
 
 
 class Settings(NamedTuple):
@@ -150,10 +155,10 @@ class Settings(NamedTuple):
     read_atomic_depth: int
 
     @classmethod
-    def of(cls, place: devices.Place, own: Peer, other: Peer) -> Settings:
-        """The settings for a connection between two ends."""
-        depth = max(1, min(own.read_atomic_depth, other.read_atomic_depth))
-        return cls(mtu_code(min(own.mtu_bytes, other.mtu_bytes)), place.link_layer == devices.ETHERNET, depth)
+    def of(cls, card: Card, other: QueuePairAddress) -> Settings:
+        """The settings for a connection between a card and another end."""
+        depth = max(1, min(card.read_atomic_depth, other.read_atomic_depth))
+        return cls(mtu_code(min(card.mtu_bytes, other.mtu_bytes)), card.place.link_layer == devices.ETHERNET, depth)
 
 
 def refusal(place: devices.Place, error: OSError) -> str:

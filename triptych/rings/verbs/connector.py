@@ -19,17 +19,11 @@ from triptych.rings import attach, layout
 from triptych.rings.layout import Geometry
 from triptych.rings.ring import Membership
 from triptych.rings.rpc import ANSWER_TIMEOUT_S
-from triptych.rings.verbs.card import Card, Peer, refusal
-from triptych.rings.verbs.driver import CHAIN_TIMEOUT_S, Connection, VerbsDriver
+from triptych.rings.verbs.card import Card, refusal
+from triptych.rings.verbs.driver import Connection, VerbsDriver
 from triptych.rpc import translate
 from triptych.v1.dispatch_pb2 import Ring as RingName
-from triptych.v1.ring_service_pb2 import (
-    ConnectRequest,
-    ConnectResponse,
-    DisconnectRequest,
-    Lease,
-    QueuePairAddress,
-)
+from triptych.v1.ring_service_pb2 import ConnectRequest, ConnectResponse, DisconnectRequest, Lease
 from triptych.v1.ring_service_pb2_grpc import RingServiceStub
 
 if TYPE_CHECKING:  # it exists for type checkers only
@@ -42,44 +36,20 @@ class _Opened(NamedTuple):
     drivers: Mapping[RingName.ValueType, VerbsDriver]
 
 
-def address_message(peer: Peer) -> QueuePairAddress:
-    """One end of a connection, for the wire."""
-    return QueuePairAddress(**peer._asdict())
-
-
-def peer_of(message: QueuePairAddress) -> Peer:
-    """One end of a connection, from the wire."""
-    m = message
-    return Peer(m.queue_pair_number, m.packet_sequence_number, m.gid, m.lid, m.mtu_bytes, m.read_atomic_depth)
-
-
 class Connector:
     """See the module's docstring. One worker's, on one event loop; close it before its card."""
 
-    def __init__(
-        self,
-        channel: grpc.aio.Channel,
-        card: Card,
-        rings: Iterable[RingName.ValueType],
-        *,
-        chain_timeout_s: float = CHAIN_TIMEOUT_S,
-    ) -> None:
+    def __init__(self, channel: grpc.aio.Channel, card: Card, rings: Iterable[RingName.ValueType]) -> None:
         """`rings` are those that the worker uses."""
         self._stub: RingServiceAsyncStub = RingServiceStub(channel)
-        self._card = card
+        self.card = card
         self._rings = tuple(rings)
-        self._chain_timeout_s = chain_timeout_s
         self._opening: asyncio.Task[None] | None = None
         self._opened: _Opened | None = None
         self._was_connected = False
         self._held: dict[tuple[int, int, int], Lease] = {}
         self.geometry = Geometry()
         """The geometry that this program uses; the controller's must be the same."""
-
-    @property
-    def card(self) -> Card:
-        """The card of the connection."""
-        return self._card
 
     async def driver(self, name: RingName.ValueType, membership: Membership) -> VerbsDriver:
         """The driver for one ring, for this member. Connects if there is no working connection.
@@ -131,24 +101,23 @@ class Connector:
     async def _open(self, membership: Membership) -> None:
         self._drop_opened()
         try:
-            connection = Connection(self._card, self.geometry, timeout_s=self._chain_timeout_s)
+            connection = Connection(self.card, self.geometry)
         except OSError as error:
-            raise NoCard(refusal(self._card.place, error)) from error
+            raise NoCard(refusal(self.card.place, error)) from error
         with contextlib.ExitStack() as undo:
             undo.callback(connection.close)
             pair = connection.queue_pair
             rank, epoch = membership
-            address = address_message(pair.peer)
-            request = ConnectRequest(rank=rank, epoch=epoch, address=address, kept_leases=self._kept(rank))
+            request = ConnectRequest(rank=rank, epoch=epoch, address=pair.address, kept_leases=self._kept(rank))
             try:
                 response = await translate(self._stub.Connect(request, timeout=ANSWER_TIMEOUT_S))
             except InvalidRequest as error:
-                raise NoCard(f"the controller's card can't reach {self._card.place}: {error}") from error
+                raise NoCard(f"the controller's card can't reach {self.card.place}: {error}") from error
             self._was_connected = True
             try:
-                pair.connect(peer_of(response.address), initiates=True)
+                pair.connect(response.address, initiates=True)
             except OSError as error:
-                raise NoCard(f"{self._card.place} can't reach the controller's card: {error}") from error
+                raise NoCard(f"{self.card.place} can't reach the controller's card: {error}") from error
             self._opened = _Opened(membership, connection, self._attached(connection, response))
             undo.pop_all()
 

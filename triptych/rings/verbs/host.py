@@ -14,24 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Sequence
-from typing import NamedTuple
 
 from triptych.errors import InvalidRequest, NoCard
 from triptych.rdma_devices import address_of
 from triptych.rings.layout import Geometry
-from triptych.rings.verbs.card import FULL_RIGHTS, Card, Peer, QueuePair, Rights, refusal
+from triptych.rings.verbs.card import FULL_RIGHTS, Card, QueuePair, Rights, refusal
 from triptych.rings.verbs.driver import Connection, VerbsDriver
+from triptych.v1.ring_service_pb2 import QueuePairAddress
 
 QUEUE_DEPTH = 1
 """This end posts nothing."""
-
-
-class Opened(NamedTuple):
-    """The values that a rank needs to reach the memory."""
-
-    peer: Peer
-    remote_key: int
 
 
 class RingHost:
@@ -43,14 +35,15 @@ class RingHost:
         self.geometry = geometry
         self._memory = mmap.mmap(-1, ring_count * geometry.ring_bytes)
         self._address = address_of(self._memory)
-        self._by_rank: dict[int, QueuePair] = {}
+        self.by_rank: dict[int, QueuePair] = {}
+        """This end of each rank's connection."""
         try:
             with contextlib.ExitStack() as parts:
                 parts.callback(self._memory.close)
                 self._loopback = parts.enter_context(contextlib.closing(Connection(card, geometry)))
                 self._far_end = parts.enter_context(contextlib.closing(self._expose(FULL_RIGHTS)))
-                self._far_end.connect(self._loopback.queue_pair.peer, initiates=False)
-                self._loopback.queue_pair.connect(self._far_end.peer, initiates=True)
+                self._far_end.connect(self._loopback.queue_pair.address, initiates=False)
+                self._loopback.queue_pair.connect(self._far_end.address, initiates=True)
                 self._parts = parts.pop_all()
         except OSError as error:
             raise NoCard(f"the controller's {refusal(self.card.place, error)}") from error
@@ -63,39 +56,36 @@ class RingHost:
         """The controller's own way to ring number `index`."""
         return VerbsDriver(self._loopback, self.address(index), self._far_end.remote_key)
 
-    def connect(self, rank: int, other: Peer, rights: Rights = FULL_RIGHTS) -> Opened:
-        """Give a rank a connection of its own, in place of any earlier one.
+    def connect(self, rank: int, other: QueuePairAddress, rights: Rights = FULL_RIGHTS) -> QueuePair:
+        """Give a rank a connection of its own, in place of any earlier one, and return this end of it.
 
         Raises NoCard if this card refuses, InvalidRequest for an impossible address.
         """
         self.disconnect(rank)
         try:
-            pair = self._by_rank[rank] = self._expose(rights)
+            pair = self.by_rank[rank] = self._expose(rights)
             pair.connect(other, initiates=False)
         except OSError as error:
             self.disconnect(rank)
             raise NoCard(f"the controller's {refusal(self.card.place, error)}") from error
         except ValueError as error:
             self.disconnect(rank)
-            raise InvalidRequest("address", str(other), f"the end of a queue pair ({error})") from error
-        return Opened(pair.peer, pair.remote_key)
+            raise InvalidRequest(
+                "address", " ".join(str(other).split()), f"the end of a queue pair ({error})"
+            ) from error
+        return pair
 
     def disconnect(self, rank: int) -> None:
         """Cut a rank off, if it is connected: afterwards none of its operations can change the memory."""
-        pair = self._by_rank.pop(rank, None)
+        pair = self.by_rank.pop(rank, None)
         if pair is not None:
             pair.close()
 
-    @property
-    def ranks(self) -> Sequence[int]:
-        """Ranks that are connected."""
-        return sorted(self._by_rank)
-
     def close(self) -> None:
         """Cut all ranks off and give the memory back."""
-        for pair in self._by_rank.values():
+        for pair in self.by_rank.values():
             self._parts.callback(pair.close)
-        self._by_rank.clear()
+        self.by_rank.clear()
         self._parts.close()
 
     def _expose(self, rights: Rights) -> QueuePair:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import secrets
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 
@@ -12,7 +11,8 @@ from ibverbs import SGE, QPInfo, QPInitAttr, SendFlags, SendWR
 
 from triptych.rdma_devices import Place
 from triptych.rings.verbs import card
-from triptych.rings.verbs.card import Peer, Rights, Settings, WorkRequest
+from triptych.rings.verbs.card import Rights, Settings, WorkRequest
+from triptych.v1.ring_service_pb2 import QueuePairAddress
 
 
 class IbverbsCard:
@@ -27,7 +27,7 @@ class IbverbsCard:
             raise OSError(errno.ENODEV, f"libibverbs doesn't know {place.device}; is ibverbs-providers installed?")
         self.context = found.open()
         self.mtu_bytes = card.mtu_bytes(self.context.query_port(place.port).active_mtu)
-        self.depth = min(self.context.query_device().max_qp_rd_atom, card.READ_ATOMIC_DEPTH_MAX)
+        self.read_atomic_depth = min(self.context.query_device().max_qp_rd_atom, card.READ_ATOMIC_DEPTH_MAX)
 
     def queue_pair(self, address: int, size_bytes: int, rights: Rights, depth: int) -> IbverbsQueuePair:
         """See `card.Card`."""
@@ -52,16 +52,22 @@ class IbverbsQueuePair:
             self._pair = parts.enter_context(closing(domain.create_qp(attributes)))
             self._parts = parts.pop_all()
         self.remote_key = self._region.rkey
-        place, first = owner.place, secrets.randbits(card.PACKET_SEQUENCE_BITS)
-        self.peer = Peer(self._pair.qp_num, first, place.gid.value, place.lid, owner.mtu_bytes, owner.depth)
+        self.address = card.new_address(owner, self._pair.qp_num)
 
-    def connect(self, other: Peer, *, initiates: bool) -> None:
+    def connect(self, other: QueuePairAddress, *, initiates: bool) -> None:
         """See `card.QueuePair`."""
-        place, settings = self._card.place, Settings.of(self._card.place, self.peer, other)
-        number, sequence, gid, lid, *_ = other
+        place = self._card.place
+        settings = Settings.of(self._card, other)
         self._pair.to_init(place.port, int(self._rights))
         self._pair.to_rtr(
-            QPInfo(qp_num=number, psn=sequence, lid=lid, gid=gid, port=place.port, mtu=settings.mtu_code),
+            QPInfo(
+                qp_num=other.queue_pair_number,
+                psn=other.packet_sequence_number,
+                lid=other.lid,
+                gid=other.gid,
+                port=place.port,
+                mtu=settings.mtu_code,
+            ),
             sgid_index=place.gid.index,
             mtu=settings.mtu_code,
             hop_limit=card.HOP_LIMIT,
@@ -70,7 +76,7 @@ class IbverbsQueuePair:
         )
         if initiates:
             bounds = {"timeout": card.ACK_TIMEOUT, "retry_cnt": card.RETRIES, "rnr_retry": card.RNR_RETRIES}
-            self._pair.to_rts(self.peer.packet_sequence_number, **bounds, max_rd_atomic=settings.read_atomic_depth)
+            self._pair.to_rts(self.address.packet_sequence_number, **bounds, max_rd_atomic=settings.read_atomic_depth)
 
     def post(self, requests: Sequence[WorkRequest], remote_key: int) -> None:
         """See `card.QueuePair`."""

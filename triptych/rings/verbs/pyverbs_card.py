@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
@@ -17,9 +16,10 @@ from pyverbs.pyverbs_error import PyverbsError
 from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
 from pyverbs.wr import SGE, SendWR
 
-from triptych.rdma_devices import Place, gid_text
+from triptych.rdma_devices import Place
 from triptych.rings.verbs import card
-from triptych.rings.verbs.card import Opcode, Peer, Rights, Settings, WorkRequest
+from triptych.rings.verbs.card import Opcode, Rights, Settings, WorkRequest
+from triptych.v1.ring_service_pb2 import QueuePairAddress
 
 
 @contextmanager
@@ -42,7 +42,8 @@ class PyverbsCard:
             self.context = Context(name=place.device)
             attributes = self.context.query_device()
             self.mtu_bytes = card.mtu_bytes(self.context.query_port(place.port).active_mtu)
-        self.depth = min(attributes.max_qp_rd_atom, attributes.max_qp_init_rd_atom, card.READ_ATOMIC_DEPTH_MAX)
+        depths = (attributes.max_qp_rd_atom, attributes.max_qp_init_rd_atom, card.READ_ATOMIC_DEPTH_MAX)
+        self.read_atomic_depth = min(depths)
         if not attributes.atomic_caps:
             raise OSError(0, f"{place.device} has no atomics")
 
@@ -72,21 +73,28 @@ class PyverbsQueuePair:
             self._pair = parts.enter_context(closing(QP(domain, attributes)))
             self._parts = parts.pop_all()
         self.remote_key = self._region.rkey
-        place, first = owner.place, secrets.randbits(card.PACKET_SEQUENCE_BITS)
-        self.peer = Peer(self._pair.qp_num, first, place.gid.value, place.lid, owner.mtu_bytes, owner.depth)
+        self.address = card.new_address(owner, self._pair.qp_num)
 
-    def connect(self, other: Peer, *, initiates: bool) -> None:
+    def connect(self, other: QueuePairAddress, *, initiates: bool) -> None:
         """See `card.QueuePair`."""
-        place, settings = self._card.place, Settings.of(self._card.place, self.peer, other)
-        route = GlobalRoute(dgid=GID(gid_text(other.gid)), sgid_index=place.gid.index, hop_limit=card.HOP_LIMIT)
+        place = self._card.place
+        settings = Settings.of(self._card, other)
+        route = GlobalRoute(dgid=GID(other.gid.hex(":", 2)), sgid_index=place.gid.index, hop_limit=card.HOP_LIMIT)
         attributes = QPAttr()
         attributes.ah_attr = AHAttr(dlid=other.lid, is_global=settings.is_global, port_num=place.port, gr=route)
-        attributes.port_num, attributes.pkey_index, attributes.qp_access_flags = place.port, 0, int(self._rights)
-        attributes.path_mtu, attributes.dest_qp_num = settings.mtu_code, other.queue_pair_number
-        attributes.rq_psn, attributes.sq_psn = other.packet_sequence_number, self.peer.packet_sequence_number
-        attributes.max_rd_atomic = attributes.max_dest_rd_atomic = settings.read_atomic_depth
-        attributes.timeout, attributes.retry_cnt = card.ACK_TIMEOUT, card.RETRIES
-        attributes.rnr_retry, attributes.min_rnr_timer = card.RNR_RETRIES, card.MIN_RNR_TIMER
+        attributes.port_num = place.port
+        attributes.pkey_index = 0
+        attributes.qp_access_flags = int(self._rights)
+        attributes.path_mtu = settings.mtu_code
+        attributes.dest_qp_num = other.queue_pair_number
+        attributes.rq_psn = other.packet_sequence_number
+        attributes.sq_psn = self.address.packet_sequence_number
+        attributes.max_rd_atomic = settings.read_atomic_depth
+        attributes.max_dest_rd_atomic = settings.read_atomic_depth
+        attributes.timeout = card.ACK_TIMEOUT
+        attributes.retry_cnt = card.RETRIES
+        attributes.rnr_retry = card.RNR_RETRIES
+        attributes.min_rnr_timer = card.MIN_RNR_TIMER
         with _os_errors():
             self._pair.to_rts(attributes) if initiates else self._pair.to_rtr(attributes)
 
