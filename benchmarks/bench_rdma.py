@@ -36,9 +36,8 @@ from triptych.rings.program import FetchAdd, Program
 from triptych.rings.ring import Membership, Ring
 from triptych.rings.rpc import RpcRing
 from triptych.rings.verbs.card import open_card
-from triptych.rings.verbs.connector import Connector
 from triptych.rings.verbs.host import RingHost
-from triptych.rings.verbs.ring import VerbsRing
+from triptych.rings.verbs.ring import Connector, VerbsRing
 from triptych.rpc import open_channel, start_server
 from triptych.v1.dispatch_pb2 import RING_PHASE1, Dispatch
 from triptych.v1.dispatch_pb2 import Ring as RingName

@@ -23,8 +23,7 @@ from tests.rings.tools import FixedMember, service_of
 from triptych.rings import layout
 from triptych.rings.ring import Claimed, Membership
 from triptych.rings.verbs.card import Card, open_card
-from triptych.rings.verbs.connector import Connector
-from triptych.rings.verbs.ring import VerbsRing
+from triptych.rings.verbs.ring import Connector, VerbsRing
 from triptych.rpc import open_channel, start_server
 from triptych.v1.dispatch_pb2 import Dispatch
 from triptych.v1.ring_service_pb2 import Lease

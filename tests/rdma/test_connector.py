@@ -19,9 +19,8 @@ from triptych.rings.layout import Geometry, Kind
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import Membership, Ring
 from triptych.rings.verbs.card import BINDINGS, FULL_RIGHTS, Card, find_binding, open_card
-from triptych.rings.verbs.connector import Connector
 from triptych.rings.verbs.host import RingHost
-from triptych.rings.verbs.ring import VerbsRing
+from triptych.rings.verbs.ring import Connector, VerbsRing
 from triptych.rpc import open_channel, start_server, translate
 from triptych.v1.ring_service_pb2 import ConnectRequest
 from triptych.v1.ring_service_pb2_grpc import RingServiceStub

@@ -16,8 +16,7 @@ from triptych.errors import NoCard, RingMismatch, RingRefused, RingUnreachable
 from triptych.rings.ring import Claimed, Member, Membership, Ring
 from triptych.rings.rpc import RpcRing
 from triptych.rings.verbs.card import Card, open_card
-from triptych.rings.verbs.connector import Connector
-from triptych.rings.verbs.ring import VerbsRing
+from triptych.rings.verbs.ring import Connector, VerbsRing
 from triptych.roles import RING_OF
 from triptych.v1.dispatch_pb2 import Dispatch, Role
 from triptych.v1.dispatch_pb2 import Ring as RingName

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
@@ -44,7 +45,8 @@ def reap(geometry: Geometry, dead: int, attempts_max: int) -> Program[Reaped]:
     half-way must not go on with this ring. With `dead` 0 it only removes parked entries.
     """
     assert 1 <= attempts_max <= layout.ATTEMPT_MAX
-    return (yield from _undo(geometry, lambda state: _is_concerned(state, dead), dead, attempts_max))
+    line_for = functools.partial(_line_for, dead, attempts_max)
+    return (yield from _move(geometry, lambda state: _is_concerned(state, dead), line_for))
 
 
 def abandon(geometry: Geometry, rank: int, kept: Collection[Held]) -> Program[Reaped]:
@@ -61,7 +63,7 @@ def abandon(geometry: Geometry, rank: int, kept: Collection[Held]) -> Program[Re
     def is_half_done(state: StateWord) -> bool:
         return state.rank == rank and state.kind in (Kind.WRITING, Kind.LEASED) and state not in stay
 
-    return (yield from _undo(geometry, is_half_done, 0, layout.ATTEMPT_MAX))
+    return (yield from _move(geometry, is_half_done, functools.partial(_line_for, 0, layout.ATTEMPT_MAX)))
 
 
 def withdraw(geometry: Geometry, is_unwanted: Callable[[bytes], bool]) -> Program[tuple[Removal, ...]]:
@@ -69,49 +71,46 @@ def withdraw(geometry: Geometry, is_unwanted: Callable[[bytes], bool]) -> Progra
 
     An entry that is claimed meanwhile stays with its claimer. As with `reap`, failing half-way ends the ring.
     """
-    found = yield from states(geometry)
-    ready = [(slot, state) for slot, state in enumerate(found) if state.kind is Kind.READY]
-    if not ready:
-        return ()
-    data = yield tuple(Read(geometry.slot_offset(slot), geometry.slot_bytes) for slot, _ in ready)
-    payloads = [Slot.unpack(one).payload for one in data]
-    chosen = [(slot, state, payload) for (slot, state), payload in zip(ready, payloads, strict=True)]
-    chosen = [(slot, state, payload) for slot, state, payload in chosen if is_unwanted(payload)]
-    if not chosen:
-        return ()
-    seen = yield tuple(
-        CompareSwap(geometry.state_offset(slot), state.pack(), advance("refuse", state).pack())
-        for slot, state, _ in chosen
-    )
-    return tuple(
-        Removal(Held(slot, state.ticket, state.attempt, state.rank), payload, WITHDRAWN)
-        for (slot, state, payload), before in zip(chosen, seen, strict=True)
-        if before == state.pack()
-    )
+
+    def line_for(state: StateWord, content: Slot) -> tuple[str, str]:
+        return ("refuse", WITHDRAWN) if is_unwanted(content.payload) else ("", "")
+
+    return (yield from _move(geometry, lambda state: state.kind is Kind.READY, line_for)).removed
 
 
-def _undo(
-    geometry: Geometry, is_concerned: Callable[[StateWord], bool], dead: int, attempts_max: int
+def _move(
+    geometry: Geometry,
+    is_concerned: Callable[[StateWord], bool],
+    line_for: Callable[[StateWord, Slot], tuple[str, str]],
 ) -> Program[Reaped]:
-    """Move the slots concerned on, each along its line of the table. `dead` (0: nobody) claims nothing more."""
+    """Move the slots concerned on, each along its line of the table; where that is empty, the slot stays as it is.
+
+    `line_for` also gives the reason where an entry leaves the ring.
+    """
     found = yield from states(geometry)
     concerned = [(slot, state) for slot, state in enumerate(found) if is_concerned(state)]
     if not concerned:
         return Reaped((), (), 0)
     data = yield tuple(Read(geometry.slot_offset(slot), geometry.slot_bytes) for slot, _ in concerned)
-    contents = [Slot.unpack(one) for one in data]
-    plan = [_line_for(state, contents[i], dead, attempts_max) for i, (_, state) in enumerate(concerned)]
+    moves = []
+    for (slot, state), one in zip(concerned, data, strict=True):
+        content = Slot.unpack(one)
+        line, reason = line_for(state, content)
+        if line:
+            moves.append((slot, state, content, line, reason))
+    if not moves:
+        return Reaped((), (), 0)
     seen = yield tuple(
-        CompareSwap(geometry.state_offset(slot), state.pack(), advance(plan[i][0], state, contents[i].target).pack())
-        for i, (slot, state) in enumerate(concerned)
+        CompareSwap(geometry.state_offset(slot), state.pack(), advance(line, state, content.target).pack())
+        for slot, state, content, line, _ in moves
     )
     redelivered: list[Claim] = []
     removed: list[Removal] = []
     abandoned_count = 0
-    for (slot, state), content, (line, reason), before in zip(concerned, contents, plan, seen, strict=True):
+    for (slot, state, content, line, reason), before in zip(moves, seen, strict=True):
         held = Held(slot, state.ticket, state.attempt, state.rank)
         if before != state.pack():
-            continue  # an ack arrived first
+            continue  # an ack or a claim arrived first
         if line == "abandon":
             abandoned_count += 1
         elif line == "redeliver":
@@ -127,7 +126,7 @@ def _is_concerned(state: StateWord, dead: int) -> bool:
     return dead != 0 and state.kind is not Kind.FREE and state.rank == dead
 
 
-def _line_for(state: StateWord, content: Slot, dead: int, attempts_max: int) -> tuple[str, str]:
+def _line_for(dead: int, attempts_max: int, state: StateWord, content: Slot) -> tuple[str, str]:
     """The table's line for a dead rank's slot, and the reason where the entry leaves the ring."""
     if state.kind is Kind.WRITING:
         return "abandon", ""
