@@ -71,7 +71,7 @@ class Owner(worker_service_pb2_grpc.WorkerServiceServicer):
 
 async def own() -> None:
     """Serve rooms until stdin ends."""
-    with Arena.create(ARENA_BYTES) as arena:
+    with Arena(ARENA_BYTES) as arena:
         engine = start_engine(arena)
         servicer = Owner(arena)  # type: ignore[abstract]  # the other methods aren't called
         add = worker_service_pb2_grpc.add_WorkerServiceServicer_to_server
@@ -98,7 +98,7 @@ async def measure() -> list[Row]:
     command = [sys.executable, "-m", "benchmarks.bench_handoff", "--owner"]
     owner = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert owner.stdin is not None
-    with Arena.create(ARENA_BYTES) as arena:
+    with Arena(ARENA_BYTES) as arena:
         engine = start_engine(arena)
         rows = []
         for size_bytes in SIZES_BYTES:
@@ -119,7 +119,7 @@ async def measure() -> list[Row]:
 def start_engine(arena: Arena) -> MooncakeEngine | None:
     """Mooncake with the arena registered; None, and a sentence on stderr, where it can't be had here."""
     try:
-        engine = MooncakeEngine.start("127.0.0.1")
+        engine = MooncakeEngine("127.0.0.1")
     except (MissingExtra, WrongState) as error:
         print(f"without the mover mooncake: {error}", file=sys.stderr)
         return None

@@ -84,7 +84,7 @@ async def measure() -> list[Row]:
     samples: dict[str, list[Row]] = {}
     try:
         async with AsyncExitStack() as stack:
-            arena = stack.enter_context(Arena.create(ROOM_BYTES + 2**20))
+            arena = stack.enter_context(Arena(ROOM_BYTES + 2**20))
             encoded = codec.encode({"x": np.zeros(ROOM_BYTES, np.uint8)}, "job")
             room = arena.ref(arena.put(1, encoded.manifest, encoded.buffers), owner_rank=1, owner_address="")
             service = (pb_grpc.add_WorkerServiceServicer_to_server, Server(arena), "triptych.v1.WorkerService")

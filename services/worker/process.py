@@ -71,7 +71,7 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
         process.show_holds(config, seen.metrics)
         security = process.open_security(config, config.token_file)
         open_channel = functools.partial(rpc.open_channel, security=security)
-        arena = stack.enter_context(Arena.create(config.arena_bytes))
+        arena = stack.enter_context(Arena(config.arena_bytes))
         if shortage := shared_memory.shortage(shared_memory.promised_bytes()):
             log.warning(shortage)
         servicers: list[RoleServicer] = [WorkerServicer(arena)]

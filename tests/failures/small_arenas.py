@@ -25,11 +25,11 @@ def main() -> None:
     total, before = shared_memory.space()
     assert total == MIB
     with contextlib.ExitStack() as stack:
-        alone = stack.enter_context(Arena.create(MIB // 2))
+        alone = stack.enter_context(Arena(MIB // 2))
         put(alone, 1, MIB // 8)
         put(alone, 2, MIB // 8)
         assert not shared_memory.shortage(shared_memory.promised_bytes())
-        first, second = (stack.enter_context(Arena.create(MIB)) for _ in range(2))
+        first, second = (stack.enter_context(Arena(MIB)) for _ in range(2))
         assert "--shm-size" in shared_memory.shortage(shared_memory.promised_bytes())
         assert shared_memory.share_bytes(first.size_bytes) == MIB * MIB // (2 * MIB + MIB // 2)
 

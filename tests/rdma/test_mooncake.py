@@ -41,7 +41,7 @@ def packets(device: str) -> int:
 
 @pytest.fixture(scope="module")
 def arena() -> Iterator[Arena]:
-    with Arena.create(32 * 2**20) as arena:
+    with Arena(32 * 2**20) as arena:
         yield arena
 
 
@@ -90,7 +90,7 @@ async def test_a_reader_over_tcp_is_told_and_another_mover_helps(owner: Owner, a
     """Both ends must speak the same protocol; where they don't, the room comes by gRPC."""
     ref = owner.put(1000, seed=3)
     ref.host_id = "another host"
-    with Arena.create(2**20) as own:
+    with Arena(2**20) as own:
         engine = open_engine(own, "127.0.0.1", "tcp")
         for forced, outcome in (("mooncake", None), ("", "rpc")):
             fetcher = open_fetcher(own, engine, forced=forced)
@@ -116,17 +116,17 @@ async def test_a_dead_owner_is_noticed(devices: tuple[str, str], fetcher: Fetche
 
 
 def test_auto_takes_rdma_where_there_is_a_device(devices: tuple[str, str]) -> None:
-    engine = MooncakeEngine.start("127.0.0.1", "auto", devices[0])
+    engine = MooncakeEngine("127.0.0.1", "auto", devices[0])
     assert engine.protocol == "rdma"
     engine.close()
-    engine = MooncakeEngine.start("127.0.0.1", "tcp")
+    engine = MooncakeEngine("127.0.0.1", "tcp")
     assert (engine.protocol, engine.reason) == ("tcp", "it was asked for")
     engine.close()
 
 
 def test_an_arena_that_cannot_be_pinned_goes_over_tcp_or_is_an_error() -> None:
     free = os.statvfs("/dev/shm")
-    with Arena.create(2 * free.f_blocks * free.f_frsize) as too_large:
+    with Arena(2 * free.f_blocks * free.f_frsize) as too_large:
         with pytest.raises(WrongState, match="arena_bytes"):
             open_engine(too_large, "127.0.0.1", "rdma")
         engine = open_engine(too_large, "127.0.0.1", "auto")

@@ -50,7 +50,7 @@ class Owner(pb_grpc.WorkerServiceServicer):
 
 @pytest.fixture
 def arena() -> Iterator[Arena]:
-    with Arena.create(ARENA_BYTES) as arena:
+    with Arena(ARENA_BYTES) as arena:
         yield arena
 
 

@@ -77,7 +77,7 @@ def mortal() -> Iterator[Owner]:
 
 @pytest.fixture(scope="session")
 def reader_arena() -> Iterator[Arena]:
-    with Arena.create(64 * 2**20) as arena:
+    with Arena(64 * 2**20) as arena:
         yield arena
 
 
@@ -87,7 +87,7 @@ def engine(reader_arena: Arena) -> Iterator[MooncakeEngine | None]:
     if needs.without_mooncake():
         yield None
         return
-    engine = MooncakeEngine.start("127.0.0.1")
+    engine = MooncakeEngine("127.0.0.1")
     engine.register(reader_arena.base_address, reader_arena.size_bytes)
     yield engine
     engine.close()

@@ -40,7 +40,7 @@ class Servicer(worker_service_pb2_grpc.WorkerServiceServicer):
 
 
 async def main(host: str = "127.0.0.1", protocol: str = "tcp", device: str = "") -> None:
-    with Arena.create(ARENA_BYTES) as arena:
+    with Arena(ARENA_BYTES) as arena:
         engine = None if needs.without_mooncake() else open_engine(arena, host, protocol, device)
         name = "triptych.v1.WorkerService"
         add = worker_service_pb2_grpc.add_WorkerServiceServicer_to_server

@@ -90,7 +90,7 @@ def put(arena: Arena, room_id: int, size_bytes: int):
 
 
 def test_put_read_release():
-    with Arena.create(2**20) as arena:
+    with Arena(2**20) as arena:
         placements = [put(arena, room_id, 1000) for room_id in (1, 2, 3)]
         assert arena.rooms() == [1, 2, 3]
         for placement in placements:
@@ -113,7 +113,7 @@ def test_put_read_release():
 
 
 def test_full_and_never():
-    with Arena.create(2**16) as arena:
+    with Arena(2**16) as arena:
         put(arena, 1, 40_000)
         with pytest.raises(ArenaFull):
             put(arena, 2, 40_000)
@@ -126,7 +126,7 @@ def test_shared_memory_full_is_back_pressure():
     """An arena may be larger than `/dev/shm`; what doesn't fit there is refused, and nothing dies of it."""
     statistics = os.statvfs("/dev/shm")
     total_bytes = statistics.f_blocks * statistics.f_frsize
-    with Arena.create(3 * total_bytes) as arena:
+    with Arena(3 * total_bytes) as arena:
         with pytest.raises(ArenaFull, match="/dev/shm"), arena.borrow(2 * total_bytes):
             pass
         assert arena.used_bytes == 0
@@ -136,12 +136,12 @@ def test_shared_memory_full_is_back_pressure():
 @pytest.mark.parametrize("size_bytes", [0, 63, 2**41])
 def test_arena_sizes(size_bytes):
     with pytest.raises(InvalidRequest, match="arena_bytes"):
-        Arena.create(size_bytes)
+        Arena(size_bytes)
 
 
 def test_reserved_pages_can_be_given_back():
     """Where a card can't pin them after all, they are others' again, and the arena works as without."""
-    with Arena.create(2**20) as arena:
+    with Arena(2**20) as arena:
         arena.reserve()
         assert arena.path.stat().st_blocks * 512 == 2**20
         arena.unreserve()
@@ -151,7 +151,7 @@ def test_reserved_pages_can_be_given_back():
 
 
 async def test_waiting_for_space():
-    with Arena.create(2**16) as arena:
+    with Arena(2**16) as arena:
         await arena.wait_for_space(60_000, timeout_s=1)
         put(arena, 1, 40_000)
         with pytest.raises(DeadlinePassed):

@@ -227,7 +227,7 @@ def test_without_mooncake_one_sentence_names_the_extra():
     script = (
         "import sys; sys.modules['mooncake'] = None\n"
         "from triptych.transport.mooncake_engine import MooncakeEngine\n"
-        "MooncakeEngine.start('127.0.0.1')"
+        "MooncakeEngine('127.0.0.1')"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)

@@ -37,14 +37,18 @@ class FirstFitAllocator:
         """The largest size that `allocate` accepts now."""
         return max((end - start for start, end in self._gaps), default=0)
 
+    def check(self, size_bytes: int) -> None:
+        """Raise InvalidRequest if the size could never fit."""
+        if not 0 < size_bytes <= self.capacity_bytes:
+            accepted = f"1 to {self.capacity_bytes}, the size of the arena (arena_bytes)"
+            raise InvalidRequest("room size in bytes", size_bytes, accepted)
+
     def allocate(self, size_bytes: int) -> int:
         """Allocate in the first gap that is large enough and return the offset.
 
         Raises InvalidRequest if the size could never fit, ArenaFull if it doesn't fit now.
         """
-        if not 0 < size_bytes <= self.capacity_bytes:
-            accepted = f"1 to {self.capacity_bytes}, the size of the arena (arena_bytes)"
-            raise InvalidRequest("room size in bytes", size_bytes, accepted)
+        self.check(size_bytes)
         needed = align_up(size_bytes)
         for index, (start, end) in enumerate(self._gaps):
             if end - start >= needed:

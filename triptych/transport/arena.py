@@ -16,7 +16,6 @@ import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import xxhash
 
@@ -45,23 +44,9 @@ class Placement:
 
 
 class Arena:
-    """Rooms at rest. Make one with `Arena.create`; it is a context manager and deletes its file at the end."""
+    """Rooms at rest. It is a context manager and deletes its file at the end."""
 
-    def __init__(self, path: Path, file: int, mapping: mmap.mmap) -> None:
-        self.path = path
-        self.host_id = host_id()
-        self.size_bytes = len(mapping)
-        self.base_address = address_of(mapping)
-        self._file = file
-        self._mapping = mapping
-        self._lock = threading.RLock()
-        self._allocator = FirstFitAllocator(self.size_bytes)
-        self._pages = Pages(file, mapping)
-        self._rooms: dict[int, Placement] = {}
-        self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
-
-    @classmethod
-    def create(cls, size_bytes: int) -> Arena:
+    def __init__(self, size_bytes: int) -> None:
         """Create and map the file (mode 0600). Its pages are taken when they are first used.
 
         Raises InvalidRequest for an impossible size, WrongState when `/dev/shm` can't hold a file.
@@ -69,13 +54,21 @@ class Arena:
         if not room.HEADER_BYTES <= size_bytes <= ARENA_BYTES_MAX:
             raise InvalidRequest("arena_bytes", size_bytes, f"{room.HEADER_BYTES} to {ARENA_BYTES_MAX}")
         try:
-            path, file = shared_memory.create_locked()
-            os.ftruncate(file, size_bytes)
-            return cls(path, file, mmap.mmap(file, size_bytes))
+            self.path, self._file = shared_memory.create_locked()
+            os.ftruncate(self._file, size_bytes)
+            self._mapping = mmap.mmap(self._file, size_bytes)
         except OSError as error:
             raise WrongState(
                 f"no arena of {size_bytes} bytes can be made in {SHARED_MEMORY}: {error.strerror}"
             ) from error
+        self.host_id = host_id()
+        self.size_bytes = size_bytes
+        self.base_address = address_of(self._mapping)
+        self._lock = threading.RLock()
+        self._allocator = FirstFitAllocator(size_bytes)
+        self._pages = Pages(self._file, self._mapping)
+        self._rooms: dict[int, Placement] = {}
+        self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
     def __enter__(self) -> Arena:
         return self
@@ -234,9 +227,7 @@ class Arena:
             place = f"what {SHARED_MEMORY} has in all{beside}"
             accepted = f"at most {max(0, total - beside_bytes)}, {place}; {shared_memory.REMEDY}, or ask for less"
             raise InvalidRequest("room size in bytes", size_bytes, accepted)
-        if size_bytes > self._allocator.capacity_bytes:
-            accepted = f"at most {self._allocator.capacity_bytes}, the size of the arena (arena_bytes)"
-            raise InvalidRequest("room size in bytes", size_bytes, accepted)
+        self._allocator.check(size_bytes)
 
     def _allocate(self, size_bytes: int) -> int:
         with self._lock:

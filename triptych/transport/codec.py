@@ -194,7 +194,7 @@ class _Decoder:
             "array_scalar": lambda path, index, depth: tensors.decode_array(self._refs[index], self._room)[()],
             **{name: functools.partial(self._sequence, kind) for kind, name in _SEQUENCES.items()},
             "mapping": self._mapping,
-            "dtype": _decode_dtype,
+            "dtype": lambda path, name, depth: tensors.torch_dtype(path, name),
             "device": self._device_value,
             "size": _decode_size,
             "slice": _decode_slice,
@@ -280,15 +280,6 @@ def _decode_big_integer(path: str, digits: str, depth: int) -> int:
     if len(digits) > INTEGER_DIGITS_MAX:
         raise SourceCorrupt(f"{path}: a number of {len(digits)} digits")
     return int(digits)
-
-
-def _decode_dtype(path: str, name: str, depth: int) -> object:
-    import torch
-
-    dtype = vars(torch).get(name)  # not getattr: some names would import a part of torch
-    if not isinstance(dtype, torch.dtype):
-        raise SourceCorrupt(f"{path}: no dtype {name!r}")
-    return dtype
 
 
 def _decode_size(path: str, part: room_pb2.Shape, depth: int) -> object:

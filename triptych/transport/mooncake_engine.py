@@ -45,37 +45,32 @@ _LIBRARIES = "the system libraries libibverbs1, libnuma1 and libcurl4"
 class MooncakeEngine:
     """The engine of a process. Close it before its registered memory is unmapped."""
 
-    def __init__(self, engine: Any, host: str, protocol: str, reason: str) -> None:
-        self._engine = engine
-        self._registered: list[int] = []
-        self.session = f"{host}:{engine.get_rpc_port()}"
-        self.protocol = protocol
-        """The protocol in use: `tcp` or `rdma`. Both ends of a transfer must use the same."""
-        self.reason = reason
-        """Why that protocol is in use."""
-
-    @classmethod
-    def start(cls, host: str, wanted: str = "tcp", device: str = "") -> MooncakeEngine:
-        """Start the engine; `host` is the name or address under which other hosts reach this one.
+    def __init__(self, host: str, wanted: str = "tcp", device: str = "") -> None:
+        """Start it; `host` is the name or address under which other hosts reach this one.
 
         `wanted` is `tcp`, `rdma` or `auto`: RDMA if there is a device for it. `device` is a setting of `rdma_devices`;
         without it Mooncake uses the devices near the memory. Raises MissingExtra without the package, InvalidRequest
         for a device that isn't there, WrongState if the engine can't be loaded or started, or uses TCP although RDMA
         is wanted.
         """
-        place, reason = _place(wanted, device)
+        place, self.reason = _place(wanted, device)
+        """Why its protocol is in use."""
         _set_environment(place, device)  # before the import, which reads the log level
         opened_before = _opened_devices()
-        engine = load()()
-        protocol, name = ("tcp", "") if place is None else ("rdma", place.device if device else "")
-        if engine.initialize(host, "P2PHANDSHAKE", protocol, name) != 0:
+        self._engine = load()()
+        self._registered: list[int] = []
+        asked = "tcp" if place is None else "rdma"
+        name = place.device if place is not None and device else ""
+        if self._engine.initialize(host, "P2PHANDSHAKE", asked, name) != 0:
             raise WrongState(f"Mooncake can't start on host {host!r}; its log on stderr says why")
         taken = sorted(_opened_devices() - opened_before)
         if place is not None:
-            reason = f"it took {', '.join(taken)}" if taken else "Mooncake found no RDMA device that it could use"
+            self.reason = f"it took {', '.join(taken)}" if taken else "Mooncake found no RDMA device that it could use"
         if wanted == "rdma" and not taken:
-            raise WrongState(f"Mooncake was asked for rdma and took tcp: {reason}; its log on stderr says more")
-        return cls(engine, host, "rdma" if taken else "tcp", reason)
+            raise WrongState(f"Mooncake was asked for rdma and took tcp: {self.reason}; its log on stderr says more")
+        self.session = f"{host}:{self._engine.get_rpc_port()}"
+        self.protocol = "rdma" if taken else "tcp"
+        """The protocol in use. Both ends of a transfer must use the same."""
 
     def register(self, address: int, size_bytes: int) -> None:
         """Make memory readable for peers and usable for `read`. Call it once at the start, not for each request."""
@@ -119,9 +114,9 @@ def version() -> str:
 def open_engine(arena: Arena, host: str, wanted: str = "tcp", device: str = "") -> MooncakeEngine:
     """Start an engine and register the arena. `auto` falls back to TCP if the card can't register the arena.
 
-    Raises as `MooncakeEngine.start` does.
+    Raises as `MooncakeEngine` does.
     """
-    engine = MooncakeEngine.start(host, wanted, device)
+    engine = MooncakeEngine(host, wanted, device)
     try:
         if engine.protocol == "rdma":
             arena.reserve()
@@ -132,7 +127,7 @@ def open_engine(arena: Arena, host: str, wanted: str = "tcp", device: str = "") 
             raise
         log.warning("Mooncake goes over TCP: %s", error)
         arena.unreserve()
-        engine = MooncakeEngine.start(host, "tcp")
+        engine = MooncakeEngine(host, "tcp")
         engine.reason = str(error)
         engine.register(arena.base_address, arena.size_bytes)
     return engine

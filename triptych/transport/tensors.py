@@ -77,8 +77,8 @@ def decode_tensor(ref: tensor_pb2.TensorRef, room: memoryview, device: str) -> t
     """
     import torch
 
-    dtype = vars(torch).get(ref.dtype)  # not getattr: some names would import a part of torch
-    if not isinstance(dtype, torch.dtype) or ref.dtype.startswith("q"):  # quantized types are more than their bytes
+    dtype = torch_dtype(f"tensor {ref.name!r}", ref.dtype)
+    if ref.dtype.startswith("q"):  # quantized types are more than their bytes
         raise SourceCorrupt(f"tensor {ref.name!r}: no dtype {ref.dtype!r}")
     shape, strides = check_extent(ref, dtype.itemsize, len(room))
     if ref.size_bytes == 0:
@@ -137,6 +137,16 @@ def check_extent(
     if ref.offset_bytes % element_bytes or ref.offset_bytes + ref.size_bytes > room_bytes:
         raise SourceCorrupt(f"tensor {ref.name!r}: at {ref.offset_bytes} it leaves the room of {room_bytes} bytes")
     return shape, strides
+
+
+def torch_dtype(path: str, name: str) -> torch.dtype:
+    """The dtype of this name in torch. Raises SourceCorrupt."""
+    import torch
+
+    dtype = vars(torch).get(name)  # not getattr: some names would import a part of torch
+    if not isinstance(dtype, torch.dtype):
+        raise SourceCorrupt(f"{path}: no dtype {name!r}")
+    return dtype
 
 
 def reader_device(device_type: str, device: str) -> str:
