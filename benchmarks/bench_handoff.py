@@ -84,9 +84,9 @@ async def own() -> None:
             values = {"latents": np.random.default_rng(room_id).integers(0, 256, int(line), np.uint8)}
             started = time.perf_counter()
             encoded = codec.encode(values, "job")
-            placement = arena.put(room_id, encoded.manifest, encoded.buffers)
+            ref = arena.put(room_id, encoded.manifest, encoded.buffers)
             put_s = time.perf_counter() - started
-            ref = arena.ref(placement, owner_rank=1, owner_address=server.address, mooncake=session)
+            ref.owner_rank, ref.owner_address, ref.mooncake_session = 1, server.address, session
             print(json.dumps({"put_s": put_s, "ref": ref.SerializeToString().hex()}), flush=True)
         await server.stop(0)
         if engine is not None:

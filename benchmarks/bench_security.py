@@ -86,7 +86,8 @@ async def measure() -> list[Row]:
         async with AsyncExitStack() as stack:
             arena = stack.enter_context(Arena(ROOM_BYTES + 2**20))
             encoded = codec.encode({"x": np.zeros(ROOM_BYTES, np.uint8)}, "job")
-            room = arena.ref(arena.put(1, encoded.manifest, encoded.buffers), owner_rank=1, owner_address="")
+            room = arena.put(1, encoded.manifest, encoded.buffers)
+            room.owner_rank = 1
             service = (pb_grpc.add_WorkerServiceServicer_to_server, Server(arena), "triptych.v1.WorkerService")
             servers = {}
             for name, (server_side, client_side) in ways(folder).items():

@@ -143,8 +143,9 @@ class Dispatcher:
         Entries for one rank only don't count, or they would keep the others idle, until they are half the ring.
         """
         enough = AHEAD_PER_WORKER * max(1, len(self._fleet.alive(role)))
-        stats = self._rings[role].stats()
-        return stats.open_count >= enough or stats.ready_count >= stats.slot_count // 2
+        ring = self._rings[role]
+        stats = ring.stats()
+        return stats.open_count >= enough or stats.ready_count >= ring.slot_count // 2
 
     async def _publish(self, ring: MemoryRing, entry: JournalEntry) -> None:
         role = jobs.role_of(entry)

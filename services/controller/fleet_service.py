@@ -110,7 +110,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
             stats = ring.stats()
             response.rings.add(
                 ring=ring.name,
-                slot_count=stats.slot_count,
+                slot_count=ring.slot_count,
                 ready_count=stats.ready_count,
                 leased_count=stats.leased_count,
                 redelivered_count=stats.redelivered_count,

@@ -15,7 +15,6 @@ from triptych.errors import ArenaFull, DeadlinePassed, InvalidRequest, JobCancel
 from triptych.rpc.backoff import Backoff
 from triptych.transport import codec
 from triptych.transport import room as layout
-from triptych.transport.arena import Placement
 from triptych.v1.room_pb2 import Manifest, RoomRef
 
 from .equipment import Equipment, StageThread
@@ -71,9 +70,9 @@ class Rooms:
                 raise TransferFailed(str(error)) from error
             span.set_attribute("triptych.mover", fetched.mover)
             span.set_attribute("triptych.protocol", fetched.protocol)
-            span.set_attribute("triptych.size_bytes", fetched.size_bytes)
+            span.set_attribute("triptych.size_bytes", ref.size_bytes)
             metrics = self._equipment.metrics
-            metrics.transferred(fetched.mover, fetched.size_bytes, fetched.seconds)
+            metrics.transferred(fetched.mover, ref.size_bytes, fetched.seconds)
             if fetched.read_count > 1:
                 metrics.checksum_failed(fetched.mover)
             counts = self.fetch_count_by_mover
@@ -88,19 +87,16 @@ class Rooms:
         with telemetry.span("room.store", job_id=job_id) as span:
             encoded = await self._in_thread(lambda: codec.encode(outputs, job_id))
             running.room_id = self.new_id()
-            placement = await self._put(running, encoded)
-            self.expected_bytes = max(self.expected_bytes, placement.size_bytes)
+            ref = await self._put(running, encoded)
+            self.expected_bytes = max(self.expected_bytes, ref.size_bytes)
             span.set_attribute("triptych.room_id", f"{running.room_id:#x}")
-            span.set_attribute("triptych.size_bytes", placement.size_bytes)
-        ref = self._arena.ref(
-            placement,
-            owner_rank=self._link.membership.rank,
-            owner_address=self._equipment.address,
-            mooncake=self._equipment.mooncake_session,
-        )
+            span.set_attribute("triptych.size_bytes", ref.size_bytes)
+        ref.owner_rank = self._link.membership.rank
+        ref.owner_address = self._equipment.address
+        ref.mooncake_session = self._equipment.mooncake_session
         return ref, encoded.manifest
 
-    async def _put(self, running: Running, encoded: codec.Encoded) -> Placement:
+    async def _put(self, running: Running, encoded: codec.Encoded) -> RoomRef:
         """Wait for space: other jobs may have it."""
         room_id, source, backoff = running.room_id, running.dispatch.room, Backoff()
         beside_bytes = source.size_bytes if source.host_id == self._arena.host_id else 0

@@ -89,10 +89,11 @@ class SelfCheck:
         """Store a room and read it back. A full arena is well; a registration meanwhile may have released the room."""
         encoded = codec.encode(STORED, "self-check")
         with contextlib.suppress(ArenaFull, RoomGone):
-            placement = await self._in_thread(lambda: self._arena.put(room_id, encoded.manifest, encoded.buffers))
+            ref = await self._in_thread(lambda: self._arena.put(room_id, encoded.manifest, encoded.buffers))
             try:
                 if self._fetcher.reaches_itself:
-                    ref = self._arena.ref(placement, owner_rank=rank, owner_address=address, mooncake="")
+                    ref.owner_rank = rank
+                    ref.owner_address = address
                     await self._fetcher.fetch(ref)
             finally:
                 self._arena.release(room_id)

@@ -63,7 +63,7 @@ class RingConformance:
         assert claimed.lease == Lease(ring=RING, slot=claimed.lease.slot, ticket=ticket, attempt=0, rank=9)
         await ring.ack(claimed.lease)
         assert await ring.claim(9) is None
-        assert harness.host.stats()[1:3] == (0, 0)
+        assert harness.host.stats()[:2] == (0, 0)
 
     async def test_first_in_first_out(self, harness: Harness) -> None:
         ring = harness.ring()
@@ -224,7 +224,7 @@ class RingConformance:
         assert (removed.dispatch.job_id, removed.reason) == ("before", recovery.TARGET_DEAD)
         await ring.publish(job("after"), 5)
         assert [letter.dispatch.job_id for letter in harness.dead_letters] == ["after"]
-        assert harness.host.stats()[1:3] == (0, 0)
+        assert harness.host.stats()[:2] == (0, 0)
 
     async def test_the_largest_dispatch_fits_and_one_byte_more_is_refused(self, harness: Harness) -> None:
         ring = harness.ring()
@@ -315,7 +315,7 @@ class RingConformance:
                 await harness.ring().publish(job(f"job{number}"), 0)
                 await asyncio.sleep(0.001)
         assert sorted(got) == sorted(f"job{number}" for number in range(count))
-        await eventually(lambda: harness.host.stats()[1:3] == (0, 0))
+        await eventually(lambda: harness.host.stats()[:2] == (0, 0))
 
     async def test_a_newer_claim_of_a_rank_ends_the_older(self, harness: Harness) -> None:
         older = asyncio.create_task(harness.ring().claim(1, 60))

@@ -56,8 +56,10 @@ def arena() -> Iterator[Arena]:
 
 def put(arena: Arena, address: str) -> RoomRef:
     encoded = codec.encode({"x": np.arange(1000, dtype=np.uint8)}, "job")
-    placement = arena.put(ROOM, encoded.manifest, encoded.buffers)
-    return arena.ref(placement, owner_rank=7, owner_address=address)
+    ref = arena.put(ROOM, encoded.manifest, encoded.buffers)
+    ref.owner_rank = 7
+    ref.owner_address = address
+    return ref
 
 
 @pytest.mark.parametrize("kind", ["tokens", "tls", "both"])

@@ -58,9 +58,10 @@ async def main(host: str = "127.0.0.1", protocol: str = "tcp", device: str = "")
             room_id += 1
             values = {"x": np.random.default_rng(seed).integers(0, 256, size, np.uint8)}
             encoded = codec.encode(values, "job")
-            placement = arena.put(room_id, encoded.manifest, encoded.buffers)
-            session = engine.session if engine else ""
-            ref = arena.ref(placement, owner_rank=7, owner_address=server.address, mooncake=session)
+            ref = arena.put(room_id, encoded.manifest, encoded.buffers)
+            ref.owner_rank = 7
+            ref.owner_address = server.address
+            ref.mooncake_session = engine.session if engine else ""
             say({"ref": ref.SerializeToString().hex()})
         await server.stop(0)
         if engine is not None:

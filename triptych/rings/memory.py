@@ -3,8 +3,6 @@
 On one event loop's thread a program runs from start to end without interruption, so its operations are atomic without
 locks. That doesn't hold where NICs write to the same memory, since their atomics aren't atomic with the CPU's: the
 controller then gives `MemoryRing` a driver that goes through its own NIC, `verbs.host`.
-
-A waiting claim sleeps until an entry becomes READY. It polls as well if other machines change the memory.
 """
 
 from __future__ import annotations
@@ -220,7 +218,6 @@ class MemoryRing:
         states = self.driver.execute(recovery.states(self._geometry))
         kinds = [state.kind for state in states]
         return RingStats(
-            slot_count=len(kinds),
             ready_count=kinds.count(Kind.READY),
             leased_count=kinds.count(Kind.LEASED),
             waiting_count=self._waiters.count,

@@ -110,7 +110,6 @@ class Removed(NamedTuple):
 class RingStats(NamedTuple):
     """How full a ring is now, and counters since the start."""
 
-    slot_count: int
     ready_count: int
     leased_count: int
     waiting_count: int

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import mmap
 import os
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import xxhash
 
@@ -30,17 +30,6 @@ ARENA_BYTES_MAX = 2**40
 """Largest arena, a tebibyte: more than any known host has. What `/dev/shm` can't hold is refused when it is needed."""
 CAPABILITY_BYTES = 16
 """Nobody guesses 128 random bits."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a room lies in its arena, the XXH3-128 of its bytes (big-endian, 16 bytes), and its readers' capability."""
-
-    room_id: int
-    offset_bytes: int
-    size_bytes: int
-    xxh3_128: bytes
-    capability: bytes
 
 
 class Arena:
@@ -67,7 +56,7 @@ class Arena:
         self._lock = threading.RLock()
         self._allocator = FirstFitAllocator(size_bytes)
         self._pages = Pages(self._file, self._mapping)
-        self._rooms: dict[int, Placement] = {}
+        self._rooms: dict[int, room_pb2.RoomRef] = {}
         self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
     def __enter__(self) -> Arena:
@@ -119,8 +108,10 @@ class Arena:
 
     def put(
         self, room_id: int, manifest: room_pb2.Manifest, buffers: Sequence[memoryview], beside_bytes: int = 0
-    ) -> Placement:
-        """Copy a room in and checksum it. The checksum is of the sources, so it also proves the copy.
+    ) -> room_pb2.RoomRef:
+        """Copy a room in and return a reference to it, which lacks its owner's rank, address and Mooncake session.
+
+        The checksum is of the sources, so it also proves the copy.
 
         `beside_bytes` is the size of the room that this one was made from, if it stays in the same `/dev/shm`. Fills
         the offsets of the manifest's tensors in place. Raises ArenaFull when the room doesn't fit now, InvalidRequest
@@ -135,43 +126,35 @@ class Arena:
             for piece in pieces:
                 digest.update(piece)
                 position += _write(self._file, piece, position)
-            capability = secrets.token_bytes(CAPABILITY_BYTES)
-            placement = Placement(room_id, offset, size_bytes, digest.digest(), capability)
+            ref = room_pb2.RoomRef(
+                room_id=room_id,
+                host_id=self.host_id,
+                arena=str(self.path),
+                offset_bytes=offset,
+                size_bytes=size_bytes,
+                xxh3_128=digest.digest(),
+                base_address=self.base_address,
+                capability=secrets.token_bytes(CAPABILITY_BYTES),
+            )
             with self._lock:
                 if room_id in self._rooms:
                     raise InvalidRequest("room_id", room_id, "an id that was never used")
-                self._rooms[room_id] = placement
+                self._rooms[room_id] = copy.deepcopy(ref)
         except BaseException:
             self._free(offset)
             raise
-        return placement
-
-    def ref(self, placement: Placement, *, owner_rank: int, owner_address: str, mooncake: str = "") -> room_pb2.RoomRef:
-        """A reader's reference. `owner_address` is the `host:port` of the WorkerService, `mooncake` the session."""
-        return room_pb2.RoomRef(
-            room_id=placement.room_id,
-            host_id=self.host_id,
-            arena=str(self.path),
-            offset_bytes=placement.offset_bytes,
-            size_bytes=placement.size_bytes,
-            xxh3_128=placement.xxh3_128,
-            mooncake_session=mooncake,
-            base_address=self.base_address,
-            owner_rank=owner_rank,
-            owner_address=owner_address,
-            capability=placement.capability,
-        )
+        return ref
 
     def read(self, room_id: int, start_bytes: int, size_bytes: int) -> bytes:
         """A copy of part of a room. Raises RoomGone; a range outside the room is cut to it."""
         with self._lock:
-            placement = self.placement(room_id)
-            start = min(start_bytes, placement.size_bytes)
-            end = min(start + size_bytes, placement.size_bytes)
-            return self._mapping[placement.offset_bytes + start : placement.offset_bytes + end]
+            held = self.held(room_id)
+            start = min(start_bytes, held.size_bytes)
+            end = min(start + size_bytes, held.size_bytes)
+            return self._mapping[held.offset_bytes + start : held.offset_bytes + end]
 
-    def placement(self, room_id: int) -> Placement:
-        """Where a room lies. Raises RoomGone."""
+    def held(self, room_id: int) -> room_pb2.RoomRef:
+        """The reference to a room that is held, as `put` made it; don't change it. Raises RoomGone."""
         with self._lock:
             if room_id not in self._rooms:
                 raise no_room(room_id)
@@ -180,12 +163,12 @@ class Arena:
     def release(self, room_id: int) -> bool:
         """Give a room's space back and return whether it was held. Late readers see a wiped header: RoomGone."""
         with self._lock:
-            placement = self._rooms.pop(room_id, None)
-            if placement is None:
+            ref = self._rooms.pop(room_id, None)
+            if ref is None:
                 return False
-            start = placement.offset_bytes
+            start = ref.offset_bytes
             self._mapping[start : start + room.HEADER_BYTES] = bytes(room.HEADER_BYTES)
-        self._free(placement.offset_bytes)
+        self._free(start)
         return True
 
     @contextlib.contextmanager

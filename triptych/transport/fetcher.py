@@ -47,11 +47,6 @@ class Fetched:
     seconds: float
     read_count: int
 
-    @property
-    def size_bytes(self) -> int:
-        """Length of the room."""
-        return len(self.buffer)
-
 
 class Fetcher:
     """Reads rooms through the first of its movers that succeeds. Make one with `open_fetcher`, and close it."""

@@ -172,11 +172,11 @@ def read_room(arena: Arena, ref: room_pb2.RoomRef) -> Iterator[bytes]:
     Raises RoomGone for a room that isn't there or is released meanwhile, and without its capability, so that callers
     can't find out which rooms exist; InvalidRequest for a reference that differs from the room.
     """
-    placement = arena.placement(ref.room_id)
-    if not hmac.compare_digest(ref.capability, placement.capability):
+    held = arena.held(ref.room_id)
+    if not hmac.compare_digest(ref.capability, held.capability):
         raise no_room(ref.room_id)
-    if (ref.offset_bytes, ref.size_bytes) != (placement.offset_bytes, placement.size_bytes):
-        accepted = f"the room's own, {placement.offset_bytes} and {placement.size_bytes}"
+    if (ref.offset_bytes, ref.size_bytes) != (held.offset_bytes, held.size_bytes):
+        accepted = f"the room's own, {held.offset_bytes} and {held.size_bytes}"
         raise InvalidRequest("room.offset_bytes, room.size_bytes", (ref.offset_bytes, ref.size_bytes), accepted)
-    for start in range(0, placement.size_bytes, CHUNK_BYTES_MAX):
+    for start in range(0, held.size_bytes, CHUNK_BYTES_MAX):
         yield arena.read(ref.room_id, start, CHUNK_BYTES_MAX)

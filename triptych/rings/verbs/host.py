@@ -29,18 +29,18 @@ QUEUE_DEPTH = 1
 class RingHost:
     """See the module's docstring. Its owner closes it; everything belongs to one thread."""
 
-    def __init__(self, card: Card, ring_count: int, geometry: Geometry = Geometry()) -> None:  # noqa: B008  (immutable)
+    def __init__(self, card: Card, ring_count: int) -> None:
         """Take memory for `ring_count` rings and connect the loopback pair. Raises NoCard if the card refuses."""
         self.card = card
-        self.geometry = geometry
-        self._memory = mmap.mmap(-1, ring_count * geometry.ring_bytes)
+        self.geometry = Geometry()
+        self._memory = mmap.mmap(-1, ring_count * self.geometry.ring_bytes)
         self._address = address_of(self._memory)
         self.by_rank: dict[int, QueuePair] = {}
         """This end of each rank's connection."""
         try:
             with contextlib.ExitStack() as parts:
                 parts.callback(self._memory.close)
-                self._loopback = parts.enter_context(contextlib.closing(Connection(card, geometry)))
+                self._loopback = parts.enter_context(contextlib.closing(Connection(card, self.geometry)))
                 self._far_end = parts.enter_context(contextlib.closing(self._expose(FULL_RIGHTS)))
                 self._far_end.connect(self._loopback.queue_pair.address, initiates=False)
                 self._loopback.queue_pair.connect(self._far_end.address, initiates=True)
