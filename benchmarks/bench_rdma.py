@@ -31,10 +31,10 @@ from services.controller.ring_service import RingServicer
 from triptych import rdma_devices
 from triptych.errors import RingFull
 from triptych.rings import layout, protocol
+from triptych.rings.access import RpcRing
 from triptych.rings.memory import MemoryRing
 from triptych.rings.program import FetchAdd, Program
 from triptych.rings.ring import Membership, Ring
-from triptych.rings.rpc import RpcRing
 from triptych.rings.verbs.card import open_card
 from triptych.rings.verbs.host import RingHost
 from triptych.rings.verbs.ring import Connector, VerbsRing

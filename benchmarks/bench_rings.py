@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import grpc
 
 from services.controller.ring_service import RingServicer
+from triptych.rings.access import RpcRing
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import Ring
-from triptych.rings.rpc import RpcRing
 from triptych.rpc import open_channel, start_server
 from triptych.v1 import ring_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import RING_PHASE1, Dispatch

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 
-from triptych.errors import DeadlinePassed, Fenced, LeaseLost
+from triptych.errors import Fenced, LeaseLost
 from triptych.rings.access import RingAccess
 from triptych.rings.ring import Claimed
 from triptych.rpc.backoff import Backoff
@@ -93,8 +92,7 @@ class Worker:
         arena = self.equipment.arena
         deadline_s = time.monotonic() + self.equipment.config.release_timeout_s
         while arena.rooms() and time.monotonic() < deadline_s and not self.link.is_cut_off:
-            with contextlib.suppress(DeadlinePassed):
-                await arena.wait_for_space(arena.largest_gap_bytes + 1, SPACE_WAIT_S)
+            await arena.wait_for_space(arena.largest_gap_bytes + 1, SPACE_WAIT_S)
 
     def hand_back(self) -> None:
         """Stop the job in hand, so that another worker gets it."""

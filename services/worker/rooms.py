@@ -6,12 +6,11 @@ Where the arena is full, work waits: that is the back-pressure of the whole flee
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 
 from triptych import ids, telemetry
-from triptych.errors import ArenaFull, DeadlinePassed, InvalidRequest, JobCancelled, TransferFailed
+from triptych.errors import ArenaFull, InvalidRequest, JobCancelled, TransferFailed
 from triptych.rpc.backoff import Backoff
 from triptych.transport import codec
 from triptych.transport import room as layout
@@ -57,7 +56,7 @@ class Rooms:
         size_bytes = self.expected_bytes
         while self._arena.largest_gap_bytes < size_bytes and not give_up():
             self._wait_for(f"space for a room of {size_bytes} bytes, before it claims more: the arena is full")
-            await self._wait_for_gap(size_bytes)
+            await self._arena.wait_for_space(size_bytes, SPACE_WAIT_S)
         self._wait_for("")
 
     async def fetch(self, running: Running) -> Mapping[str, object]:
@@ -110,15 +109,11 @@ class Rooms:
                 except ArenaFull as error:
                     self._wait_for(f"space for the room of job {running.dispatch.job_id}, {size_bytes} bytes: {error}")
                     await asyncio.sleep(backoff.next_s())  # /dev/shm itself may be full, which no release here ends
-                    await self._wait_for_gap(size_bytes)
+                    await self._arena.wait_for_space(size_bytes, SPACE_WAIT_S)
                     if running.should_stop():
                         raise JobCancelled("the job was cancelled while its tensors waited for space") from None
         finally:
             self._wait_for("")
-
-    async def _wait_for_gap(self, size_bytes: int) -> None:
-        with contextlib.suppress(DeadlinePassed):
-            await self._arena.wait_for_space(size_bytes, SPACE_WAIT_S)
 
     def _wait_for(self, what: str) -> None:
         """Say what work waits for, in `status`, and in the log when it begins and ends."""

@@ -11,9 +11,9 @@ import grpc
 from services.controller.ring_service import RingServicer
 from tests.rdma.gateway import Gateway, Workers
 from tests.rings.conformance import ATTEMPTS_MAX, RING
+from triptych.rings.access import RpcRing
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import Claimed, Removed, Ring, RingStats
-from triptych.rings.rpc import RpcRing
 from triptych.rings.verbs.card import Card
 from triptych.rings.verbs.host import RingHost
 from triptych.rpc import open_channel

@@ -12,9 +12,9 @@ from tests.fleet.processes import eventually
 from tests.rings.conformance import ATTEMPTS_MAX, RING, RingConformance, job, some
 from tests.rings.tools import service_of
 from triptych import errors
+from triptych.rings.access import RpcRing
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import Removed
-from triptych.rings.rpc import RpcRing
 from triptych.rpc import error_from, open_channel, start_server
 from triptych.v1 import ring_service_pb2 as pb
 from triptych.v1.ring_service_pb2_grpc import RingServiceStub

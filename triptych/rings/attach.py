@@ -40,7 +40,8 @@ def attach(geometry: Geometry, ring: int, epoch: int) -> Program[bool]:
     """
     # A slot as well: a network that carries only small packets must be found out before the first claim.
     data, _ = yield Read(0, layout.RING_HEADER_BYTES), Read(geometry.slot_offset(0), geometry.slot_bytes)
-    found, wanted = Header.unpack(data), Header.of(ring, epoch, geometry)
+    found = Header.unpack(data)
+    wanted = Header.of(ring, epoch, geometry)
     for name, found_value, wanted_value in zip(Header._fields, found, wanted, strict=True):
         if found_value != wanted_value:
             raise errors.RingMismatch(f"the ring's {name} is {found_value:#x}, this program wants {wanted_value:#x}")

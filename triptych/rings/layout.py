@@ -51,7 +51,9 @@ STATES_OFFSET = 1024
 SLOTS_OFFSET = 4096
 """One page for header and state words, slots from the next."""
 
-TICKET_BITS, ATTEMPT_BITS, KIND_BITS = 26, 6, 4
+TICKET_BITS = 26
+ATTEMPT_BITS = 6
+KIND_BITS = 4
 """Fields of a state word beside the rank; 64 bits together. Ranks have most, because they are never reused.
 
 Few bits suffice for tickets, because nothing depends on them alone:

@@ -25,6 +25,8 @@ DISPATCH_BYTES_MAX = layout.PAYLOAD_BYTES_MAX - 256
 """Longest dispatch without the ranks, times and trace context that are set when it is published."""
 WAIT_S_MAX = 60.0
 """Longest wait of one claim: short enough to notice a dead connection, long enough that idling costs nothing."""
+ANSWER_TIMEOUT_S = 10.0
+"""Bound on an answer of the controller, added to a claim's wait: far above any round trip, below the worker timeout."""
 
 
 class Claimed(NamedTuple):

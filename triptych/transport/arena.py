@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 import xxhash
 
-from triptych.errors import ArenaFull, DeadlinePassed, InvalidRequest, RoomGone, WrongState
+from triptych.errors import ArenaFull, InvalidRequest, RoomGone, WrongState
 from triptych.rdma_devices import address_of
 from triptych.transport import room, shared_memory
 from triptych.transport.allocator import FirstFitAllocator
@@ -181,10 +181,10 @@ class Arena:
         finally:
             self._free(offset)
 
-    async def wait_for_space(self, size_bytes: int, timeout_s: float) -> None:
-        """Return when a room of this size would fit. Another thread may still take the space first.
+    async def wait_for_space(self, size_bytes: int, timeout_s: float) -> bool:
+        """Return whether a room of this size would fit, as soon as it does or after `timeout_s`.
 
-        Raises DeadlinePassed after `timeout_s`, InvalidRequest when it could never fit.
+        Another thread may still take the space first. Raises InvalidRequest when it could never fit.
         """
         self._check_fits(size_bytes, 0)
         event = asyncio.Event()
@@ -192,12 +192,12 @@ class Arena:
         with self._lock:
             self._waiters.add(waiter)
         try:
-            async with asyncio.timeout(timeout_s):
-                while self.largest_gap_bytes < size_bytes:
-                    await event.wait()
-                    event.clear()
-        except TimeoutError as error:
-            raise DeadlinePassed(f"no space of {size_bytes} bytes in the arena within {timeout_s} s") from error
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    while self.largest_gap_bytes < size_bytes:
+                        await event.wait()
+                        event.clear()
+            return self.largest_gap_bytes >= size_bytes
         finally:
             with self._lock:
                 self._waiters.discard(waiter)

@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 
 from triptych import limits, rpc
-from triptych.errors import DeadlinePassed, InvalidRequest, RoomGone, SourceCorrupt, TransferFailed
+from triptych.errors import InvalidRequest, RoomGone, SourceCorrupt, TransferFailed
 from triptych.security import auth
 from triptych.transport import room
 from triptych.transport.allocator import ALIGNMENT_BYTES
@@ -80,7 +80,7 @@ class Fetcher:
             started = time.monotonic()
             try:
                 buffer, read_count = await self._read_verified(mover, ref)
-            except (TransferFailed, DeadlinePassed) as error:
+            except TransferFailed as error:
                 failures.append(f"{mover.name}: {error}")
                 continue
             return Fetched(buffer, mover.name, mover.protocol, time.monotonic() - started, read_count)
@@ -110,7 +110,7 @@ class Fetcher:
                     loop = asyncio.get_running_loop()
                     digest = await loop.run_in_executor(self._executor, xxhash.xxh3_128_digest, buffer)
             except TimeoutError as error:
-                raise DeadlinePassed(f"not read within {timeout_s:.0f} s") from error
+                raise TransferFailed(f"not read within {timeout_s:.0f} s") from error
             if digest == ref.xxh3_128:
                 return buffer, read_count
             if room.released(buffer, ref.room_id):

@@ -54,14 +54,9 @@ def encode_tensor(path: str, tensor: torch.Tensor) -> tuple[tensor_pb2.TensorRef
     if tensor.is_meta or dtype.startswith("q") or tensor.dim() > DIMENSIONS_MAX:
         accepted = f"a tensor with data, not quantized, of at most {DIMENSIONS_MAX} dimensions"
         raise InvalidRequest(path, f"{dtype} on {tensor.device}", accepted)
-    shape, strides = tuple(tensor.shape), tensor.stride()
-    ref = tensor_pb2.TensorRef(
-        name=path,
-        dtype=dtype,
-        shape=shape,
-        strides=strides,
-        device_type=tensor.device.type,
-    )
+    shape = tuple(tensor.shape)
+    strides = tensor.stride()
+    ref = tensor_pb2.TensorRef(name=path, dtype=dtype, shape=shape, strides=strides, device_type=tensor.device.type)
     count = span_elements(shape, strides)
     if count == 0:
         return ref, memoryview(b"")
@@ -127,7 +122,8 @@ def check_extent(
 
     Raises SourceCorrupt unless they stay inside its bytes, and those inside the room.
     """
-    shape, strides = tuple(ref.shape), tuple(ref.strides)
+    shape = tuple(ref.shape)
+    strides = tuple(ref.strides)
     if len(shape) != len(strides) or len(shape) > DIMENSIONS_MAX or any(n < 0 for n in shape + strides):
         raise SourceCorrupt(f"tensor {ref.name!r}: shape {shape} and strides {strides} don't describe one")
     if math.prod(max(1, extent) for extent in shape) > ELEMENT_COUNT_MAX:

@@ -23,8 +23,7 @@ from triptych.errors import Fenced, InvalidRequest, LeaseLost, NoCard, RingMisma
 from triptych.rings import attach, layout, protocol
 from triptych.rings.layout import Geometry
 from triptych.rings.program import Program
-from triptych.rings.ring import Claimed, Member, Membership, check_rank, held_of, payload_of
-from triptych.rings.rpc import ANSWER_TIMEOUT_S
+from triptych.rings.ring import ANSWER_TIMEOUT_S, Claimed, Member, Membership, check_rank, held_of, payload_of
 from triptych.rings.verbs.card import Card, refusal
 from triptych.rings.verbs.driver import Connection, VerbsDriver
 from triptych.rings.waiting import Waiters
