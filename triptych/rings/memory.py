@@ -221,7 +221,7 @@ class MemoryRing:
             ready_count=kinds.count(Kind.READY),
             leased_count=kinds.count(Kind.LEASED),
             waiting_count=self._waiters.count,
-            redelivered_count=self.driver.execute(recovery.redelivered_count(self._geometry)),
+            redelivered_count=self.driver.execute(recovery.redelivered_count()),
             open_count=sum(state.kind is Kind.READY and not state.rank for state in states),
         )
 

@@ -145,7 +145,7 @@ def states(geometry: Geometry) -> Program[list[StateWord]]:
     return [StateWord.unpack(word) for word in words]
 
 
-def redelivered_count(geometry: Geometry) -> Program[int]:
+def redelivered_count() -> Program[int]:
     """How many claims since the ring was made were of entries delivered before."""
     (counter,) = yield (Read(layout.REDELIVERED_OFFSET, layout.WORD_BYTES),)
     return layout.word_at(counter)

@@ -53,9 +53,8 @@ class Membership(NamedTuple):
 class Member(Protocol):
     """A worker, as the rings that it uses know it."""
 
-    @property
-    def membership(self) -> Membership:
-        """Its place in the fleet now."""
+    membership: Membership
+    """Its place in the fleet now."""
 
     def changed(self, ring: RingName.ValueType) -> None:
         """Something in this ring became claimable, and the controller may not have seen it."""

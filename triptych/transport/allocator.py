@@ -44,10 +44,7 @@ class FirstFitAllocator:
             raise InvalidRequest("room size in bytes", size_bytes, accepted)
 
     def allocate(self, size_bytes: int) -> int:
-        """Allocate in the first gap that is large enough and return the offset.
-
-        Raises InvalidRequest if the size could never fit, ArenaFull if it doesn't fit now.
-        """
+        """Take the first gap that is large enough; its offset. Raises ArenaFull, and InvalidRequest as `check` does."""
         self.check(size_bytes)
         needed = align_up(size_bytes)
         for index, (start, end) in enumerate(self._gaps):
@@ -60,14 +57,11 @@ class FirstFitAllocator:
             f"no gap of {needed} bytes in the arena; the largest has {self.largest_gap_bytes} of {self.capacity_bytes}"
         )
 
-    def size_bytes(self, offset_bytes: int) -> int:
-        """The size of the allocation at this offset, including alignment."""
-        return self._sizes[offset_bytes]
-
-    def free(self, offset_bytes: int) -> None:
-        """Free the allocation at this offset."""
+    def free(self, offset_bytes: int) -> int:
+        """Free the allocation at this offset; its size, including alignment."""
+        size_bytes = self._sizes.pop(offset_bytes)
         start = offset_bytes
-        end = start + self._sizes.pop(offset_bytes)
+        end = start + size_bytes
         index = bisect.bisect(self._gaps, (start, end))
         if index < len(self._gaps) and self._gaps[index][0] == end:
             end = self._gaps.pop(index)[1]
@@ -75,3 +69,4 @@ class FirstFitAllocator:
             index -= 1
             start = self._gaps.pop(index)[0]
         self._gaps.insert(index, (start, end))
+        return size_bytes

@@ -231,8 +231,7 @@ class Arena:
 
     def _free(self, offset_bytes: int) -> None:
         with self._lock:
-            size_bytes = self._allocator.size_bytes(offset_bytes)
-            self._allocator.free(offset_bytes)
+            size_bytes = self._allocator.free(offset_bytes)
             if self._file >= 0:
                 self._pages.give_back(offset_bytes, size_bytes)
             waiters = list(self._waiters)

@@ -118,10 +118,7 @@ def decode_array(ref: tensor_pb2.TensorRef, room: memoryview) -> npt.NDArray[Any
 def check_extent(
     ref: tensor_pb2.TensorRef, element_bytes: int, room_bytes: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape and strides of a reference.
-
-    Raises SourceCorrupt unless they stay inside its bytes, and those inside the room.
-    """
+    """Shape and strides of a reference. Raises SourceCorrupt unless they stay in its bytes, and those in the room."""
     shape = tuple(ref.shape)
     strides = tuple(ref.strides)
     if len(shape) != len(strides) or len(shape) > DIMENSIONS_MAX or any(n < 0 for n in shape + strides):

@@ -39,7 +39,6 @@ class Connection:
 
     def __init__(self, card: Card, geometry: Geometry, *, timeout_s: float = CHAIN_TIMEOUT_S) -> None:
         """Register the buffer; connect afterwards with `queue_pair.connect`. Raises OSError."""
-        self.geometry = geometry
         self.chain_length_max = geometry.slot_count + CHAIN_EXTRA_OPERATIONS
         self._buffer = mmap.mmap(-1, geometry.ring_bytes)
         self._address = address_of(self._buffer)
