@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from triptych import ids
@@ -10,6 +11,8 @@ from triptych.v1 import worker_pb2
 
 from .loop import Worker
 from .running import Running
+
+log = logging.getLogger(__name__)
 
 
 class FleetMember:
@@ -69,6 +72,8 @@ class FleetMember:
             self._arena.release(room_id)
         running = self._worker.running
         if running is not None and running.dispatch.job_id in orders.cancel_job_ids:
+            if not running.stop:
+                log.info("told to stop the job", extra={"job_id": running.dispatch.job_id})
             running.stop = True
         if self._worker.source.name in orders.ready_rings:
             self._worker.source.hint()

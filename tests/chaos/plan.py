@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tests.fleet.processes import CONTROLLER, WORKER_TIMEOUT_S, worker_names
+from tests.fleet.processes import CONTROLLER, worker_names
 
 ALL_WORKERS = "all workers"
 DISKS = ("results", "state")
+WORKER_TIMEOUT_S = 2.0
+"""Short: much is to happen in a run, and it asks only that every job ends well."""
 
 
 class Kind(StrEnum):

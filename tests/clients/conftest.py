@@ -10,7 +10,7 @@ from tests.clients.toy_controller import ToyController
 from triptych import rpc
 from triptych_client import AsyncClient, RetryPolicy
 
-QUICK = RetryPolicy(delay_s_initial=0.02, delay_s_max=0.2, total_s_max=10)
+QUICK = RetryPolicy(delay_s_initial=0.02, delay_s_max=0.2, total_s_max=60)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_a_fleet_from_start_to_drain(tmp_path: Path) -> None:
         up.send_signal(signal.SIGINT)
         wait_for(up, "draining")
         assert up.wait(STEPS_S) == 0
-        _gone, alive = psutil.wait_procs(children, timeout=1)
+        _gone, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
     assert arenas_of(pids) == []
     assert sorted(path.name for path in (tmp_path / "state" / "logs").iterdir()) == [
@@ -85,7 +85,7 @@ def test_ctrl_c_ends_an_embedded_fleet_and_its_job(tmp_path: Path) -> None:
         children = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGINT)
         assert process.wait(STEPS_S) == 130
-        _gone, alive = psutil.wait_procs(children, timeout=1)
+        _gone, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
     assert arenas_of([child.pid for child in children]) == []
     assert list(tmp_path.glob("triptych-*")) == []

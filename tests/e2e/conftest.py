@@ -11,7 +11,9 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.fleet.processes import Fleet
+from tests.fleet.processes import Fleet, wait_until
+from triptych.v1.encoder_service_pb2 import GenerateRequest, GenerateResponse
+from triptych.v1.encoder_service_pb2_grpc import EncoderServiceStub
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 from triptych.v1.worker_pb2 import Worker
 from triptych.v1.worker_service_pb2 import GetWorkerRequest
@@ -57,6 +59,22 @@ def job_count(fleet: Fleet) -> int:
     """How many jobs were ever accepted."""
     with fleet.client() as client:
         return sum(count.count for count in client.get_fleet().job_counts)
+
+
+def generate_directly(channel: grpc.Channel, message: GenerateRequest, **call: Any) -> GenerateResponse:
+    """A direct job's answer, once the encoder behind a channel is free to take it."""
+    answers: list[GenerateResponse] = []
+
+    def is_taken() -> bool:
+        try:
+            answers.append(EncoderServiceStub(channel).Generate(message, timeout=JOB_TIMEOUT_S, **call))
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise
+        return bool(answers)
+
+    wait_until(is_taken, JOB_TIMEOUT_S, "the encoder is free")
+    return answers[0]
 
 
 def generate(client: Client, path: Path, **fields: Any) -> np.ndarray[Any, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.e2e.conftest import SMALL, channel_to, generate, job_count, succeeded, worker_of
+from tests.e2e.conftest import SMALL, channel_to, generate, generate_directly, job_count, succeeded, worker_of
 from tests.fleet.processes import Fleet, wait_until
 from triptych.errors import InvalidRequest
 from triptych.v1.encoder_service_pb2 import GenerateRequest, GenerateResponse
@@ -23,20 +22,17 @@ FIELDS: dict[str, Any] = {**SMALL, "num_frames": 5, "guidance_scale": 3.5, "outp
 CALLERS = 12
 
 
+def message(request_id: str = "", **fields: Any) -> GenerateRequest:
+    return GenerateRequest(request_id=request_id, request=build_request("a big red circle", **(FIELDS | fields)))
+
+
 def direct(fleet: Fleet, request_id: str = "", **fields: Any) -> GenerateResponse:
-    """Generate at the encoder's own address."""
-    message = GenerateRequest(request_id=request_id, request=build_request("a big red circle", **(FIELDS | fields)))
+    """Generate at the encoder's own address, when it is free."""
     with channel_to(fleet, "encoder-0") as channel:
-        return EncoderServiceStub(channel).Generate(message, timeout=60)
-
-
-def idle(fleet: Fleet) -> None:
-    """Wait until the encoder has nothing to do."""
-    wait_until(lambda: worker_of(fleet, "encoder-0").status.progress.job_id == "", 60, "the encoder is idle")
+        return generate_directly(channel, message(request_id, **fields))
 
 
 def test_a_direct_job_gives_the_bits_of_the_usual_way(wan_fleet: Fleet, tmp_path: Path) -> None:
-    idle(wan_fleet)
     response = direct(wan_fleet)
     assert response.controller_address == wan_fleet.endpoint
     with wan_fleet.client() as client:
@@ -47,49 +43,43 @@ def test_a_direct_job_gives_the_bits_of_the_usual_way(wan_fleet: Fleet, tmp_path
 
 
 def test_a_repeated_request_id_is_the_same_job(wan_fleet: Fleet) -> None:
-    idle(wan_fleet)
     first = direct(wan_fleet, "the same")
     with wan_fleet.client() as client:
         succeeded(client, first.job.job_id)
-        idle(wan_fleet)
         assert direct(wan_fleet, "the same").job.job_id == first.job.job_id
         assert client.create_job("a big red circle", request_id="the same", **FIELDS).job_id == first.job.job_id
 
 
 def test_a_busy_encoder_refuses_and_accepts_nothing(wan_fleet: Fleet) -> None:
     """Many at once: one encoder can start only one. What it accepts runs; the others leave no job behind."""
-    idle(wan_fleet)
-    before, line = job_count(wan_fleet), threading.Barrier(CALLERS)
-
-    def call(number: int) -> GenerateResponse | grpc.RpcError:
-        line.wait(60)
+    with wan_fleet.client() as client, channel_to(wan_fleet, "encoder-0") as channel:
+        first = direct(wan_fleet)
+        succeeded(client, first.job.job_id)
+        wait_until(lambda: worker_of(wan_fleet, "encoder-0").status.progress.job_id == "", 60, "the encoder is idle")
+        before, encoder = job_count(wan_fleet), wan_fleet.processes["encoder-0"]
+        grpc.channel_ready_future(channel).result(60)
+        encoder.send_signal(signal.SIGSTOP)  # so that it finds all of them at once
         try:
-            return direct(wan_fleet, seed=number)
-        except grpc.RpcError as error:
-            return error
-
-    with ThreadPoolExecutor(CALLERS) as pool:
-        answers = list(pool.map(call, range(CALLERS)))
-    refused = [answer for answer in answers if isinstance(answer, grpc.RpcError)]
-    accepted = [answer for answer in answers if isinstance(answer, GenerateResponse)]
-    assert accepted
-    assert refused
-    assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert {error.details() for error in refused} == {
-        "this encoder is busy; ask another, or send the job to the controller"
-    }
-    assert job_count(wan_fleet) == before + len(accepted)
-    with wan_fleet.client() as client:
+            calls = [EncoderServiceStub(channel).Generate.future(message(seed=n), timeout=120) for n in range(CALLERS)]
+        finally:
+            encoder.send_signal(signal.SIGCONT)
+        refused = [call for call in calls if call.exception() is not None]
+        accepted = [call.result() for call in calls if call.exception() is None]
+        assert accepted
+        assert refused
+        assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert {call.details() for call in refused} == {
+            "this encoder is busy; ask another, or send the job to the controller"
+        }
+        assert job_count(wan_fleet) == before + len(accepted)
         for answer in accepted:
             succeeded(client, answer.job.job_id)
 
 
 def test_a_client_that_goes_away_leaves_no_job_half_started(wan_fleet: Fleet) -> None:
-    idle(wan_fleet)
-    message = GenerateRequest(request_id="gone", request=build_request("a big red circle", **FIELDS))
     before = job_count(wan_fleet)
     with channel_to(wan_fleet, "encoder-0") as channel:
-        call = EncoderServiceStub(channel).Generate.future(message, timeout=60)
+        call = EncoderServiceStub(channel).Generate.future(message("gone"), timeout=60)
         wait_until(lambda: call.done() or job_count(wan_fleet) > before, 60, "the job is on disk")
         call.cancel()
     with wan_fleet.client() as client:
@@ -97,7 +87,6 @@ def test_a_client_that_goes_away_leaves_no_job_half_started(wan_fleet: Fleet) ->
 
 
 def test_bad_input_is_refused_as_at_the_front_door(wan_fleet: Fleet) -> None:
-    idle(wan_fleet)
     before = job_count(wan_fleet)
     with pytest.raises(grpc.RpcError) as refused:
         direct(wan_fleet, height=33)

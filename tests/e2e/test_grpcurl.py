@@ -16,7 +16,7 @@ import pytest
 from tests.fleet.processes import Fleet
 
 GRPCURL = Path(sys.executable).parent / "grpcurl"
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 SERVICES = {
     "controller": {"GenerationService", "FleetService", "RingService"},

@@ -20,7 +20,7 @@ from triptych.v1.fleet_service_pb2_grpc import FleetServiceStub
 from triptych.v1.model_pb2 import INPUT_KIND_TEXT, ModelDescription
 from triptych.v1.worker_pb2 import WORKER_STATE_IDLE
 
-HINT_TIMEOUT_S = 20.0
+HINT_TIMEOUT_S = 60.0
 """Longer than any hint takes."""
 
 

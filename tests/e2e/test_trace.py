@@ -25,7 +25,7 @@ SERVICES = {f"triptych-{name}" for name in ("client", "controller", "encoder", "
 PROMPT, NEGATIVE = "a zebracrossing in the rain", "moonlight"
 SECRETS = ("zebracrossing", "moonlight")
 STEPS = 7
-SPANS_TIMEOUT_S = 30.0
+SPANS_TIMEOUT_S = 60.0
 COMMAND_TIMEOUT_S = 120.0
 PRODUCER, CONSUMER = 4, 5
 """SpanKind of opentelemetry.proto.trace.v1."""

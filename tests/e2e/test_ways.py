@@ -12,7 +12,7 @@ from triptych import rdma_devices
 @pytest.mark.needs_mooncake
 def test_a_fleet_says_what_is_in_use_and_why(wan_fleet: Fleet) -> None:
     with wan_fleet.client() as client:
-        wait_until(lambda: all(w.status.rings.name for w in client.get_fleet().workers), 20, "the first reports are in")
+        wait_until(lambda: all(w.status.rings.name for w in client.get_fleet().workers), 60, "the first reports are in")
         fleet = client.get_fleet()
     has_device = bool(rdma_devices.ports())
     expected = ("verbs", "verbs", "rdma") if has_device else ("memory", "rpc", "tcp")

@@ -3,6 +3,7 @@
 What they do stands in the folder that the variable `HOLD` names, so that a test decides at any moment:
 
 * a file `hold-PID` holds the process PID where its component works, until the file is gone. Its other threads go on.
+  Where it has a number in it, a scheduler waits only once it has made so many steps in all its life.
 * a file `kill-STEPS` kills every process that begins to denoise a job of so many steps.
 * a file `spoil-STEPS` goes, with the process that finds it so, by the error of a CUDA context that is lost.
 * a file `starve-STEPS` has every such process ask for more memory than any machine has.
@@ -32,9 +33,17 @@ def _folder() -> Path:
     return Path(os.environ.get("HOLD", "/nonexistent"))
 
 
+def _steps() -> Path:
+    return _folder() / f"steps-{os.getpid()}"
+
+
 def _hold() -> None:
     mine = _folder() / f"hold-{os.getpid()}"
-    if mine.exists():
+    try:
+        after = int(mine.read_text() or 0)
+    except FileNotFoundError:
+        return
+    if not after or _steps().stat().st_size >= after:
         mine.with_name(f"held-{os.getpid()}").touch()
         while mine.exists():
             time.sleep(POLL_S)
@@ -54,9 +63,11 @@ class HeldScheduler(diffusers.UniPCMultistepScheduler):
         return super().set_timesteps(num_inference_steps, *args, **kwargs)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
+        if _folder().exists():
+            _steps().touch()
         _hold()
         if _folder().exists():
-            with (_folder() / f"steps-{os.getpid()}").open("ab") as count:
+            with _steps().open("ab") as count:
                 count.write(b".")
         return super().step(*args, **kwargs)
 

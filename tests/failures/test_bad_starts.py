@@ -13,7 +13,7 @@ import pytest
 
 from tests.fleet.processes import Fleet, wait_until
 
-EXIT_TIMEOUT_S = 120.0
+EXIT_TIMEOUT_S = 200.0
 
 
 class Start:
@@ -85,7 +85,7 @@ def test_models_that_cannot_be_loaded(
         sentence = started[key].sentence()
         assert [word for word in words if word not in sentence] == [], sentence
     with wan_fleet.client() as client:
-        wait_until(lambda: len(client.get_fleet().workers) == 3, 30, "the fleet is as it was")
+        wait_until(lambda: len(client.get_fleet().workers) == 3, 60, "the fleet is as it was")
 
 
 def test_a_port_that_is_taken(start: Callable[..., Start], wan_fleet: Fleet, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.failures.disks import small_disk
 from tests.failures.loads import check, fake_fleet, request, wait_over
 from tests.fleet.held import reasons, worker_named
-from tests.fleet.processes import Fleet, wait_until
+from tests.fleet.processes import DEATH_TIMEOUT_S, Fleet, wait_until
 from triptych.errors import JournalFull
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
@@ -19,7 +19,7 @@ from triptych.v1.job_pb2 import JOB_STATE_DECODING, JOB_STATE_DENOISING, JOB_STA
 from triptych_client import Client
 from triptych_client.retry import RetryPolicy
 
-IMPATIENT = RetryPolicy(total_s_max=0.3)
+IMPATIENT = RetryPolicy(total_s_max=5.0)
 CREATES_MAX = 3000
 """SQLite writes into space that it has already, before it needs more."""
 
@@ -32,11 +32,11 @@ def test_a_full_disk_of_results(tmp_path: Path) -> None:
         with fake_fleet(tmp_path / "fleet", 0.2, controller_flags=flags) as fleet, fleet.client() as client:
             disk.fill()
             job_id = client.submit(request(1)).job_id
-            wait_until(lambda: "waits for space" in fleet.log("decoder-0"), 30, "the decoder has met the full disk")
+            wait_until(lambda: "waits for space" in fleet.log("decoder-0"), 60, "the decoder has met the full disk")
             assert client.get_job(job_id).state == JOB_STATE_DECODING
             assert files(results) == [], "nothing half-written is left"
             disk.free()
-            job = wait_over(client, [job_id], 30)[job_id]
+            job = wait_over(client, [job_id], 60)[job_id]
             check(client, job, 1, tmp_path)
             assert (list(job.attempts), job.generation) == ([], 0)
 
@@ -55,7 +55,7 @@ def test_results_that_cannot_be_stored(tmp_path: Path) -> None:
         assert all("Error" in reason for _, _, reason in reasons(dead))
         results.unlink()
         again = client.retry_job(job_id).job_id
-        check(client, wait_over(client, [again], 30)[again], 2, tmp_path)
+        check(client, wait_over(client, [again], 60)[again], 2, tmp_path)
         assert [path.parent.parent.name for path in files(results)] == [again]
 
 
@@ -69,29 +69,31 @@ def test_a_full_disk_of_the_journal(tmp_path: Path) -> None:
         flags = ("--state", str(disk.path / "state"), "--result-url", f"file://{tmp_path / 'results'}")
         counts = {"transformer": 2}
         with (
-            fake_fleet(tmp_path / "fleet", 1.0, counts=counts, controller_flags=flags) as fleet,
+            fake_fleet(
+                tmp_path / "fleet", 2.0, counts=counts, controller_flags=flags, worker_timeout_s=DEATH_TIMEOUT_S
+            ) as fleet,
             fleet.client() as client,
         ):
             pids = {name: process.pid for name, process in fleet.processes.items()}
             ids = [client.submit(request(seed)).job_id for seed in range(4)]
-            wait_until(lambda: denoising(client, ids), 30, "two jobs are being denoised")
+            wait_until(lambda: denoising(client, ids), 60, "two jobs are being denoised")
             before = worker_named(fleet, client, "transformer-1")
             assert before is not None
             disk.fill()
             ids += fill_journal(fleet, len(ids))
             look_while_full(fleet, client, ids)
             fleet.processes["transformer-1"].send_signal(signal.SIGSTOP)
-            wait_until(lambda: worker_named(fleet, client, "transformer-1") is None, 30, "it is declared dead")
+            wait_until(lambda: worker_named(fleet, client, "transformer-1") is None, 60, "it is declared dead")
             fleet.processes["transformer-1"].send_signal(signal.SIGCONT)
-            wait_until(lambda: "can't be written now" in fleet.log("transformer-1"), 30, "it can't register")
+            wait_until(lambda: "can't be written now" in fleet.log("transformer-1"), 60, "it can't register")
             disk.free()
             assert finish(client, ids, tmp_path) <= 1, "only the stopped worker's job was tried again"
-            wait_until(lambda: worker_named(fleet, client, "transformer-1") is not None, 30, "it is back")
+            wait_until(lambda: worker_named(fleet, client, "transformer-1") is not None, 60, "it is back")
             after = worker_named(fleet, client, "transformer-1")
             assert after is not None
             assert after.rank > before.rank, "a rank that was declared dead is never given again"
             last = client.submit(request(77, transformer_rank=after.rank)).job_id
-            check(client, wait_over(client, [last], 30)[last], 77, tmp_path, transformer_rank=after.rank)
+            check(client, wait_over(client, [last], 60)[last], 77, tmp_path, transformer_rank=after.rank)
             assert len(list(client.list_jobs())) == len(ids) + 1, "what was refused isn't there"
             assert pids == {name: process.pid for name, process in fleet.processes.items() if process.poll() is None}
 
@@ -105,7 +107,7 @@ def test_a_controller_that_starts_on_a_full_disk(tmp_path: Path) -> None:
             disk.fill()
             fleet.kill("controller")
             fleet.spawn("controller")
-            assert fleet.processes["controller"].wait(30) != 0
+            assert fleet.processes["controller"].wait(60) != 0
             assert "full" in fleet.log("controller").splitlines()[-1]
             disk.free()
             fleet.start("controller")

@@ -11,26 +11,28 @@ import numpy as np
 from tests.clients.test_cli import triptych
 from tests.e2e import reference
 from tests.e2e.conftest import result
-from tests.failures.test_survival import FIELDS, LONG, being_denoised, plain
-from tests.fleet.processes import Fleet, wait_until
+from tests.failures.test_survival import FIELDS, LONG, half_done, plain
+from tests.fleet.held import HeldFleet
+from tests.fleet.processes import DEATH_TIMEOUT_S, wait_until
 from triptych.errors import NotFound
 
 
 def test_a_backup_in_the_place_of_a_lost_state_folder(tmp_path: Path, model_folder: Callable[[str], str]) -> None:
     """What was finished is there, what was running is done again, and what came later is gone."""
-    model, state, copy = model_folder("wan_t2v"), tmp_path / "fleet" / "state", tmp_path / "copy"
-    with Fleet(tmp_path / "fleet", model) as fleet, fleet.client() as client:
+    model, copy = model_folder("wan_t2v"), tmp_path / "copy"
+    fleet = HeldFleet(tmp_path / "held", model, worker_timeout_s=DEATH_TIMEOUT_S)
+    state = fleet.folder / "state"
+    with fleet, fleet.client() as client:
         finished = client.create_job("a big red circle", **FIELDS).job_id
         before = result(client, finished, tmp_path)
-        running = client.create_job("a big red circle", **LONG).job_id
-        wait_until(lambda: being_denoised(client, running), 60, "the job is being denoised")
+        running = half_done(fleet, client).job_id
         assert triptych("backup", copy, "--state", state).returncode == 0
         late = client.create_job("a big red circle", **FIELDS).job_id
         for name in fleet.processes:
             fleet.kill(name)
     shutil.rmtree(state)
     copy.rename(state)
-    with Fleet(tmp_path / "fleet", model) as fleet, fleet.client() as client:
+    with fleet, fleet.client() as client:
         assert np.array_equal(result(client, finished, tmp_path), before)
         assert np.array_equal(result(client, running, tmp_path), reference.fused(model, **plain(LONG)))
         assert late not in [job.job_id for job in client.list_jobs()]
@@ -45,6 +47,6 @@ def test_a_backup_in_the_place_of_a_lost_state_folder(tmp_path: Path, model_fold
                 return True
             return False
 
-        wait_until(is_gone, 30, "the older of two finished jobs is removed")
+        wait_until(is_gone, 60, "the older of two finished jobs is removed")
         assert [job.job_id for job in client.list_jobs()] == [running]
         assert [path.name for path in (state / "results").iterdir()] == [running]

@@ -14,7 +14,7 @@ from tests.clients.test_up import CLI, ENV, MODEL, SMALL, STEPS_S
 def test_an_embedded_fleet_leaves_what_cannot_be_fetched(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
-    command = (*CLI, "generate", "a circle", *SMALL, "60", "--model", str(MODEL), "-o", str(folder / "out.npy"))
+    command = (*CLI, "generate", "a circle", *SMALL, "300", "--model", str(MODEL), "-o", str(folder / "out.npy"))
     env = {**ENV, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stderr is not None

@@ -27,5 +27,5 @@ def test_no_call_inside_a_fleet_goes_through_a_proxy(mover: str, tmp_path: Path)
         with Fleet(tmp_path, "fake", worker_flags=flags, env=env) as fleet, fleet.client() as client:
             assert client.generate("a cat", tmp_path / "out.npy").paths[0].exists()
             services = {f"triptych-{name}" for name in ("controller", "encoder", "transformer", "decoder")}
-            receiver.wait_for(lambda spans: {span.service for span in spans} >= services, timeout_s=30)
+            receiver.wait_for(lambda spans: {span.service for span in spans} >= services, timeout_s=60)
         assert proxy.asked == []

@@ -56,7 +56,7 @@ def test_a_rolling_restart_of_every_process(tmp_path: Path) -> None:
             wait_until(lambda n=begun: len(load.ids) >= n + JOBS_BETWEEN, 60, "jobs go on coming")
             print(f"{name}: {len(load.ids) - begun} jobs came while it was restarted")
         ids = load.stop()
-        jobs = wait_over(client, ids, 60)
+        jobs = wait_over(client, ids, 120)
         assert len(ids) >= JOBS_BETWEEN * len(fleet.processes)
         for seed, job_id in enumerate(ids):
             check(client, jobs[job_id], seed, tmp_path)
@@ -66,6 +66,10 @@ def test_a_rolling_restart_of_every_process(tmp_path: Path) -> None:
 
 
 def assert_whole(client: Client, ids: list[str]) -> None:
-    """The journal has exactly these jobs, and no ring or arena holds anything of them any more."""
+    """The journal has exactly these jobs, and soon no ring holds anything of them any more."""
     assert sorted(job.job_id for job in client.list_jobs()) == sorted(ids)
-    assert [ring.ready_count + ring.leased_count for ring in client.get_fleet().rings] == [0, 0, 0]
+    wait_until(
+        lambda: not any(ring.ready_count + ring.leased_count for ring in client.get_fleet().rings),
+        60,
+        "no ring holds anything",
+    )

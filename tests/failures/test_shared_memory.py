@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.clients.test_up import ENV, MODEL, wait_for
+from tests.e2e.conftest import worker_of
 from tests.failures.disks import Disk, small_disk
 from tests.failures.loads import check, fake_fleet, request, wait_over
 from tests.fleet.processes import Fleet, wait_until
@@ -22,7 +23,7 @@ from triptych_client import Client
 
 ROOM = {"height": 128, "width": 128}
 """Rooms of this size take 192 KiB and a little."""
-WAIT_S = 60.0
+WAIT_S = 120.0
 IN_SMALL_MEMORY = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /dev/shm && exec "$@"')
 """Runs a command whose `/dev/shm` is the folder that comes first."""
 
@@ -91,6 +92,8 @@ def test_space_that_others_have_is_waited_for_and_said_once(tmp_path: Path, memo
     with small_memory_fleet(tmp_path / "fleet", memory) as fleet, fleet.client() as client:
         warm = client.submit(request(1)).job_id
         wait_over(client, [warm], WAIT_S)
+        for name in ("encoder-0", "transformer-0"):
+            wait_until(lambda n=name: not worker_of(fleet, n).status.room_count, WAIT_S, f"{name} has no room")
         memory.fill()
         job_id = client.submit(request(1, **ROOM)).job_id
         wait_until(lambda: waits(client), WAIT_S, "a worker says what it waits for")

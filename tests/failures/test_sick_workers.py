@@ -18,8 +18,8 @@ from tests.fleet.processes import wait_until
 from triptych.v1.job_pb2 import JOB_STATE_FAILED
 
 JOBS = 30
-BATCHES_MAX = 5
-"""Nothing promises that a slow machine's sick worker gets one of the first jobs."""
+BATCHES_MAX = 20
+"""Nothing promises that a sick worker gets any of the first jobs, or enough of them in a row to suspect itself."""
 JOB_SECONDS = 0.1
 EXIT_BROKEN = 1
 WORKER_SERVICE = "triptych.v1.WorkerService"
@@ -40,6 +40,11 @@ def watched(address: str, service: str) -> list[int]:
     return statuses
 
 
+def is_back(statuses: list[int]) -> bool:
+    """Whether health went to and fro, as often as there were quarantines, and says in the end that work is taken."""
+    return statuses == [SERVING, *[NOT_SERVING, SERVING] * (len(statuses) // 2)]
+
+
 @pytest.mark.parametrize(
     ("role", "kind"),
     [
@@ -57,17 +62,14 @@ def test_a_sick_worker_does_not_empty_the_queue(tmp_path: Path, role: str, kind:
         wait_over(client, warm, 60)
         process = fleet.processes[f"{role}-0"]
         resource.prlimit(process.pid, kind, (0, resource.prlimit(process.pid, kind)[1]))
-        has_failed = False
         for _ in range(BATCHES_MAX):
             ids = [client.submit(request(seed)).job_id for seed in range(JOBS)]
             jobs = wait_over(client, ids, 120)
             for seed, job_id in enumerate(ids):
                 check(client, jobs[job_id], seed, tmp_path)
-            has_failed = any(job.attempts for job in jobs.values())
-            if has_failed:
+            if "quarantined" in fleet.log(f"{role}-0"):
                 break
-        assert has_failed, f"it failed nothing, so it wasn't sick:\n{fleet.log(f'{role}-0')}"
-        wait_until(lambda: process.poll() is not None, 30, "the sick worker ends by itself")
+        wait_until(lambda: process.poll() is not None, 60, "the sick worker ends by itself")
         assert process.returncode == EXIT_BROKEN, fleet.log(f"{role}-0")
         assert "quarantined" in fleet.log("controller")
 
@@ -78,22 +80,24 @@ def test_jobs_that_fail_anywhere_cost_no_worker(tmp_path: Path) -> None:
         wait_over(client, [client.submit(request(seed)).job_id for seed in range(4)], 60)
         seen = [watched(fleet.addresses[name], "") for name in ("transformer-0", "transformer-1")]
         rooms = [watched(fleet.addresses[name], WORKER_SERVICE) for name in ("transformer-0", "transformer-1")]
+        wait_until(lambda: all(seen) and all(rooms), 60, "all are watched")
         bad = [client.submit(request(seed, parameters={"fail": True})).job_id for seed in range(2 * FAILURES_MAX)]
+        jobs = wait_over(client, bad, 120)  # a success between them would begin the row again
         good = [client.submit(request(seed)).job_id for seed in range(4)]
-        jobs = wait_over(client, [*bad, *good], 120)
+        jobs |= wait_over(client, good, 120)
         assert {jobs[job_id].state for job_id in bad} == {JOB_STATE_FAILED}
-        assert max(counted(jobs[job_id]) for job_id in bad) == 2, "the same error twice is the job's"
+        # The same error twice is the job's; one more was made where a worker in quarantine had made the first.
+        assert {counted(jobs[job_id]) for job_id in bad} <= {2, 3}
         same = "the transformer fails this request in the same way each time (RuntimeError in fake._denoise)"
         assert all(same in jobs[job_id].error for job_id in bad), {jobs[job_id].error for job_id in bad}
         for seed, job_id in enumerate(good):
             check(client, jobs[job_id], seed, tmp_path)
         assert [process.poll() for process in fleet.processes.values()] == [None] * 5
         wait_until(
-            lambda: not any(w.status.waiting_for for w in client.get_fleet().workers), 30, "nobody is in quarantine"
+            lambda: not any(w.status.waiting_for for w in client.get_fleet().workers), 60, "nobody is in quarantine"
         )
-        # A worker that gets six of the failures is in quarantine twice.
-        back = ([SERVING, NOT_SERVING, SERVING], [SERVING, NOT_SERVING, SERVING, NOT_SERVING, SERVING])
-        wait_until(lambda: any(of in back for of in seen), 30, "health has shown a quarantine and its end")
+        wait_until(lambda: all(map(is_back, seen)), 60, "health has shown each quarantine and its end")
+        assert max(map(len, seen)) > 1, "one of them was in quarantine"
         assert rooms == [[SERVING], [SERVING]], "others fetch from a worker in quarantine"
         logs = fleet.log("transformer-0") + fleet.log("transformer-1")
         assert "back from quarantine" in logs

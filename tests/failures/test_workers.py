@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.conftest import ended, result, worker_of
 from tests.failures.conftest import ATTEMPTS_MAX, STALL_TIMEOUT_S
-from tests.fleet.held import WAIT_S, HeldFleet, create, dispatches, name_of, reasons, wait_state, worker_named
+from tests.fleet.held import WAIT_S, HeldFleet, create, dispatched, name_of, reasons, wait_state, worker_named
 from tests.fleet.processes import wait_until
 from triptych.v1.dispatch_pb2 import RING_PHASE2
 from triptych.v1.job_pb2 import (
@@ -27,6 +27,11 @@ from triptych.v1.job_pb2 import (
 from triptych_client import Client
 
 ENCODERS, TRANSFORMERS = ("encoder-0", "encoder-1"), ("transformer-0", "transformer-1")
+
+
+def silence(fleet: HeldFleet, rank: int) -> str:
+    """Why the attempt of a dead worker ended."""
+    return f"rank {rank} was silent for {fleet.worker_timeout_s:g} s"
 
 
 def back_again(fleet: HeldFleet, client: Client, name: str, old_rank: int) -> int:
@@ -61,7 +66,7 @@ def test_a_stopped_process_is_dead_and_what_it_does_later_is_dropped(
         fleet.release(next(other for other in names if other != name))
         array = result(client, job_id, tmp_path)
         job = client.get_job(job_id)
-        assert reasons(job) == [(role, rank, f"rank {rank} was silent for 2 s")]
+        assert reasons(job) == [(role, rank, silence(fleet, rank))]
         assert job.generation == 0, "the ring delivered the same dispatch again"
         fleet.processes[name].send_signal(signal.SIGCONT)
         wait_until(lambda: worker_named(fleet, client, name) is not None, WAIT_S, f"{name} has registered anew")
@@ -86,9 +91,10 @@ def ended_one(client: Client, *job_ids: str) -> int:
 
 @pytest.mark.parametrize("role", ["transformer", "encoder"])
 def test_a_stage_that_hangs_is_as_dead_though_its_process_lives(
-    fleet: HeldFleet, client: Client, tmp_path: Path, role: str
+    impatient_fleet: HeldFleet, client: Client, tmp_path: Path, role: str
 ) -> None:
     """Its heartbeats go on all the time; only the stage's thread waits."""
+    fleet = impatient_fleet
     names, state = (TRANSFORMERS, JOB_STATE_DENOISING) if role == "transformer" else (ENCODERS, JOB_STATE_ENCODING)
     with fleet.held(*names):
         job_id = create(client)
@@ -129,6 +135,7 @@ def test_a_dead_transformer_with_the_latents_costs_one_denoise_and_no_encode(
         wait_state(client, blocker, JOB_STATE_DECODING)
         job_id = create(client)
         job = wait_state(client, job_id, JOB_STATE_DENOISED)
+        dispatched(fleet, RING_PHASE2, job_id)
         dead = name_of(fleet, client, job.transformer_rank)
         other = next(name for name in TRANSFORMERS if name != dead)
         before = fleet.steps_made(other)
@@ -159,7 +166,7 @@ def test_a_job_that_kills_its_workers_is_a_dead_letter_and_the_fleet_goes_on(
         assert job.error.startswith(f"gave up after {ATTEMPTS_MAX} attempts; the last: rank ")
         died = [rank for _, rank, _ in reasons(job)]
         assert len(set(died)) == ATTEMPTS_MAX
-        assert reasons(job) == [("transformer", rank, f"rank {rank} was silent for 2 s") for rank in died]
+        assert reasons(job) == [("transformer", rank, silence(fleet, rank)) for rank in died]
         assert [fleet.processes[name].poll() for name in TRANSFORMERS] == [-signal.SIGKILL] * ATTEMPTS_MAX
         for name in TRANSFORMERS:
             fleet.start(name)
@@ -191,7 +198,7 @@ def test_a_wrong_checksum_is_read_again_and_then_made_again(fleet: HeldFleet, cl
         wait_state(client, blocker, JOB_STATE_DECODING)
         job_id = create(client)
         job = wait_state(client, job_id, JOB_STATE_DENOISED)
-        room = dispatches(fleet, RING_PHASE2)[job_id].room
+        room = dispatched(fleet, RING_PHASE2, job_id).room
         assert room.owner_rank == job.transformer_rank
         with Path(room.arena).open("r+b") as arena:
             arena.seek(room.offset_bytes + room.size_bytes - 64)

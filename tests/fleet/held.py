@@ -26,7 +26,7 @@ from triptych_client import Client
 FIELDS: dict[str, Any] = {**SMALL, "num_frames": 5, "guidance_scale": 3.5, "num_inference_steps": 4}
 PROMPT = "a big red circle"
 WORKER = (sys.executable, "-m", "tests.failures.worker")
-WAIT_S = 60.0
+WAIT_S = 120.0
 """Longest wait for anything: a machine under load."""
 
 
@@ -57,14 +57,20 @@ class HeldFleet(Fleet):
 
     # -- holding ----------------------------------------------------------------------------------------------------
 
-    def hold(self, name: str) -> None:
-        """Have a worker's stage wait where it works, from now on."""
-        (self.holds / f"hold-{self.pid(name)}").touch()
+    def hold(self, name: str, steps: int = 0) -> None:
+        """Have a worker's stage wait where it works, from now on; a transformer's after so many more steps."""
+        (self.holds / f"held-{self.pid(name)}").unlink(missing_ok=True)  # one that was released as it came there
+        hold = self.holds / f"hold-{self.pid(name)}.new"
+        hold.write_text(str(self.steps_made(name) + steps) if steps else "")
+        hold.rename(hold.with_suffix(""))
 
     def wait_held(self, name: str) -> None:
         """Return when a stage waits there."""
-        marker = self.holds / f"held-{self.pid(name)}"
-        wait_until(marker.exists, WAIT_S, f"{name} is held")
+        wait_until(lambda: self.is_held(name), WAIT_S, f"{name} is held")
+
+    def is_held(self, name: str) -> bool:
+        """Whether a stage waits there."""
+        return (self.holds / f"held-{self.pid(name)}").exists()
 
     def release(self, name: str) -> None:
         """Let it go on."""
@@ -152,6 +158,12 @@ def name_of(fleet: Fleet, client: Client, rank: int) -> str:
 def worker_named(fleet: Fleet, client: Client, name: str) -> Worker | None:
     """What the controller knows of a process; None when it isn't (or no longer) registered."""
     return next((w for w in client.get_fleet().workers if w.info.process_id == fleet.pid(name)), None)
+
+
+def dispatched(fleet: Fleet, ring: Ring.ValueType, job_id: str) -> Dispatch:
+    """What a ring has of a job, as soon as it is there: a job's state changes a moment before."""
+    wait_until(lambda: job_id in dispatches(fleet, ring), WAIT_S, f"{job_id} is in the ring")
+    return dispatches(fleet, ring)[job_id]
 
 
 def dispatches(fleet: Fleet, ring: Ring.ValueType) -> dict[str, Dispatch]:

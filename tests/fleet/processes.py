@@ -21,13 +21,15 @@ from triptych_client.retry import RetryPolicy
 
 CONTROLLER = "controller"
 ROLES = ("encoder", "transformer", "decoder")
-READY_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 30.0
-WORKER_TIMEOUT_S = 2.0
-"""Short, so that a death is soon seen; the machine must only keep the heartbeats."""
+READY_TIMEOUT_S = 200.0
+STOP_TIMEOUT_S = 60.0
+WORKER_TIMEOUT_S = 20.0
+"""Longer than any process of a busy machine stands still: where nothing is killed, nothing counts as dead."""
+DEATH_TIMEOUT_S = 5.0
+"""Of fleets whose workers are killed or stopped: a death is soon seen, and a pause of a busy machine isn't one."""
 HEARTBEAT_S = 0.3
 ARENA_BYTES = 64 * 2**20
-EVENTUALLY_S = 10.0
+EVENTUALLY_S = 60.0
 
 
 class Fleet:
@@ -61,7 +63,7 @@ class Fleet:
         self._env.pop("MC_FORCE_TCP", None)  # set for good by a test that has started Mooncake in this process
         self._prefix = prefix
         self._ready_timeout_s = ready_timeout_s
-        self._worker_timeout_s = worker_timeout_s
+        self.worker_timeout_s = worker_timeout_s
         self.workers = worker_names({**dict.fromkeys(ROLES, 1), **(counts or {})})
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.addresses: dict[str, str] = {}
@@ -148,7 +150,7 @@ class Fleet:
         command = [*self._prefix(name), sys.executable, "-m", f"services.{role}"]
         if role == CONTROLLER:
             command += ["--state", str(self.folder / "state"), "--address", self.endpoint or "127.0.0.1:0"]
-            command += ["--worker-timeout-s", str(self._worker_timeout_s), "--heartbeat-interval-s", str(HEARTBEAT_S)]
+            command += ["--worker-timeout-s", str(self.worker_timeout_s), "--heartbeat-interval-s", str(HEARTBEAT_S)]
             command += self.controller_flags
         else:
             command += ["--model", self.model, "--controller", self.endpoint, "--threads", "1"]

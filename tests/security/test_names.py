@@ -87,7 +87,7 @@ async def test_certificate_and_token_are_not_added_up(folder: Path, tmp_path: Pa
 
 
 def client_by(guarded: Guarded, tls: Path) -> Client:
-    return Client(guarded.fleet.endpoint, RetryPolicy(total_s_max=10.0), ClientAccess(tls=str(tls)))
+    return Client(guarded.fleet.endpoint, RetryPolicy(total_s_max=60.0), ClientAccess(tls=str(tls)))
 
 
 def test_a_certificates_jobs_are_not_another_certificates_nor_a_tokens(guarded: Guarded, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_certificates_jobs_are_not_another_certificates_nor_a_tokens(guarded: 
     again = issue(guarded.certs, tmp_path / "again", ["alice"], [CLIENT])
     bob = issue(guarded.certs, tmp_path / "bob", ["bob"], [CLIENT])
     by_token = Client(
-        guarded.fleet.client_addresses["controller"], RetryPolicy(total_s_max=10.0), guarded.access("alice")
+        guarded.fleet.client_addresses["controller"], RetryPolicy(total_s_max=60.0), guarded.access("alice")
     )
     with client_by(guarded, alice) as first, client_by(guarded, bob) as other, by_token, client_by(guarded, again) as a:
         job = first.create_job("a cat", request_id="namesakes", num_inference_steps=200)
@@ -147,7 +147,7 @@ def test_jobs_from_before_callers_were_asked_are_for_administrators(tmp_path: Pa
         fleet.kill("controller")
         fleet.flags_by_name = {**fakes, "controller": ("--tokens", str(file))}
         fleet.start("controller")
-        policy = RetryPolicy(total_s_max=5.0)
+        policy = RetryPolicy(total_s_max=60.0)
         with (
             Client(fleet.endpoint, policy, access["read"]) as reader,
             Client(fleet.endpoint, policy, access["admin"]) as admin,

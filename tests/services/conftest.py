@@ -109,7 +109,7 @@ class Bench:
         return await self.core.ledger.get(job.job_id)
 
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class SlowJournal(Journal):

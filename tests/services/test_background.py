@@ -7,6 +7,7 @@ import contextlib
 import time
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.controller import background
 from services.controller.background import Background
@@ -18,7 +19,7 @@ from triptych import telemetry
 from triptych.errors import InvalidRequest, RingUnreachable
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER
-from triptych.v1.job_pb2 import JOB_STATE_EXPIRED, JOB_STATE_QUEUED, Job
+from triptych.v1.job_pb2 import JOB_STATE_EXPIRED, JOB_STATE_QUEUED
 
 
 async def test_whatever_a_round_raises_the_next_comes() -> None:
@@ -81,19 +82,20 @@ async def test_only_the_controllers_clock_ends_a_job(open_bench: OpenBench, left
     """A worker says that it stopped: because its own clock is a day ahead, or because it was told to."""
     async with open_bench() as bench:
         rank = await bench.encoder()
-        await bench.create(deadline_time=in_s(max(left_s, 0.2)))
+        deadline = in_s(max(left_s, 2.0))
+        await bench.create(deadline_time=deadline)
         await bench.core.dispatcher.publish_waiting()
         claimed = await bench.rings[ROLE_ENCODER].claim(rank)
         token = token_for(claimed, ROLE_ENCODER)
         await bench.controller.phases.start(fleet_pb.StartPhaseRequest(token=token))
-        if left_s < 0:
-            await asyncio.sleep(0.25)  # what is waited for is the wall clock
+        if left_s < 0:  # what is waited for is the wall clock
+            await asyncio.sleep(deadline.ToNanoseconds() / 1e9 - time.time() + 0.01)
         request = fleet_pb.FailPhaseRequest(token=token, reason=fleet_pb.FAILURE_REASON_STOPPED, message="stopped")
         await bench.controller.phases.fail(request)
         assert (await bench.core.ledger.get(claimed.dispatch.job_id)).state == state
 
 
-def in_s(seconds: float) -> object:
-    stamp = Job().deadline_time
+def in_s(seconds: float) -> Timestamp:
+    stamp = Timestamp()
     stamp.FromNanoseconds(int((time.time() + seconds) * 1e9))
     return stamp

@@ -16,7 +16,7 @@ from triptych.errors import InvalidRequest
 
 def scrape(port: int) -> dict[tuple[str, str], float]:
     """Samples by name and by the value of our one label."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as page:
         text = page.read().decode()
     return {
         (

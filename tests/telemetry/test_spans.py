@@ -155,7 +155,7 @@ def test_a_collector_that_is_gone_does_not_hold_up_leaving(monkeypatch: pytest.M
             with telemetry.span("lost"):
                 pass
             started_s = time.monotonic()
-        assert time.monotonic() - started_s < FLUSH_TIMEOUT_S + 1
+        assert time.monotonic() - started_s < FLUSH_TIMEOUT_S + 10
 
 
 @pytest.mark.parametrize("path", ["missing/trace.jsonl", "."])
