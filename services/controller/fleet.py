@@ -165,6 +165,11 @@ class Fleet:
             member.changed.set()
         return member
 
+    def excuse(self, seconds: float) -> None:
+        """Count this time as nobody's silence: the controller could hear nobody in it."""
+        for member in self.members.values():
+            member.seen_s += seconds
+
     def silent(self, now_s: float, timeout_s: float) -> list[int]:
         """Ranks that have said nothing for longer than the timeout."""
         return [m.rank for m in self.members.values() if now_s - m.seen_s > timeout_s]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 
 from triptych.rings.recovery import TARGET_DEAD
 from triptych.rings.ring import Removed
@@ -17,8 +19,13 @@ from .evictions import Evictions
 from .lifecycle import Lifecycle
 from .reconciler import Reconciler
 
+log = logging.getLogger(__name__)
+
 TICK_S = 0.5
 """How often deadlines and silence are looked at: a fraction of any sensible timeout, and next to no CPU."""
+STILL_S = 1.0
+"""A tick that comes so late finds a controller that stood still itself, and has yet to hear what came meanwhile: it
+judges nothing, and the time counts as nobody's silence."""
 
 
 class Upkeep:
@@ -29,6 +36,8 @@ class Upkeep:
         self._lifecycle = lifecycle
         self._evictions = evictions
         self._reconciler = Reconciler(core, evictions.evict)
+        self.due_s = math.inf
+        """When the next tick is to come, by the loop's clock."""
         self.background = Background(core.metrics)
         self.depths: list[RingDepth] = []
         """As of the last tick. The rings themselves belong to this thread, and metrics are read by another."""
@@ -37,12 +46,20 @@ class Upkeep:
         """Tick, expire and publish indefinitely; cancel to stop. Raises what is in `background.FATAL`."""
         forever = self.background.forever
         async with asyncio.TaskGroup() as group:
-            group.create_task(forever("tick", self._tick, TICK_S, TICK_S))
+            group.create_task(forever("tick", self.tick_unless_late, TICK_S, TICK_S))
             group.create_task(forever("expire", self._lifecycle.expire, TICK_S))
             group.create_task(forever("publish", self._publish, 0.0, TICK_S))
 
-    async def _tick(self) -> None:
+    async def tick_unless_late(self) -> None:
+        """`tick`, but for the first time after the controller stood still: see `STILL_S`."""
+        late_s = asyncio.get_running_loop().time() - self.due_s
+        if late_s > STILL_S:
+            log.warning("the controller stood still for %.1f s; that is no silence of its workers", late_s)
+            self._core.fleet.excuse(late_s)
+            self.due_s = math.inf  # the next tick looks, however late it is
+            return
         await self.tick()
+        self.due_s = asyncio.get_running_loop().time() + TICK_S
         self._core.dispatcher.work.set()  # a slot may have become free since
 
     async def _publish(self) -> None:

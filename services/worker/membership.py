@@ -72,9 +72,8 @@ class FleetMember:
             self._arena.release(room_id)
         running = self._worker.running
         if running is not None and running.dispatch.job_id in orders.cancel_job_ids:
-            if not running.stop:
-                log.info("told to stop the job", extra={"job_id": running.dispatch.job_id})
             running.stop = True
+            log.debug("told to stop the job", extra={"job_id": running.dispatch.job_id})
         if self._worker.source.name in orders.ready_rings:
             self._worker.source.hint()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,22 @@ def test_a_long_cut_is_a_death_and_the_worker_is_told_later(tmp_path: Path) -> N
         again = client.submit(request(5, transformer_rank=back.rank)).job_id
         check(client, wait_over(client, [again], WAIT_S)[again], 5, tmp_path, transformer_rank=back.rank)
         wait_until(lambda: all(w.status.room_count == 0 for w in client.get_fleet().workers), WAIT_S, "no room is left")
+
+
+def test_a_controller_that_stood_still_takes_nobody_for_dead(tmp_path: Path) -> None:
+    """It heard nobody for longer than the worker timeout, and that was its own doing."""
+    with fake_fleet(tmp_path / "fleet", 15.0, worker_timeout_s=DEATH_TIMEOUT_S) as fleet, fleet.client() as client:
+        job_id = client.submit(request(1)).job_id
+        wait_state(client, job_id, JOB_STATE_DENOISING)
+        before = {worker.rank for worker in client.get_fleet().workers}
+        fleet.processes["controller"].send_signal(signal.SIGSTOP)
+        time.sleep(1.5 * DEATH_TIMEOUT_S)  # the fault itself
+        fleet.processes["controller"].send_signal(signal.SIGCONT)
+        done = wait_over(client, [job_id], WAIT_S)[job_id]
+        check(client, done, 1, tmp_path)
+        assert list(done.attempts) == []
+        assert {worker.rank for worker in client.get_fleet().workers} == before
+        assert "the controller stood still" in fleet.log("controller")
 
 
 def at_work(client: Client, job_ids: list[str]) -> list[Job]:

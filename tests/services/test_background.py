@@ -99,3 +99,21 @@ def in_s(seconds: float) -> Timestamp:
     stamp = Timestamp()
     stamp.FromNanoseconds(int((time.time() + seconds) * 1e9))
     return stamp
+
+
+async def test_a_controller_that_stood_still_judges_nobody_by_it(open_bench: OpenBench) -> None:
+    """Its next tick comes late; only silence after that, and before, counts."""
+    async with open_bench() as bench:
+        rank = await bench.encoder()
+        upkeep = Upkeep(bench.core, bench.controller.lifecycle, bench.controller.evictions)
+        member = bench.core.fleet.members[rank]
+        timeout_s = bench.core.config.worker_timeout_s
+        await upkeep.tick_unless_late()
+        upkeep.due_s -= 2 * timeout_s  # as if all that time had passed since
+        member.seen_s -= 2 * timeout_s
+        for _ in range(2):
+            await upkeep.tick_unless_late()
+            assert rank in bench.core.fleet.members
+        member.seen_s -= 2 * timeout_s
+        await upkeep.tick_unless_late()
+        assert rank not in bench.core.fleet.members
