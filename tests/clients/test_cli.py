@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -38,12 +39,18 @@ def triptych(*args: str | Path, cwd: Path | None = None) -> subprocess.Completed
     )
 
 
+def children_s() -> float:
+    """CPU time that ended children have taken: on a busy machine the time of the wall says nothing of a program."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_quick_and_names_every_command() -> None:
     best_s = 10.0
     for _ in range(3):
-        start_s = time.perf_counter()
+        before_s = children_s()
         done = triptych("--help")
-        best_s = min(best_s, time.perf_counter() - start_s)
+        best_s = min(best_s, children_s() - before_s)
     for command in ("up", "generate", "status", "jobs", "cancel", "download", "describe", "trace"):
         assert f"\n    {command} " in done.stdout
     assert best_s < 0.3

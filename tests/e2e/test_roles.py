@@ -15,8 +15,9 @@ from tests.fleet.processes import Fleet
 COMPONENTS = {"encoder-0": {"text_encoder"}, "transformer-0": {"transformer"}, "decoder-0": {"vae"}}
 """What each process must hold: between them the whole model, and nothing of it twice."""
 
-SETTLE_S = 3.0
 IDLE_S = 6.0
+WINDOWS_MAX = 5
+"""What earlier tests have left behind is not idleness, so one such time of several is enough."""
 CPU_SHARE_MAX = 0.03
 """Three times what a controller or worker takes on a common machine, where gRPC's threads are most of it: enough for a
 slow or busy one, and far below what anything that polls would take.
@@ -39,13 +40,17 @@ def test_the_controller_loads_no_torch(wan_fleet: Fleet) -> None:
 
 
 def test_an_idle_fleet_uses_next_to_no_cpu(wan_fleet: Fleet) -> None:
-    time.sleep(SETTLE_S)  # what earlier tests have left behind is not idleness
-    before, started_s = cpu_s(wan_fleet), time.monotonic()
-    time.sleep(IDLE_S)
-    elapsed_s = time.monotonic() - started_s
-    shares = {name: (after - before[name]) / elapsed_s for name, after in cpu_s(wan_fleet).items()}
-    assert len(shares) >= 4
-    assert {name: share for name, share in shares.items() if share >= CPU_SHARE_MAX} == {}
+    busy: dict[str, float] = {}
+    for _ in range(WINDOWS_MAX):
+        before, started_s = cpu_s(wan_fleet), time.monotonic()
+        time.sleep(IDLE_S)
+        elapsed_s = time.monotonic() - started_s
+        shares = {name: (after - before[name]) / elapsed_s for name, after in cpu_s(wan_fleet).items()}
+        assert len(shares) >= 4
+        busy = {name: share for name, share in shares.items() if share >= CPU_SHARE_MAX}
+        if not busy:
+            break
+    assert busy == {}
 
 
 def cpu_s(fleet: Fleet) -> dict[str, float]:

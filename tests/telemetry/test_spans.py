@@ -59,7 +59,7 @@ def run_python(code: str, *arguments: str, **environ: str) -> subprocess.Complet
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
         cwd=ROOT,
         env={**kept, "PYTHONPATH": str(ROOT), **environ},
     )

@@ -59,9 +59,9 @@ async def deliver(url: str, reporter: Reporter) -> None:
     delivery = Delivery(Place(url), ModelDescription(), in_thread)  # type: ignore[arg-type]
     running = Running(Claimed(Lease(), Dispatch(job_id="job-1")), 1)
     delivering = asyncio.create_task(delivery.run(running, GenerationRequest(), OUTPUTS, reporter))  # type: ignore[arg-type]
-    await asyncio.wait_for(reporter.asked.wait(), 10)
+    await asyncio.wait_for(reporter.asked.wait(), 60)
     delivering.cancel()  # as the end of the process does; one that was answered ends by that
-    await asyncio.wait([delivering], timeout=10)
+    await asyncio.wait([delivering], timeout=60)
 
 
 @pytest.mark.parametrize("answer", [None, NotAllowed("the token is another by now")], ids=["none", "refused"])

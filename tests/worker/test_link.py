@@ -126,7 +126,7 @@ async def test_a_late_refusal_counts_for_its_own_registration_only(refusal: Trip
             await link.registered.wait()
             await link.call(lambda: link.fleet.StartDirectJob(filled(pb.StartDirectJobRequest)))
             assert servicer.registered == [1, 2]
-            await asyncio.wait_for(link.registered.wait(), 5)
+            await asyncio.wait_for(link.registered.wait(), 30)
             running.cancel()
     finally:
         await server.stop(0)
