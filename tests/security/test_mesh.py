@@ -79,7 +79,7 @@ def test_a_stranger_gets_nothing(meshed: tuple[Fleet, Path]) -> None:
     fleet, _folder = meshed
     for access in (ClientAccess(), ClientAccess(token="triptych_x")):
         with (
-            Client(fleet.endpoint, RetryPolicy(total_s_max=1.0), access) as client,
+            Client(fleet.endpoint, RetryPolicy(total_s_max=60.0), access) as client,
             pytest.raises(Unauthenticated, match="token"),
         ):
             client.get_fleet()
