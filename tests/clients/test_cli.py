@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).with_name("toy_controller.py")
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "clients"))), "COLUMNS": "200"}
 CLI = (sys.executable, "-m", "triptych_client.cli")
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 @pytest.fixture(scope="module")

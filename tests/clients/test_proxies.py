@@ -19,7 +19,7 @@ from triptych_client import AsyncClient, RetryPolicy
 ELSEWHERE = "fleet.example:7070"
 """Known to the proxy only."""
 HASTY = RetryPolicy(delay_s_initial=0.02, delay_s_max=0.1, total_s_max=5.0)
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 async def command(*args: str, env: dict[str, str]) -> tuple[int, str, str]:
