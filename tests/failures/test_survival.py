@@ -15,7 +15,7 @@ from tests.e2e.conftest import SMALL, result, worker_of
 from tests.fleet.held import HeldFleet, wait_state
 from tests.fleet.processes import DEATH_TIMEOUT_S, wait_until
 from triptych.transport.shared_memory import NAME_PREFIX, sweep
-from triptych.v1.job_pb2 import JOB_STATE_DENOISING, Job
+from triptych.v1.job_pb2 import JOB_STATE_DENOISING, JOB_STATE_ENCODED, Job
 from triptych.v1.worker_pb2 import WORKER_STATE_DRAINING
 from triptych_client import Client
 
@@ -59,8 +59,7 @@ def test_kill_9_of_the_encoder_that_holds_the_room(fleet: HeldFleet, tmp_path: P
     with fleet.client() as client:
         fleet.kill("transformer-0")
         job_id = client.create_job("a big red circle", **FIELDS).job_id
-        wait_until(lambda: client.get_job(job_id).encoder_rank > 0, 60, "the job is encoded")
-        first = client.get_job(job_id).encoder_rank
+        first = wait_state(client, job_id, JOB_STATE_ENCODED).encoder_rank
         fleet.kill("encoder-0")
         fleet.start("encoder-0")
         fleet.start("transformer-0")
@@ -72,7 +71,7 @@ def test_kill_9_of_the_encoder_that_holds_the_room(fleet: HeldFleet, tmp_path: P
 def test_kill_9_of_the_controller_with_20_jobs_in_flight(fleet: HeldFleet, tmp_path: Path) -> None:
     with fleet.client() as client:
         ids = [client.create_job("a big red circle", **{**FIELDS, "seed": n % 3}).job_id for n in range(20)]
-        wait_until(lambda: client.get_job(ids[2]).state >= JOB_STATE_DENOISING, 60, "some jobs are under way")
+        wait_until(lambda: client.get_job(ids[2]).state >= JOB_STATE_DENOISING, 120, "some jobs are under way")
         fleet.kill("controller")
         fleet.start("controller")
         arrays = [result(client, job_id, tmp_path) for job_id in ids]
