@@ -83,15 +83,8 @@ class Attempts:
 
 
 def is_transient(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the same call may well succeed later. Every RPC of GenerationService is safe to repeat.
-
-    CANCELLED is what a stopping server leaves behind; a call that was cancelled here raises `CancelledError` instead.
-    """
-    return rpc.code_of(error) in (
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,
-    )
+    """Whether the same call may well succeed later. Every RPC of GenerationService is safe to repeat."""
+    return rpc.code_of(error) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def transient(error: grpc.aio.AioRpcError, address: str) -> Full | Unavailable:

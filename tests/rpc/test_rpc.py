@@ -115,6 +115,18 @@ def test_a_connection_that_breaks_within_a_message_is_a_connection_that_breaks()
     assert not is_transient(other)
 
 
+def test_what_a_stopping_server_leaves_behind_is_no_cancelled_job() -> None:
+    """A worker's claim that comes too late is told CANCELLED by gRPC, and may not end the worker."""
+    nothing = grpc.aio.Metadata()
+    left = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, nothing, "CANCELLED")
+    assert isinstance(rpc.error_from(left), errors.Unavailable)
+    assert is_transient(left)
+    named = grpc.aio.Metadata((rpc.ERROR_KEY, errors.JobCancelled.__name__))
+    told = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, named, "the job was cancelled")
+    assert isinstance(rpc.error_from(told), errors.JobCancelled)
+    assert not is_transient(told)
+
+
 GARBAGE = b"\xff\xff\xff"
 METHODS = [
     "/triptych.v1.WorkerService/GetWorker",

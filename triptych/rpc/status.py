@@ -50,9 +50,11 @@ def status_of(error: BaseException) -> grpc.StatusCode:
 
 def code_of(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
     """A call's status. gRPC's asyncio side has a word of its own for a connection that broke while a message was under
-    way, and an alarming one; here it is UNAVAILABLE, as it is wherever else the break is noticed."""
+    way, and an alarming one; here it is UNAVAILABLE, as it is wherever else the break is noticed. So is CANCELLED where
+    no class is named: that is what a stopping server leaves behind of a call that came too late."""
     is_break = error.code() is grpc.StatusCode.INTERNAL and error.details() == _BREAK_DETAILS
-    return grpc.StatusCode.UNAVAILABLE if is_break else error.code()
+    is_left_behind = error.code() is grpc.StatusCode.CANCELLED and not _trailing(error, ERROR_KEY)
+    return grpc.StatusCode.UNAVAILABLE if is_break or is_left_behind else error.code()
 
 
 def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
