@@ -67,7 +67,7 @@ def test_a_sick_worker_does_not_empty_the_queue(tmp_path: Path, role: str, kind:
             jobs = wait_over(client, ids, 120)
             for seed, job_id in enumerate(ids):
                 check(client, jobs[job_id], seed, tmp_path)
-            if "quarantined" in fleet.log(f"{role}-0"):
+            if "quarantined" in fleet.log("controller"):
                 break
         wait_until(lambda: process.poll() is not None, 60, "the sick worker ends by itself")
         assert process.returncode == EXIT_BROKEN, fleet.log(f"{role}-0")
