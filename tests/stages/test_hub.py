@@ -103,7 +103,7 @@ def test_what_was_changed_in_the_cache_is_refused(cache: Cache) -> None:
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         found = cache.ask(
-            f"from triptych.stages.hub import check_downloaded; check_downloaded({REPO!r}, {COMMITS[0]!r})"
+            f"from triptych.stages.digests import check_downloaded; check_downloaded({REPO!r}, {COMMITS[0]!r})"
         )
         assert found.returncode == 1
         assert f"{path.name} isn't what the hub has under this name" in found.stderr, found.stderr

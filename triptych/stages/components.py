@@ -14,7 +14,7 @@ from typing import Any
 
 from triptych.errors import ModelInvalid
 from triptych.stages import reached_code
-from triptych.stages.folder import check_downloads, check_whole, read_json, visible_files
+from triptych.stages.folder import check_downloads, check_whole, folder_of, read_json, visible_files
 from triptych.stages.handoff import walk
 from triptych.stages.library import ModularPipelineBlocks
 from triptych.stages.pipelines import Components
@@ -33,11 +33,10 @@ _GENERATION = "generation_config.json"
 def check_component(spec: Any, *, weights: bool) -> None:
     """Raises `ModelInvalid` where a component of a local folder isn't whole. `weights` says whether it is a model."""
     name = spec.name
-    root = Path(spec.pretrained_model_name_or_path)
-    folder = root / (spec.subfolder or "")
+    folder = folder_of(spec)
     if not folder.is_dir():
         raise ModelInvalid(f"component {name!r} is missing: no folder {str(folder)!r}")
-    check_downloads(root, spec.subfolder or "")
+    check_downloads(Path(spec.pretrained_model_name_or_path), spec.subfolder or "")
     for file in visible_files(folder):
         if file.suffix == ".json":
             read_json(file)
@@ -117,21 +116,17 @@ def _check_templates(names: Iterable[str], components: Components) -> None:
     if not able or any(getattr(one, "chat_template", None) for one in able.values()):
         return
     name = next(iter(able))
-    if (folder := _folder(components.specs[name])).is_dir():
+    if (folder := folder_of(components.specs[name])).is_dir():
         raise ModelInvalid(f"component {name!r} has no chat_template.jinja in {str(folder)!r}, which its pipeline uses")
 
 
 def _check_generation(names: Iterable[str], components: Components) -> None:
     for name in names:
         can_generate = getattr(components.specs[name].type_hint, "can_generate", None)
-        folder = _folder(components.specs[name])
+        folder = folder_of(components.specs[name])
         if can_generate is None or not can_generate() or not folder.is_dir() or (folder / _GENERATION).exists():
             continue
         raise ModelInvalid(
             f"component {name!r} has no {_GENERATION} in {str(folder)!r}, and its pipeline has it write text; where "
             "the model never had one, put a file there that holds {}"
         )
-
-
-def _folder(spec: Any) -> Path:
-    return Path(spec.pretrained_model_name_or_path or "", spec.subfolder or "")

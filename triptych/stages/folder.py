@@ -29,6 +29,16 @@ _SMALL = (".json", ".txt", ".model", ".jinja")
 """Configs and vocabularies. Weights have rules of their own, and nobody needs all their formats and variants."""
 
 
+def folder_of(spec: Any) -> Path:
+    """The folder of a component; for one of the hub there is none of this name."""
+    return Path(spec.pretrained_model_name_or_path or "", spec.subfolder or "")
+
+
+def place_of(spec: Any) -> str:
+    """A component and where it comes from, for sentences."""
+    return f"component {spec.name!r} of {'/'.join(filter(None, (spec.pretrained_model_name_or_path, spec.subfolder)))}"
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises `ModelInvalid` where it can't be read or isn't JSON."""
     check_whole(path)

@@ -32,11 +32,6 @@ TAKES_GUIDERS_SCALE = "time_cond_proj_dim"
 """Set in the configs of denoisers that take the guider's scale, on or off, as an input of their own."""
 
 
-def is_guider(spec: Any) -> bool:
-    """Whether a component's specification is a guider's."""
-    return isinstance(spec.type_hint, type) and issubclass(spec.type_hint, BaseGuidance)
-
-
 def denoiser_config(pipeline: Any) -> Mapping[str, Any]:
     """Configuration of the model that runs once a step; empty where the pipeline has none of the usual names."""
     models = (getattr(pipeline, name, None) for name in ("transformer", "unet"))

@@ -45,16 +45,9 @@ __all__ = [
 ]
 
 
-def _silence() -> None:
-    """Mutes diffusers' and transformers' own logs and bars.
-
-    Their messages quote prompts (the part cut off by a tokenizer, the text of an error), and prompts are never
-    logged. What matters comes out as exceptions, and progress through `on_step`.
-    """
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    for name in ("diffusers", "transformers"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-_silence()
+# Their messages quote prompts (the part cut off by a tokenizer, the text of an error), and prompts are never logged.
+# What matters comes out as exceptions, and progress through `on_step`.
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
+for _name in ("diffusers", "transformers"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
@@ -32,31 +33,25 @@ class Stop(BaseException):
     """
 
 
+@dataclass
 class Observer:
     """The callbacks of one job, called after each step."""
 
-    def __init__(
-        self,
-        on_step: Callable[[Step], None],
-        cancelled: Callable[[], bool],
-        preview_every_steps: int,
-        token_pixels: int,
-    ) -> None:
-        self._on_step = on_step
-        self._cancelled = cancelled
-        self._preview_every_steps = preview_every_steps
-        self._token_pixels = token_pixels
-        self._step = 0
+    on_step: Callable[[Step], None]
+    cancelled: Callable[[], bool]
+    preview_every_steps: int
+    token_pixels: int
+    step: int = 0
 
     def after_step(self, block_state: Any) -> None:
         """Reports the step. Raises `Stop` where the job was cancelled."""
-        self._step += 1
-        step_count = max(_count_steps(block_state), self._step)
+        self.step += 1
+        step_count = max(_count_steps(block_state), self.step)
         preview = b""
-        if self._preview_every_steps and self._step % self._preview_every_steps == 0:
-            preview = _preview(block_state, self._token_pixels)
-        self._on_step(Step(self._step, step_count, preview))
-        if self._cancelled():
+        if self.preview_every_steps and self.step % self.preview_every_steps == 0:
+            preview = _preview(block_state, self.token_pixels)
+        self.on_step(Step(self.step, step_count, preview))
+        if self.cancelled():
             raise Stop
 
 

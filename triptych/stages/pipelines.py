@@ -8,14 +8,16 @@ made on first access: see `Components`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from triptych.errors import InvalidRequest, ModelInvalid
+from triptych.model.guidance import Options
 from triptych.stages import guidance
 from triptych.stages.device import undisturbed
+from triptych.stages.folder import place_of
 from triptych.stages.library import (
     BaseGuidance,
     ComponentSpec,
@@ -27,9 +29,6 @@ from triptych.stages.library import (
 from triptych.stages.library_errors import loading
 from triptych.stages.shells import build_shell
 from triptych.stages.weights import check_source
-
-Overrides = Mapping[str, Mapping[str, object]]
-"""Options of guiders by component name, for one job: `{"guider": {"guidance_scale": 4.0}}`."""
 
 
 class RoleMixin:
@@ -82,7 +81,8 @@ class Components:
     @property
     def guiders(self) -> list[str]:
         """Names of the components that are guiders."""
-        return [name for name, spec in self.specs.items() if guidance.is_guider(spec)]
+        kinds = {name: spec.type_hint for name, spec in self.specs.items()}
+        return [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, BaseGuidance)]
 
     def pipeline(self, blocks: ModularPipelineBlocks, held: Sequence[str]) -> ModularPipeline:
         """A copy of the whole pipeline that runs only `blocks` and holds the components `held`, none made yet."""
@@ -105,7 +105,8 @@ class Components:
         spec = copy.copy(self.specs[name])
         if not comes_from_files(spec) or not is_model(spec):
             return self.get(name)
-        with loading(f"{_place(spec)}, on {self._device} as {str(self._dtype).removeprefix('torch.')},"), undisturbed():
+        dtype = str(self._dtype).removeprefix("torch.")
+        with loading(f"{place_of(spec)}, on {self._device} as {dtype},"), undisturbed():
             component = _load_model(spec, self._dtype).to(self._device)
         self._pristine[name] = component
         return component
@@ -140,7 +141,7 @@ class Components:
             return None
         if is_model(spec):
             return build_shell(spec, self._dtype, self._device)
-        with loading(_place(spec)):
+        with loading(place_of(spec)):
             return copy.copy(spec).load(**_cautions(spec))
 
 
@@ -149,25 +150,18 @@ def _load_model(spec: ComponentSpec, dtype: torch.dtype) -> Any:
 
     Models of transformers are not checked, because their checkpoints leave out tied weights under changing names.
     """
-    missing: Collection[str] = ()
-    cls: Any = spec.type_hint
     check_source(spec)
-    if issubclass(cls, ModelMixin):
-        where = {"subfolder": spec.subfolder, "variant": spec.variant, "revision": spec.revision}
-        path = spec.pretrained_model_name_or_path
-        model, info = cls.from_pretrained(path, **where, dtype=dtype, use_safetensors=True, output_loading_info=True)
-        missing = info["missing_keys"]
-    else:
-        model = spec.load(dtype=dtype, use_safetensors=True)
-    if missing:
+    if not issubclass(spec.type_hint, ModelMixin):
+        return spec.load(dtype=dtype, use_safetensors=True)
+    where = {"subfolder": spec.subfolder, "variant": spec.variant, "revision": spec.revision}
+    path = spec.pretrained_model_name_or_path
+    model, info = spec.type_hint.from_pretrained(
+        path, **where, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    if missing := info["missing_keys"]:
         some = ", ".join(sorted(missing)[:3])
         raise ModelInvalid(f"the weights of component {spec.name!r} lack {len(missing)} tensors, for example {some}")
     return model
-
-
-def _place(spec: ComponentSpec) -> str:
-    """A component and where it comes from, for sentences."""
-    return f"component {spec.name!r} of {'/'.join(filter(None, (spec.pretrained_model_name_or_path, spec.subfolder)))}"
 
 
 def _cautions(spec: ComponentSpec) -> dict[str, object]:
@@ -204,7 +198,7 @@ def is_present(spec: ComponentSpec) -> bool:
     return bool(spec.pretrained_model_name_or_path) and spec.type_hint is not None
 
 
-def for_job(pipeline: ModularPipeline, overrides: Overrides, observer: object) -> ModularPipeline:
+def for_job(pipeline: ModularPipeline, overrides: Options, observer: object) -> ModularPipeline:
     """A copy of a role's pipeline for one job: shared models, fresh guiders and schedulers, the job's observer."""
     job = copy.copy(pipeline)
     components: Components = pipeline._role_components

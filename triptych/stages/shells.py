@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 from triptych.errors import ModelInvalid
+from triptych.stages.folder import folder_of, place_of
 from triptych.stages.library import ComponentSpec, ConfigMixin, init_empty_weights
 from triptych.stages.library_errors import loading
 from triptych.stages.weights import weight_files
@@ -25,17 +26,21 @@ def build_shell(spec: ComponentSpec, dtype: torch.dtype, device: torch.device) -
 
     Raises `ModelInvalid` where the model's class or configuration can't be read.
     """
-    if spec.type_hint is None:
+    cls: Any = spec.type_hint
+    if cls is None:
         raise ModelInvalid(f"component {spec.name!r} names no class, so its configuration can't be read on its own")
+    path = spec.pretrained_model_name_or_path
     where = {"subfolder": spec.subfolder or "", "revision": spec.revision}
-    place = f"{spec.pretrained_model_name_or_path}/{spec.subfolder or ''}"
     with (
-        loading(f"the configuration of component {spec.name!r} of {place}"),
+        loading(f"the configuration of {place_of(spec)}"),
         _default_dtype(dtype),
         init_empty_weights(include_buffers=False),
     ):
-        shell = _from_config(spec.type_hint, spec.pretrained_model_name_or_path, where)
-    with loading(f"component {spec.name!r} of {place}"):
+        if issubclass(cls, ConfigMixin):
+            shell: torch.nn.Module = cls.from_config(cls.load_config(path, **where))
+        else:  # a model of transformers
+            shell = cls(cls.config_class.from_pretrained(path, **where))
+    with loading(place_of(spec)):
         _load_buffers(shell, spec)
     for module in shell.modules():
         for name, buffer in module._buffers.items():
@@ -44,24 +49,13 @@ def build_shell(spec: ComponentSpec, dtype: torch.dtype, device: torch.device) -
     return shell.eval()
 
 
-def _from_config(cls: Any, path: str, where: dict[str, Any]) -> torch.nn.Module:
-    if issubclass(cls, ConfigMixin):
-        config = cls.load_config(path, **where)
-        model: torch.nn.Module = cls.from_config(config)
-    else:  # a model of transformers
-        model = cls(cls.config_class.from_pretrained(path, **where))
-    return model
-
-
 def _load_buffers(shell: torch.nn.Module, spec: ComponentSpec) -> None:
     """Overwrites the persistent buffers with those in the weight files of a local folder."""
-    folder = Path(spec.pretrained_model_name_or_path, spec.subfolder or "")
     persistent = set(shell.state_dict()) - {name for name, _ in shell.named_parameters(remove_duplicate=False)}
     if not persistent:
         return
-    if not folder.is_dir():
-        folder = _download(spec)
-    for file in weight_files(folder, spec.variant or ""):
+    folder = folder_of(spec)
+    for file in weight_files(folder if folder.is_dir() else _download(spec), spec.variant or ""):
         with safe_open(file, framework="pt") as tensors:
             for name in persistent.intersection(tensors.keys()):
                 owner, _, leaf = name.rpartition(".")

@@ -73,13 +73,8 @@ class Stage:
     ) -> Stage:
         """Loads the components that the role's blocks expect, and no others.
 
-        Args:
-            whole: The opened pipeline.
-            role: `ROLE_ENCODER`, `ROLE_TRANSFORMER` or `ROLE_DECODER` of `triptych.v1.dispatch_pb2`.
-            device: torch's name of the device, for example `cuda:0`.
-            dtype: One of `DTYPES`, for all models of the role.
-            threads: CPU threads of torch in this process; torch's own choice where not given.
-            nonfinite: `fail`, or `allow` outputs with NaN and infinity.
+        `dtype` is one of `DTYPES`, for all models of the role; `threads` are torch's in this process, of its own choice
+        where not given; `nonfinite` is `fail`, or `allow` for outputs with NaN and infinity.
 
         Raises `InvalidRequest` for a role, device or dtype that doesn't exist, `ModelInvalid` for files that
         can't be loaded, `MissingExtra` where a package isn't installed that the role's code needs.
@@ -126,11 +121,9 @@ class Stage:
     ) -> dict[str, object]:
         """Runs the role for one job.
 
-        Args:
-            inputs: For the encoder what `Inputs.for_encoder` returns; for later roles what the role before returned.
-                Not changed.
-            on_step: Called after each denoising step, in this thread.
-            cancelled: Asked before the role and after each step.
+        `inputs` are for the encoder what `Inputs.for_encoder` returns, for later roles what the role before returned;
+        they aren't changed. `on_step` is called after each denoising step, in this thread; `cancelled` is asked before
+        the role and after each step.
 
         Returns what the next role takes (state values and keys under `handoff.RESERVED_PREFIX`), or from the decoder
         the final outputs by name.
@@ -152,12 +145,10 @@ class Stage:
         else:
             state, rng = self._continue(pipeline, inputs, seed, rng)
         if self.role == ROLE_DECODER:
-            return self._finite(
-                {name: state.values[name] for name in self._outputs if state.values.get(name) is not None}
-            )
-        outputs = self._finite(handoff.pack(state, self._needs))
+            made = {name: state.values.get(name) for name in self._outputs}
+            return self._finite({name: value for name, value in made.items() if value is not None})
         return {
-            **outputs,
+            **self._finite(handoff.pack(state, self._needs)),
             handoff.SETTINGS: dict(settings),
             handoff.RNG: rng,
             handoff.DEVICE_TYPE: pipeline.device.type,

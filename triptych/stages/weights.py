@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import ModelInvalid
-from triptych.stages.folder import check_whole, read_json, visible_files
+from triptych.stages.folder import check_whole, folder_of, read_json, visible_files
 
 WEIGHTS_SUFFIX = ".safetensors"
 INDEX = ".safetensors.index"
@@ -114,7 +114,7 @@ def check_source(spec: Any) -> None:
     What lies on the hub is looked for there; the libraries are then told to take safetensors only.
     """
     source = spec.pretrained_model_name_or_path
-    folder = Path(source, spec.subfolder or "")
+    folder = folder_of(spec)
     if folder.is_dir():
         check_weights(folder, spec.name, spec.variant or "")
     elif Path(source).suffix.lower() in _FILE_SUFFIXES:

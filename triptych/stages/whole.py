@@ -14,7 +14,7 @@ import torch
 from triptych.errors import InvalidRequest, ModelInvalid
 from triptych.model.description import is_hub_id
 from triptych.roles import ROLES, role_name
-from triptych.stages import digests, hub, reached_code
+from triptych.stages import digests, reached_code
 from triptych.stages import folder as folders
 from triptych.stages.components import check_component, check_uses, variants_of
 from triptych.stages.handoff import Needs, final_outputs, walk
@@ -69,7 +69,7 @@ class Whole:
         is_local = folder.exists() or not is_hub_id(model)
         if is_local:
             folders.check_index(folder)
-        commit = "" if is_local else hub.commit_of(model, revision)
+        commit = "" if is_local else digests.commit_of(model, revision)
         with loading(repr(model), "can't be opened as a diffusers pipeline"):
             pipeline = ModularPipeline.from_pretrained(
                 str(folder) if is_local else model, revision=commit or None, trust_remote_code=False
@@ -89,7 +89,7 @@ class Whole:
     def _choose_variants(self) -> None:
         """On the hub, libraries look for a variant's files themselves."""
         models = {name: spec for name, spec in self._from_files().items() if is_model(spec)}
-        places = {name: Path(spec.pretrained_model_name_or_path, spec.subfolder or "") for name, spec in models.items()}
+        places = {name: folders.folder_of(spec) for name, spec in models.items()}
         if self.variant and any(place.is_dir() for place in places.values()):
             chosen = variants_of(places, self.variant)
         else:
@@ -109,7 +109,7 @@ class Whole:
             if source == self.model:
                 spec.revision = self.commit or None
             elif not Path(source).is_dir():
-                spec.revision = hub.commit_of(source, spec.revision or "") or None
+                spec.revision = digests.commit_of(source, spec.revision or "") or None
 
     def components(self, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Components:
         """A new set of this pipeline's components, none of them made yet."""
@@ -213,7 +213,7 @@ class Whole:
         folder = Path(source)
         if folder.is_dir():
             return digests.folder_digest(folder / subfolder)
-        hub.check_downloaded(source, commit)
+        digests.check_downloaded(source, commit)
         return f"{source}@{commit}"
 
 
