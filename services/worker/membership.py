@@ -92,7 +92,7 @@ def _info(worker: Worker) -> worker_pb2.WorkerInfo:
         process_id=os.getpid(),
         model=equipment.model.model,
         arena_size_bytes=equipment.arena.size_bytes,
-        parameter_bytes=equipment.stage.parameter_bytes,
+        parameter_bytes=sum(equipment.stage.component_bytes.values()),
         component_bytes=equipment.stage.component_bytes,
         mooncake=equipment.mooncake,
         stage_settings=equipment.stage.settings,

@@ -105,11 +105,10 @@ def check_ranges(parameters: Mapping[str, Any], description: Description, steps:
     """Raise InvalidRequest for numbers that no pipeline can work with, and that it would notice late, if at all."""
     for name, described in description.inputs.items():
         if is_number(parameters.get(name)):
-            least, most = _range_of(described, description.defaults.get(name))
-            _check_range(name, parameters[name], least, most)
-    for name, (least, most) in RANGES.items():
-        if is_number(parameters.get(name)):
-            _check_range(name, parameters[name], least, most)
+            least, most = RANGES.get(name) or _range_of(described, description.defaults.get(name))
+            if not least <= parameters[name] <= most:
+                accepted = f"{least:g} or more" if most == math.inf else f"{least:g} to {most}"
+                raise InvalidRequest(f"parameters.{name}", f"{parameters[name]:g}", accepted)
     strength = parameters.get("strength")
     if is_number(strength) and 1 < steps < 1 / strength - 1e-6:
         accepted = f"{1 / steps:g} to 1, so that one of {steps:g} steps is left"
@@ -124,12 +123,6 @@ def _range_of(described: model_pb2.InputDescription, default: Any) -> tuple[floa
     if FRACTIONS.fullmatch(described.name):
         return 0, 1
     return (NUMBER_MIN if POSITIVE.search(described.name) else -math.inf), math.inf
-
-
-def _check_range(name: str, number: float, least: float, most: float) -> None:
-    if not least <= number <= most:
-        accepted = f"{least:g} or more" if most == math.inf else f"{least:g} to {most}"
-        raise InvalidRequest(f"parameters.{name}", f"{number:g}", accepted)
 
 
 def check_text_bytes(field: str, text: str) -> None:

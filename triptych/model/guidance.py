@@ -14,16 +14,16 @@ from triptych.model.description import Description
 OFF_SCALE = 1.0
 """`uncond + 1 x (cond - uncond)` is `cond`."""
 
-ORIGINAL_OFF_SCALE = 0.0
-"""`cond + 0 x (cond - uncond)` is `cond`: for guiders with `use_original_formulation`, as in the paper."""
-
 Options = dict[str, dict[str, object]]
 """Options of guiders by component name."""
 
 
 def off_scale(original_formulation: object) -> float:
-    """The scale at which the guider's formula gives the prompt's prediction alone."""
-    return ORIGINAL_OFF_SCALE if original_formulation else OFF_SCALE
+    """The scale at which the guider's formula gives the prompt's prediction alone.
+
+    With `use_original_formulation`, as in the paper, `cond + 0 x (cond - uncond)` is `cond`.
+    """
+    return 0.0 if original_formulation else OFF_SCALE
 
 
 def check_guidance(requested: Mapping[str, Any], description: Description) -> None:

@@ -34,12 +34,9 @@ class AnyStage(Protocol):
 
     role: Role.ValueType
     component_bytes: dict[str, int]
+    """Bytes of parameters and saved buffers of the components that this role holds."""
     settings: dict[str, str]
     """Settings that decide bits and aren't the model's. Workers of one role must agree in all but `hardware`."""
-
-    @property
-    def parameter_bytes(self) -> int:
-        """Bytes of parameters and saved buffers that this role holds."""
 
     @property
     def tokens_cut(self) -> Sequence[tuple[str, str, int]]:

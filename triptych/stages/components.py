@@ -56,8 +56,8 @@ def variants_of(folders: Mapping[str, Path], variant: str) -> dict[str, str]:
     Raises `ModelInvalid` where none of them has it.
     """
     found = {name: variants(folder) if folder.is_dir() else [] for name, folder in folders.items()}
-    if variant and variant not in {one for ones in found.values() for one in ones}:
-        known = sorted({one for ones in found.values() for one in ones})
+    known = sorted({one for ones in found.values() for one in ones})
+    if variant and variant not in known:
         has = f"there is {' and '.join(map(repr, known))}" if known else "there is no variant"
         raise ModelInvalid(f"no component of the model has weights of the variant {variant!r}: {has}")
     return {name: variant if variant in ones else "" for name, ones in found.items()}

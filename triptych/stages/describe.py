@@ -17,7 +17,7 @@ from triptych.model.inputs import check_defaults
 from triptych.roles import role_name
 from triptych.stages import guidance
 from triptych.stages.device import undisturbed
-from triptych.stages.folder import RECOMMENDATIONS_NAME
+from triptych.stages.folder import RECOMMENDATIONS_NAME, read_recommendations
 from triptych.stages.inputs import describe_input, guider_options, takes_alpha
 from triptych.stages.library import diffusers
 from triptych.stages.whole import Whole
@@ -71,19 +71,21 @@ def describe(whole: Whole) -> model_pb2.ModelDescription:
         description.without_guidance = guidance.denoiser_config(pipeline).get(guidance.TAKES_SCALE) is False
     elif scale is not None:
         description.guidance_scale = scale
-    _add_recommended(description, whole, _fixed_rate(pipeline))
+    _add_recommended(description, whole, pipeline)
     return description
 
 
-def _add_recommended(description: model_pb2.ModelDescription, whole: Whole, fixed_rate: float | None) -> None:
+def _add_recommended(description: model_pb2.ModelDescription, whole: Whole, pipeline: Any) -> None:
     """Check the defaults that the model's folder recommends, and put them in.
 
     Each input then has one default, which is what a request gets that leaves the input out. `defaults_json` has
     all of the folder's, also those that are no inputs.
     """
-    recommended = whole.recommendations()
+    recommended = read_recommendations(Path(whole.model))
     rate = rates.rate_input(Description(description))
-    if fixed_rate is not None and rate is None:
+    found = (getattr(pipeline, name, None) for name in rates.RATE_INPUTS)
+    fixed_rate = next((rate for rate in found if isinstance(rate, int | float)), None)
+    if fixed_rate is not None and rate is None:  # the pipeline makes all its videos at one rate
         recommended = {rates.FIELD: fixed_rate, **recommended}
     known = {described.name for described in description.inputs} | {"guidance_scale", rates.FIELD}
     if unknown := sorted(set(recommended) - known):
@@ -102,12 +104,6 @@ def _add_recommended(description: model_pb2.ModelDescription, whole: Whole, fixe
     scale = recommended.get("guidance_scale")
     if description.HasField("guidance_scale") and isinstance(scale, int | float):
         description.guidance_scale = scale
-
-
-def _fixed_rate(pipeline: Any) -> float | None:
-    """The frame rate of a pipeline that makes all its videos at one (its property `fps`)."""
-    found = (getattr(pipeline, name, None) for name in rates.RATE_INPUTS)
-    return next((rate for rate in found if isinstance(rate, int | float)), None)
 
 
 def _add_computed_default(described: model_pb2.InputDescription, pipeline: Any) -> None:

@@ -15,15 +15,12 @@ import torch
 
 from triptych.errors import NotFinite
 
-_MASK = "mask"
-"""Part of the names of values that may hold infinity."""
-
 
 def check(role: str, outputs: Mapping[str, object]) -> None:
     """Raise NotFinite for the first of a role's outputs that holds NaN, or infinity outside a mask."""
     for name, value in outputs.items():
         for path, tensor in _tensors(name, value):
-            if what := _found(tensor, nan_only=_MASK in path):
+            if what := _found(tensor, nan_only="mask" in path):
                 raise _not_finite(role, path, what)
 
 

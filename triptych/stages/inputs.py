@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 import PIL.Image
 
 from triptych.media.decoding.headers import MASK
+from triptych.stages.handoff import walk
 from triptych.stages.library import INPUT_PARAM_TEMPLATES, InputParam, ModularPipelineBlocks
 from triptych.v1 import model_pb2
 
@@ -110,7 +110,9 @@ def takes_several(name: str, hint: Any, blocks: ModularPipelineBlocks) -> bool:
     """
     if not any(typing.get_origin(option) in (list, tuple) for option in pictures_of(hint)):
         return False
-    return name.endswith("images") or any(map(_is_kept_apart, _values(blocks)))
+    innermost = [block for block in walk(blocks) if not block.sub_blocks]
+    values = (value for block in innermost for value in (*block.inputs, *block.intermediate_outputs))
+    return name.endswith("images") or any(map(_is_kept_apart, values))
 
 
 def takes_alpha(name: str, pipeline: Any) -> bool:
@@ -144,13 +146,3 @@ def _is_kept_apart(value: Any) -> bool:
         and typing.get_origin(options[0]) is list
         and not pictures_of(options[0])
     )
-
-
-def _values(blocks: ModularPipelineBlocks) -> Iterator[Any]:
-    """What the innermost blocks take and make."""
-    if blocks.sub_blocks:
-        for block in blocks.sub_blocks.values():
-            yield from _values(block)
-    else:
-        yield from blocks.inputs
-        yield from blocks.intermediate_outputs

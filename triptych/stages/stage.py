@@ -98,11 +98,6 @@ class Stage:
         return cls(whole, role, components.pipeline(blocks, held), dtype, nonfinite)
 
     @property
-    def parameter_bytes(self) -> int:
-        """Bytes of parameters and saved buffers that this role holds."""
-        return sum(self.component_bytes.values())
-
-    @property
     def tokens_cut(self) -> list[TokensCut]:
         """What the encoder's tokenizers cut off in the last job."""
         return self._tokens.cuts

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ BASES = ("diffusion_pytorch_model", "model")
 """Names under which diffusers' and transformers' models look for their weights."""
 HEADER_BYTES_MAX = 100 << 20
 """Largest safetensors header, as the format's own reader has it."""
-HEADER_LENGTH = struct.Struct("<Q")
+LENGTH_BYTES = 8
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Weights written by Python's pickle: reading such a file may run code that somebody put into it."""
 _FILE_SUFFIXES = (WEIGHTS_SUFFIX, ".gguf", *_PICKLED_SUFFIXES)
@@ -42,11 +41,8 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         size_bytes = path.stat().st_size
         with path.open("rb") as file:
-            prefix = file.read(HEADER_LENGTH.size)
-            header_bytes = (
-                HEADER_LENGTH.unpack(prefix)[0] if len(prefix) == HEADER_LENGTH.size else HEADER_BYTES_MAX + 1
-            )
-            if header_bytes > min(HEADER_BYTES_MAX, size_bytes - HEADER_LENGTH.size):
+            header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            if header_bytes > min(HEADER_BYTES_MAX, size_bytes - LENGTH_BYTES):
                 raise ModelInvalid(f"{path} is not a safetensors file, or truncated ({size_bytes} bytes)")
             header: dict[str, Any] = json.loads(file.read(header_bytes))
             header.pop("__metadata__", None)
@@ -55,7 +51,7 @@ def read_header(path: Path) -> dict[str, Any]:
         raise ModelInvalid(f"{path} can't be read: {error.strerror or error}") from error
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise ModelInvalid(f"{path} is not a safetensors file: {error}") from error
-    expected_bytes = HEADER_LENGTH.size + header_bytes + end
+    expected_bytes = LENGTH_BYTES + header_bytes + end
     if size_bytes != expected_bytes:
         what = "truncated" if size_bytes < expected_bytes else "too long"
         raise ModelInvalid(f"{path} is {what}: {size_bytes} bytes instead of {expected_bytes}")

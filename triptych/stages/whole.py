@@ -175,11 +175,6 @@ class Whole:
         nothing = SequentialPipelineBlocks.from_blocks_dict({})
         return for_job(self.components().pipeline(nothing, []), {}, None)
 
-    def recommendations(self) -> dict[str, Any]:
-        """Defaults that the model's folder recommends over the pipeline's; empty for models on the hub."""
-        folder = Path(self.model)
-        return folders.read_recommendations(folder) if folder.is_dir() else {}
-
     def config_digest(self) -> str:
         """SHA-256 that workers of one fleet must agree on: all that decides bits and isn't a role's own setting.
 
