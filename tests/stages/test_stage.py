@@ -56,7 +56,7 @@ def test_inputs_are_not_changed_so_a_stage_can_run_twice(model: Any) -> None:
 
 
 def test_the_generator_crosses_in_the_middle_of_its_stream(model: Any) -> None:
-    """With a picture the encoder draws, so a generator made anew from the seed would be another."""
+    """With a picture the encoder draws, so a new generator of the same seed would differ."""
     tiny = model("ltx_image")
     encoded = tiny.stages[0].run(stage_inputs(tiny, {"num_frames": 5}, True), ignore, lambda: False)
     generator = encoded["generator"]

@@ -3,8 +3,8 @@
 diffusers' modular blocks know guidance by their guider, and only a scale of exactly 1 switches it off there; some have
 no way to do without the unconditional branch that nothing will use. Four rules make up for it, for all families:
 
-* A scale under the one that means "off" is that one, as in the classic pipelines, and a guider that is disabled has
-  that scale, too: some blocks enable their guider again.
+* A scale below the one that means "off" becomes that one, as in the classic pipelines. So does the scale of a disabled
+  guider, because some blocks enable their guider again.
 * While any guider of a job is on, the encoder sees all of them on, because it asks only one.
 * An encoder that isn't told about guidance decides by the negative prompt alone: with guidance on it gets an empty one
   where none is given, with guidance off none.

@@ -35,12 +35,7 @@ class Stage:
     """One role with its models. Make it with `Stage.load`."""
 
     def __init__(
-        self,
-        whole: Whole,
-        role: Role.ValueType,
-        pipeline: ModularPipeline,
-        dtype: str,
-        nonfinite: str = "fail",
+        self, whole: Whole, role: Role.ValueType, pipeline: ModularPipeline, dtype: str, nonfinite: str
     ) -> None:
         components = {name: pipeline._role_components.get(name) for name in pipeline._component_specs}
         self.role = role

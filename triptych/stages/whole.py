@@ -33,13 +33,7 @@ class Whole:
     """A pipeline as one piece, opened without weights. Immutable; roles are cut from it by `Stage.load`."""
 
     def __init__(
-        self,
-        model: str,
-        revision: str,
-        pipeline: ModularPipeline,
-        commit: str = "",
-        variant: str = "",
-        workflows: Sequence[str] = (),
+        self, model: str, revision: str, pipeline: ModularPipeline, commit: str, variant: str, workflows: Sequence[str]
     ) -> None:
         self.model = model
         self.variant = variant
