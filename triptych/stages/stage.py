@@ -124,16 +124,13 @@ class Stage:
         if cancelled():
             raise JobCancelled("the job was cancelled before this stage began")
         settings: Any = inputs.get(handoff.SETTINGS, {})
-        rng: Any = inputs.get(handoff.RNG)
         seed = int(settings.get("seed", 0))
         observer = Observer(on_step, cancelled, int(settings.get("preview_every_steps", 0)), self._token_pixels)
         pipeline = for_job(self._pipeline, settings.get("overrides", {}), observer)
         if self.role == ROLE_DECODER and inputs.get("output_type") == LATENT:
             return self._finite(handoff.latents(handoff.unpack(inputs, pipeline.device), pipeline._blocks))
-        if self.role == ROLE_ENCODER:
-            state, rng = self._encode(pipeline, inputs, seed)
-        else:
-            state, rng = self._continue(pipeline, inputs, seed, rng)
+        run_blocks = self._encode if self.role == ROLE_ENCODER else self._continue
+        state, rng = run_blocks(pipeline, inputs, seed)
         if self.role == ROLE_DECODER:
             made = {name: state.values.get(name) for name in self._outputs}
             return self._finite({name: value for name, value in made.items() if value is not None})
@@ -169,7 +166,7 @@ class Stage:
         return result
 
     def _continue(
-        self, pipeline: ModularPipeline, inputs: Mapping[str, object], seed: int, rng: Any
+        self, pipeline: ModularPipeline, inputs: Mapping[str, object], seed: int
     ) -> tuple[PipelineState, Any]:
         """The later roles' blocks, on what the role before made."""
         state = handoff.unpack(inputs, pipeline.device)
@@ -177,7 +174,7 @@ class Stage:
         if guiders and not guidance.is_on(guiders.values()):
             for name, value in guidance.stand_ins(state.values, self._required_negatives).items():
                 state.set(name, value)
-        return self._seeded(pipeline, state, seed, rng)
+        return self._seeded(pipeline, state, seed, inputs.get(handoff.RNG))
 
     def _seeded(
         self, pipeline: ModularPipeline, state: PipelineState, seed: int, rng: Any
