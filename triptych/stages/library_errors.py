@@ -3,9 +3,9 @@
 The libraries don't list what they raise (a file that lies, a class that another version lacks, a device without
 memory), so `told` and `loading` catch everything; our own errors stay as they are.
 
-A refusal of the caller's values is told from a bug so: a `ValueError` or `TypeError` is one where the innermost frame
-of its traceback stands on a `raise` statement of diffusers' own code outside its models. An error that an operation ran
-into by itself (`None + 1`, a shape that doesn't fit) or that torch raised stays what it is. An `UnboundLocalError` in a
+A `ValueError` or `TypeError` is a refusal of the caller's values, and no bug, where the innermost frame of its
+traceback stands on a `raise` statement of diffusers' own code outside its models. An error that an operation ran into
+by itself (`None + 1`, a shape that doesn't fit) or that torch raised stays what it is. An `UnboundLocalError` in a
 block is a refusal, too: it means that diffusers has no branch for this combination of inputs. The whole pipeline would
 fail alike, so trying again doesn't help.
 """
