@@ -7,6 +7,7 @@ as a file of its own, and their frames are joined here (GIF89a; APNG of PNG's th
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Sequence
@@ -14,10 +15,8 @@ from fractions import Fraction
 
 from PIL import Image
 
-from triptych.media.decoding.headers import PNG_SIGNATURE, gif_table_bytes, png_chunks
+from triptych.media.decoding.headers import PNG_SIGNATURE, gif_blocks_end, gif_table_bytes, png_chunks
 
-_GIF_SCREEN = struct.Struct("<HHBBB")
-_GIF_PLACE = struct.Struct("<HHHHB")
 _GIF_HEADER_BYTES = 13
 _GIF_FOREVER = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
 _GIF_STAYS = 1 << 2
@@ -31,11 +30,11 @@ DELAY_MAX = 65535
 def gif(images: Sequence[Image.Image], ticks: int) -> bytes:
     """A looping GIF of frames of one size. Each lasts `ticks` hundredths of a second and has its own colours."""
     width, height = images[0].size
-    parts = [b"GIF89a", _GIF_SCREEN.pack(width, height, 0x70, 0, 0), _GIF_FOREVER]
+    parts = [b"GIF89a", struct.pack("<HHBBB", width, height, 0x70, 0, 0), _GIF_FOREVER]
     control = b"\x21\xf9\x04" + struct.pack("<BHBB", _GIF_STAYS, min(ticks, DELAY_MAX), 0, 0)
     for image in images:
-        size_code, table, data = _gif_frame(_encoded(image, "GIF", interlace=False))
-        place = b"\x2c" + _GIF_PLACE.pack(0, 0, width, height, _HAS_TABLE | size_code)
+        size_code, table, data = _gif_frame(encoded(image, "GIF", interlace=False))
+        place = b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, _HAS_TABLE | size_code)
         parts += [control, place, table, data]
     return b"".join([*parts, b"\x3b"])
 
@@ -44,26 +43,24 @@ def apng(images: Sequence[Image.Image], seconds: float) -> bytes:
     """A looping APNG of frames of one size and mode, each for `seconds`."""
     width, height = images[0].size
     delay = Fraction(seconds).limit_denominator(DELAY_MAX)
+    place = struct.pack(">IIIIHHBB", width, height, 0, 0, delay.numerator, delay.denominator, 0, 0)
     parts = [PNG_SIGNATURE]
-    number = 0
+    numbers = itertools.count()
     for index, image in enumerate(images):
-        chunks = list(png_chunks(_encoded(image, "PNG")))
+        (_, header), *chunks = png_chunks(encoded(image, "PNG"))
         if index == 0:
-            parts += [_chunk(kind, data) for kind, data in chunks if kind == b"IHDR"]
-            parts.append(_chunk(b"acTL", struct.pack(">II", len(images), 0)))
-        place = struct.pack(">IIIIIHHBB", number, width, height, 0, 0, delay.numerator, delay.denominator, 0, 0)
-        parts.append(_chunk(b"fcTL", place))
-        number += 1
-        for kind, data in chunks:
-            if kind == b"IDAT" and index == 0:
-                parts.append(_chunk(kind, data))
-            elif kind == b"IDAT":
-                parts.append(_chunk(b"fdAT", struct.pack(">I", number) + data))
-                number += 1
+            parts += [_chunk(b"IHDR", header), _chunk(b"acTL", struct.pack(">II", len(images), 0))]
+        parts.append(_chunk(b"fcTL", struct.pack(">I", next(numbers)) + place))
+        pixels = [data for kind, data in chunks if kind == b"IDAT"]
+        if index == 0:
+            parts += [_chunk(b"IDAT", data) for data in pixels]
+        else:
+            parts += [_chunk(b"fdAT", struct.pack(">I", next(numbers)) + data) for data in pixels]
     return b"".join([*parts, _chunk(b"IEND", b"")])
 
 
-def _encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+    """The file that Pillow writes of one image."""
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
@@ -76,21 +73,14 @@ def _gif_frame(data: bytes) -> tuple[int, bytes, bytes]:
     size_code = flags & _TABLE_SIZE
     table = data[_GIF_HEADER_BYTES:position]
     while data[position] == 0x21:
-        position = _behind_blocks(data, position + 2)
+        position = gif_blocks_end(data, position + 2)
     flags = data[position + 9]
     position += 10
     if flags & _HAS_TABLE:
         size_code = flags & _TABLE_SIZE
         table = data[position : position + gif_table_bytes(flags)]
         position += len(table)
-    return size_code, table, data[position : _behind_blocks(data, position + 1)]
-
-
-def _behind_blocks(data: bytes, position: int) -> int:
-    """Where a sequence of sub-blocks ends, after its block of length 0."""
-    while data[position]:
-        position += 1 + data[position]
-    return position + 1
+    return size_code, table, data[position : gif_blocks_end(data, position + 1)]
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -18,7 +18,8 @@ from triptych.media.encoding import encode_outputs
 
 
 def image_of(data: bytes) -> Image.Image:
-    return decode.image(File("image", False, data))
+    (picture,) = decode.decode_all([File("image", False, data)])
+    return picture
 
 
 def video_of(data: bytes) -> list[Image.Image]:

@@ -31,7 +31,8 @@ def frames_of(data: bytes) -> list[np.ndarray]:
 
 
 def pixels_of(data: bytes, name: str = "image", *, takes_alpha: bool = False) -> np.ndarray:
-    return np.asarray(decode.image(File(name, False, data, takes_alpha=takes_alpha)))
+    (picture,) = decode.decode_all([File(name, False, data, takes_alpha=takes_alpha)])
+    return np.asarray(picture)
 
 
 def png(image: Image.Image, **options: object) -> bytes:
@@ -211,4 +212,4 @@ def test_children_hand_out_transparency_where_the_input_takes_it() -> None:
     with Decoders() as decoders:
         (decoded,) = decoders.decode([file])
     assert (decoded.mode, decoded.tobytes()) == ("RGBA", picture.tobytes())
-    assert decode.image(file).tobytes() == picture.tobytes()
+    assert decode.decode_all([file])[0].tobytes() == picture.tobytes()

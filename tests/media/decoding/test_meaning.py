@@ -25,7 +25,8 @@ UPRIGHT = TURNED.with_name("turned-first.png")
 def picture_of(image: Image.Image, name: str = "image") -> np.ndarray:
     file = io.BytesIO()
     image.save(file, "PNG")
-    return np.asarray(decode.image(File(name, False, file.getvalue())))
+    (picture,) = decode.decode_all([File(name, False, file.getvalue())])
+    return np.asarray(picture)
 
 
 def test_grey_of_16_bits_keeps_its_ramp():
@@ -36,7 +37,8 @@ def test_grey_of_16_bits_keeps_its_ramp():
 def test_grey_of_16_bits_is_transparent_where_all_of_them_say_so():
     grey, file = Image.fromarray(np.array([[0x00FF, 0xFFFF, 0x0100]], np.uint16)), io.BytesIO()
     grey.save(file, "PNG", transparency=0x00FF)
-    shown = np.asarray(decode.image(File("image", False, file.getvalue(), takes_alpha=True)))
+    (picture,) = decode.decode_all([File("image", False, file.getvalue(), takes_alpha=True)])
+    shown = np.asarray(picture)
     assert shown[0, :, 3].tolist() == [0, 255, 255]
     assert shown[0, :, 0].tolist() == [0, 255, 1]
 

@@ -19,7 +19,7 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,9 +27,8 @@ from PIL import Image
 
 from triptych.errors import InvalidRequest
 from triptych.media.decoding import bounds, headers
-from triptych.media.decoding.decode import image, too_much_memory, video_frames
+from triptych.media.decoding.decode import pictures, too_much_memory
 from triptych.media.decoding.headers import Budget, File
-from triptych.media.decoding.pixels import check_frame, frame_as_rgb
 
 OOM_SCORE = 500
 """If the machine runs out of memory, the kernel ends this process before those with jobs and queues."""
@@ -41,28 +40,29 @@ def main() -> None:
     """Serve requests until standard input ends or nothing comes for a while."""
     parent_pid, cpu_s, memory_bytes = (int(argument) for argument in sys.argv[1:4])
     _guard(parent_pid, memory_bytes)
-    with open(0, "rb", buffering=0) as source, open(1, "wb") as sink:  # `select` can't see a request in a buffer
-        _serve(source, sink, bounds.Limits(cpu_s, 0, memory_bytes, float(sys.argv[4])))
+    with open(0, "rb") as source, open(1, "wb") as sink:
+        _serve(source, sink, cpu_s, memory_bytes, float(sys.argv[4]))
 
 
-def _serve(source: BinaryIO, sink: BinaryIO, limits: bounds.Limits) -> None:
-    while select.select([source], [], [], limits.idle_s)[0]:
+def _serve(source: BinaryIO, sink: BinaryIO, cpu_s: int, memory_bytes: int, idle_s: float) -> None:
+    # A request comes after the answer to the one before, so none is in the buffer, where `select` doesn't see it.
+    while select.select([source], [], [], idle_s)[0]:
         files, wants_pixels = _read_request(source)
         if not files:
             return
-        _bound_cpu(limits.cpu_s)
+        _bound_cpu(cpu_s)
         refused = ""
         file = files[0]
         try:
             headers.check(files)
             budget = Budget()
             for number, file in enumerate(files):
-                for pixels in _decoded(file, budget, wants_pixels):
-                    _send(sink, number, pixels)
+                for picture in pictures(file, budget, wants_pixels=wants_pixels):
+                    _send(sink, number, picture)
         except InvalidRequest as error:
             refused = str(error)
         except MemoryError:
-            refused = str(too_much_memory(file, limits.memory_bytes))
+            refused = str(too_much_memory(file, memory_bytes))
         except Exception:  # noqa: BLE001  (decoders may raise anything; the sender of the file is told)
             refused = str(headers.refusal(file))
         _line(sink, refused=refused)
@@ -87,9 +87,8 @@ def _guard(parent_pid: int, memory_bytes: int) -> None:
 
 def _bound_cpu(cpu_s: int) -> None:
     """Allow so much CPU time from now on. After it the kernel ends the process with SIGXCPU."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
     _soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + cpu_s, hard))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + cpu_s, hard))
 
 
 def _read_request(source: BinaryIO) -> tuple[list[File], bool]:
@@ -106,39 +105,19 @@ def _read_request(source: BinaryIO) -> tuple[list[File], bool]:
 
 
 def _read(source: BinaryIO, size_bytes: int) -> bytes:
-    data = bytearray(size_bytes)
-    rest = memoryview(data)
-    while rest:
-        count = source.readinto(rest)  # type: ignore[attr-defined]
-        if not count:
-            sys.exit(1)  # the parent has ended
-        rest = rest[count:]
-    return bytes(data)
+    data = source.read(size_bytes)
+    if len(data) < size_bytes:
+        sys.exit(1)  # the parent has ended
+    return data
 
 
-def _decoded(file: File, budget: Budget, wants_pixels: bool) -> Iterator[Image.Image]:
-    """The pictures to send. If none are wanted, a video's frames are decoded but not converted."""
-    if not file.is_video:
-        made = image(file, budget)
-        if wants_pixels:
-            yield made
-        return
-    for frame in video_frames(file, budget):
-        if wants_pixels or file.is_mask:
-            pixels = frame_as_rgb(file, frame)
-            if wants_pixels:
-                yield pixels
-        else:
-            check_frame(file, frame)
-
-
-def _send(sink: BinaryIO, number: int, pixels: Image.Image) -> None:
+def _send(sink: BinaryIO, number: int, picture: Image.Image) -> None:
     """Send a picture's samples in strips, to avoid a copy of the whole."""
-    width, height = pixels.size
+    width, height = picture.size
     _line(sink, file=number, width=width, height=height)
     rows = max(1, 2**20 // width)
     for top in range(0, height, rows):
-        sink.write(pixels.crop((0, top, width, min(top + rows, height))).tobytes())
+        sink.write(picture.crop((0, top, width, min(top + rows, height))).tobytes())
 
 
 def _line(sink: BinaryIO, **values: object) -> None:

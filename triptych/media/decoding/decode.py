@@ -11,9 +11,8 @@ from PIL import Image, ImageOps
 
 from triptych.errors import InvalidRequest
 from triptych.media.decoding import bounds, headers
-from triptych.media.decoding.colours import in_srgb
 from triptych.media.decoding.headers import Budget, File
-from triptych.media.decoding.pixels import as_rgb, frame_as_rgb, in_8_bits
+from triptych.media.decoding.pixels import as_rgb, check_frame, frame_as_rgb, in_8_bits, in_srgb
 
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, Image.DecompressionBombError)
 """Errors of Pillow's parsers on broken files."""
@@ -28,27 +27,42 @@ Decoded = Image.Image | list[Image.Image]
 def decode_all(files: Sequence[File]) -> list[Decoded]:
     """Each file as RGB. Raises InvalidRequest. All headers are checked before the first file is decoded."""
     headers.check(files)
-    budget, decoded = Budget(), list[Decoded]()
+    budget = Budget()
+    decoded: list[Decoded] = []
     for file in files:
         try:
-            decoded.append(
-                [frame_as_rgb(file, frame) for frame in video_frames(file, budget)]
-                if file.is_video
-                else image(file, budget)
-            )
+            found = list(pictures(file, budget))
         except MemoryError as error:
             raise too_much_memory(file) from error
+        decoded.append(found if file.is_video else found[0])
     return decoded
 
 
-def image(file: File, budget: Budget | None = None) -> Image.Image:
-    """A picture as RGB, turned upright as its EXIF data says. Raises InvalidRequest, MemoryError."""
-    budget = budget or Budget()
-    headers.check([file])
+def pictures(file: File, budget: Budget, *, wants_pixels: bool = True) -> Iterator[Image.Image]:
+    """Yield a picture, or a video's frames, as RGB. Raises InvalidRequest, MemoryError. Headers are checked before.
+
+    If no pixels are wanted, the file is checked all the same, but a video's frames are converted only where that can
+    fail: those of masks.
+    """
+    if not file.is_video:
+        picture = _picture(file, budget)
+        if wants_pixels:
+            yield picture
+        return
+    for frame in _frames(file, budget):
+        if wants_pixels:
+            yield frame_as_rgb(file, frame)
+        elif file.is_mask:
+            frame_as_rgb(file, frame)
+
+
+def _picture(file: File, budget: Budget) -> Image.Image:
+    """A picture as RGB, turned upright as its EXIF data says."""
     try:
         with Image.open(io.BytesIO(file.data), formats=headers.IMAGE_FORMATS) as opened:
             budget.take(file, opened.width, opened.height)
-            _check_still(file, opened)
+            if opened.format != "MPO" and getattr(opened, "is_animated", False):  # MPO: a camera's second picture
+                raise InvalidRequest(f"media.{file.name}", "animated", "a picture of one frame")
             opened.load()
             ImageOps.exif_transpose(opened, in_place=True)
             picture = as_rgb(file, in_srgb(file, in_8_bits(opened)))
@@ -62,10 +76,7 @@ def image(file: File, budget: Budget | None = None) -> Image.Image:
         raise headers.refusal(file) from error
 
 
-def video_frames(file: File, budget: Budget | None = None) -> Iterator[av.VideoFrame]:
-    """A video's frames, one after the other. Raises InvalidRequest, MemoryError."""
-    budget = budget or Budget()
-    headers.check([file])
+def _frames(file: File, budget: Budget) -> Iterator[av.VideoFrame]:
     # The container is named, never probed: some of FFmpeg's formats are lists of files and addresses to open.
     container_format = "mp4" if file.data[4:8] == b"ftyp" else "gif"
     count = 0
@@ -74,7 +85,11 @@ def video_frames(file: File, budget: Budget | None = None) -> Iterator[av.VideoF
             stream = container.streams.video[0]
             if stream.codec_context is None:  # FFmpeg lacks the codec
                 raise headers.refusal(file)
-            _check_aspect(file, stream)
+            aspect = stream.sample_aspect_ratio
+            if aspect and abs(aspect - 1) > ASPECT_DIFFERENCE_MAX:
+                shown = f"of pixels {aspect.numerator}:{aspect.denominator}"
+                accepted = "a video of square pixels: scale it to the size that players show"
+                raise InvalidRequest(f"media.{file.name}", shown, accepted)
             stream.codec_context.thread_count = 1  # more threads take more memory and as much CPU time
             for frame in container.decode(stream):
                 if count == bounds.VIDEO_FRAMES_MAX:
@@ -82,6 +97,7 @@ def video_frames(file: File, budget: Budget | None = None) -> Iterator[av.VideoF
                     raise InvalidRequest(f"media.{file.name}", f"more than {count} frames", accepted)
                 budget.take(file, frame.width, frame.height)
                 count += 1
+                check_frame(file, frame)
                 yield frame
             _check_whole(file, stream, count)
     except (InvalidRequest, MemoryError):  # FFmpeg's MemoryError is an OSError, too
@@ -104,19 +120,6 @@ def _check_whole(file: File, stream: av.VideoStream, count: int) -> None:
         count = min(count, sum(entry.pos + entry.size <= len(file.data) for entry in shown))
     if count < promised:
         raise InvalidRequest(f"media.{file.name}", f"{count} readable of {promised} frames", headers.VIDEO_ACCEPTED)
-
-
-def _check_aspect(file: File, stream: av.VideoStream) -> None:
-    aspect = stream.sample_aspect_ratio
-    if aspect and abs(aspect - 1) > ASPECT_DIFFERENCE_MAX:
-        accepted = "a video of square pixels: scale it to the size that players show"
-        raise InvalidRequest(f"media.{file.name}", f"of pixels {aspect.numerator}:{aspect.denominator}", accepted)
-
-
-def _check_still(file: File, opened: Image.Image) -> None:
-    """Raise InvalidRequest for an animation. A camera's second picture in a file (MPO) isn't one."""
-    if opened.format != "MPO" and getattr(opened, "is_animated", False):
-        raise InvalidRequest(f"media.{file.name}", "animated", "a picture of one frame")
 
 
 def too_much_memory(file: File, memory_bytes: int = 0) -> InvalidRequest:

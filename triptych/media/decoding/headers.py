@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from triptych.errors import InvalidRequest
@@ -57,66 +57,61 @@ class Said(NamedTuple):
     scans: int = 1
 
 
-class _Broken(Exception):
-    """The headers can't be read."""
-
-
 def check(files: Sequence[File]) -> None:
     """Raise InvalidRequest for the first file whose headers exceed a bound, alone or with the files before it."""
-    frames = pixels = scan_pixels = 0
+    budget = Budget()
+    scan_pixels = 0
     for file in files:
-        said = read(file)
-        size = said.width * said.height
-        if size > bounds.IMAGE_PIXELS_MAX:
-            shown = f"{said.width} × {said.height}"
-            raise InvalidRequest(f"media.{file.name}", shown, f"at most {bounds.IMAGE_PIXELS_MAX} pixels a picture")
-        if said.frames > bounds.VIDEO_FRAMES_MAX:
-            raise InvalidRequest(f"media.{file.name}", f"{said.frames} frames", f"at most {bounds.VIDEO_FRAMES_MAX}")
-        frames += said.frames
-        pixels += max(size, file.frame_pixels) * said.frames
-        scan_pixels += size * said.scans
-        check_sums(file.name, frames, pixels)
+        said = _read(file)
+        budget.take(file, said.width, said.height, said.frames)
+        scan_pixels += said.width * said.height * said.scans
         if scan_pixels > bounds.SCAN_PIXELS_MAX:
             shown = f"{said.width} × {said.height} pixels in {said.scans} scans or more"
             accepted = f"at most {bounds.SCAN_PIXELS_MAX} pixels times scans, all files together"
             raise InvalidRequest(f"media.{file.name}", shown, accepted)
 
 
-def check_sums(name: str, frames: int, pixels: int) -> None:
-    """Raise InvalidRequest if all files up to this one have too many frames or pixels."""
-    if frames > bounds.MEDIA_FRAMES_MAX or pixels > bounds.MEDIA_PIXELS_MAX:
-        accepted = (
-            f"at most {bounds.MEDIA_FRAMES_MAX} frames and {bounds.MEDIA_PIXELS_MAX} pixels, all files together, each "
-            "frame as large as it is or as the request asks for"
-        )
-        raise InvalidRequest(f"media.{name}", f"{frames} frames and {pixels} pixels with the files before it", accepted)
-
-
 class Budget:
-    """Counts the frames and pixels of decoded files, which may be more than their headers say."""
+    """Counts the frames and pixels of a request's files: those that headers promise, or those that are decoded."""
 
     def __init__(self) -> None:
-        self._frames = self._pixels = 0
+        self._frames = 0
+        self._pixels = 0
 
-    def take(self, file: File, width: int, height: int) -> None:
-        """Count a picture or frame. Raises InvalidRequest if it is too large, or one too many."""
+    def take(self, file: File, width: int, height: int, frames: int = 1) -> None:
+        """Count frames of a file. Raises InvalidRequest if they are too large, or too many with those before."""
+        name = f"media.{file.name}"
         if width * height > bounds.IMAGE_PIXELS_MAX:
-            accepted = f"at most {bounds.IMAGE_PIXELS_MAX} pixels a picture"
-            raise InvalidRequest(f"media.{file.name}", f"{width} × {height}", accepted)
-        self._frames += 1
-        self._pixels += max(width * height, file.frame_pixels)
-        check_sums(file.name, self._frames, self._pixels)
+            raise InvalidRequest(name, f"{width} × {height}", f"at most {bounds.IMAGE_PIXELS_MAX} pixels a picture")
+        if frames > bounds.VIDEO_FRAMES_MAX:
+            raise InvalidRequest(name, f"{frames} frames", f"at most {bounds.VIDEO_FRAMES_MAX}")
+        self._frames += frames
+        self._pixels += max(width * height, file.frame_pixels) * frames
+        if self._frames > bounds.MEDIA_FRAMES_MAX or self._pixels > bounds.MEDIA_PIXELS_MAX:
+            shown = f"{self._frames} frames and {self._pixels} pixels with the files before it"
+            accepted = (
+                f"at most {bounds.MEDIA_FRAMES_MAX} frames and {bounds.MEDIA_PIXELS_MAX} pixels, all files together, "
+                "each frame as large as it is or as the request asks for"
+            )
+            raise InvalidRequest(name, shown, accepted)
 
 
-def read(file: File) -> Said:
+def _read(file: File) -> Said:
     """Read a file's headers. Raises InvalidRequest for an unknown format, or headers that can't be read."""
-    for matches, reader in _VIDEO_READERS if file.is_video else _IMAGE_READERS:
-        if matches(file.data):
-            try:
-                said = reader(file)
-            except (_Broken, struct.error, IndexError) as error:
-                raise refusal(file) from error
-            return said if file.is_video else said._replace(frames=1)  # a picture's other frames are ignored
+    data = file.data
+    try:
+        if data.startswith(b"GIF8"):
+            return _gif(data, file.is_video)
+        if file.is_video and data[4:8] == b"ftyp":
+            return _mp4(file)
+        if not file.is_video and data.startswith(PNG_SIGNATURE):
+            return _png(data)
+        if not file.is_video and data.startswith(b"\xff\xd8\xff"):
+            return _jpeg(data)
+        if not file.is_video and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp(data)
+    except (struct.error, IndexError) as error:
+        raise refusal(file) from error
     raise refusal(file)
 
 
@@ -126,10 +121,10 @@ def refusal(file: File) -> InvalidRequest:
     return InvalidRequest(f"media.{file.name}", shown, VIDEO_ACCEPTED if file.is_video else IMAGE_ACCEPTED)
 
 
-def _png(file: File) -> Said:
-    if file.data[12:16] != b"IHDR":
-        raise _Broken
-    return Said(*struct.unpack_from(">II", file.data, 16))
+def _png(data: bytes) -> Said:
+    if data[12:16] != b"IHDR":
+        raise struct.error("a PNG that doesn't begin with its header")
+    return Said(*struct.unpack_from(">II", data, 16))
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -141,15 +136,15 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         position += 12 + size_bytes
 
 
-def _jpeg(file: File) -> Said:
-    data = file.data
+def _jpeg(data: bytes) -> Said:
     position = 2
     scans = width = height = 0
     while scans * width * height <= bounds.SCAN_PIXELS_MAX:
         found = _JPEG_MARKER.search(data, position)
         if found is None or data[found.end() - 1] == 0xD9:
             break
-        marker, position = data[found.end() - 1], found.end()
+        position = found.end()
+        marker = data[position - 1]
         if marker in _JPEG_BARE:
             continue
         (length,) = struct.unpack_from(">H", data, position)
@@ -160,8 +155,7 @@ def _jpeg(file: File) -> Said:
     return Said(width, height, scans=max(scans, 1))
 
 
-def _webp(file: File) -> Said:
-    data = file.data
+def _webp(data: bytes) -> Said:
     kind = data[12:16]
     if kind == b"VP8X":
         return Said(int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1)
@@ -171,29 +165,36 @@ def _webp(file: File) -> Said:
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
         return Said(width & 0x3FFF, height & 0x3FFF)
-    raise _Broken
+    raise struct.error("a WebP of an unknown kind")
 
 
-def _gif(file: File) -> Said:
-    data = file.data
+def _gif(data: bytes, is_video: bool) -> Said:
+    """The size and the number of frames. A picture's frames after the first are ignored."""
     frames = 0
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     position = 13 + gif_table_bytes(flags)
     while position < len(data) and data[position] != 0x3B:
         if data[position] == 0x2C:
             left, top, own_width, own_height, flags = struct.unpack_from("<HHHHB", data, position + 1)
-            width, height, frames = max(width, left + own_width), max(height, top + own_height), frames + 1
-            if not file.is_video or frames > bounds.VIDEO_FRAMES_MAX:
+            width = max(width, left + own_width)
+            height = max(height, top + own_height)
+            frames += 1
+            if not is_video or frames > bounds.VIDEO_FRAMES_MAX:
                 break
             position += 11 + gif_table_bytes(flags)
         elif data[position] == 0x21:
             position += 2
         else:
             break  # decoders stop here as well
-        while position < len(data) and data[position]:
-            position += 1 + data[position]
-        position += 1
-    return Said(width, height, frames)
+        position = gif_blocks_end(data, position)
+    return Said(width, height, frames if is_video else 1)
+
+
+def gif_blocks_end(data: bytes, position: int) -> int:
+    """Where a GIF's sequence of sub-blocks ends, after its block of length 0."""
+    while position < len(data) and data[position]:
+        position += 1 + data[position]
+    return position + 1
 
 
 def gif_table_bytes(flags: int) -> int:
@@ -213,7 +214,8 @@ def _mp4(file: File) -> Said:
             is_video = data[start + 8 : start + 12] == b"vide"
         elif kind == b"stsd" and is_video and end - start >= 44:
             own_width, own_height = struct.unpack_from(">HH", data, start + 40)
-            width, height = max(width, own_width), max(height, own_height)
+            width = max(width, own_width)
+            height = max(height, own_height)
         elif kind in (b"stsz", b"stz2", b"trun"):
             (count,) = struct.unpack_from(">I", data, start + (4 if kind == b"trun" else 8))
             samples += count
@@ -227,7 +229,7 @@ def _mp4(file: File) -> Said:
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each box's kind and the start and end of its content, in the file's order."""
+    """Yield each box's kind and the start and end of its content, in the file's order. Raises struct.error."""
     rest = [(0, len(data))]
     for _ in range(bounds.BOXES_MAX):
         while rest and rest[-1][0] + 8 > rest[-1][1]:
@@ -235,27 +237,18 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if not rest:
             return
         start, limit = rest.pop()
-        (size,), kind, head = struct.unpack_from(">I", data, start), data[start + 4 : start + 8], 8
+        size, kind = struct.unpack_from(">I4s", data, start)
+        head = 8
         if size == 1:
-            (size,), head = struct.unpack_from(">Q", data, start + 8), 16
+            (size,) = struct.unpack_from(">Q", data, start + 8)
+            head = 16
         if kind == b"moof" and start + size > limit:
-            raise _Broken  # a file that was cut here would look whole, up to the fragment before
+            raise struct.error("a fragment that was cut")  # the file would look whole, up to the fragment before
         end = limit if size == 0 else min(start + size, limit)
         if end < start + head:
-            raise _Broken
+            raise struct.error("a box that ends before its content")
         rest.append((end, limit))
         yield kind, start + head, end
         if kind in _MP4_FOLDERS:
             rest.append((start + head, end))
-    raise _Broken
-
-
-_Reader = tuple[Callable[[bytes], bool], Callable[[File], Said]]
-_GIF: _Reader = (lambda data: data[:4] == b"GIF8", _gif)
-_IMAGE_READERS: Sequence[_Reader] = (
-    (lambda data: data[:8] == PNG_SIGNATURE, _png),
-    (lambda data: data[:3] == b"\xff\xd8\xff", _jpeg),
-    (lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", _webp),
-    _GIF,
-)
-_VIDEO_READERS: Sequence[_Reader] = ((lambda data: data[4:8] == b"ftyp", _mp4), _GIF)
+    raise struct.error("too many boxes")

@@ -8,6 +8,7 @@ since a file may have taken the child over.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -76,19 +77,13 @@ class Decoders:
         while True:
             child = self._take()
             is_used = child.request_count > 0
-            is_reusable = False
             try:
-                found = child.exchange(files, wants_pixels)
-                is_reusable = True
-                return found
-            except InvalidRequest:
-                is_reusable = child.is_waiting
-                raise
+                return child.exchange(files, wants_pixels)
             except _Idle:
                 if not is_used:
                     raise Unavailable("the process that decodes media ended before it began") from None
             finally:
-                self._give_back(child, is_reusable)
+                self._give_back(child)
 
     def _take(self) -> _Child:
         with self._lock:
@@ -98,10 +93,10 @@ class Decoders:
             self._busy.add(child)
             return child
 
-    def _give_back(self, child: _Child, is_reusable: bool) -> None:
+    def _give_back(self, child: _Child) -> None:
         with self._lock:
             self._busy.discard(child)
-            if is_reusable and not self._is_closed and child.request_count < REQUESTS_MAX:
+            if child.is_waiting and not self._is_closed and child.request_count < REQUESTS_MAX:
                 self._idle.append(child)
                 return
         child.kill()
@@ -110,6 +105,28 @@ class Decoders:
 
 class _Idle(TriptychError):
     """The child had ended after a while without requests: ask another."""
+
+
+class _Output(io.RawIOBase):
+    """What a child writes, until `deadline_s` of the monotonic clock. Raises TimeoutError after that."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.deadline_s = 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        _wait(self._descriptor, select.POLLIN, self.deadline_s)
+        return os.readv(self._descriptor, [buffer])
+
+
+def _wait(descriptor: int, event: int, deadline_s: float) -> None:
+    poll = select.poll()
+    poll.register(descriptor, event)
+    if not poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+        raise TimeoutError
 
 
 class _Child:
@@ -125,24 +142,20 @@ class _Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._input = self._process.stdin.fileno()
-        self._output = self._process.stdout.fileno()
         os.set_blocking(self._input, False)
-        self._ahead = bytearray()
-        """Bytes that were read beyond the present line."""
-        self._deadline_s = 0.0
+        self._output = _Output(self._process.stdout.fileno())
+        self._answers = io.BufferedReader(self._output)
         self.request_count = 0
         self.is_waiting = True
         """Whether it has answered every request."""
 
     def exchange(self, files: Sequence[File], wants_pixels: bool) -> list[Decoded]:
         """See `Decoders`. Raises _Idle if the process ended before the request."""
-        self._deadline_s = time.monotonic() + self._limits.wall_s
+        self._output.deadline_s = time.monotonic() + self._limits.wall_s
         self.is_waiting = False
         described = [(file.name, file.is_video, len(file.data), *file[3:]) for file in files]
-        head = {"pixels": wants_pixels, "files": described}
-        decoded: list[Decoded] = []
         try:
-            self._write(json.dumps(head).encode() + b"\n")
+            self._write(json.dumps({"pixels": wants_pixels, "files": described}).encode() + b"\n")
             for file in files:
                 self._write(file.data)
             self.request_count += 1
@@ -160,16 +173,12 @@ class _Child:
         return decoded
 
     def kill(self) -> None:
-        """Kill it."""
         self._process.kill()
 
     def reap(self) -> None:
-        """Take its exit code and close the pipes. It was killed, so the kernel ends it soon."""
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+        """Close the pipes and take its exit code. It was killed, so the kernel ends it soon."""
+        with self._process:
+            pass
 
     def _read_answer(self, files: Sequence[File], wants_pixels: bool) -> tuple[str, list[Decoded]]:
         from PIL import Image
@@ -182,18 +191,19 @@ class _Child:
                 raise ValueError("a picture that wasn't asked for")
             budget.take(files[number], width, height)
             mode = "RGBA" if files[number].takes_alpha else "RGB"
-            samples = self._read(len(mode) * width * height)
+            samples = self._answers.read(len(mode) * width * height)
+            if len(samples) < len(mode) * width * height:
+                raise EOFError
             frames[number].append(Image.frombytes(mode, (width, height), samples))
         answer = str(line["refused"])
         if not wants_pixels or answer:
             return answer, []
-        pairs = zip(files, frames, strict=True)
-        return "", [found if file.is_video else found[0] for file, found in pairs]
+        return "", [found if file.is_video else found[0] for file, found in zip(files, frames, strict=True)]
 
     def _why(self, files: Sequence[File]) -> TriptychError:
         """Why the child ended. Its CPU time or a decoder's crash is the files' fault."""
         try:
-            code = self._process.wait(max(0.1, self._deadline_s - time.monotonic()))
+            code = self._process.wait(max(0.1, self._output.deadline_s - time.monotonic()))
         except subprocess.TimeoutExpired:
             return Unavailable("the process that decodes media hangs")
         if code == 0:
@@ -209,45 +219,15 @@ class _Child:
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
-            self._wait(self._input, select.POLLOUT)
+            _wait(self._input, select.POLLOUT, self._output.deadline_s)
             with contextlib.suppress(BlockingIOError):
                 rest = rest[os.write(self._input, rest) :]
 
     def _read_line(self) -> dict[str, Any]:
-        while b"\n" not in self._ahead:
-            if len(self._ahead) > bounds.LINE_BYTES_MAX:
-                raise ValueError("a line without an end")
-            self._wait(self._output, select.POLLIN)
-            self._ahead += self._some(bounds.LINE_BYTES_MAX)
-        line, _, rest = bytes(self._ahead).partition(b"\n")
-        self._ahead = bytearray(rest)
+        line = self._answers.readline(bounds.LINE_BYTES_MAX)
+        if not line.endswith(b"\n"):
+            raise EOFError if len(line) < bounds.LINE_BYTES_MAX else ValueError("a line without an end")
         found = json.loads(line)
         if not isinstance(found, dict):
             raise ValueError("a line that is no object")
         return found
-
-    def _read(self, size_bytes: int) -> bytearray:
-        data = bytearray(size_bytes)
-        whole = memoryview(data)
-        count = min(size_bytes, len(self._ahead))
-        whole[:count] = self._ahead[:count]
-        del self._ahead[:count]
-        while count < size_bytes:
-            self._wait(self._output, select.POLLIN)
-            got = os.readv(self._output, [whole[count:]])
-            if not got:
-                raise EOFError
-            count += got
-        return data
-
-    def _some(self, size_bytes: int) -> bytes:
-        data = os.read(self._output, size_bytes)
-        if not data:
-            raise EOFError
-        return data
-
-    def _wait(self, descriptor: int, events: int) -> None:
-        poll = select.poll()
-        poll.register(descriptor, events)
-        if not poll.poll(max(0.0, self._deadline_s - time.monotonic()) * 1000):
-            raise TimeoutError
