@@ -36,12 +36,13 @@ class Clip(NamedTuple):
     frames_FHWC: npt.NDArray[Any]
     is_video: bool
 
-    def bytes_FHWC(self) -> npt.NDArray[np.uint8]:
+    def images(self) -> list[Image.Image]:
         """The frames in 0…255, rounded as diffusers rounds for PIL. NaN becomes black."""
-        if self.frames_FHWC.dtype == np.uint8:
-            return self.frames_FHWC
-        clipped = np.clip(np.nan_to_num(self.frames_FHWC.astype(np.float32)), 0.0, 1.0)
-        return (clipped * 255).round().astype(np.uint8)
+        frames = self.frames_FHWC
+        if frames.dtype != np.uint8:
+            frames = (np.clip(np.nan_to_num(frames.astype(np.float32)), 0.0, 1.0) * 255).round().astype(np.uint8)
+        frames = frames[..., 0] if frames.shape[-1] == 1 else frames
+        return [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
 
 
 def clips(outputs: Mapping[str, object]) -> tuple[list[Clip], dict[str, object]]:

@@ -74,7 +74,7 @@ def encode_outputs(
 
 def _encode_mp4(clip: Clip, frames_per_second: float) -> bytes:
     """H.264, 4:2:0, BT.709. An odd side grows by one repeated row or column, because 4:2:0 halves both."""
-    frames = _as_rgb(clip)
+    frames = np.stack([np.asarray(frame.convert("RGB")) for frame in _opaque_frames(clip)])
     _count, height, width, _channels = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     file = io.BytesIO()
@@ -102,12 +102,10 @@ def _encode_gif(clip: Clip, frames_per_second: float) -> bytes:
 
 
 def _encode_png(clip: Clip, frames_per_second: float) -> bytes:
-    images = _pil_frames(clip)
+    images = clip.images()
     if len(images) > 1:
         return animation.apng(images, 1 / frames_per_second)
-    file = io.BytesIO()
-    images[0].save(file, "PNG")
-    return file.getvalue()
+    return animation.encoded(images[0], "PNG")
 
 
 def _encode_npy(clip: Clip, _frames_per_second: float) -> bytes:
@@ -170,15 +168,6 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def _as_rgb(clip: Clip) -> npt.NDArray[np.uint8]:
-    return np.stack([np.asarray(frame.convert("RGB")) for frame in _opaque_frames(clip)])
-
-
 def _opaque_frames(clip: Clip) -> list[Image.Image]:
     """The frames with transparency laid over white, as for pictures of a request."""
-    return [over_white(frame) if frame.mode == "RGBA" else frame for frame in _pil_frames(clip)]
-
-
-def _pil_frames(clip: Clip) -> list[Image.Image]:
-    frames = clip.bytes_FHWC()
-    return [Image.fromarray(np.ascontiguousarray(frame[..., 0] if frame.shape[-1] == 1 else frame)) for frame in frames]
+    return [over_white(frame) if frame.mode == "RGBA" else frame for frame in clip.images()]

@@ -133,15 +133,11 @@ def check_artifact(artifact: Artifact, job_id: str) -> None:
     name = artifact.name
     if not _NAME.fullmatch(name) or len(name) > FILE_NAME_CHARS_MAX:
         raise InvalidRequest("artifacts.name", name, f"a file's name of up to {FILE_NAME_CHARS_MAX} characters")
-    if not _is_place(artifact.url, job_id, name):
+    parts = artifact.url.split("/")
+    if len(parts) != 3 or parts[::2] != [job_id, name] or not _TOKEN.fullmatch(parts[1]):
         raise InvalidRequest("artifacts.url", artifact.url, f"{job_id}/TOKEN/{name}")
     if len(artifact.sha256) != hashlib.sha256().digest_size:
         raise InvalidRequest("artifacts.sha256", f"{len(artifact.sha256)} bytes", "a SHA-256, 32 bytes")
-
-
-def _is_place(place: str, job_id: str, name: str) -> bool:
-    parts = place.split("/")
-    return len(parts) == 3 and (parts[0], parts[2]) == (job_id, name) and bool(_TOKEN.fullmatch(parts[1]))
 
 
 def locate(url: str, artifact: Artifact, job_id: str) -> str:
