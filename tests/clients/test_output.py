@@ -12,7 +12,7 @@ import pytest
 
 from tests.clients.terminals import in_terminal
 from tests.clients.test_cli import CLI, ENV, TIMEOUT_S, endpoint, triptych
-from tests.clients.toy_controller import SEED
+from tests.clients.toy_controller import LATENTS, SEED
 from triptych_client.terminal import visible
 
 __all__ = ["endpoint"]
@@ -57,6 +57,11 @@ def test_a_pipe_gets_whole_lines_of_tabs_at_any_width(endpoint: str, jobs: dict[
     assert dead[3] == "transformer 3: rank 3 was silent; transformer 5: rank 5 was silent"
     assert {row[0] for row in lines("status")} == {"fleet", "rings", "workers", "ways", "jobs"}
     assert ["inputs", "prompt", "text", "required", "What to make."] in lines("describe")
+
+
+def test_a_job_has_the_shape_of_its_latents(endpoint: str, jobs: dict[str, str]) -> None:
+    shown = triptych("jobs", jobs["circle"], "--endpoint", endpoint).stdout
+    assert f"fact\tlatents\t{'x'.join(map(str, LATENTS))}\n" in shown
 
 
 @pytest.mark.parametrize("columns", [80, 100, 200])

@@ -35,6 +35,8 @@ STEPS = 3
 WAIT_S = 20.0
 SEED = 77
 """What is drawn where none is given."""
+LATENTS = (1, 16, 2, 4, 8)
+"""The shape of every job's latents."""
 EVIL = "\x1b]0;yours\x07\x1b[2J[bold red]off[/bold red]\r\nsecond line \u202egnp.exe\x9b5n"
 """A title, a cleared screen, rich's markup, a line of its own, a turned name, and a C1 control."""
 
@@ -88,6 +90,7 @@ class ToyController(generation_service_pb2_grpc.GenerationServiceServicer, fleet
                 return pb.CreateJobResponse(job=job)
         job = job_pb2.Job(job_id=f"job-{len(self.jobs)}", request_id=request.request_id, state=job_pb2.JOB_STATE_QUEUED)
         job.seed = request.request.seed if request.request.HasField("seed") else SEED
+        job.latent_shape.dimensions.extend(LATENTS)
         job.create_time.GetCurrentTime()
         self.jobs[job.job_id] = job
         self.requests.append(request.request)
