@@ -15,7 +15,6 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -27,9 +26,6 @@ from triptych.errors import InvalidRequest
 from triptych.security.certificates import CA_FILE, CERTIFICATE_FILE, KEY_FILE, SPIFFE_PREFIX
 from triptych.security.live_files import replace_file
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-
 HOLDERS = ("controller", "encoder", "transformer", "decoder", "client", "admin")
 """Holders of certificates. A client may submit and read; an admin has every right."""
 CALLERS = ("client", "admin")
@@ -39,7 +35,6 @@ DAYS_DEFAULT = 365
 """How long a role's certificate is valid: a year, as most authorities give."""
 AUTHORITY_DAYS = 3650
 """Ten years: a change of authority means a visit to every machine."""
-DAYS_MAX = AUTHORITY_DAYS
 _BACKDATED = datetime.timedelta(minutes=5)
 """Clocks of two machines differ."""
 
@@ -78,6 +73,7 @@ def renew(folder: Path, hosts: Sequence[str] = (), days: int = DAYS_DEFAULT, rol
         kept = x509.load_pem_x509_certificate((folder / HOLDERS[0] / CERTIFICATE_FILE).read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise InvalidRequest("folder", str(folder), f"one that `triptych certs init` made ({error})") from error
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
     names = _names(hosts) if hosts else _hosts_of(kept)
     for role in roles:
         _issue(folder, role, certificate, key, names, days)
@@ -87,11 +83,10 @@ def _issue(
     folder: Path,
     role: str,
     authority: x509.Certificate,
-    authority_key: PrivateKeyTypes,
+    authority_key: ec.EllipticCurvePrivateKey,
     names: Sequence[x509.GeneralName],
     days: int,
 ) -> None:
-    assert isinstance(authority_key, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role)])
     spiffe_id = x509.UniformResourceIdentifier(SPIFFE_PREFIX + role)
@@ -145,8 +140,8 @@ def _hosts_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
 
 
 def _check_days(days: int) -> None:
-    if not 1 <= days <= DAYS_MAX:
-        raise InvalidRequest("days", days, f"1 to {DAYS_MAX}")
+    if not 1 <= days <= AUTHORITY_DAYS:
+        raise InvalidRequest("days", days, f"1 to {AUTHORITY_DAYS}")
 
 
 def _write(

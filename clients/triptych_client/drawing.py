@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from triptych_client.tables import Cell, Facts, Headline, Table, View
+from triptych_client.tables import Cell, Table, View
 from triptych_client.terminal import spelled
 
 GAP = 2
@@ -42,14 +42,10 @@ class Drawing:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         for block in self._blocks:
-            match block:
-                case Headline():
-                    yield Text(" · ".join(spelled(part, console.encoding) for part in block.parts), block.style)
-                case Facts():
-                    pairs = [list(map(str, pair)) for pair in block.pairs if pair[1]]
-                    yield from _table(Table("", ("", ""), pairs, prose=("",)), console.encoding, options.max_width)
-                case Table():
-                    yield from _table(block, console.encoding, options.max_width)
+            if isinstance(block, Table):
+                yield from _table(block, console.encoding, options.max_width)
+            else:
+                yield Text(" · ".join(spelled(part, console.encoding) for part in block.parts), block.style)
 
 
 def _table(table: Table, encoding: str, width: int) -> Iterator[RenderableType]:
@@ -63,7 +59,7 @@ def _table(table: Table, encoding: str, width: int) -> Iterator[RenderableType]:
         left_out.append(minor)
         rows = [[cell for name, cell in zip(columns, row, strict=True) if name != minor] for row in rows]
         columns.remove(minor)
-    if table.title or table.key:
+    if any(columns):
         yield Text(spelled(table.title or table.key, encoding), "italic")
     if widths:
         yield _columns(columns, rows, widths)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.errors import DeadlinePassed, JobCancelled, JobFailed
+from triptych.errors import DeadlinePassed, InvalidRequest, JobCancelled, JobFailed
 from triptych.v1 import job_pb2
 from triptych.v1.job_pb2 import Job, JobState
 
@@ -19,9 +20,8 @@ TERMINAL_STATES = frozenset(
     )
 )
 """States that a job never leaves."""
-
-ACTIVE_STATES = frozenset(JobState.values()) - TERMINAL_STATES - {job_pb2.JOB_STATE_UNSPECIFIED}
-"""States of jobs that are not over."""
+SHOWN_MAX = 5
+"""Jobs named in a sentence about a beginning that several have."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ def cut_sentences(job: Job) -> list[str]:
         f"{cut.input}: {cut.tokenizer} cut off the last {cut.token_count} token{'s' if cut.token_count > 1 else ''}"
         for cut in job.tokens_cut
     ]
+
+
+def ambiguous(wanted: str, found: Sequence[str]) -> InvalidRequest:
+    """The error about a beginning that several ids have."""
+    shown = ", ".join(found[:SHOWN_MAX]) + (", …" if len(found) > SHOWN_MAX else "")
+    return InvalidRequest("job", wanted, f"more of the id: {shown} begin so")
 
 
 def check_succeeded(job: Job) -> Job:

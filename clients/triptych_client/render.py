@@ -17,7 +17,7 @@ from triptych.v1.fleet_service_pb2 import GetFleetResponse
 from triptych.v1.job_pb2 import AttemptKind, Job, Priority
 from triptych.v1.worker_pb2 import StepProgress, Worker, WorkerState
 from triptych_client.job_states import cut_sentences, enum_name, is_over, state_name
-from triptych_client.tables import Facts, Headline, Table, View
+from triptych_client.tables import Headline, Table, View
 
 
 def fleet_view(endpoint: str, fleet: GetFleetResponse) -> View:
@@ -102,7 +102,7 @@ def job_view(job: Job) -> View:
     file_columns = ("index", "name", "type", "size", "place", "sha256")
     return (
         Headline("job", (job.job_id, state_name(job.state))),
-        Facts("fact", facts),
+        Table("fact", ("", ""), [fact for fact in facts if fact[1]], prose=("",)),
         *([_attempts_table(job)] if job.attempts else []),
         *([Table("files", file_columns, files, minor=("sha256", "place", "type"))] if files else []),
     )
@@ -172,7 +172,8 @@ def _rings_table(fleet: GetFleetResponse) -> Table:
 def _workers_table(workers: Iterable[Worker]) -> Table:
     rows = []
     for worker in sorted(workers, key=lambda w: (w.info.role, w.rank)):
-        info, status = worker.info, worker.status
+        info = worker.info
+        status = worker.status
         rows.append(
             (
                 str(worker.rank),

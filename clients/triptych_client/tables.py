@@ -18,7 +18,7 @@ Cell = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under names of columns."""
+    """Rows under names of columns. A table whose columns have no names is shown without a title."""
 
     key: str
     """What the rows are, in one word."""
@@ -33,14 +33,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Names and values; those without a value aren't shown."""
-
-    key: str
-    pairs: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
 class Headline:
     """One line, in parts."""
 
@@ -49,7 +41,7 @@ class Headline:
     style: str = "bold"
 
 
-Block = Table | Facts | Headline
+Block = Table | Headline
 View = Sequence[Block]
 
 
@@ -67,16 +59,6 @@ def lines(blocks: View) -> Iterable[str]:
     """The blocks as a pipe gets them."""
     has_key = len(blocks) > 1
     for block in blocks:
-        for row in _rows(block):
+        for row in block.rows if isinstance(block, Table) else [block.parts]:
             cells = [visible("; ".join(cell) if isinstance(cell, tuple) else cell) for cell in row]
             yield "\t".join([block.key, *cells] if has_key else cells)
-
-
-def _rows(block: Block) -> Iterable[Sequence[Cell]]:
-    match block:
-        case Table():
-            return block.rows
-        case Facts():
-            return [pair for pair in block.pairs if pair[1]]
-        case Headline():
-            return [block.parts]

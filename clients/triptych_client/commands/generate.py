@@ -155,7 +155,8 @@ async def _serve(args: argparse.Namespace, fields: GenerationFields, path: Path,
             settings = config.given(vars(args), FLEET_SETTINGS)
             embedded = embedded_fleet(notice=shown.say, roles=role_plans(args), **settings)
             fleet = await stack.enter_async_context(embedded)
-            endpoint, state = fleet.endpoint, fleet.plan.state
+            endpoint = fleet.endpoint
+            state = fleet.plan.state
         else:
             async with connect(args) as impatient:  # before there is a job, so that a wrong address is told soon
                 await impatient.check_reachable()

@@ -13,6 +13,7 @@ from triptych.config import DTYPES, ClientAccess, ControllerConfig, client_acces
 from triptych.errors import InvalidRequest, NotAllowed, NotFound
 from triptych.roles import ROLE_NAMES
 from triptych_client.client import AsyncClient
+from triptych_client.job_states import SHOWN_MAX, ambiguous
 from triptych_client.local_fleet import RolePlan
 from triptych_client.retry import RetryPolicy
 
@@ -20,8 +21,6 @@ Result = TypeVar("Result")
 
 PEOPLE = RetryPolicy(total_s_max=10.0, absent_s_max=2.0)
 """Somebody who looks at a fleet wants to know soon that it isn't there; a controller restarts in less than a second."""
-SHOWN_MAX = 5
-"""Jobs named in a sentence about a beginning that several have."""
 
 
 def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -98,6 +97,5 @@ async def with_job(client: AsyncClient, wanted: str, call: Callable[[str], Await
         if not found or found == [wanted]:  # where it is there, something else wasn't
             raise
         if len(found) > 1:
-            shown = ", ".join(found[:SHOWN_MAX]) + (", …" if len(found) > SHOWN_MAX else "")
-            raise InvalidRequest("job", wanted, f"more of the id: {shown} begin so") from None
+            raise ambiguous(wanted, found) from None
     return await call(found[0])

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from triptych.errors import InvalidRequest, NotFound
+from triptych_client.job_states import ambiguous
 from triptych_client.tables import is_terminal
 from triptych_client.terminal import spelled, visible
 
@@ -26,8 +27,6 @@ BAR_SHARE_MIN = 0.008
 """Shortest bar as a share of the whole, so that a span of microseconds is still seen."""
 SPANS_SHOWN_MAX = 500
 """Rows drawn at most: more than a job makes, few enough to scroll through."""
-NAMES_SHOWN_MAX = 5
-"""Ids named in a sentence about a beginning that several have."""
 COLORS = ("cyan", "green", "magenta", "yellow", "blue", "bright_red", "bright_cyan", "bright_green")
 
 _STATUS_ERROR = 2  # Status.StatusCode.STATUS_CODE_ERROR of opentelemetry.proto.trace.v1
@@ -138,10 +137,7 @@ def _chosen(traces: dict[str, set[str]], wanted: str) -> set[str]:
         if name in traces:
             return traces[name]
     if len(traces) > 1:
-        shown = sorted(traces)
-        more = ", …" if len(shown) > NAMES_SHOWN_MAX else ""
-        names = ", ".join(shown[:NAMES_SHOWN_MAX]) + more
-        raise InvalidRequest("job", wanted, f"more of the id: {names} begin so")
+        raise ambiguous(wanted, sorted(traces))
     return next(iter(traces.values()), set())
 
 
