@@ -181,23 +181,20 @@ class Supervisor:
         backoff = Backoff(self._policy.delay_s_initial, self._policy.delay_s_max, spread=0.0)
         while spec.name not in self._stopping:
             address = first.result() if first.done() and spec.keeps_address else ""
-            lived_s, code, words, how = await self._run_once(spec, address)
+            process, code, lived_s = await self._run_once(spec, address)
             if spec.name in self._stopping:
                 return
             failed_count += 1
             if not first.done() and (code == EXIT_CONFIGURATION or failed_count >= self._policy.starts_max):
-                raise self._fatal(spec.name, code, how, words)
+                raise self._fatal(spec.name, process, code)
             if lived_s >= self._policy.stable_s:
                 backoff.reset()
             delay_s = backoff.next_s()
-            self.notify(f"{spec.name} ended ({how}) and starts again in {delay_s:g} s")
+            self.notify(f"{spec.name} ended ({process.ending(code)}) and starts again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
 
-    async def _run_once(self, spec: ProcessSpec, address: str) -> tuple[float, int, str, str]:
-        """Run the process to its end.
-
-        Returns for how long it was ready (0 if never), its exit code, its last words, and how it ended.
-        """
+    async def _run_once(self, spec: ProcessSpec, address: str) -> tuple[Process, int, float]:
+        """Run a process to its end; the process, its exit code, and for how long it was ready (0 if never)."""
         argv = [*spec.argv, "--address", address] if address else spec.argv
         instance_id = uuid.uuid4().hex
         if spec.tells_end:
@@ -214,10 +211,9 @@ class Supervisor:
             if announced:
                 self.notify(f"{spec.name} serves on {announced} (process {process.pid})")
             code = await process.wait()
-            how = process.ending(code)
             if code and spec.tells_end:
-                self._tell_end(spec, instance_id, how)
-            return (time.monotonic() - since_s if announced else 0.0), code, process.last_words(), how
+                self._tell_end(spec, instance_id, process.ending(code))
+            return process, code, time.monotonic() - since_s if announced else 0.0
         finally:
             process.kill()  # only where this task was cancelled
             del self._running[spec.name]
@@ -229,11 +225,12 @@ class Supervisor:
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
 
-    def _fatal(self, name: str, code: int, how: str, words: str) -> TriptychError:
+    def _fatal(self, name: str, process: Process, code: int) -> TriptychError:
+        words = process.last_words()
         if code == EXIT_CONFIGURATION:
             return InvalidRequest.from_message(f"{name}: {words or 'its configuration is refused'}")
         reason = f": {words}" if words else ""
-        return Unavailable(f"{name} can't start ({how}){reason}; its log is {self.log(name)}")
+        return Unavailable(f"{name} can't start ({process.ending(code)}){reason}; its log is {self.log(name)}")
 
 
 def _shortened(words: str) -> str:

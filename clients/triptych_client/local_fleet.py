@@ -291,7 +291,7 @@ def _sweep_arenas() -> None:
 
 def _environment() -> dict[str, str]:
     # Idle OpenMP threads that spin take the cores from the other processes. A client's proof of who it is, in the same
-    # shell, isn't the fleet's. Files in the current folder are no modules of the fleet, be they called types.py:
-    # neither for these processes (`-P`) nor for those that they start.
+    # shell, isn't the fleet's. A file in the current folder, types.py for example, is no module of the fleet: neither
+    # for these processes (`-P`) nor for those that they start.
     proofs = {"TRIPTYCH_TLS": "", "TRIPTYCH_TOKEN_FILE": "", "TRIPTYCH_TOKEN": ""}
     return {"OMP_WAIT_POLICY": "PASSIVE", **proofs, "PYTHONSAFEPATH": "1", **module_path()}
