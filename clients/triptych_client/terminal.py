@@ -1,10 +1,10 @@
-"""Text that a terminal can show, without control characters from others or what its encoding lacks; and who says it.
+"""Text that a terminal can show: no control characters from others, and nothing that its encoding lacks. And stderr.
 
 Request ids, errors, names of models and folders come from others. A terminal acts on some of what it is sent: escape
 sequences move its cursor, change its title, or answer as if a person had typed. So all that is printed, for people or
 into a pipe (which often ends at a terminal, too), goes through `visible`.
 
-Sentences on stderr may get lost, and never stop work: neither a slow reader nor a closed stderr does. `say` is for
+Sentences on stderr may get lost, and never stop work, neither by a slow reader nor by a closed stderr. `say` is for
 commands that end soon. `Voice` is for those that keep processes running: a thread of its own writes. Any thread may
 use it.
 """

@@ -1,4 +1,4 @@
-"""What commands share: coroutines that a signal cancels, flags of connections and of roles, jobs by their ids."""
+"""What commands share: running a coroutine that a signal cancels, flags of connections and roles, finding a job."""
 
 from __future__ import annotations
 
