@@ -51,16 +51,14 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     hangs: by then everything is closed and flushed.
     """
     code = 0
-    is_starting = True
+    watch = None
     try:
         with asyncio.Runner(loop_factory=WatchedLoop) as runner:
             watch = watch_of(runner.get_loop())
             watch.is_starting = True
-            try:
-                runner.run(main())
-            finally:
-                is_starting = watch.is_starting
+            runner.run(main())
     except* Exception as group:  # noqa: BLE001  (the process's edge: its starter is told of any error)
+        is_starting = watch is None or watch.is_starting
         codes = {_tell(error, is_starting=is_starting) for error in _leaves(group)}
         code = EXIT_CONFIGURATION if codes == {EXIT_CONFIGURATION} else EXIT_FAILED
     for stream in (sys.stdout, sys.stderr):
@@ -85,12 +83,10 @@ def _tell(error: BaseException, *, is_starting: bool) -> int:
         sentence = f"{type(error).__name__}{said}"
     with contextlib.suppress(OSError):  # stderr may be closed
         print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
-    is_lasting = isinstance(error, REFUSALS) or (is_starting and _is_lasting(error))
+    is_lasting = isinstance(error, REFUSALS) or (
+        is_starting and isinstance(error, OSError) and error.errno in LASTING_ERRORS
+    )
     return EXIT_CONFIGURATION if is_lasting else EXIT_FAILED
-
-
-def _is_lasting(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in LASTING_ERRORS
 
 
 def announce(address: str, client_address: str = "") -> None:

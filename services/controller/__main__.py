@@ -20,11 +20,10 @@ from .fleet_service import FleetServicer
 from .generation_service import GenerationServicer
 from .journal import Journal
 from .media_checks import MediaChecks
-from .pruning import INTERVAL_S, Keep, Pruner
+from .pruning import INTERVAL_S, SWEEP_PAUSE_S, Keep, Pruner, Sweeper
 from .ring_service import RingServicer
 from .rings import Rings, open_rings
 from .served_model import ServedModel, stored_model
-from .sweeping import SWEEP_PAUSE_S, Sweeper
 
 GENERATION_SERVICE = "triptych.v1.GenerationService"
 ACCEPTING = (rpc.WHOLE, GENERATION_SERVICE)

@@ -9,8 +9,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-
-from google.protobuf.timestamp_pb2 import Timestamp
+from weakref import WeakValueDictionary
 
 from triptych import errors, ids, limits, rpc, telemetry
 from triptych.model import costs
@@ -24,8 +23,9 @@ from triptych.v1.model_pb2 import ModelDescription
 
 from .core import Core
 from .journal_file import digest_of
-from .ledger import is_past
+from .ledger import is_past_deadline
 from .media_checks import MediaChecks
+from .shares import counted
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Admission:
         self._fleet = core.fleet
         self._served = core.model
         self._media = media
-        self._under_way: dict[tuple[str, str], asyncio.Lock] = {}
+        self._under_way: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         """By client and request id: calls with the same wait for the first one's end, and find its job."""
         self._calls: Counter[tuple[str, str]] = Counter()
         self._accepting: Counter[str] = Counter()
@@ -63,25 +63,23 @@ class Admission:
         if len(request_id) > REQUEST_ID_CHARS_MAX:
             raise errors.InvalidRequest("request_id", request_id, f"up to {REQUEST_ID_CHARS_MAX} characters")
         async with self._alone(client.name, request_id):
-            existing = await self._ledger.journal.find(client.name, request_id) if request_id else None
-            if existing is None:  # else a retry: whatever has changed since, the job is accepted
+            entry = await self._ledger.journal.find(client.name, request_id) if request_id else None
+            was_there = entry is not None  # a retry: whatever has changed since, the job is accepted
+            if entry is None:
                 size_bytes = rpc.message_bytes() or request.ByteSize()  # to count takes as long as to copy
                 with self._place(client.name, client.jobs_max, size_bytes):
-                    entry, existing = await self._accept_new(request_id, request, client.name)
-                if existing is None:
-                    return entry, False
-        await asyncio.to_thread(_check_same, existing, request)  # its digest takes time where it is large
-        return existing, True
+                    entry, was_there = await self._accept_new(request_id, request, client.name)
+        if was_there:
+            await asyncio.to_thread(_check_same, entry, request)  # its digest takes time where it is large
+        return entry, was_there
 
-    async def _accept_new(
-        self, request_id: str, request: GenerationRequest, client: str
-    ) -> tuple[JournalEntry, JournalEntry | None]:
+    async def _accept_new(self, request_id: str, request: GenerationRequest, client: str) -> tuple[JournalEntry, bool]:
         """Check a request that has a place, and write it down; see `_add`."""
-        model = self._model()
+        model = self._served.described()
         inputs = self._resolve(request, model)
         self._check_ranks(request)
         await self._media.check(inputs.files, client)
-        if (present := self._model()) is not model:
+        if (present := self._served.described()) is not model:
             self._resolve(request, present)
             model = present
         self._check_ranks(request)
@@ -115,14 +113,9 @@ class Admission:
         key = (client, request_id)
         if self._calls[key] >= REPEATED_CALLS_MAX:
             raise errors.ChecksFull(f"{REPEATED_CALLS_MAX} calls with this request_id are under way; try again later")
-        self._calls[key] += 1
-        try:
+        with counted(self._calls, key):
             async with self._under_way.setdefault(key, asyncio.Lock()):
                 yield
-        finally:
-            self._calls -= Counter({key: 1})
-            if not self._calls[key]:
-                del self._under_way[key]
 
     async def retry(self, dead: JournalEntry, client: Identity) -> tuple[JournalEntry, bool]:
         """Accept a dead letter's request once more, for the client that it belongs to; the same job each time.
@@ -134,42 +127,30 @@ class Admission:
             raise errors.WrongState(
                 f"job {job.job_id} is no dead letter: only jobs that FAILED after too many attempts are"
             )
-        existing = await self._ledger.journal.retry_of(job.job_id)
-        if existing is None:
-            request = await self._ledger.journal.get_request(job.job_id)
-            if request is None:
-                raise errors.NotFound(f"the request of job {job.job_id!r} can't be read any more")
-            self._drop_past(request)
-            if not self._served.is_foreign(job):  # else it waits for its model, which it was checked against
-                self._resolve(request, self._model())
-            jobs_max = client.jobs_max if job.client == client.name else 0
-            # It is tried on the model that it was accepted for.
-            again = Job(client=job.client, retry_of=job.job_id, model=job.model, model_digest=job.model_digest)
-            with self._place(job.client, jobs_max, dead.request_size_bytes):
-                entry, existing = await self._add(again, request)
-            if existing is None:
-                return entry, False
-        return existing, True
+        if (existing := await self._ledger.journal.retry_of(job.job_id)) is not None:
+            return existing, True
+        request = await self._ledger.journal.get_request(job.job_id)
+        if request is None:
+            raise errors.NotFound(f"the request of job {job.job_id!r} can't be read any more")
+        self._drop_past(request)
+        if not self._served.is_foreign(job):  # else it waits for its model, which it was checked against
+            self._resolve(request, self._served.described())
+        jobs_max = client.jobs_max if job.client == client.name else 0
+        # It is tried on the model that it was accepted for.
+        again = Job(client=job.client, retry_of=job.job_id, model=job.model, model_digest=job.model_digest)
+        with self._place(job.client, jobs_max, dead.request_size_bytes):
+            return await self._add(again, request)
 
     def _drop_past(self, request: GenerationRequest) -> None:
         """Drop a deadline that has passed and ranks that are gone."""
-        now = Timestamp()
-        now.GetCurrentTime()
-        if request.HasField("deadline_time") and is_past(request.deadline_time, now):
+        if is_past_deadline(request):
             request.ClearField("deadline_time")
         for name, role in _RANKS:
             if getattr(request, name) not in [member.rank for member in self._fleet.alive(role)]:
                 request.ClearField(name)  # type: ignore[arg-type]
 
-    def _model(self) -> ModelDescription:
-        model = self._served.present
-        if model is None:
-            raise errors.Unavailable("no encoder has described the model yet; try again when one has started")
-        return model
-
-    async def _add(self, job: Job, request: GenerationRequest) -> tuple[JournalEntry, JournalEntry | None]:
-        """Write a job down, in a place that the caller keeps. The second value is the job that was there before, if
-        one was."""
+    async def _add(self, job: Job, request: GenerationRequest) -> tuple[JournalEntry, bool]:
+        """Write a job down, in a place that the caller keeps; or the job that was there before, and True."""
         job.job_id = ids.new_job_id()
         job.state = JOB_STATE_QUEUED
         job.seed = request.seed
@@ -186,11 +167,11 @@ class Admission:
             transformer_rank=request.transformer_rank,
             decoder_rank=request.decoder_rank,
         )
-        existing = await self._ledger.journal.add(entry, request)
-        if existing is None:
-            self._ledger.add(entry)
-            log.info("accepted", extra={"job_id": job.job_id})
-        return entry, existing
+        if (existing := await self._ledger.journal.add(entry, request)) is not None:
+            return existing, True
+        self._ledger.add(entry)
+        log.info("accepted", extra={"job_id": job.job_id})
+        return entry, False
 
     @contextlib.contextmanager
     def _place(self, client: str, jobs_max: int, size_bytes: int) -> Iterator[None]:
@@ -200,25 +181,20 @@ class Admission:
             foreign = sum(one.job_count for one in self._served.waiting())
             of_them = f", {foreign} of which wait for another model" if foreign else ""
             raise errors.BacklogFull(f"{unfinished} unfinished jobs{of_them}, the most that are kept; try again later")
-        own = self._ledger.count_of(client) + self._accepting[client]
+        own = self._ledger.job_counts[client] + self._accepting[client]
         if jobs_max and own >= jobs_max:
             raise errors.QuotaFull(
                 f"client {client!r} has {own} unfinished jobs, the most that it may have; try again later"
             )
-        taken_bytes = self._ledger.bytes_of(client) + self._bytes[client]
+        taken_bytes = self._ledger.request_bytes[client] + self._bytes[client]
         bytes_max = self._config.client_bytes_max
         if bytes_max and taken_bytes + size_bytes > bytes_max:
             raise errors.QuotaFull(
                 f"the unfinished requests of client {client!r} take {taken_bytes} bytes, this one {size_bytes}, and "
                 f"client_bytes_max is {bytes_max}; try again later"
             )
-        self._accepting[client] += 1
-        self._bytes[client] += size_bytes
-        try:
+        with counted(self._accepting, client), counted(self._bytes, client, size_bytes):
             yield
-        finally:
-            self._accepting -= Counter({client: 1})
-            self._bytes -= Counter({client: size_bytes})
 
 
 def _check_same(existing: JournalEntry, request: GenerationRequest) -> None:

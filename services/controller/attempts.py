@@ -1,10 +1,22 @@
-"""The attempts in a job's record: which of them count, and when a job isn't tried again. Pure, but for `attempt_of`."""
+"""The attempts in a job's record: which of them count, and when a job isn't tried again. Pure, but for `attempt_of`.
+
+A job ends before its attempts are used up where the same error comes again. An error at one place
+(`services.worker.places`) that comes a second time, from another worker or from the same one with the same inputs, is
+the request's. Failures of a sick worker don't count, nor errors without a place.
+"""
 
 from __future__ import annotations
 
+import re
+
+from triptych.errors import NotFinite
+from triptych.model.fields import values_of
+from triptych.roles import role_name
 from triptych.v1 import job_pb2 as pb
 from triptych.v1.dispatch_pb2 import Role
 from triptych.v1.journal_pb2 import JournalEntry
+
+from ..worker.places import PLACE_CHARS_MAX
 
 COUNTED = frozenset(
     {
@@ -22,6 +34,9 @@ OUT_OF_MEMORY_MAX = 2
 """A job that is too large for two workers is too large."""
 SICK_MAX = 8
 """Workers that may break under one job: each starts again for it, and it may be the job's inputs that break them."""
+FIELDS_SHOWN_MAX = 20
+"""Fields that a sentence names."""
+_PLACE = re.compile(r"[\w.<>]+ in [\w.<>-]+ #[0-9a-f]+")
 
 
 def attempt_of(role: Role.ValueType, rank: int, reason: str, kind: pb.AttemptKind.ValueType) -> pb.Attempt:
@@ -34,15 +49,6 @@ def attempt_of(role: Role.ValueType, rank: int, reason: str, kind: pb.AttemptKin
 def counted(job: pb.Job) -> int:
     """How many attempts count against `attempts_max`."""
     return sum(attempt.kind in COUNTED for attempt in job.attempts)
-
-
-def failures(job: pb.Job, role: Role.ValueType) -> dict[int, int]:
-    """How often each rank has failed the job in a role, whether that counts or not."""
-    found: dict[int, int] = {}
-    for attempt in job.attempts:
-        if attempt.role == role:
-            found[attempt.rank] = found.get(attempt.rank, 0) + 1
-    return found
 
 
 def verdict(job: pb.Job, attempts_max: int) -> str:
@@ -76,3 +82,47 @@ def absolve(entry: JournalEntry, rank: int, *, is_sick: bool) -> JournalEntry:
 
 def _reasons(job: pb.Job, *kinds: pb.AttemptKind.ValueType) -> list[str]:
     return [attempt.reason for attempt in job.attempts if attempt.kind in kinds]
+
+
+def accepted_place(place: str) -> str:
+    """A worker's word for a place, or nothing where it isn't one."""
+    return place if len(place) <= PLACE_CHARS_MAX and _PLACE.fullmatch(place) else ""
+
+
+def is_repeated(job: pb.Job, attempt: pb.Attempt) -> bool:
+    """Whether the job has failed in this way before."""
+    if attempt.kind != pb.ATTEMPT_KIND_STAGE_ERROR or not attempt.place:
+        return False
+    return any((a.kind, a.role, a.place) == (attempt.kind, attempt.role, attempt.place) for a in job.attempts)
+
+
+def verdict_on_repeat(job: pb.Job, attempt: pb.Attempt, fields: str) -> str:
+    """Why the job isn't tried again after this attempt, or nothing."""
+    if not is_repeated(job, attempt):
+        return ""
+    what = attempt.place.partition(" #")[0]
+    if what.startswith(f"{NotFinite.__name__} "):
+        what = attempt.reason.removeprefix(f"{NotFinite.__name__}: ")  # its place matters, and not the line of code
+    role = role_name(attempt.role)
+    return f"the {role} fails this request in the same way each time ({what}): it sets {fields}; change one of them"
+
+
+def fields_of(request: pb.GenerationRequest) -> str:
+    """The fields that a request sets, and their values where these are no texts, in words."""
+    values: dict[str, object] = values_of(request)
+    if request.num_outputs:
+        values["num_outputs"] = request.num_outputs
+    for name, value in request.parameters.fields.items():
+        kind = value.WhichOneof("kind")
+        values[f"parameters.{name}"] = getattr(value, kind) if kind in ("number_value", "bool_value") else None
+    values |= {f"media.{media.name}": None for media in request.media}
+    shown = [_shown(name, value) for name, value in values.items()]
+    shown.sort(key=lambda words: " " not in words)  # numbers are wrong most often
+    more = len(shown) - FIELDS_SHOWN_MAX
+    return ", ".join(shown[:FIELDS_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"{name} {str(value).lower()}"
+    return f"{name} {value:g}" if isinstance(value, int | float) else name

@@ -15,7 +15,6 @@ from triptych.roles import NEXT, role_name
 from triptych.transport import room
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, Dispatch
 from triptych.v1.fleet_service_pb2 import CompletePhaseRequest
-from triptych.v1.job_pb2 import Job
 
 ARTIFACTS_MAX = 1024
 """Most files of one job: far beyond a request's outputs and what a pipeline yields beside them."""
@@ -40,12 +39,6 @@ def check(request: CompletePhaseRequest, result_url: str, address: str) -> None:
     else:
         accepted = ", ".join(role_name(role) for role in (*NEXT, ROLE_DECODER))
         raise InvalidRequest("role", role_name(request.token.role), accepted)
-
-
-def take_tokens_cut(job: Job, request: CompletePhaseRequest) -> None:
-    """Have what the encoder's tokenizers cut off stand in the job, for the encoding that counts: the last."""
-    del job.tokens_cut[:]
-    job.tokens_cut.extend(request.tokens_cut)
 
 
 def _check_tokens_cut(request: CompletePhaseRequest) -> None:

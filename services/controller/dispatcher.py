@@ -18,11 +18,10 @@ from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORME
 from triptych.v1.journal_pb2 import JournalEntry
 
 from . import jobs
-from .background import FATAL
 from .fair_queue import FairQueue
 from .fleet import Fleet
 from .ledger import Ledger
-from .routing import elsewhere
+from .rings import FATAL
 from .served_model import ServedModel
 
 log = logging.getLogger(__name__)
@@ -43,11 +42,7 @@ class Dispatcher:
     """
 
     def __init__(
-        self,
-        rings: Mapping[Role.ValueType, MemoryRing],
-        ledger: Ledger,
-        fleet: Fleet,
-        model: ServedModel,
+        self, rings: Mapping[Role.ValueType, MemoryRing], ledger: Ledger, fleet: Fleet, model: ServedModel
     ) -> None:
         self._rings = rings
         self._ledger = ledger
@@ -154,9 +149,9 @@ class Dispatcher:
         dispatch.sender_rank = 0
         wanted = {ROLE_TRANSFORMER: entry.transformer_rank, ROLE_DECODER: entry.decoder_rank}
         if role == ROLE_TRANSFORMER:
-            dispatch.decoder_rank = entry.decoder_rank or elsewhere(entry, ROLE_DECODER, self._fleet)
+            dispatch.decoder_rank = entry.decoder_rank or self._fleet.elsewhere(entry.job, ROLE_DECODER)
         # Not the dispatch's own ranks: the controller may have chosen those, and they may have failed since.
-        target = self._fleet.target_of(wanted.get(role, 0)) or elsewhere(entry, role, self._fleet)
+        target = self._fleet.target_of(wanted.get(role, 0)) or self._fleet.elsewhere(entry.job, role)
         await ring.publish(dispatch, target)
 
     def withdraw(self) -> list[Removed]:

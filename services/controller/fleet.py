@@ -8,6 +8,8 @@ needs no special case.
 from __future__ import annotations
 
 import asyncio
+import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +20,7 @@ from triptych.security.identity import caller
 from triptych.v1 import worker_pb2 as pb
 from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Role
 from triptych.v1.fleet_service_pb2 import HeartbeatRequest, HeartbeatResponse, RegisterWorkerRequest
+from triptych.v1.job_pb2 import Job
 from triptych.v1.ring_service_pb2 import Lease
 
 from .orders import Orders, Registrations
@@ -69,9 +72,9 @@ class Member:
         """Whether it claims, or will when it has space: it is neither leaving nor in quarantine."""
         return self.status.state not in (pb.WORKER_STATE_DRAINING, pb.WORKER_STATE_QUARANTINED)
 
-    def saw(self, report: HeartbeatRequest, now_s: float) -> None:
+    def saw(self, report: HeartbeatRequest) -> None:
         """Take note of a heartbeat."""
-        self.seen_s = now_s
+        self.seen_s = asyncio.get_running_loop().time()
         self.report = report
         self.report_count += 1
         self.orders.acknowledged(report.orders_number)
@@ -112,17 +115,17 @@ class Fleet:
     def __init__(self) -> None:
         self.members: dict[int, Member] = {}
 
-    def expect(self, rank: int, now_s: float) -> None:
-        """The journal names this rank: give it the usual time to come back."""
-        self.members.setdefault(rank, Member(rank, now_s))
+    def expect(self, rank: int) -> Member:
+        """The member with a rank; one that is new has the usual time to come back and register."""
+        return self.members.setdefault(rank, Member(rank, asyncio.get_running_loop().time()))
 
-    def register(self, rank: int, request: RegisterWorkerRequest, now_s: float) -> Member:
+    def register(self, rank: int, request: RegisterWorkerRequest) -> Member:
         """Make a worker alive, keeping its orders. Raises Fenced for a registration older than the last."""
-        member = self.members.setdefault(rank, Member(rank, now_s))
+        member = self.expect(rank)
         if not member.registrations.take(request.number):
             raise Fenced(f"rank {rank} has registered again since registration {request.number}")
         member.registration = request
-        member.seen_s = now_s
+        member.seen_s = asyncio.get_running_loop().time()
         member.seen_time.GetCurrentTime()
         member.end_stream()  # orders must not go to the old one any more
         return member
@@ -158,6 +161,22 @@ class Fleet:
         """Registered members of a role."""
         return [member for member in self.registered() if member.role == role]
 
+    def elsewhere(self, job: Job, role: Role.ValueType) -> int:
+        """The rank that should run a role of the job; 0, anyone, where all have failed it equally often.
+
+        Those who are idle come before those who are busy, and these before those without space.
+        """
+        failures = Counter(attempt.rank for attempt in job.attempts if attempt.role == role)
+        able = [member for member in self.alive(role) if member.takes_work]
+        fewest = min((failures[member.rank] for member in able), default=0)
+        best = [member for member in able if failures[member.rank] == fewest]
+        if len(best) == len(able):
+            return 0
+        waits = {pb.WORKER_STATE_BUSY: 1, pb.WORKER_STATE_FULL: 2}
+        shortest = min(waits.get(member.status.state, 0) for member in best)
+        ranks = sorted(member.rank for member in best if waits.get(member.status.state, 0) == shortest)
+        return ranks[zlib.crc32(job.job_id.encode()) % len(ranks)]  # so that several don't all go to one
+
     def remove(self, rank: int) -> Member | None:
         """Forget a member; its waiting streams are woken and then find themselves fenced."""
         member = self.members.pop(rank, None)
@@ -170,8 +189,9 @@ class Fleet:
         for member in self.members.values():
             member.seen_s += seconds
 
-    def silent(self, now_s: float, timeout_s: float) -> list[int]:
+    def silent(self, timeout_s: float) -> list[int]:
         """Ranks that have said nothing for longer than the timeout."""
+        now_s = asyncio.get_running_loop().time()
         return [m.rank for m in self.members.values() if now_s - m.seen_s > timeout_s]
 
     def hint(self, role: Role.ValueType) -> None:

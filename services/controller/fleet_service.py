@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
-
-import grpc
 
 from triptych import rpc
 from triptych.errors import Fenced
+from triptych.rpc import Context
 from triptych.security.identity import SCOPE_SUBMIT, Identity, caller
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import fleet_service_pb2_grpc as pb_grpc
@@ -18,9 +16,7 @@ from triptych.v1.job_pb2 import JobState
 
 from .controller import Controller
 from .fleet import Member
-from .visibility import check_client, owner_filter, visible_worker
-
-Context = grpc.aio.ServicerContext[Any, Any]
+from .visibility import check_client, visible_client, visible_worker
 
 
 class FleetServicer(pb_grpc.FleetServiceServicer):
@@ -29,14 +25,12 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
     def __init__(self, controller: Controller, rings_reason: str) -> None:
         """`rings_reason` says why the rings are reached as they are."""
         self._core = controller.core
-        self._lifecycle = controller.lifecycle
-        self._phases = controller.phases
-        self._membership = controller.membership
+        self._controller = controller
         self._rings_reason = rings_reason
 
     @rpc.uninterrupted
     async def RegisterWorker(self, request: pb.RegisterWorkerRequest, context: Context) -> pb.RegisterWorkerResponse:
-        return await self._membership.register(request)
+        return await self._controller.membership.register(request)
 
     async def Heartbeat(
         self, request_iterator: AsyncIterator[pb.HeartbeatRequest], context: Context
@@ -45,7 +39,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None:
             return
-        self._membership.report(first)
+        self._controller.membership.report(first)
         member = self._core.fleet.get(first.rank)
         stream = member.open_stream()
         reader = asyncio.create_task(self._read(request_iterator, member))
@@ -65,7 +59,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
     async def _read(self, reports: AsyncIterator[pb.HeartbeatRequest], member: Member) -> None:
         try:
             async for report in reports:
-                self._membership.report(report)
+                self._controller.membership.report(report)
         except Fenced:
             return  # `Heartbeat` itself says so to the worker
         finally:
@@ -73,16 +67,16 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
 
     @rpc.uninterrupted
     async def StartPhase(self, request: pb.StartPhaseRequest, context: Context) -> pb.StartPhaseResponse:
-        return pb.StartPhaseResponse(request=await self._phases.start(request))
+        return pb.StartPhaseResponse(request=await self._controller.phases.start(request))
 
     @rpc.uninterrupted
     async def CompletePhase(self, request: pb.CompletePhaseRequest, context: Context) -> pb.CompletePhaseResponse:
-        await self._phases.complete(request)
+        await self._controller.phases.complete(request)
         return pb.CompletePhaseResponse()
 
     @rpc.uninterrupted
     async def FailPhase(self, request: pb.FailPhaseRequest, context: Context) -> pb.FailPhaseResponse:
-        await self._phases.fail(request)
+        await self._controller.phases.fail(request)
         return pb.FailPhaseResponse()
 
     @rpc.uninterrupted
@@ -90,22 +84,21 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         # The encoder has asked its caller who it is; nobody else may call this.
         check_client(request.client, caller())
         client = Identity(request.client, frozenset((SCOPE_SUBMIT,)), request.jobs_max)
-        job = await self._lifecycle.start_direct(request.rank, request.request_id, request.request, client)
+        job = await self._controller.lifecycle.start_direct(request.rank, request.request_id, request.request, client)
         return pb.StartDirectJobResponse(job=job)
 
     @rpc.uninterrupted
     async def UnregisterWorker(
         self, request: pb.UnregisterWorkerRequest, context: Context
     ) -> pb.UnregisterWorkerResponse:
-        await self._membership.unregister(request)
+        await self._controller.membership.unregister(request)
         return pb.UnregisterWorkerResponse()
 
     async def GetFleet(self, request: pb.GetFleetRequest, context: Context) -> pb.GetFleetResponse:
         response = pb.GetFleetResponse(epoch=self._core.epoch)
         ledger = self._core.ledger
-        who = caller()
         for member in self._core.fleet.registered():
-            response.workers.append(visible_worker(ledger, member.describe(), who))
+            response.workers.append(visible_worker(ledger, member.describe()))
         for ring in self._core.rings.values():
             stats = ring.stats()
             response.rings.add(
@@ -117,11 +110,11 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
                 driver=ring.driver.name,
                 driver_reason=self._rings_reason,
             )
-        response.waiting_models.extend(self._core.model.waiting(owner_filter(who)))
+        response.waiting_models.extend(self._core.model.waiting(visible_client()))
         if (model := self._core.model.present) is not None:
             response.model = model.model
             response.model_digest = model.config_digest
-        counts = await ledger.journal.counts(owner_filter(who))
+        counts = await ledger.journal.counts(visible_client())
         for state, count in sorted(counts.items()):
             response.job_counts.add(state=JobState.ValueType(state), count=count)
         return response

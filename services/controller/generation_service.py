@@ -7,24 +7,20 @@ import binascii
 import functools
 from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Any
-
-import grpc
 
 from triptych import rpc
-from triptych.errors import InvalidRequest, NotFound, Unavailable, WatchesFull, WrongState
+from triptych.errors import InvalidRequest, NotFound, WatchesFull, WrongState
 from triptych.media import results
+from triptych.rpc import Context
 from triptych.security.identity import caller
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1 import generation_service_pb2_grpc as pb_grpc
-from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job, JobState
+from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, JobState
 
 from .core import Core
 from .lifecycle import Lifecycle
-from .threads import FairThreads
-from .visibility import owner_filter, visible_job
-
-Context = grpc.aio.ServicerContext[Any, Any]
+from .shares import FairThreads, counted
+from .visibility import visible_client, visible_job
 
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
@@ -42,7 +38,6 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
     def __init__(self, core: Core, lifecycle: Lifecycle) -> None:
         self._core = core
         self._lifecycle = lifecycle
-        self._result_url = core.result_url
         self._watches: Counter[str] = Counter()
         """Open ones, by client."""
         self._readers = FairThreads("results", READERS, READERS // WATCH_SHARES)
@@ -53,7 +48,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         return pb.CreateJobResponse(job=job)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
-        return pb.GetJobResponse(job=await self._visible(request.job_id))
+        return pb.GetJobResponse(job=await visible_job(self._core.ledger, request.job_id))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         size = request.page_size or PAGE_SIZE_DEFAULT
@@ -68,7 +63,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
             sorted(states),
             before,
             size,
-            client=owner_filter(caller()),
+            client=visible_client(),
             dead_only=request.dead_letters_only,
             job_id_prefix=request.job_id_prefix,
         )
@@ -84,22 +79,19 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
             raise WatchesFull(f"{watches_max} watches are open, the most that are kept; try again later")
         if self._watches[client] >= share:
             raise WatchesFull(f"client {client!r} has {share} watches open, the most of one client; try again later")
-        self._watches[client] += 1
-        try:
-            await self._visible(request.job_id)
+        with counted(self._watches, client):
+            await visible_job(self._core.ledger, request.job_id)
             async for response in self._core.ledger.watch(request.job_id):
                 yield response
-        finally:
-            self._watches -= Counter({client: 1})  # which also forgets those who have none
 
     @rpc.uninterrupted
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
-        await self._visible(request.job_id)
+        await visible_job(self._core.ledger, request.job_id)
         return pb.CancelJobResponse(job=await self._lifecycle.cancel(request.job_id))
 
     @rpc.uninterrupted
     async def RetryJob(self, request: pb.RetryJobRequest, context: Context) -> pb.RetryJobResponse:
-        await self._visible(request.job_id)
+        await visible_job(self._core.ledger, request.job_id)
         return pb.RetryJobResponse(job=await self._lifecycle.retry(request.job_id, caller()))
 
     @rpc.uninterrupted
@@ -109,30 +101,25 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
     async def DownloadResult(
         self, request: pb.DownloadResultRequest, context: Context
     ) -> AsyncIterator[pb.DownloadResultResponse]:
-        job = await self._visible(request.job_id)
+        job = await visible_job(self._core.ledger, request.job_id)
         if job.state != JOB_STATE_SUCCEEDED:
             raise WrongState(f"job {job.job_id} is {JobState.Name(job.state)}; only a job that SUCCEEDED has results")
         if request.artifact_index >= len(job.artifacts):
             raise NotFound(f"job {job.job_id} has {len(job.artifacts)} artifacts, not {request.artifact_index + 1}")
         artifact = job.artifacts[request.artifact_index]
         client = caller().name
-        await self._readers.run(client, functools.partial(results.locate, self._result_url, artifact, job.job_id))
+        await self._readers.run(client, functools.partial(results.locate, self._core.result_url, artifact, job.job_id))
         offset_bytes = request.offset_bytes
         if offset_bytes > artifact.size_bytes:
             raise InvalidRequest("offset_bytes", offset_bytes, f"up to the file's size, {artifact.size_bytes}")
         yield pb.DownloadResultResponse(artifact=artifact, offset_bytes=offset_bytes)
-        pieces = results.read(self._result_url, artifact, job.job_id, offset_bytes)
+        pieces = results.read(self._core.result_url, artifact, job.job_id, offset_bytes)
         next_chunk = functools.partial(next, pieces, b"")
         while chunk := await self._readers.run(client, next_chunk):
             yield pb.DownloadResultResponse(chunk=chunk)
 
     async def DescribeModel(self, request: pb.DescribeModelRequest, context: Context) -> pb.DescribeModelResponse:
-        if (model := self._core.model.present) is None:
-            raise Unavailable("no encoder has described the model yet; try again when one has started")
-        return pb.DescribeModelResponse(model=model)
-
-    async def _visible(self, job_id: str) -> Job:
-        return await visible_job(self._core.ledger, job_id, caller())
+        return pb.DescribeModelResponse(model=self._core.model.described())
 
 
 def _token_of(sequence: int) -> str:

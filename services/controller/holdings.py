@@ -6,7 +6,6 @@ room when the room's owner registers; a running job goes on under a new lease wh
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 
@@ -20,7 +19,6 @@ from triptych.v1.ring_service_pb2 import Lease
 from . import jobs
 from .core import Core
 from .lifecycle import Lifecycle
-from .turns import in_turns
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +35,12 @@ class Holdings:
     async def recover(self) -> None:
         """Take up what an earlier controller left: give every worker that it names the usual time to come back."""
         core = self._core
-        now_s = asyncio.get_running_loop().time()
         await core.ledger.journal.name_models()
         for rank in await core.ledger.journal.ranks():  # jobs may be addressed to it, and it may never come back
-            core.fleet.expect(rank, now_s)
-        async for entry in in_turns(await core.ledger.load()):
+            core.fleet.expect(rank)
+        async for entry in core.ledger.load():
             for rank in jobs.ranks(entry):
-                core.fleet.expect(rank, now_s)
+                core.fleet.expect(rank)
             if jobs.is_running(entry):
                 continue
             if jobs.role_of(entry) == ROLE_ENCODER:

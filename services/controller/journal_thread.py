@@ -25,6 +25,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,11 +72,10 @@ class JournalThread:
 
     async def call(self, work: Work[Result]) -> Result:
         """Do `work` in a transaction. Raises JournalFull, JournalDamaged, and what `work` raises."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._calls.put(_Call(work, future, loop))
-        result: Result = await future
-        return result
+        future: concurrent.futures.Future[Result] = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()  # it is done, also where the caller goes away
+        self._calls.put(_Call(work, future))
+        return await asyncio.wrap_future(future)
 
     def _run(self) -> None:
         try:
@@ -118,9 +118,9 @@ class JournalThread:
                 return
             for call in calls:
                 self._commit(db, [call])
-            return
-        for call in calls:
-            call.deliver()
+        else:
+            for call in calls:
+                call.deliver()
 
     def _verdict(self, error: sqlite3.Error) -> BaseException:
         code = getattr(error, "sqlite_errorcode", None)
@@ -137,35 +137,29 @@ class JournalThread:
         return self._damage
 
 
+@dataclass
 class _Call:
-    """Work for the journal's thread, and where to deliver its result."""
+    """Work for the journal's thread, and where to deliver its result once that is on disk."""
 
-    def __init__(self, work: Work[Any], future: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._work = work
-        self._future = future
-        self._loop = loop
-        self._result: Any = None
-        self._error: BaseException | None = None
+    work: Work[Any]
+    future: concurrent.futures.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
 
     def run(self, db: sqlite3.Connection) -> None:
-        self._error = None
+        self.error = None
         try:
-            self._result = self._work(db)
+            self.result = self.work(db)
         except sqlite3.Error:
             raise  # the transaction may be gone, and with it what others did in it
         except Exception as error:  # noqa: BLE001  (delivered to the caller)
-            self._error = error
+            self.error = error
 
     def deliver(self, error: BaseException | None = None) -> None:
-        self._loop.call_soon_threadsafe(self._set, error or self._error)
-
-    def _set(self, error: BaseException | None) -> None:
-        if self._future.cancelled():
-            return
-        if error is not None:
-            self._future.set_exception(error)
+        if failure := error or self.error:
+            self.future.set_exception(failure)
         else:
-            self._future.set_result(self._result)
+            self.future.set_result(self.result)
 
 
 def _transaction(db: sqlite3.Connection, calls: Sequence[_Call]) -> None:

@@ -6,24 +6,23 @@ Thread rule: everything here runs on the event loop. A change is on disk before 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
-
-from google.protobuf.timestamp_pb2 import Timestamp
+from weakref import WeakValueDictionary
 
 from triptych.errors import LeaseLost, NotFound
 from triptych.v1.generation_service_pb2 import WatchJobResponse
-from triptych.v1.job_pb2 import Job
+from triptych.v1.job_pb2 import GenerationRequest, Job
 from triptych.v1.journal_pb2 import JournalEntry
 
 from . import jobs
 from .journal import Journal
-from .turns import in_turns
+from .shares import add_to
 
-Key = TypeVar("Key")
+TURN_JOBS = 256
+"""Jobs taken up between two turns of other tasks: some milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,25 @@ class Ledger:
         self.journal = journal
         self.active: dict[str, JournalEntry] = {}
         self.progress: dict[str, Progress] = {}
-        self._counts: Counter[str] = Counter()
-        self._bytes: Counter[str] = Counter()
-        """Of the requests that aren't over, by client."""
+        self.job_counts: Counter[str] = Counter()
+        """By client."""
+        self.request_bytes: Counter[str] = Counter()
+        """The size of the jobs' requests, by client."""
         self._counts_by_model: Counter[tuple[str, str, str]] = Counter()
         """By client, digest and name of the model."""
         self._by_rank: dict[int, set[str]] = defaultdict(set)
         """Ids of the jobs that a worker runs, or whose rooms it holds."""
-        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Of the jobs that are being changed. Weak: callers may make ids up, and must not fill the memory."""
         self._changed: dict[str, asyncio.Event] = {}
 
-    async def load(self) -> list[JournalEntry]:
-        """Read every job that isn't over; called once, at start."""
-        entries = await self.journal.unfinished(sorted(jobs.OVER))
-        async for entry in in_turns(entries):
+    async def load(self) -> AsyncIterator[JournalEntry]:
+        """Take up and yield every job that isn't over; called once, at start. Other tasks have their turns between."""
+        for number, entry in enumerate(await self.journal.unfinished(sorted(jobs.OVER)), 1):
             self.add(entry)
-        return entries
+            yield entry
+            if number % TURN_JOBS == 0:
+                await asyncio.sleep(0)
 
     def concerning(self, rank: int) -> list[str]:
         """Ids of the jobs that a worker runs or whose rooms it holds, and of all that are just being changed: they may
@@ -72,14 +74,6 @@ class Ledger:
         """Workers that run a job or hold a room of one."""
         return set(self._by_rank)
 
-    def count_of(self, client: str) -> int:
-        """How many jobs of a client aren't over."""
-        return self._counts[client]
-
-    def bytes_of(self, client: str) -> int:
-        """The size of the requests of a client's jobs that aren't over."""
-        return self._bytes[client]
-
     def counts_by_model(self, client: str | None = None) -> dict[tuple[str, str], int]:
         """How many jobs aren't over by digest and name of their model; of a client, or of all."""
         found: Counter[tuple[str, str]] = Counter()
@@ -90,9 +84,9 @@ class Ledger:
 
     def _count(self, entry: JournalEntry, change: int) -> None:
         job = entry.job
-        _add(self._bytes, job.client, change * entry.request_size_bytes)
-        _add(self._counts, job.client, change)
-        _add(self._counts_by_model, (job.client, job.model_digest, job.model), change)
+        add_to(self.request_bytes, job.client, change * entry.request_size_bytes)
+        add_to(self.job_counts, job.client, change)
+        add_to(self._counts_by_model, (job.client, job.model_digest, job.model), change)
 
     def _index(self, before: JournalEntry | None, after: JournalEntry | None) -> None:
         if before is not None:
@@ -104,23 +98,12 @@ class Ledger:
             for rank in jobs.ranks(after):
                 self._by_rank[rank].add(after.job.job_id)
 
-    @asynccontextmanager
-    async def _locked(self, job_id: str) -> AsyncIterator[None]:
-        try:
-            async with self._locks[job_id]:
-                yield
-        finally:  # also for ids that never were a job's: a caller who makes them up must not fill the memory
-            if job_id not in self.active:
-                self._locks.pop(job_id, None)
-
-    async def apply(
-        self, job_id: str, change: Callable[[JournalEntry], JournalEntry]
-    ) -> tuple[JournalEntry, JournalEntry]:
+    async def apply(self, job_id: str, change: jobs.Change) -> tuple[JournalEntry, JournalEntry]:
         """Change a job durably. Returns the entry before and after.
 
         Raises LeaseLost when the job is over or unknown, and what `change` raises; then nothing changed.
         """
-        async with self._locked(job_id):
+        async with self._locks.setdefault(job_id, asyncio.Lock()):
             before = self.active.get(job_id)
             if before is None:
                 raise LeaseLost(f"job {job_id} is over or unknown")
@@ -154,7 +137,7 @@ class Ledger:
         """An active job when all changes of it that are under way by now are done; None when it is over or unknown."""
         if job_id not in self.active:
             return None
-        async with self._locked(job_id):
+        async with self._locks.setdefault(job_id, asyncio.Lock()):
             return self.active.get(job_id)
 
     def add(self, entry: JournalEntry) -> None:
@@ -174,7 +157,7 @@ class Ledger:
         """The job for clients: the entry's, with the progress of the running stage."""
         job = Job()
         job.CopyFrom(entry.job)
-        _show(self.progress.get(job.job_id, Progress()), job)
+        _show(self._progress_of(job.job_id), job)
         return job
 
     def restart_progress(self, job_id: str) -> None:
@@ -228,13 +211,6 @@ class Ledger:
             event.set()
 
 
-def _add(counts: Counter[Key], key: Key, change: int) -> None:
-    """Count on, and forget what there is none of."""
-    counts[key] += change
-    if not counts[key]:
-        del counts[key]
-
-
 def _show(progress: Progress, job: Job) -> None:
     """Put a running stage's steps into the job. A stage without steps leaves those of the stage before."""
     if progress.step_count:
@@ -242,6 +218,7 @@ def _show(progress: Progress, job: Job) -> None:
         job.step_count = progress.step_count
 
 
-def is_past(deadline: Timestamp, now: Timestamp) -> bool:
-    """Whether a deadline is over."""
-    return (deadline.seconds, deadline.nanos) <= (now.seconds, now.nanos)
+def is_past_deadline(message: Job | GenerationRequest) -> bool:
+    """Whether a job or a request has a deadline that is over, by this machine's clock."""
+    deadline = message.deadline_time
+    return message.HasField("deadline_time") and (deadline.seconds, deadline.nanos) <= divmod(time.time_ns(), 10**9)

@@ -10,8 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from triptych.errors import EncoderBusy, InvalidRequest, LeaseLost, NotFound, WrongState
 from triptych.model.description import DIGEST_CHARS, named
 from triptych.roles import role_name
@@ -25,18 +23,13 @@ from . import jobs
 from .admission import Admission
 from .attempts import attempt_of
 from .core import Core
-from .ledger import is_past
+from .ledger import is_past_deadline
 from .media_checks import MediaChecks
 
 log = logging.getLogger(__name__)
 
 GIVE_UP_BATCH_JOBS = 256
 """Jobs ended at the same time: they share the journal's commits, and others' calls come between batches."""
-
-
-def is_past_deadline(job: pb.Job, now: Timestamp) -> bool:
-    """Whether the job has a deadline and it has passed."""
-    return job.HasField("deadline_time") and is_past(job.deadline_time, now)
 
 
 class Lifecycle:
@@ -122,9 +115,7 @@ class Lifecycle:
 
     async def expire(self) -> None:
         """End the jobs whose deadline has passed, by the controller's clock, which alone decides it."""
-        now = Timestamp()
-        now.GetCurrentTime()
-        late = [entry.job.job_id for entry in self._core.ledger.active.values() if is_past_deadline(entry.job, now)]
+        late = [entry.job.job_id for entry in self._core.ledger.active.values() if is_past_deadline(entry.job)]
         await self.give_up_all(late, pb.JOB_STATE_EXPIRED, "the deadline passed")
 
     # -- what happens to jobs when workers do -----------------------------------------------------------------

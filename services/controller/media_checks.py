@@ -18,7 +18,7 @@ from triptych.errors import ChecksFull, InvalidRequest
 from triptych.media.decoding.headers import File
 from triptych.media.decoding.pool import Decoders
 
-from .threads import FairThreads
+from .shares import FairThreads, counted
 
 CHILDREN = 2
 """Checks at a time, so that a slow one leaves a place to others; a client that has a name has one."""
@@ -73,13 +73,8 @@ class MediaChecks:
         ):
             if count >= CHECKS_MAX // share or total + size_bytes > CHECK_BYTES_MAX // share:
                 raise ChecksFull(f"the media of {count} requests of {who} are being checked; try again later")
-        self._checks[client] += 1
-        self._bytes[client] += size_bytes
-        try:
+        with counted(self._checks, client), counted(self._bytes, client, size_bytes):
             yield
-        finally:
-            self._checks -= Counter({client: 1})  # which also forgets those who have none
-            self._bytes -= Counter({client: size_bytes})
 
     def _look(self, files: Sequence[File], client: str) -> str:
         """In a thread: the refusal, or nothing."""

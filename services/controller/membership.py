@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from triptych import addresses
@@ -46,7 +45,7 @@ class Membership:
             known = core.fleet.members.get(rank)
             if known is not None and known.role not in (ROLE_UNSPECIFIED, request.info.role):
                 raise NotAllowed(f"instance_id names a worker of the role {role_name(known.role)}")
-            member = core.fleet.register(rank, request, asyncio.get_running_loop().time())
+            member = core.fleet.register(rank, request)
         async with member.settling:
             lease = await self._holdings.settle_running(rank, request.running)
             release = await self._holdings.settle_rooms(rank, set(request.room_ids))
@@ -75,8 +74,7 @@ class Membership:
         member = core.fleet.check(report.rank)
         if not member.registrations.is_last(report.registration_number):
             raise Fenced(f"rank {report.rank} has registered again since registration {report.registration_number}")
-        now_s = asyncio.get_running_loop().time()
-        member.saw(report, now_s)
+        member.saw(report)
         core.quarantine.saw(report.rank, report.status.state, report.status.waiting_for)
         for ring in core.rings.values():
             if ring.name in report.changed_rings:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, LeaseLost, NotFound
 from triptych.model import rates
 from triptych.roles import NEXT
@@ -15,11 +13,10 @@ from triptych.v1 import job_pb2
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 from triptych.v1.journal_pb2 import JournalEntry
 
-from . import completion, jobs, repeats
-from .attempts import attempt_of
+from . import attempts, completion, jobs
 from .core import Core
-from .lifecycle import Lifecycle, is_past_deadline
-from .routing import elsewhere
+from .ledger import is_past_deadline
+from .lifecycle import Lifecycle
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +64,8 @@ class PhaseReports:
         """The part of a request that a role needs: encoders all, decoders how to deliver, transformers nothing."""
         if role == ROLE_ENCODER:
             fleet = self._core.fleet
-            request.transformer_rank = request.transformer_rank or elsewhere(entry, ROLE_TRANSFORMER, fleet)
-            request.decoder_rank = request.decoder_rank or elsewhere(entry, ROLE_DECODER, fleet)
+            request.transformer_rank = request.transformer_rank or fleet.elsewhere(entry.job, ROLE_TRANSFORMER)
+            request.decoder_rank = request.decoder_rank or fleet.elsewhere(entry.job, ROLE_DECODER)
             return request
         if role == ROLE_DECODER:
             model = self._core.model.present
@@ -94,7 +91,8 @@ class PhaseReports:
                 after.job.latent_shape.CopyFrom(request.next.latent_shape)
             if role == ROLE_ENCODER:
                 after.phase1.CopyFrom(request.next)
-                completion.take_tokens_cut(after.job, request)
+                after.job.ClearField("tokens_cut")  # of an earlier encoding
+                after.job.tokens_cut.extend(request.tokens_cut)
             elif role == ROLE_TRANSFORMER:
                 after.phase2.CopyFrom(request.next)
                 after.job.step = after.job.step_count = request.step_count
@@ -126,23 +124,29 @@ class PhaseReports:
             raise InvalidRequest("reason", reason, ", ".join(pb.FailureReason.keys()))
         message = request.message[:FAILURE_CHARS_MAX]
         kind = KIND_OF.get(reason, job_pb2.ATTEMPT_KIND_UNSPECIFIED)
-        attempt = attempt_of(token.role, token.lease.rank, message or pb.FailureReason.Name(reason), kind)
-        attempt.place = repeats.accepted_place(request.place)
-        fields = await repeats.fields(core.ledger, token.job_id, attempt)
-        now = Timestamp()
-        now.GetCurrentTime()
+        attempt = attempts.attempt_of(token.role, token.lease.rank, message or pb.FailureReason.Name(reason), kind)
+        attempt.place = attempts.accepted_place(request.place)
+        fields = await self._fields(token.job_id, attempt)
 
         def change(entry: JournalEntry) -> JournalEntry:
             jobs.check_lease(entry, token.role, token.generation, token.lease)
             if reason == pb.FAILURE_REASON_INVALID_REQUEST:
                 return jobs.give_up(entry, job_pb2.JOB_STATE_FAILED, message)
-            if reason == pb.FAILURE_REASON_STOPPED and is_past_deadline(entry.job, now):
+            if reason == pb.FAILURE_REASON_STOPPED and is_past_deadline(entry.job):
                 return jobs.give_up(entry, job_pb2.JOB_STATE_EXPIRED, "the deadline passed")
             if kind == job_pb2.ATTEMPT_KIND_ROOM_LOST:
                 return self._lifecycle.go_back(entry, attempt)
-            verdict = repeats.verdict(entry.job, attempt, fields)
+            verdict = attempts.verdict_on_repeat(entry.job, attempt, fields)
             return jobs.retry(entry, attempt, core.config.attempts_max, verdict)
 
         log.warning("stage failed: %s", message, extra={"job_id": token.job_id, "rank": token.lease.rank})
         await self._lifecycle.apply(token.job_id, change)
         core.quarantine.failed(token.lease.rank, token.job_id)
+
+    async def _fields(self, job_id: str, attempt: job_pb2.Attempt) -> str:
+        """The fields that the request sets, if this attempt repeats an earlier one: only then it is read."""
+        entry = self._core.ledger.active.get(job_id)
+        if entry is None or not attempts.is_repeated(entry.job, attempt):
+            return ""
+        request = await self._core.ledger.journal.get_request(job_id)
+        return attempts.fields_of(request) if request is not None else ""

@@ -16,6 +16,7 @@ dispatches of a job the second to start is refused.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -84,13 +85,11 @@ class Reconciler:
     """Looks at one ring after the other."""
 
     def __init__(self, core: Core, evict: Evict) -> None:
-        self._turns = [_Comparison(core, evict, role) for role in ROLES]
+        self._turns = itertools.cycle([_Comparison(core, evict, role) for role in ROLES])
 
     async def look(self, now_s: float) -> None:
         """Look at the next ring, and at some of the jobs that wait for its role."""
-        turn = self._turns.pop(0)
-        self._turns.append(turn)
-        await turn.look(now_s)
+        await next(self._turns).look(now_s)
 
 
 class _Comparison:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
-
-import grpc
+from typing import NamedTuple
 
 from triptych import errors
 from triptych.rings.layout import LAYOUT_VERSION, Kind
@@ -19,6 +17,7 @@ from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import WAIT_S_MAX, Claimed, SlotState
 from triptych.rings.verbs.host import RingHost
 from triptych.roles import NEXT, RING_OF, ring_name, role_name
+from triptych.rpc import Context
 from triptych.v1 import ring_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import Ring as RingName
 from triptych.v1.ring_service_pb2_grpc import RingServiceServicer
@@ -27,8 +26,6 @@ from . import completion
 from .fleet import Member
 
 log = logging.getLogger(__name__)
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 CLAIM_ID_CHARS_MAX = 128
 """A UUID takes 36; one id is kept for each rank and ring."""

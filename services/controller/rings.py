@@ -19,6 +19,9 @@ from triptych.v1.dispatch_pb2 import Role
 
 log = logging.getLogger(__name__)
 
+FATAL = (RingUnreachable, RingMismatch, RingRefused)
+"""Errors of the controller's own rings, on a card that fails: a new start mends that, another round doesn't."""
+
 
 class Rings(NamedTuple):
     """The three rings, and how they are reached."""
@@ -67,7 +70,7 @@ def open_rings(config: ControllerConfig, epoch: int, on_ready: Callable[[Role.Va
                 by_role = {role: make(role, host) for role in ROLES}
                 undo.pop_all()
             return Rings(by_role, host, f"{card.place} serves them, by {card.binding}", removed)
-        except (NoCard, RingMismatch, RingRefused, RingUnreachable) as error:
+        except (NoCard, *FATAL) as error:
             if config.rings == "verbs":
                 raise NoCard(f"the rings can't be served over RDMA: {error}") from error
             reason = str(error)

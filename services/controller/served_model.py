@@ -49,12 +49,7 @@ async def stored_model(journal: Journal) -> ModelDescription | None:
 class ServedModel:
     """The present model and its rules."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        fleet: Fleet,
-        present: ModelDescription | None,
-    ) -> None:
+    def __init__(self, ledger: Ledger, fleet: Fleet, present: ModelDescription | None) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self.present = present
@@ -70,6 +65,12 @@ class ServedModel:
     def digest(self) -> str:
         """The present model's; empty before there is one."""
         return self.present.config_digest if self.present is not None else ""
+
+    def described(self) -> ModelDescription:
+        """The present model. Raises Unavailable before there is one."""
+        if self.present is None:
+            raise Unavailable("no encoder has described the model yet; try again when one has started")
+        return self.present
 
     def is_foreign(self, job: Job) -> bool:
         """Whether a job was accepted for another model than the present one."""

@@ -1,11 +1,26 @@
-"""Background work on jobs and workers: notice silence, stalls and deadlines, publish what waits."""
+"""The controller's background work: each kind goes on indefinitely, however a round of it ends.
+
+A round that fails is logged and counted, and the next comes after a pause. Only the errors in `FATAL` end the
+controller: jobs that run, and clients who ask, don't depend on a round.
+
+| task | what a failed round leaves undone until the next |
+| --- | --- |
+| tick | noticing silence and stalls; what follows from evictions; each part by itself |
+| expire | ending jobs whose deadline has passed |
+| publish | moving jobs from the queues into the rings |
+| prune | removing finished jobs beyond their limits |
+| sweep | removing files that attempts have left behind |
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+from collections.abc import Awaitable, Callable
 
+from triptych import telemetry
+from triptych.errors import Full
 from triptych.rings.recovery import TARGET_DEAD
 from triptych.rings.ring import Removed
 from triptych.roles import ring_name
@@ -13,11 +28,11 @@ from triptych.telemetry import RingDepth
 from triptych.v1.job_pb2 import ATTEMPT_KIND_GIVEN_UP
 
 from . import jobs
-from .background import Background
 from .core import Core
 from .evictions import Evictions
 from .lifecycle import Lifecycle
 from .reconciler import Reconciler
+from .rings import FATAL
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +41,43 @@ TICK_S = 0.5
 STILL_S = 1.0
 """A tick that comes so late finds a controller that stood still itself, and has yet to hear what came meanwhile: it
 judges nothing, and the time counts as nobody's silence."""
+PAUSE_S = 0.5
+"""After a round that failed: nearly as quick as the work itself, and no busy loop."""
+PAUSE_S_MAX = 30.0
+"""Where it fails again and again. Each round looks at the present time, so a pause loses no deadline."""
+
+
+Round = Callable[[], Awaitable[object]]
+
+
+class Background:
+    """Runs rounds of work, and survives them."""
+
+    def __init__(self, metrics: telemetry.Metrics) -> None:
+        self._metrics = metrics
+
+    async def attempt(self, name: str, work: Round) -> bool:
+        """Do one round; whether it succeeded. Raises only the errors in `FATAL`."""
+        try:
+            await work()
+        except FATAL:
+            raise
+        except Exception as error:
+            self._metrics.background_failed(name)
+            if isinstance(error, Full | OSError):
+                log.error("%s failed and is tried again: %s", name, error)
+            else:
+                log.exception("%s failed and is tried again", name)
+            return False
+        return True
+
+    async def forever(self, name: str, work: Round, pause_s: float, pause_s_max: float = PAUSE_S_MAX) -> None:
+        """Do rounds with `pause_s` between them; cancel to stop. After failures the pause doubles up to a bound."""
+        failures = 0
+        while True:
+            failures = 0 if await self.attempt(name, work) else failures + 1
+            grown_s = PAUSE_S * 2 ** min(failures - 1, 16) if failures else 0.0
+            await asyncio.sleep(max(pause_s, min(grown_s, pause_s_max)))
 
 
 class Upkeep:
@@ -43,7 +95,7 @@ class Upkeep:
         """As of the last tick. The rings themselves belong to this thread, and metrics are read by another."""
 
     async def run(self) -> None:
-        """Tick, expire and publish indefinitely; cancel to stop. Raises what is in `background.FATAL`."""
+        """Tick, expire and publish indefinitely; cancel to stop. Raises what is in `FATAL`."""
         forever = self.background.forever
         async with asyncio.TaskGroup() as group:
             group.create_task(forever("tick", self.tick_unless_late, TICK_S, TICK_S))
@@ -83,7 +135,7 @@ class Upkeep:
 
     async def _evict_silent(self) -> None:
         timeout_s = self._core.config.worker_timeout_s
-        for rank in self._core.fleet.silent(asyncio.get_running_loop().time(), timeout_s):
+        for rank in self._core.fleet.silent(timeout_s):
             await self._evictions.evict(rank, f"rank {rank} was silent for {timeout_s:g} s")
 
     async def _evict_stalled(self) -> None:

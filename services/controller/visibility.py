@@ -7,7 +7,7 @@ or a token was alice then, nobody knows now, so they are nobody's: administrator
 from __future__ import annotations
 
 from triptych.errors import InvalidRequest, NotFound
-from triptych.security.identity import ANYONE, CLIENT_NAME, SCOPE_ADMIN, Identity
+from triptych.security.identity import ANYONE, CLIENT_NAME, SCOPE_ADMIN, Identity, caller
 from triptych.v1.job_pb2 import Job
 from triptych.v1.worker_pb2 import Worker
 
@@ -21,24 +21,24 @@ def check_client(name: str, encoder: Identity) -> None:
         raise InvalidRequest("client", name, "a client's name with its kind, cert:NAME or token:NAME")
 
 
-def owner_filter(caller: Identity) -> str | None:
-    """The client whose jobs the caller may list; None for all."""
-    return None if caller.may(SCOPE_ADMIN) else caller.name
+def visible_client() -> str | None:
+    """The client whose jobs the caller may see; None for all."""
+    return None if caller().may(SCOPE_ADMIN) else caller().name
 
 
-def visible_worker(ledger: Ledger, worker: Worker, caller: Identity) -> Worker:
+def visible_worker(ledger: Ledger, worker: Worker) -> Worker:
     """A worker without the job that it runs, where that is somebody else's."""
-    owner = owner_filter(caller)
+    owner = visible_client()
     entry = ledger.active.get(worker.status.progress.job_id)
     if owner is not None and (entry is None or entry.job.client != owner):
         worker.status.ClearField("progress")
     return worker
 
 
-async def visible_job(ledger: Ledger, job_id: str, caller: Identity) -> Job:
+async def visible_job(ledger: Ledger, job_id: str) -> Job:
     """A job as it stands now. Raises NotFound, in the same words for one that isn't there and for somebody else's."""
     job = await ledger.get(job_id)
-    owner = owner_filter(caller)
+    owner = visible_client()
     if owner is not None and job.client != owner:
         raise NotFound(f"there is no job {job_id!r}")
     return job

@@ -9,10 +9,9 @@ import time
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.controller import background
-from services.controller.background import Background
 from services.controller.pruning import Keep, Pruner
-from services.controller.upkeep import Upkeep
+from services.controller.rings import FATAL
+from services.controller.upkeep import Background, Upkeep
 from tests.messages import token_for
 from tests.services.conftest import WAIT_S, OpenBench
 from triptych import telemetry
@@ -45,7 +44,7 @@ async def test_rings_that_are_gone_end_the_controller() -> None:
     async def work() -> None:
         raise RingUnreachable("the card fails")
 
-    assert RingUnreachable in background.FATAL
+    assert RingUnreachable in FATAL
     with pytest.raises(RingUnreachable):
         await asyncio.wait_for(Background(telemetry.Metrics()).forever("toy", work, 0.0), WAIT_S)
 

@@ -54,7 +54,7 @@ async def test_a_restart_keeps_the_order(open_bench: OpenBench) -> None:
         high = (await bench.create(BOB, priority=PRIORITY_HIGH)).job_id
     async with open_bench() as bench:
         await bench.controller.holdings.recover()
-        assert bench.core.ledger.count_of("alice") == 3
+        assert bench.core.ledger.job_counts["alice"] == 3
         expected = [high, alice[0], bob, alice[1], second.job_id, alice[2]]
         assert await bench.claimed(await bench.encoder()) == expected
 
@@ -66,7 +66,7 @@ async def test_a_job_that_is_over_no_longer_waits(open_bench: OpenBench) -> None
             job = await bench.create(ALICE)
             await bench.service.CancelJob(pb.CancelJobRequest(job_id=job.job_id), None)
         assert not bench.core.dispatcher._queues
-        assert bench.core.ledger.count_of("alice") == 0
+        assert bench.core.ledger.job_counts["alice"] == 0
 
 
 @pytest.mark.parametrize("role", [ROLE_TRANSFORMER, ROLE_DECODER])

@@ -48,7 +48,7 @@ async def test_the_request_of_a_job_goes_with_its_end(open_bench: OpenBench) -> 
         assert await size_of_requests(bench.journal) > len(LONG)
         await bench.controller.lifecycle.cancel(job.job_id)
         assert await size_of_requests(bench.journal) == 0
-        assert bench.core.ledger.bytes_of("") == 0
+        assert bench.core.ledger.request_bytes[""] == 0
 
 
 async def test_a_request_id_is_still_one_request_when_its_job_is_over(open_bench: OpenBench) -> None:

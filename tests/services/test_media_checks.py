@@ -14,7 +14,7 @@ from PIL import Image
 
 from services.controller.admission import REPEATED_CALLS_MAX
 from services.controller.media_checks import CHECK_BYTES_MAX, CHECKS_MAX
-from services.controller.threads import FairThreads
+from services.controller.shares import FairThreads
 from tests.fleet.processes import wait_until
 from tests.media.decoding import files
 from tests.services.conftest import Bench, OpenBench

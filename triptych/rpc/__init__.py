@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from triptych.rpc.channel import open_channel
-from triptych.rpc.edge import message_bytes, uninterrupted
+from triptych.rpc.edge import Context, message_bytes, uninterrupted
 from triptych.rpc.options import MESSAGE_BYTES_MAX
 from triptych.rpc.server import WHOLE, Server, Service, start_server
 from triptych.rpc.status import ERROR_KEY, code_of, error_from, status_of, translate
@@ -12,6 +12,7 @@ __all__ = [
     "ERROR_KEY",
     "MESSAGE_BYTES_MAX",
     "WHOLE",
+    "Context",
     "Server",
     "Service",
     "code_of",

@@ -74,7 +74,7 @@ class Metrics:
         self._quarantines.add(1, {"stage": stage})
 
     def background_failed(self, task: str) -> None:
-        """A round of the controller's own work (`background.py`) failed, and is tried again."""
+        """A round of the controller's own work (`upkeep.py`) failed, and is tried again."""
         self._background_failures.add(1, {"task": task})
 
     def reconciled(self, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Threads for one kind of blocking work, shared fairly: one client's work doesn't keep the others' waiting.
+"""Shares of what all clients use: amounts by client, and threads for one kind of blocking work.
 
 Results are read, media checked and jobs pruned in threads of their own each, so that one kind can't starve another;
 and within a kind one client has a share only.
@@ -10,11 +10,30 @@ import asyncio
 import contextlib
 import contextvars
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
+Key = TypeVar("Key")
 Result = TypeVar("Result")
+
+
+def add_to(counts: Counter[Key], key: Key, change: int) -> None:
+    """Count on, and forget what there is none of."""
+    counts[key] += change
+    if not counts[key]:
+        del counts[key]
+
+
+@contextlib.contextmanager
+def counted(counts: Counter[Key], key: Key, amount: int = 1) -> Iterator[None]:
+    """Count an amount in until the context ends."""
+    add_to(counts, key, amount)
+    try:
+        yield
+    finally:
+        add_to(counts, key, -amount)
 
 
 class FairThreads:
@@ -25,8 +44,8 @@ class FairThreads:
         self._free = asyncio.Semaphore(count)
         self._count = count
         self._share = share
-        self._turns: dict[str, asyncio.Semaphore] = {}
-        self._asking: Counter[str] = Counter()
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """By client, as long as somebody waits or works."""
 
     async def run(self, client: str, work: Callable[[], Result], wait_s: float | None = None) -> Result:
         """Do `work` in a thread when it is the client's turn. Raises TimeoutError where that isn't within `wait_s`."""
@@ -46,14 +65,8 @@ class FairThreads:
     @contextlib.asynccontextmanager
     async def _turn(self, client: str, wait_s: float | None) -> AsyncIterator[None]:
         turn = self._turns.setdefault(client, asyncio.Semaphore(self._share if client else self._count))
-        self._asking[client] += 1
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                async with asyncio.timeout(wait_s):
-                    await stack.enter_async_context(turn)
-                    await stack.enter_async_context(self._free)
-                yield
-        finally:
-            self._asking -= Counter({client: 1})
-            if not self._asking[client]:
-                del self._turns[client]
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(wait_s):
+                await stack.enter_async_context(turn)
+                await stack.enter_async_context(self._free)
+            yield
