@@ -90,10 +90,7 @@ def _tell(error: BaseException, *, is_starting: bool) -> int:
 
 
 def announce(address: str, client_address: str = "") -> None:
-    """Print the line `READY host:port`, which tells this process's starter that it serves, and where.
-
-    The address for clients without a certificate follows, where there is one.
-    """
+    """Print `READY host:port`, for the starter, and the address for clients without a certificate if there is one."""
     watch_of(asyncio.get_running_loop()).is_starting = False
     with contextlib.suppress(OSError):  # its starter may have gone; those who know the address go on
         print(f"READY {address} {client_address}".rstrip(), flush=True)

@@ -24,6 +24,7 @@ from .pruning import INTERVAL_S, SWEEP_PAUSE_S, Keep, Pruner, Sweeper
 from .ring_service import RingServicer
 from .rings import Rings, open_rings
 from .served_model import ServedModel, stored_model
+from .upkeep import forever
 
 GENERATION_SERVICE = "triptych.v1.GenerationService"
 ACCEPTING = (rpc.WHOLE, GENERATION_SERVICE)
@@ -79,18 +80,18 @@ async def main() -> None:
             ticking.cancel()
             rings.close()
             with contextlib.suppress(asyncio.CancelledError):
-                await ticking  # raises what ended it, if that wasn't us
+                await ticking  # raises what ended it, unless it was cancelled here
             if journal.damaged.done():
                 raise journal.damaged.result()
 
 
 async def _work(controller: Controller, pruner: Pruner, sweeper: Sweeper, server: rpc.Server) -> None:
     """Do the background work. Ends only where a new start is the remedy."""
-    forever = controller.upkeep.background.forever
+    metrics = controller.core.metrics
     async with asyncio.TaskGroup() as group:
         group.create_task(controller.upkeep.run())
-        group.create_task(forever("prune", pruner.once, INTERVAL_S))
-        group.create_task(forever("sweep", sweeper.once, SWEEP_PAUSE_S))
+        group.create_task(forever(metrics, "prune", pruner.once, INTERVAL_S))
+        group.create_task(forever(metrics, "sweep", sweeper.once, SWEEP_PAUSE_S))
         group.create_task(_accept(controller.core.model, server))
 
 

@@ -118,10 +118,7 @@ class Admission:
                 yield
 
     async def retry(self, dead: JournalEntry, client: Identity) -> tuple[JournalEntry, bool]:
-        """Accept a dead letter's request once more, for the client that it belongs to; the same job each time.
-
-        Raises WrongState for a job that is no dead letter, and as `accept`.
-        """
+        """Accept a dead letter's request again; one job each time. Raises WrongState for others, and as `accept`."""
         job = dead.job
         if not job.dead_letter:
             raise errors.WrongState(
@@ -150,7 +147,7 @@ class Admission:
                 request.ClearField(name)  # type: ignore[arg-type]
 
     async def _add(self, job: Job, request: GenerationRequest) -> tuple[JournalEntry, bool]:
-        """Write a job down, in a place that the caller keeps; or the job that was there before, and True."""
+        """Write a job down, in a place that the caller keeps. Returns it and False, or the one before it and True."""
         job.job_id = ids.new_job_id()
         job.state = JOB_STATE_QUEUED
         job.seed = request.seed

@@ -68,7 +68,7 @@ def verdict(job: pb.Job, attempts_max: int) -> str:
 
 
 def absolve(entry: JournalEntry, rank: int, *, is_sick: bool) -> JournalEntry:
-    """The entry without the failures of a broken worker counted; with them again where it is well (not `is_sick`)."""
+    """The entry with a broken worker's failures no longer counted, or counted again where it isn't `is_sick`."""
     failed = (pb.ATTEMPT_KIND_STAGE_ERROR, pb.ATTEMPT_KIND_OUT_OF_MEMORY)
     sources = failed if is_sick else (pb.ATTEMPT_KIND_WORKER_SICK,)
     target = pb.ATTEMPT_KIND_WORKER_SICK if is_sick else pb.ATTEMPT_KIND_STAGE_ERROR

@@ -25,10 +25,7 @@ _NAME = re.compile(r"\w{1,64}")
 
 
 def check(request: CompletePhaseRequest, result_url: str, address: str) -> None:
-    """Raise InvalidRequest for a completion that no honest worker with this registered `address` sends.
-
-    Raises ResultsMoved for files that are under another URL than `result_url`.
-    """
+    """Raise InvalidRequest for what no honest worker at `address` sends, ResultsMoved for another `result_url`."""
     if request.token.role == ROLE_DECODER:
         _check_artifacts(request)
         if request.result_url != result_url:
@@ -73,10 +70,7 @@ def _check_next(request: CompletePhaseRequest, address: str) -> None:
 
 
 def check_owner(dispatch: Dispatch, rank: int, address: str) -> None:
-    """Raise InvalidRequest unless a dispatch's room is its sender's, and to be fetched where the sender serves.
-
-    Whoever fetches it shows its own token there.
-    """
+    """Raise InvalidRequest unless a room is its sender's and at its address: who fetches it shows its token there."""
     if dispatch.room.owner_rank != rank:
         raise InvalidRequest("room.owner_rank", dispatch.room.owner_rank, f"{rank}, the worker's own")
     if dispatch.room.owner_address != address:

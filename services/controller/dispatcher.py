@@ -36,10 +36,7 @@ a client that comes later waits behind jobs that it can't overtake any more."""
 
 
 class Dispatcher:
-    """Queues of jobs that wait for a place in a ring, one for each role and model.
-
-    Only jobs of the fleet's present model are published; the others wait for theirs.
-    """
+    """Queues of waiting jobs, one for each role and model; those of the fleet's present model are published."""
 
     def __init__(
         self, rings: Mapping[Role.ValueType, MemoryRing], ledger: Ledger, fleet: Fleet, model: ServedModel
@@ -92,7 +89,6 @@ class Dispatcher:
         for role, queue in self._queues.get(self._model.digest, {}).items():
             if not queue:
                 continue
-            ring = self._rings[role]
             wanted = self._wanted_count(role)
             while wanted > 0 and (head := queue.head()) is not None:
                 job_id, generation = head
@@ -101,7 +97,7 @@ class Dispatcher:
                     queue.discard(job_id)  # it moved on by another way
                     continue
                 try:
-                    await self._publish(ring, entry)
+                    await self._publish(entry)
                 except RingFull:
                     break
                 except FATAL:
@@ -142,7 +138,7 @@ class Dispatcher:
         stats = ring.stats()
         return stats.open_count >= enough or stats.ready_count >= ring.slot_count // 2
 
-    async def _publish(self, ring: MemoryRing, entry: JournalEntry) -> None:
+    async def _publish(self, entry: JournalEntry) -> None:
         role = jobs.role_of(entry)
         dispatch = jobs.dispatch_of(entry)
         dispatch.publish_time.GetCurrentTime()
@@ -152,7 +148,7 @@ class Dispatcher:
             dispatch.decoder_rank = entry.decoder_rank or self._fleet.elsewhere(entry.job, ROLE_DECODER)
         # Not the dispatch's own ranks: the controller may have chosen those, and they may have failed since.
         target = self._fleet.target_of(wanted.get(role, 0)) or self._fleet.elsewhere(entry.job, role)
-        await ring.publish(dispatch, target)
+        await self._rings[role].publish(dispatch, target)
 
     def withdraw(self) -> list[Removed]:
         """Take out of the rings what no worker may start any more, which would look like waiting work, and what is

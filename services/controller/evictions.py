@@ -45,8 +45,7 @@ class Evictions:
     async def evict(self, rank: int, reason: str, kind: AttemptKind.ValueType = ATTEMPT_KIND_WORKER_DIED) -> None:
         """Fence a rank, reap its leases, send back the jobs that it ran or whose next room it held.
 
-        `kind` says how its end counts in the job that it ran. Changes that the journal can't take now are left for the
-        next tick.
+        `kind` says how its end counts in the job that it ran. What the journal can't take now follows at a later tick.
         """
         self._fence(rank, reason, kind)
         try:
@@ -97,7 +96,7 @@ class Evictions:
         }
 
     async def _send_back(self, job_id: str, eviction: _Eviction) -> bool:
-        """Send a job back that the rank ran, or whose next room it held; whether there was something to do.
+        """Send back a job that the rank ran, or whose next room it held. Returns whether there was something to do.
 
         Changes that the rank asked for before it was fenced, and those just being written, come first.
         """
@@ -106,7 +105,7 @@ class Evictions:
             return False
         if jobs.is_running(entry) and entry.lease.rank == eviction.rank:
             if jobs.dispatch_key(entry.lease) in eviction.handed_back:  # it drained, and nothing was wrong
-                await self._lifecycle.handed_back(entry)
+                await self._lifecycle.apply_if_same(entry, jobs.hand_back)
                 return False
             redelivered = job_id in eviction.redelivered
             await self._lifecycle.worker_lost(entry, eviction.reason, eviction.kind, redelivered=redelivered)

@@ -32,9 +32,7 @@ class FairQueue:
         place = self._place.get(job_id)
         return place is not None and self._turns[place[0]][place[1]][job_id] == generation
 
-    def put(
-        self, job_id: str, generation: int, client: str = "", priority: Priority.ValueType = PRIORITY_NORMAL
-    ) -> None:
+    def put(self, job_id: str, generation: int, client: str, priority: Priority.ValueType) -> None:
         """Have a job wait, after its client's others. One that waits already keeps its place, in the new generation.
 
         A client that had nothing waiting has its turn after all that have.

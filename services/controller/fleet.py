@@ -73,7 +73,6 @@ class Member:
         return self.status.state not in (pb.WORKER_STATE_DRAINING, pb.WORKER_STATE_QUARANTINED)
 
     def saw(self, report: HeartbeatRequest) -> None:
-        """Take note of a heartbeat."""
         self.seen_s = asyncio.get_running_loop().time()
         self.report = report
         self.report_count += 1
@@ -81,7 +80,7 @@ class Member:
         self.seen_time.GetCurrentTime()
 
     def open_stream(self) -> int:
-        """A new stream takes the place of an older, which wakes up, sees that, and ends; its number."""
+        """Open a stream in the place of an older one, which wakes up, sees that, and ends. Returns its number."""
         self.end_stream()
         self.orders.stream_opened()
         return self.stream
@@ -162,7 +161,7 @@ class Fleet:
         return [member for member in self.registered() if member.role == role]
 
     def elsewhere(self, job: Job, role: Role.ValueType) -> int:
-        """The rank that should run a role of the job; 0, anyone, where all have failed it equally often.
+        """The rank that should run a role of the job; 0 (anyone) where all have failed it equally often.
 
         Those who are idle come before those who are busy, and these before those without space.
         """
@@ -196,19 +195,17 @@ class Fleet:
 
     def hint(self, role: Role.ValueType) -> None:
         """Tell the role's workers that claim over RDMA, and so can't be woken by their ring, to look at it."""
-        for member in self.registered():
-            if member.role == role and member.status.rings.name == "verbs":
+        for member in self.alive(role):
+            if member.status.rings.name == "verbs":
                 member.orders.hint(RING_OF[role])
                 member.changed.set()
 
     def cancel(self, rank: int, job_id: str) -> None:
-        """Order a worker to stop a job."""
         if member := self.members.get(rank):
             member.orders.cancel(job_id)
             member.changed.set()
 
     def release(self, rank: int, room_id: int) -> None:
-        """Order a worker to release a room."""
         if member := self.members.get(rank):
             member.orders.release(room_id)
             member.changed.set()

@@ -58,10 +58,9 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
 
     async def _read(self, reports: AsyncIterator[pb.HeartbeatRequest], member: Member) -> None:
         try:
-            async for report in reports:
-                self._controller.membership.report(report)
-        except Fenced:
-            return  # `Heartbeat` itself says so to the worker
+            with contextlib.suppress(Fenced):  # `Heartbeat` itself says so to the worker
+                async for report in reports:
+                    self._controller.membership.report(report)
         finally:
             member.changed.set()
 

@@ -6,8 +6,6 @@ EDITORS' RULES
     I/O.
  3. A dispatch counts only in the generation in which it was published. A line that sends a job back raises the
     generation, which refuses every dispatch, completion and failure that is still under way.
-
-`attempts.py` says which attempts count and when a job isn't tried again.
 """
 
 from __future__ import annotations
@@ -193,12 +191,7 @@ def go_back(
 
 
 def _send_back(
-    line: str,
-    entry: JournalEntry,
-    attempt: pb.Attempt,
-    attempts_max: int,
-    role: Role.ValueType,
-    verdict: str = "",
+    line: str, entry: JournalEntry, attempt: pb.Attempt, attempts_max: int, role: Role.ValueType, verdict: str = ""
 ) -> JournalEntry:
     tried = pb.Job(attempts=[*entry.job.attempts, attempt])
     verdict = verdict or attempts.verdict(tried, attempts_max)

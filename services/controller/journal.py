@@ -1,12 +1,11 @@
-"""The job journal: SQLite in WAL mode, one thread (`journal_thread.py`), group commit.
-
-A write is durable (fsynced) when its future is done. Reads run on the same thread, between commits.
-"""
+"""The job journal: SQLite in WAL mode on a thread of its own (`journal_thread.py`). A call ends when it is on disk."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
+import itertools
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +24,6 @@ from .journal_file import digest_of, ended_s, kept_bytes
 from .journal_thread import JournalThread
 
 Result = TypeVar("Result")
-
 
 PAGE_BYTES_MAX = 2**20
 """Of the entries in a page: one with a hundred attempts has some 30 KiB. It is copied to the client in some 10 ms."""
@@ -51,16 +49,14 @@ class Journal:
             self._lock = (self._folder / "lock").open("w")
         except OSError as error:
             raise InvalidRequest("state", str(self._folder), f"a folder that can be written ({error})") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise InvalidRequest("state", str(self._folder), "a folder that no other controller uses") from error
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._lock.close)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InvalidRequest("state", str(self._folder), "a folder that no other controller uses") from error
             await self._thread.start()
-        except BaseException:
-            self._lock.close()
-            raise
+            undo.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -74,10 +70,7 @@ class Journal:
         return await self.run(lambda db: _increment(db, "epoch"))
 
     async def rank_of(self, instance_id: str) -> int:
-        """The rank of a worker's process; a new one, never given before, when it isn't known.
-
-        Raises WrongState when there is none left.
-        """
+        """The rank of a worker's process, or one never given before. Raises WrongState when there is none left."""
 
         def find(db: sqlite3.Connection) -> int:
             row = db.execute("SELECT rank FROM workers WHERE instance_id = ?", (instance_id,)).fetchone()
@@ -114,17 +107,15 @@ class Journal:
         return bytes(rows[0][0]) if rows else b""
 
     async def set_meta(self, key: str, value: bytes) -> None:
-        """Store a value."""
         await self._rows("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
-    async def name_models(self) -> int:
-        """Once for each journal: jobs that name no model are of the one that it served so far. Returns how many."""
+    async def name_models(self) -> None:
+        """Once for each journal: jobs that name no model are of the one that it served so far."""
 
-        def name(db: sqlite3.Connection) -> int:
+        def name(db: sqlite3.Connection) -> None:
             if db.execute("SELECT 1 FROM meta WHERE key = 'models_named'").fetchone():
-                return 0
+                return
             row = db.execute("SELECT value FROM meta WHERE key = 'model'").fetchone()
-            count = 0
             model = ModelDescription.FromString(row[0]) if row else ModelDescription()
             for job_id, data in db.execute("SELECT job_id, entry FROM jobs").fetchall():
                 entry = JournalEntry.FromString(data)
@@ -132,11 +123,9 @@ class Journal:
                     entry.job.model = model.model
                     entry.job.model_digest = model.config_digest
                     db.execute("UPDATE jobs SET entry = ? WHERE job_id = ?", (entry.SerializeToString(), job_id))
-                    count += 1
             db.execute("INSERT INTO meta VALUES ('models_named', 1)")
-            return count
 
-        return await self.run(name)
+        await self.run(name)
 
     # -- jobs -------------------------------------------------------------------------------------------------
 
@@ -178,11 +167,9 @@ class Journal:
         await self.run(update)
 
     async def get(self, job_id: str) -> JournalEntry | None:
-        """A job's entry, or None."""
         return await self._entry("job_id = ?", job_id)
 
     async def find(self, client: str, request_id: str) -> JournalEntry | None:
-        """The entry of a client's request, or None."""
         return await self._entry("(client, request_id) = (?, ?)", client, request_id)
 
     async def retry_of(self, job_id: str) -> JournalEntry | None:
@@ -222,18 +209,18 @@ class Journal:
         `PAGE_BYTES_MAX`.
         """
         # Beginnings of ids go by the ids' index, which has few such: `+` keeps the others from being used.
-        by_id, begin = ("+", [job_id_prefix, job_id_prefix + chr(sys.maxunicode)]) if job_id_prefix else ("", [])
-        conditions = [f"{by_id}sequence < ?"]
+        by_id = "+" if job_id_prefix else ""
+        conditions: dict[str, Sequence[object]] = {f"{by_id}sequence < ?": [before]}
         if states:
-            conditions.append(f"{by_id}state IN ({_marks(states)})")
+            conditions[f"{by_id}state IN ({_marks(states)})"] = states
         if client is not None:
-            conditions.append(f"{by_id}client = ?")
-        if begin:
-            conditions.append("job_id >= ? AND job_id < ?")
+            conditions[f"{by_id}client = ?"] = [client]
+        if job_id_prefix:
+            conditions["job_id >= ? AND job_id < ?"] = [job_id_prefix, job_id_prefix + chr(sys.maxunicode)]
         if dead_only:
-            conditions.append("dead")
+            conditions["dead"] = []
         sql = f"SELECT sequence, entry FROM jobs WHERE {' AND '.join(conditions)} ORDER BY {by_id}sequence DESC LIMIT ?"
-        values = (before, *states, *([] if client is None else [client]), *begin, limit)
+        values = [*itertools.chain.from_iterable(conditions.values()), limit]
 
         def read(db: sqlite3.Connection) -> tuple[list[tuple[int, JournalEntry]], bool]:
             found = []
@@ -258,8 +245,9 @@ class Journal:
 
     async def counts(self, client: str | None = None) -> dict[int, int]:
         """Number of jobs by state; of all clients where none is given."""
-        condition, values = ("", ()) if client is None else ("WHERE client = ?", (client,))
-        return dict(await self._rows(f"SELECT state, COUNT(*) FROM jobs {condition} GROUP BY state", *values))
+        if client is None:
+            return dict(await self._rows("SELECT state, COUNT(*) FROM jobs GROUP BY state"))
+        return dict(await self._rows("SELECT state, COUNT(*) FROM jobs WHERE client = ? GROUP BY state", client))
 
     async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Do `work` in a transaction of the journal's thread. Raises JournalFull, JournalDamaged."""

@@ -63,7 +63,11 @@ class JournalThread:
     async def start(self) -> None:
         """Open the database. Raises InvalidRequest."""
         self._thread.start()
-        await asyncio.wrap_future(self._opened)
+        try:
+            await asyncio.wrap_future(self._opened)
+        except sqlite3.Error as error:
+            accepted = f"a journal that SQLite can read ({error})"
+            raise InvalidRequest("state", str(self._folder), accepted) from error
 
     async def close(self) -> None:
         """Do what is waiting, and end."""
@@ -80,10 +84,6 @@ class JournalThread:
     def _run(self) -> None:
         try:
             db = journal_file.open_file(self._folder)
-        except sqlite3.Error as error:
-            accepted = f"a journal that SQLite can read ({error})"
-            self._opened.set_exception(InvalidRequest("state", str(self._folder), accepted))
-            return
         except Exception as error:  # noqa: BLE001  (delivered: its opener would wait indefinitely)
             self._opened.set_exception(error)
             return
@@ -123,8 +123,7 @@ class JournalThread:
                 call.deliver()
 
     def _verdict(self, error: sqlite3.Error) -> BaseException:
-        code = getattr(error, "sqlite_errorcode", None)
-        code = code & 0xFF if code is not None else None  # the rest says more of the same
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # the rest says more of the same
         if code in _TRANSIENT or (code in _MAYBE_FULL and _is_full(self._folder)):
             return JournalFull(f"the journal can't be written now ({error}); try again later")
         if code not in _BROKEN:

@@ -1,7 +1,4 @@
-"""The live jobs: the journal's entries in memory, changed one at a time, written before they are believed.
-
-Thread rule: everything here runs on the event loop. A change is on disk before anybody sees it.
-"""
+"""The live jobs: the journal's entries in memory, for the event loop only. A change is on disk before it is seen."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ class Progress:
 
 
 class Ledger:
-    """Jobs that aren't over, by id; those that are live in the journal only."""
+    """The jobs that aren't over, by id. Those that are over are in the journal only."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -53,7 +50,8 @@ class Ledger:
         """Ids of the jobs that a worker runs, or whose rooms it holds."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Of the jobs that are being changed. Weak: callers may make ids up, and must not fill the memory."""
-        self._changed: dict[str, asyncio.Event] = {}
+        self._changed: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
+        """Of the jobs that are watched: set at the next change."""
 
     async def load(self) -> AsyncIterator[JournalEntry]:
         """Take up and yield every job that isn't over; called once, at start. Other tasks have their turns between."""
@@ -88,15 +86,13 @@ class Ledger:
         add_to(self.job_counts, job.client, change)
         add_to(self._counts_by_model, (job.client, job.model_digest, job.model), change)
 
-    def _index(self, before: JournalEntry | None, after: JournalEntry | None) -> None:
-        if before is not None:
-            for rank in jobs.ranks(before):
-                self._by_rank[rank].discard(before.job.job_id)
-                if not self._by_rank[rank]:
-                    del self._by_rank[rank]
-        if after is not None:
-            for rank in jobs.ranks(after):
-                self._by_rank[rank].add(after.job.job_id)
+    def _index(self, job_id: str, before: set[int], after: set[int]) -> None:
+        for rank in before - after:
+            self._by_rank[rank].discard(job_id)
+            if not self._by_rank[rank]:
+                del self._by_rank[rank]
+        for rank in after - before:
+            self._by_rank[rank].add(job_id)
 
     async def apply(self, job_id: str, change: jobs.Change) -> tuple[JournalEntry, JournalEntry]:
         """Change a job durably. Returns the entry before and after.
@@ -119,19 +115,15 @@ class Ledger:
                 self.progress.pop(job_id, None)
                 del self.active[job_id]
                 self._count(before, -1)
-                self._index(before, None)
+                self._index(job_id, jobs.ranks(before), set())
             else:
                 self.active[job_id] = after
-                self._index(before, after)
-                if jobs.is_running(before) and not jobs.is_running(after):
-                    self._end_steps(job_id)
+                self._index(job_id, jobs.ranks(before), jobs.ranks(after))
+                if jobs.is_running(before) and not jobs.is_running(after) and job_id in self.progress:
+                    # The stage's last report is older than what the entry says now, be it all steps or none.
+                    self.progress[job_id] = replace(self.progress[job_id], step=0, step_count=0)
         self._wake(job_id)
         return before, after
-
-    def _end_steps(self, job_id: str) -> None:
-        """A stage is over: its last report is older than what the entry says now, be it all steps or none."""
-        if progress := self.progress.get(job_id):
-            self.progress[job_id] = replace(progress, step=0, step_count=0)
 
     async def settled(self, job_id: str) -> JournalEntry | None:
         """An active job when all changes of it that are under way by now are done; None when it is over or unknown."""
@@ -144,7 +136,7 @@ class Ledger:
         """Take up an entry that the journal has."""
         self.active[entry.job.job_id] = entry
         self._count(entry, 1)
-        self._index(None, entry)
+        self._index(entry.job.job_id, set(), jobs.ranks(entry))
 
     async def get(self, job_id: str) -> Job:
         """A job as it stands now, with its progress. Raises NotFound."""
@@ -191,18 +183,13 @@ class Ledger:
         preview_number = 0
         while True:
             changed = self._changed.setdefault(job_id, asyncio.Event())
-            try:
-                response = WatchJobResponse(job=await self.get(job_id))
-            except NotFound:
-                self._changed.pop(job_id, None)
-                raise
+            response = WatchJobResponse(job=await self.get(job_id))
             progress = self._progress_of(job_id)
             if progress.preview_number > preview_number:
                 preview_number = progress.preview_number
                 response.preview_png = progress.preview_png
             yield response
             if response.job.state in jobs.OVER:
-                self._changed.pop(job_id, None)
                 return
             await changed.wait()
 

@@ -7,6 +7,7 @@ worker, release its rooms.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
@@ -42,10 +43,7 @@ class Lifecycle:
         self._admission = Admission(core, media)
 
     async def create(self, request_id: str, request: pb.GenerationRequest, client: Identity) -> pb.Job:
-        """Accept a job: when this returns it is on disk. A client's `request_id` gives the same job each time.
-
-        Raises as `Admission.accept`.
-        """
+        """Accept a job: when this returns it is on disk. Raises as `Admission.accept`."""
         return self._queue(*await self._admission.accept(request_id, request, client))
 
     async def retry(self, job_id: str, client: Identity) -> pb.Job:
@@ -79,10 +77,8 @@ class Lifecycle:
 
     async def give_up(self, job_id: str, state: pb.JobState.ValueType, error: str) -> None:
         """End a job without a result, unless it is over."""
-        try:
+        with contextlib.suppress(LeaseLost):  # over already, or the caller's `get` says that it never was
             await self.apply(job_id, lambda entry: jobs.give_up(entry, state, error))
-        except LeaseLost:
-            return  # it is over already, or the caller's `get` says that it never was
 
     async def give_up_all(self, job_ids: Sequence[str], state: pb.JobState.ValueType, error: str) -> None:
         """End jobs without a result, `GIVE_UP_BATCH_JOBS` at a time."""
@@ -91,7 +87,7 @@ class Lifecycle:
             await asyncio.gather(*(self.give_up(job_id, state, error) for job_id in batch))
 
     async def discard(self, digest_prefix: str) -> int:
-        """End the unfinished jobs of a model that the fleet doesn't serve; how many. A repeated call finds none.
+        """End the unfinished jobs of a model that the fleet doesn't serve. Returns how many, none a second time.
 
         Raises InvalidRequest for a prefix that is too short or of several models, WrongState for the model in service.
         """
@@ -120,10 +116,6 @@ class Lifecycle:
 
     # -- what happens to jobs when workers do -----------------------------------------------------------------
 
-    async def handed_back(self, entry: JournalEntry) -> None:
-        """The worker of a running job has handed it back: it waits, and its entry in the ring is as good as before."""
-        await self._apply_if_same(entry, jobs.hand_back)
-
     async def worker_lost(
         self, entry: JournalEntry, reason: str, kind: pb.AttemptKind.ValueType, *, redelivered: bool = False
     ) -> None:
@@ -137,13 +129,13 @@ class Lifecycle:
                 return self.go_back(entry, attempt)
             return (jobs.lose_lease if redelivered else jobs.retry)(entry, attempt, attempts_max)
 
-        await self._apply_if_same(entry, change)
+        await self.apply_if_same(entry, change)
 
     async def room_lost(self, entry: JournalEntry, reason: str) -> None:
         """The room that a job reads next is gone: the job goes back to the last stage whose own input is there."""
         owner_rank = jobs.dispatch_of(entry).room.owner_rank
         attempt = attempt_of(jobs.role_of(entry), owner_rank, reason, pb.ATTEMPT_KIND_ROOM_LOST)
-        await self._apply_if_same(entry, lambda entry: self.go_back(entry, attempt))
+        await self.apply_if_same(entry, lambda entry: self.go_back(entry, attempt))
 
     def go_back(self, entry: JournalEntry, attempt: pb.Attempt) -> JournalEntry:
         """The job without the room that it reads now: see `jobs.go_back`."""
@@ -160,12 +152,10 @@ class Lifecycle:
         await self.apply(job_id, lambda entry: jobs.change_lease(entry, old, new))
         self._core.ledger.touch_progress(job_id)
 
-    async def _apply_if_same(self, seen: JournalEntry, change: jobs.Change) -> None:
+    async def apply_if_same(self, seen: JournalEntry, change: jobs.Change) -> None:
         """Apply, unless the job has moved on since it was seen."""
-        try:
+        with contextlib.suppress(LeaseLost):  # over in the meantime
             await self.apply(seen.job.job_id, lambda entry: change(entry) if entry == seen else entry)
-        except LeaseLost:
-            return  # over in the meantime
 
     # -- what follows from a change ---------------------------------------------------------------------------
 

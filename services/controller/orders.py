@@ -33,12 +33,10 @@ class Orders:
     """The newest number that went out on the present stream."""
 
     def cancel(self, job_id: str) -> None:
-        """Stop a job."""
         self._number += 1
         self._cancel[job_id] = self._number
 
     def release(self, room_id: int) -> None:
-        """Release a room."""
         self._number += 1
         self._release[room_id] = self._number
 

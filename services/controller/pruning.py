@@ -95,7 +95,7 @@ class Pruner:
         return moved_s
 
     async def prune(self, now_s: float) -> int:
-        """Remove the finished jobs beyond the limits, oldest first; how many.
+        """Remove the finished jobs beyond the limits, oldest first. Returns how many.
 
         What the store doesn't let go stays until the next pass, and keeps nothing else. Raises Full, and at the end the
         first of the store's errors.
@@ -159,7 +159,7 @@ def _newest_ends(db: sqlite3.Connection) -> list[float | None]:
 
 
 def _shrink(db: sqlite3.Connection) -> bool:
-    """Give a piece of what is free in the file back to the disk; whether there is more."""
+    """Give a piece of the file's free space back to the disk. Returns whether there is more."""
     (free_pages,) = db.execute("PRAGMA freelist_count").fetchone()
     if free_pages <= VACUUM_PAGES:
         return False  # soon used again

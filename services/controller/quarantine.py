@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 
 from triptych.errors import LeaseLost
 from triptych.v1.worker_pb2 import WORKER_STATE_DRAINING, WORKER_STATE_QUARANTINED, WorkerState
@@ -28,17 +28,15 @@ class Quarantine:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._failed: defaultdict[int, dict[str, None]] = defaultdict(dict)
+        self._failed: defaultdict[int, deque[str]] = defaultdict(lambda: deque(maxlen=JOBS_MAX))
         """By rank: the jobs that failed there since its last success, in order."""
         self._sick: set[int] = set()
         self._verdicts: list[tuple[int, bool, list[str]]] = []
         """Ranks, whether they are sick, and the jobs that they failed, until the journal has it."""
 
     def failed(self, rank: int, job_id: str) -> None:
-        """A worker failed a job."""
-        self._failed[rank][job_id] = None
-        while len(self._failed[rank]) > JOBS_MAX:
-            del self._failed[rank][next(iter(self._failed[rank]))]
+        if job_id not in self._failed[rank]:
+            self._failed[rank].append(job_id)
 
     def succeeded(self, rank: int) -> None:
         """A worker finished a phase."""
@@ -60,7 +58,6 @@ class Quarantine:
             self._failed.pop(rank, None)
 
     def gone(self, rank: int, is_broken: bool) -> None:
-        """A worker's rank is no more."""
         if is_broken and rank not in self._sick:
             self._verdicts.append((rank, True, list(self._failed[rank])))
         self._sick.discard(rank)

@@ -46,7 +46,7 @@ EVICTION_TIMEOUTS = 4
 
 Key = TypeVar("Key", bound=Hashable)
 Evict = Callable[[int, str, AttemptKind.ValueType], Awaitable[None]]
-"""Evicts a rank, for a reason; the last is what that is to the job that it ran."""
+"""Evicts a rank, for a reason; the last argument says what that is to the job that it ran."""
 
 
 @dataclass

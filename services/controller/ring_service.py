@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from triptych import errors
-from triptych.rings.layout import LAYOUT_VERSION, Kind
+from triptych.rings.layout import LAYOUT_VERSION
 from triptych.rings.memory import MemoryRing
 from triptych.rings.ring import WAIT_S_MAX, Claimed, SlotState
 from triptych.rings.verbs.host import RingHost
@@ -29,16 +29,8 @@ log = logging.getLogger(__name__)
 
 CLAIM_ID_CHARS_MAX = 128
 """A UUID takes 36; one id is kept for each rank and ring."""
-
 GID_BYTES = 16
 """Length of a port's global identifier."""
-
-_STATE_BY_KIND = {
-    Kind.FREE: pb.SLOT_STATE_FREE,
-    Kind.WRITING: pb.SLOT_STATE_WRITING,
-    Kind.READY: pb.SLOT_STATE_READY,
-    Kind.LEASED: pb.SLOT_STATE_LEASED,
-}
 
 
 class _Answer(NamedTuple):
@@ -50,12 +42,11 @@ class _Answer(NamedTuple):
 
 
 class RingServicer(RingServiceServicer):
-    """Serves rings. `member_of` gives the worker with a rank, or None where ranks are nobody's and may do all.
+    """Serves rings.
 
-    It raises Fenced for a rank that is unknown in this epoch or was evicted, NotAllowed for a caller of another role.
-
-    `target_of` is `Fleet.target_of`, so that nothing waits for a rank that never claims.
-    `host` serves the rings' memory over RDMA, in the order of `rings`; without one there is a `reason`.
+    `member_of` is `Fleet.check`, or gives None where ranks are nobody's and may do all. `target_of` is
+    `Fleet.target_of`. `host` serves the rings' memory over RDMA, in the order of `rings`; without one there is a
+    `reason`.
     """
 
     def __init__(
@@ -75,7 +66,6 @@ class RingServicer(RingServiceServicer):
         self._hand_backs: set[asyncio.Task[None]] = set()
 
     async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:
-        """Put a dispatch into a ring."""
         member = self._member_of(request.rank)
         ring = self._used(member, request.ring, publishes=True)
         if request.dispatch.sender_rank != request.rank:
@@ -102,17 +92,15 @@ class RingServicer(RingServiceServicer):
         return pb.ClaimResponse(lease=claimed.lease, dispatch=claimed.dispatch)
 
     async def Ack(self, request: pb.AckRequest, context: Context) -> pb.AckResponse:
-        """End a lease."""
         await self._used(self._member_of(request.lease.rank), request.lease.ring).ack(request.lease)
         return pb.AckResponse()
 
     async def Nack(self, request: pb.NackRequest, context: Context) -> pb.NackResponse:
-        """Hand a lease back."""
         await self._used(self._member_of(request.lease.rank), request.lease.ring).nack(request.lease)
         return pb.NackResponse()
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
-        """Give a rank a connection to the rings' memory; what its last one left half done is undone before."""
+        """Give a rank a connection to the rings' memory. What its last one left half done is undone first."""
         host = self._cut_off(request)
         if len(request.address.gid) != GID_BYTES:
             raise errors.InvalidRequest("address.gid", request.address.gid, f"{GID_BYTES} bytes")
@@ -148,7 +136,6 @@ class RingServicer(RingServiceServicer):
         return self._host
 
     async def ListSlots(self, request: pb.ListSlotsRequest, context: Context) -> pb.ListSlotsResponse:
-        """Show every slot of a ring."""
         ring = self._ring(request.ring)
         return pb.ListSlotsResponse(slots=[_slot_message(slot) for slot in ring.slots()], epoch=ring.epoch)
 
@@ -213,7 +200,7 @@ def _wait_s(request: pb.ClaimRequest) -> float:
 def _slot_message(slot: SlotState) -> pb.RingSlot:
     message = pb.RingSlot(
         slot=slot.slot,
-        state=_STATE_BY_KIND[slot.kind],
+        state=pb.SlotState.Value(f"SLOT_STATE_{slot.kind.name}"),
         ticket=slot.ticket,
         attempt=slot.attempt,
         rank=slot.rank,

@@ -122,7 +122,8 @@ class ServedModel:
         return is_other
 
     def _check_nobody_left(self, known: ModelDescription, model: ModelDescription) -> None:
-        present, other = (named(one.model, one.config_digest) for one in (known, model))
+        present = named(known.model, known.config_digest)
+        other = named(model.model, model.config_digest)
         if self._fleet.registered():
             raise WrongState(f"this fleet serves {present}; the worker has {other}")
         if self._fleet.members:
@@ -136,7 +137,8 @@ class ServedModel:
             if other is None or other.instance_id == worker.instance_id:
                 continue
             for name in sorted({*other.info.stage_settings, *worker.info.stage_settings}):
-                theirs, own = (one.info.stage_settings.get(name, "") for one in (other, worker))
+                theirs = other.info.stage_settings.get(name, "")
+                own = worker.info.stage_settings.get(name, "")
                 if theirs == own:
                     continue
                 if name != HARDWARE:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -49,7 +49,11 @@ class FairThreads:
 
     async def run(self, client: str, work: Callable[[], Result], wait_s: float | None = None) -> Result:
         """Do `work` in a thread when it is the client's turn. Raises TimeoutError where that isn't within `wait_s`."""
-        async with self._turn(client, wait_s):
+        turn = self._turns.setdefault(client, asyncio.Semaphore(self._share if client else self._count))
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(wait_s):
+                await stack.enter_async_context(turn)
+                await stack.enter_async_context(self._free)
             context = contextvars.copy_context()  # so that log lines of the thread know their call
             future = asyncio.get_running_loop().run_in_executor(self._executor, context.run, work)
             try:
@@ -61,12 +65,3 @@ class FairThreads:
     def close(self) -> None:
         """Start nothing more; what runs goes on to its end."""
         self._executor.shutdown(wait=False, cancel_futures=True)
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, client: str, wait_s: float | None) -> AsyncIterator[None]:
-        turn = self._turns.setdefault(client, asyncio.Semaphore(self._share if client else self._count))
-        async with contextlib.AsyncExitStack() as stack:
-            async with asyncio.timeout(wait_s):
-                await stack.enter_async_context(turn)
-                await stack.enter_async_context(self._free)
-            yield

@@ -2,14 +2,6 @@
 
 A round that fails is logged and counted, and the next comes after a pause. Only the errors in `FATAL` end the
 controller: jobs that run, and clients who ask, don't depend on a round.
-
-| task | what a failed round leaves undone until the next |
-| --- | --- |
-| tick | noticing silence and stalls; what follows from evictions; each part by itself |
-| expire | ending jobs whose deadline has passed |
-| publish | moving jobs from the queues into the rings |
-| prune | removing finished jobs beyond their limits |
-| sweep | removing files that attempts have left behind |
 """
 
 from __future__ import annotations
@@ -46,38 +38,34 @@ PAUSE_S = 0.5
 PAUSE_S_MAX = 30.0
 """Where it fails again and again. Each round looks at the present time, so a pause loses no deadline."""
 
-
 Round = Callable[[], Awaitable[object]]
 
 
-class Background:
-    """Runs rounds of work, and survives them."""
+async def attempt(metrics: telemetry.Metrics, name: str, work: Round) -> bool:
+    """Do one round; whether it succeeded. Raises only the errors in `FATAL`."""
+    try:
+        await work()
+    except FATAL:
+        raise
+    except Exception as error:
+        metrics.background_failed(name)
+        if isinstance(error, Full | OSError):
+            log.error("%s failed and is tried again: %s", name, error)
+        else:
+            log.exception("%s failed and is tried again", name)
+        return False
+    return True
 
-    def __init__(self, metrics: telemetry.Metrics) -> None:
-        self._metrics = metrics
 
-    async def attempt(self, name: str, work: Round) -> bool:
-        """Do one round; whether it succeeded. Raises only the errors in `FATAL`."""
-        try:
-            await work()
-        except FATAL:
-            raise
-        except Exception as error:
-            self._metrics.background_failed(name)
-            if isinstance(error, Full | OSError):
-                log.error("%s failed and is tried again: %s", name, error)
-            else:
-                log.exception("%s failed and is tried again", name)
-            return False
-        return True
-
-    async def forever(self, name: str, work: Round, pause_s: float, pause_s_max: float = PAUSE_S_MAX) -> None:
-        """Do rounds with `pause_s` between them; cancel to stop. After failures the pause doubles up to a bound."""
-        failures = 0
-        while True:
-            failures = 0 if await self.attempt(name, work) else failures + 1
-            grown_s = PAUSE_S * 2 ** min(failures - 1, 16) if failures else 0.0
-            await asyncio.sleep(max(pause_s, min(grown_s, pause_s_max)))
+async def forever(
+    metrics: telemetry.Metrics, name: str, work: Round, pause_s: float, pause_s_max: float = PAUSE_S_MAX
+) -> None:
+    """Do rounds with `pause_s` between them; cancel to stop. After failures the pause doubles up to a bound."""
+    failures = 0
+    while True:
+        failures = 0 if await attempt(metrics, name, work) else failures + 1
+        grown_s = PAUSE_S * 2 ** min(failures - 1, 16) if failures else 0.0
+        await asyncio.sleep(max(pause_s, min(grown_s, pause_s_max)))
 
 
 class Upkeep:
@@ -90,17 +78,16 @@ class Upkeep:
         self._reconciler = Reconciler(core, evictions.evict)
         self.due_s = math.inf
         """When the next tick is to come, by the loop's clock."""
-        self.background = Background(core.metrics)
         self.depths: list[RingDepth] = []
         """As of the last tick. The rings themselves belong to this thread, and metrics are read by another."""
 
     async def run(self) -> None:
         """Tick, expire and publish indefinitely; cancel to stop. Raises what is in `FATAL`."""
-        forever = self.background.forever
+        metrics = self._core.metrics
         async with asyncio.TaskGroup() as group:
-            group.create_task(forever("tick", self.tick_unless_late, TICK_S, TICK_S))
-            group.create_task(forever("expire", self._lifecycle.expire, TICK_S))
-            group.create_task(forever("publish", self._publish, 0.0, TICK_S))
+            group.create_task(forever(metrics, "tick", self.tick_unless_late, TICK_S, TICK_S))
+            group.create_task(forever(metrics, "expire", self._lifecycle.expire, TICK_S))
+            group.create_task(forever(metrics, "publish", self._publish, 0.0, TICK_S))
 
     async def tick_unless_late(self) -> None:
         """`tick`, but for the first time after the controller stood still: see `STILL_S`."""
@@ -112,7 +99,6 @@ class Upkeep:
             return
         await self.tick()
         self.due_s = asyncio.get_running_loop().time() + TICK_S
-        self._core.dispatcher.work.set()  # a slot may have become free since
 
     async def _publish(self) -> None:
         await self._core.dispatcher.work.wait()
@@ -131,7 +117,8 @@ class Upkeep:
             self._settle_removed,
             lambda: self._reconciler.look(asyncio.get_running_loop().time()),
         ):
-            await self.background.attempt("tick", part)
+            await attempt(self._core.metrics, "tick", part)
+        self._core.dispatcher.work.set()  # a slot may have become free since
 
     async def _evict_silent(self) -> None:
         timeout_s = self._core.config.worker_timeout_s
@@ -177,7 +164,7 @@ class Upkeep:
             removed.remove(one)  # only now: the journal may have refused it
 
     async def _settle_one(self, removed: Removed) -> None:
-        """The journal counts attempts, whyever the entry was taken out; a job that waits is published again."""
+        """The journal alone counts attempts. A job that waits is published again."""
         entry = self._core.ledger.active.get(removed.dispatch.job_id)
         if entry is None or entry.job.generation != removed.dispatch.generation:
             return

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.controller.pruning import Keep, Pruner
 from services.controller.rings import FATAL
-from services.controller.upkeep import Background, Upkeep
+from services.controller.upkeep import Upkeep, attempt, forever
 from tests.messages import token_for
 from tests.services.conftest import WAIT_S, OpenBench
 from triptych import telemetry
@@ -31,7 +31,7 @@ async def test_whatever_a_round_raises_the_next_comes() -> None:
         done.set()
 
     metrics = telemetry.Metrics()
-    task = asyncio.create_task(Background(metrics).forever("toy", work, 0.0, pause_s_max=0.01))
+    task = asyncio.create_task(forever(metrics, "toy", work, 0.0, pause_s_max=0.01))
     await asyncio.wait_for(done.wait(), WAIT_S)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -46,7 +46,7 @@ async def test_rings_that_are_gone_end_the_controller() -> None:
 
     assert RingUnreachable in FATAL
     with pytest.raises(RingUnreachable):
-        await asyncio.wait_for(Background(telemetry.Metrics()).forever("toy", work, 0.0), WAIT_S)
+        await asyncio.wait_for(forever(telemetry.Metrics(), "toy", work, 0.0), WAIT_S)
 
 
 async def test_a_store_that_raises_no_oserror_leaves_the_controller_running(open_bench: OpenBench) -> None:
@@ -55,7 +55,7 @@ async def test_a_store_that_raises_no_oserror_leaves_the_controller_running(open
             job = await bench.create()
             await bench.controller.lifecycle.cancel(job.job_id)
         pruner = Pruner(bench.journal, "nonsense://x", Keep(jobs=1))
-        assert not await bench.controller.upkeep.background.attempt("prune", pruner.once)
+        assert not await attempt(bench.core.metrics, "prune", pruner.once)
         assert await bench.journal.get(job.job_id) is not None
 
 

@@ -112,17 +112,17 @@ def test_a_late_client_waits_for_one_job_of_each_other() -> None:
     queue = FairQueue()
     for client in "ab":
         for number in range(100):
-            queue.put(f"{client}{number}", 0, client)
+            queue.put(f"{client}{number}", 0, client, PRIORITY_NORMAL)
     assert [queue.pop() for _ in range(3)] == [("a0", 0), ("b0", 0), ("a1", 0)]
-    queue.put("late", 0, "c")
+    queue.put("late", 0, "c", PRIORITY_NORMAL)
     assert [queue.pop() for _ in range(3)] == [("b1", 0), ("a2", 0), ("late", 0)]
 
 
 def test_a_job_that_waits_keeps_its_place_in_a_new_generation() -> None:
     queue = FairQueue()
-    queue.put("one", 0)
-    queue.put("two", 0)
-    queue.put("one", 3)
+    queue.put("one", 0, "", PRIORITY_NORMAL)
+    queue.put("two", 0, "", PRIORITY_NORMAL)
+    queue.put("one", 3, "", PRIORITY_NORMAL)
     assert [queue.pop(), queue.pop(), queue.pop()] == [("one", 3), ("two", 0), None]
 
 
