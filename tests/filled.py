@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from triptych.rpc.required_fields import required_fields
+from triptych.rpc.requests import required_fields
 
 Message = TypeVar("Message", bound=Any)
 

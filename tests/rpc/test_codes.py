@@ -13,7 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 from tests.filled import filled
 from tests.rpc.test_required_fields import METHODS, PASSED, services
 from triptych import rpc
-from triptych.rpc.required_fields import required_fields
+from triptych.rpc.requests import required_fields
 from triptych.security import auth, tokens
 from triptych.security.rules import RULES
 

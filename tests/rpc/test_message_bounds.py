@@ -14,7 +14,8 @@ import pytest
 from tests.filled import filled
 from triptych import limits, rpc
 from triptych.errors import InvalidRequest
-from triptych.rpc import message_bounds
+from triptych.rpc.requests import check_size
+from triptych.security.rules import RULES, SMALL_BYTES_MAX
 from triptych.v1 import fleet_service_pb2, fleet_service_pb2_grpc
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1 import generation_service_pb2_grpc as pb_grpc
@@ -115,15 +116,22 @@ async def test_the_largest_request_can_be_handed_out(channel: grpc.aio.Channel) 
 def test_the_walk_is_bounded(data: bytes) -> None:
     started_s = time.thread_time()
     with pytest.raises(InvalidRequest):
-        message_bounds.check(CREATE, data, pb.CreateJobRequest.DESCRIPTOR)
+        check_size(CREATE, data, pb.CreateJobRequest.DESCRIPTOR)
     assert time.thread_time() - started_s < 0.05
 
 
-def test_every_bound_is_of_a_method_that_there_is() -> None:
-    from google.protobuf import descriptor_pool
-
-    from triptych.v1 import encoder_service_pb2  # noqa: F401  (registers it)
-
-    for path in message_bounds.BOUNDS:
-        service, method = path.lstrip("/").split("/")
-        assert method in descriptor_pool.Default().FindServiceByName(service).methods_by_name
+def test_the_bounds_of_the_protos_fit_the_largest_request() -> None:
+    around_bytes = {
+        CREATE: 64 * 2**10,
+        "/triptych.v1.EncoderService/Generate": 64 * 2**10,
+        "/triptych.v1.FleetService/StartDirectJob": 2**20,
+    }
+    for path, more_bytes in around_bytes.items():
+        assert RULES[path].bytes_max == limits.REQUEST_BYTES_MAX + more_bytes
+    assert all(rules.plain_bytes_max <= rules.bytes_max < rpc.MESSAGE_BYTES_MAX for rules in RULES.values())
+    assert {path for path, rules in RULES.items() if rules.bytes_max != SMALL_BYTES_MAX} == {
+        *around_bytes,
+        "/triptych.v1.FleetService/RegisterWorker",
+        "/triptych.v1.FleetService/CompletePhase",
+        "/triptych.v1.FleetService/Heartbeat",
+    }

@@ -14,7 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from tests.filled import filled
 from triptych import rpc
-from triptych.rpc.required_fields import required_fields
+from triptych.rpc.requests import required_fields
 from triptych.security.rules import RULES
 
 FILES = ("generation_service", "fleet_service", "ring_service", "worker_service", "encoder_service")

@@ -22,7 +22,7 @@ from triptych.errors import FAILURE_CHARS_MAX, Fenced, InvalidRequest, LeaseLost
 from triptych.media import results
 from triptych.rings.layout import Kind
 from triptych.rings.ring import DISPATCH_BYTES_MAX
-from triptych.rpc.message_bounds import SMALL_BYTES_MAX
+from triptych.security.rules import SMALL_BYTES_MAX
 from triptych.telemetry.loop_watch import HOLD_MAX_S
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import generation_service_pb2, ring_service_pb2

@@ -1,4 +1,4 @@
-"""What every call to a server of ours passes first: who calls, whether it may, what it says; and how it ends."""
+"""What each call to a server passes first: who calls, whether it may, what it says; and how it ends."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from contextvars import ContextVar
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from triptych import errors, telemetry
-from triptych.rpc import message_bounds, required_fields
+from triptych.rpc.requests import parser
 from triptych.rpc.status import ERROR_KEY, METADATA_CHARS_MAX, PUSHBACK_KEY, Result, status_of
 from triptych.security import auth, identity
 from triptych.telemetry import loop_watch
@@ -46,16 +45,8 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
                 metadata = context.invocation_metadata() or ()
                 identity.set_caller(self._security.authorize(method, context.auth_context(), metadata))
 
-        build, serialize = handler.request_deserializer or bytes, handler.response_serializer
-        descriptor = message_bounds.descriptor_of(build)
-
-        def parse(data: bytes) -> Any:
-            message_bounds.check(method, data, descriptor)
-            message = build(data)
-            if descriptor is not None:
-                required_fields.check(message, descriptor)
-            return message
-
+        parse = parser(method, handler.request_deserializer or bytes)
+        serialize = handler.response_serializer
         if handler.unary_unary:
             guarded = _guard_unary(handler.unary_unary, parse, method, admit)
             return grpc.unary_unary_rpc_method_handler(guarded, None, serialize)
@@ -79,7 +70,7 @@ def _guard_unary(
         loop_watch.METHOD.set(method)
         try:
             admit(context)
-            return await call(_parsed(parse, data), context)
+            return await call(parse(data), context)
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
             failure = error
         # Not inside the handler: the abort would carry the error's text along, and traces record what it carries.
@@ -95,7 +86,7 @@ def _guard_stream(
         loop_watch.METHOD.set(method)
         try:
             admit(context)
-            request = _parsed(parse, data) if isinstance(data, bytes) else _parsed_stream(parse, data)
+            request = parse(data) if isinstance(data, bytes) else _parsed_stream(parse, data)
             responses = call(request, context)
             if inspect.isawaitable(responses):  # gRPC's health service writes its answers by itself
                 await responses
@@ -111,23 +102,16 @@ def _guard_stream(
     return guarded
 
 
-def _parsed(parse: Parse, data: bytes) -> Any:
-    try:
-        return parse(data)
-    except DecodeError as error:
-        raise errors.InvalidRequest("request", f"{len(data)} bytes", "a message of the method's type") from error
-
-
 async def _parsed_stream(parse: Parse, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     async for data in stream:
-        yield _parsed(parse, data)
+        yield parse(data)
 
 
 _message_bytes: ContextVar[int] = ContextVar("message_bytes", default=0)
 
 
 def message_bytes() -> int:
-    """Length of the message of the unary call in hand; 0 outside of one. Counting anew takes as long as a copy."""
+    """Length of the message of the unary call in hand; 0 outside of one. Counting takes as long as a copy."""
     return _message_bytes.get()
 
 

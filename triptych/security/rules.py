@@ -1,4 +1,4 @@
-"""The rules of each RPC, as the protos say them (`rules.proto`): who may call it, and when a call makes a span."""
+"""The rules of each RPC, as its options in the protos say (`rules.proto`): who may call it, how large a request is."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from triptych.v1 import (
     worker_service_pb2,
 )
 
+SMALL_BYTES_MAX = 64 * 2**10
+"""Bound of a request where the protos give none."""
 WORKERS = (SCOPE_ENCODER, SCOPE_TRANSFORMER, SCOPE_DECODER)
 _MODULES = (encoder_service_pb2, fleet_service_pb2, generation_service_pb2, ring_service_pb2, worker_service_pb2)
 _SCOPES: Mapping[rules_pb2.Scope.ValueType, tuple[str, ...]] = {
@@ -34,6 +36,9 @@ class Rules:
     span: rules_pb2.Span.ValueType = rules_pb2.SPAN_UNSPECIFIED
     by_capability: bool = False
     """See `rules.proto`."""
+    bytes_max: int = SMALL_BYTES_MAX
+    plain_bytes_max: int = SMALL_BYTES_MAX
+    """Without the request's files."""
 
 
 RULES: Mapping[str, Rules] = {
@@ -41,6 +46,8 @@ RULES: Mapping[str, Rules] = {
         tuple(name for scope in options[rules_pb2.scope] for name in _SCOPES[scope]),
         options[rules_pb2.span],
         options[rules_pb2.by_capability],
+        options[rules_pb2.bytes_max] or SMALL_BYTES_MAX,
+        options[rules_pb2.plain_bytes_max] or SMALL_BYTES_MAX,
     )
     for module in _MODULES
     for service in module.DESCRIPTOR.services_by_name.values()

@@ -112,8 +112,8 @@ class Dispatch(_message.Message):
     receiver_rank: _builtins.int
     """The only rank that may claim this; 0 means anyone."""
     decoder_rank: _builtins.int
-    """Rank of the decoder asked for by the client; 0 means anyone. Rides along
-    until the transformer publishes.
+    """Rank of the decoder that the client asked for; 0 means anyone. Kept until the
+    transformer publishes.
     """
     traceparent: _builtins.str
     """W3C trace context of the publisher's span."""

@@ -26,12 +26,12 @@ if _version_not_supported:
 
 
 class EncoderServiceStub(object):
-    """The direct path, served by every encoder: same request, no request ring.
+    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
-    gone: retry).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its
+    controller starts or is gone: retry).
     """
 
     def __init__(self, channel):
@@ -48,17 +48,17 @@ class EncoderServiceStub(object):
 
 
 class EncoderServiceServicer(object):
-    """The direct path, served by every encoder: same request, no request ring.
+    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
-    gone: retry).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its
+    controller starts or is gone: retry).
     """
 
     def Generate(self, request, context):
-        """Registers the job with the controller and runs its first stage here. Returns
-        when the job is accepted; watch it at the controller.
+        """Has the controller accept the job, and runs its first stage here. Returns when
+        the job is accepted; watch it at the controller.
 
         Codes: as GenerationService.CreateJob; also RESOURCE_EXHAUSTED when this
         encoder is busy or draining (the job was not accepted: ask another).
@@ -85,12 +85,12 @@ def add_EncoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EncoderService(object):
-    """The direct path, served by every encoder: same request, no request ring.
+    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
-    gone: retry).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its
+    controller starts or is gone: retry).
     """
 
     @staticmethod

@@ -27,12 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EncoderServiceStub:
-    """The direct path, served by every encoder: same request, no request ring.
+    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
-    gone: retry).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its
+    controller starts or is gone: retry).
     """
 
     @_typing.overload
@@ -40,8 +40,8 @@ class EncoderServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EncoderServiceAsyncStub: ...
     Generate: _grpc.UnaryUnaryMultiCallable[_encoder_service_pb2.GenerateRequest, _encoder_service_pb2.GenerateResponse]
-    """Registers the job with the controller and runs its first stage here. Returns
-    when the job is accepted; watch it at the controller.
+    """Has the controller accept the job, and runs its first stage here. Returns when
+    the job is accepted; watch it at the controller.
 
     Codes: as GenerationService.CreateJob; also RESOURCE_EXHAUSTED when this
     encoder is busy or draining (the job was not accepted: ask another).
@@ -50,18 +50,18 @@ class EncoderServiceStub:
 
 @_typing.type_check_only
 class EncoderServiceAsyncStub(EncoderServiceStub):
-    """The direct path, served by every encoder: same request, no request ring.
+    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
-    gone: retry).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its
+    controller starts or is gone: retry).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_encoder_service_pb2.GenerateRequest, _encoder_service_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Registers the job with the controller and runs its first stage here. Returns
-    when the job is accepted; watch it at the controller.
+    """Has the controller accept the job, and runs its first stage here. Returns when
+    the job is accepted; watch it at the controller.
 
     Codes: as GenerationService.CreateJob; also RESOURCE_EXHAUSTED when this
     encoder is busy or draining (the job was not accepted: ask another).
@@ -69,12 +69,12 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     """
 
 class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The direct path, served by every encoder: same request, no request ring.
+    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its controller starts or is
-    gone: retry).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the encoder or its
+    controller starts or is gone: retry).
     """
 
     @_abc_1.abstractmethod
@@ -83,8 +83,8 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _encoder_service_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_service_pb2.GenerateResponse, _abc.Awaitable[_encoder_service_pb2.GenerateResponse]]:
-        """Registers the job with the controller and runs its first stage here. Returns
-        when the job is accepted; watch it at the controller.
+        """Has the controller accept the job, and runs its first stage here. Returns when
+        the job is accepted; watch it at the controller.
 
         Codes: as GenerationService.CreateJob; also RESOURCE_EXHAUSTED when this
         encoder is busy or draining (the job was not accepted: ask another).

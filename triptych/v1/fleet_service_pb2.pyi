@@ -566,32 +566,18 @@ class StartDirectJobResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
-    LEASE_FIELD_NUMBER: _builtins.int
-    DISPATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """The job."""
-
-    @_builtins.property
-    def lease(self) -> _ring_service_pb2.Lease:
-        """The lease under which the encoder runs it. Absent when the job was accepted
-        by an earlier call and needs nothing from this encoder.
-        """
-
-    @_builtins.property
-    def dispatch(self) -> _dispatch_pb2.Dispatch:
-        """The dispatch that goes with the lease."""
 
     def __init__(
         self,
         *,
         job: _job_pb2.Job | None = ...,
-        lease: _ring_service_pb2.Lease | None = ...,
-        dispatch: _dispatch_pb2.Dispatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dispatch", b"dispatch", "job", b"job", "lease", b"lease"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dispatch", b"dispatch", "job", b"job", "lease", b"lease"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -614,8 +600,8 @@ class UnregisterWorkerRequest(_message.Message):
     where it was told to leave.
     """
     instance_id: _builtins.str
-    """In place of `rank`: the `instance_id` of a process that has ended. One that
-    has registered nothing, or has left, is nothing to do.
+    """In place of `rank`: the `instance_id` of a process that has ended. Nothing
+    happens where it never registered, or has left.
     """
     ended: _builtins.str
     """How that process ended, as the end of a sentence that begins with the worker:

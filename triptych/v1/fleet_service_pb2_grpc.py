@@ -30,8 +30,8 @@ class FleetServiceStub(object):
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def __init__(self, channel):
@@ -87,8 +87,8 @@ class FleetServiceServicer(object):
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def RegisterWorker(self, request, context):
@@ -106,9 +106,9 @@ class FleetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Heartbeat(self, request_iterator, context):
-        """Held open for the worker's whole life: reports go up, orders come down.
-        Silence for the worker timeout means dead. Codes: PERMISSION_DENIED.
-        Retry: safe; a newer stream replaces the older.
+        """A stream that a worker keeps open for its whole life. It sends reports and
+        receives orders. A worker that is silent for the worker timeout counts as dead.
+        Codes: PERMISSION_DENIED. Retry: safe; a newer stream replaces the older.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,8 +125,8 @@ class FleetServiceServicer(object):
 
     def CompletePhase(self, request, context):
         """Records that a stage is finished and where its tensors or files are. The
-        first completion is taken, any other refused. Codes: ABORTED (refused: drop
-        what was made), FAILED_PRECONDITION (results go elsewhere now: store them
+        first completion is taken, and any other is refused. Codes: ABORTED (refused:
+        drop what was made), FAILED_PRECONDITION (results go elsewhere now: store them
         again), INVALID_ARGUMENT (it names what isn't the job's), RESOURCE_EXHAUSTED
         (disk full: retry). Retry: safe for the same attempt.
         """
@@ -144,9 +144,9 @@ class FleetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StartDirectJob(self, request, context):
-        """Accepts a job on behalf of EncoderService.Generate and starts its first stage
-        at the calling encoder. Codes: as GenerationService.CreateJob. Retry: safe
-        with the same `request_id`.
+        """Accepts a job for EncoderService.Generate, and addresses its first dispatch to
+        the calling encoder. Codes: as GenerationService.CreateJob. Retry: safe with the
+        same `request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,8 +224,8 @@ class FleetService(object):
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @staticmethod

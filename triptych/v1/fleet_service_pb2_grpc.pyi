@@ -31,8 +31,8 @@ class FleetServiceStub:
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @_typing.overload
@@ -50,9 +50,9 @@ class FleetServiceStub:
     Retry: safe; the same `instance_id` gets the same rank.
     """
     Heartbeat: _grpc.StreamStreamMultiCallable[_fleet_service_pb2.HeartbeatRequest, _fleet_service_pb2.HeartbeatResponse]
-    """Held open for the worker's whole life: reports go up, orders come down.
-    Silence for the worker timeout means dead. Codes: PERMISSION_DENIED.
-    Retry: safe; a newer stream replaces the older.
+    """A stream that a worker keeps open for its whole life. It sends reports and
+    receives orders. A worker that is silent for the worker timeout counts as dead.
+    Codes: PERMISSION_DENIED. Retry: safe; a newer stream replaces the older.
     """
     StartPhase: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.StartPhaseRequest, _fleet_service_pb2.StartPhaseResponse]
     """Asks to begin a claimed dispatch. Codes: ABORTED (superseded, or the job is
@@ -61,8 +61,8 @@ class FleetServiceStub:
     """
     CompletePhase: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.CompletePhaseRequest, _fleet_service_pb2.CompletePhaseResponse]
     """Records that a stage is finished and where its tensors or files are. The
-    first completion is taken, any other refused. Codes: ABORTED (refused: drop
-    what was made), FAILED_PRECONDITION (results go elsewhere now: store them
+    first completion is taken, and any other is refused. Codes: ABORTED (refused:
+    drop what was made), FAILED_PRECONDITION (results go elsewhere now: store them
     again), INVALID_ARGUMENT (it names what isn't the job's), RESOURCE_EXHAUSTED
     (disk full: retry). Retry: safe for the same attempt.
     """
@@ -72,9 +72,9 @@ class FleetServiceStub:
     full: retry). Retry: safe.
     """
     StartDirectJob: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.StartDirectJobRequest, _fleet_service_pb2.StartDirectJobResponse]
-    """Accepts a job on behalf of EncoderService.Generate and starts its first stage
-    at the calling encoder. Codes: as GenerationService.CreateJob. Retry: safe
-    with the same `request_id`.
+    """Accepts a job for EncoderService.Generate, and addresses its first dispatch to
+    the calling encoder. Codes: as GenerationService.CreateJob. Retry: safe with the
+    same `request_id`.
     """
     UnregisterWorker: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.UnregisterWorkerRequest, _fleet_service_pb2.UnregisterWorkerResponse]
     """Gives a rank up after a drain, so that its worker isn't evicted for silence. A
@@ -90,8 +90,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -106,9 +106,9 @@ class FleetServiceAsyncStub(FleetServiceStub):
     Retry: safe; the same `instance_id` gets the same rank.
     """
     Heartbeat: _aio.StreamStreamMultiCallable[_fleet_service_pb2.HeartbeatRequest, _fleet_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
-    """Held open for the worker's whole life: reports go up, orders come down.
-    Silence for the worker timeout means dead. Codes: PERMISSION_DENIED.
-    Retry: safe; a newer stream replaces the older.
+    """A stream that a worker keeps open for its whole life. It sends reports and
+    receives orders. A worker that is silent for the worker timeout counts as dead.
+    Codes: PERMISSION_DENIED. Retry: safe; a newer stream replaces the older.
     """
     StartPhase: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.StartPhaseRequest, _fleet_service_pb2.StartPhaseResponse]  # type: ignore[assignment]
     """Asks to begin a claimed dispatch. Codes: ABORTED (superseded, or the job is
@@ -117,8 +117,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     """
     CompletePhase: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.CompletePhaseRequest, _fleet_service_pb2.CompletePhaseResponse]  # type: ignore[assignment]
     """Records that a stage is finished and where its tensors or files are. The
-    first completion is taken, any other refused. Codes: ABORTED (refused: drop
-    what was made), FAILED_PRECONDITION (results go elsewhere now: store them
+    first completion is taken, and any other is refused. Codes: ABORTED (refused:
+    drop what was made), FAILED_PRECONDITION (results go elsewhere now: store them
     again), INVALID_ARGUMENT (it names what isn't the job's), RESOURCE_EXHAUSTED
     (disk full: retry). Retry: safe for the same attempt.
     """
@@ -128,9 +128,9 @@ class FleetServiceAsyncStub(FleetServiceStub):
     full: retry). Retry: safe.
     """
     StartDirectJob: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.StartDirectJobRequest, _fleet_service_pb2.StartDirectJobResponse]  # type: ignore[assignment]
-    """Accepts a job on behalf of EncoderService.Generate and starts its first stage
-    at the calling encoder. Codes: as GenerationService.CreateJob. Retry: safe
-    with the same `request_id`.
+    """Accepts a job for EncoderService.Generate, and addresses its first dispatch to
+    the calling encoder. Codes: as GenerationService.CreateJob. Retry: safe with the
+    same `request_id`.
     """
     UnregisterWorker: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.UnregisterWorkerRequest, _fleet_service_pb2.UnregisterWorkerResponse]  # type: ignore[assignment]
     """Gives a rank up after a drain, so that its worker isn't evicted for silence. A
@@ -145,8 +145,8 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @_abc_1.abstractmethod
@@ -171,9 +171,9 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_fleet_service_pb2.HeartbeatRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_fleet_service_pb2.HeartbeatResponse], _abc.AsyncIterator[_fleet_service_pb2.HeartbeatResponse]]:
-        """Held open for the worker's whole life: reports go up, orders come down.
-        Silence for the worker timeout means dead. Codes: PERMISSION_DENIED.
-        Retry: safe; a newer stream replaces the older.
+        """A stream that a worker keeps open for its whole life. It sends reports and
+        receives orders. A worker that is silent for the worker timeout counts as dead.
+        Codes: PERMISSION_DENIED. Retry: safe; a newer stream replaces the older.
         """
 
     @_abc_1.abstractmethod
@@ -194,8 +194,8 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_service_pb2.CompletePhaseResponse, _abc.Awaitable[_fleet_service_pb2.CompletePhaseResponse]]:
         """Records that a stage is finished and where its tensors or files are. The
-        first completion is taken, any other refused. Codes: ABORTED (refused: drop
-        what was made), FAILED_PRECONDITION (results go elsewhere now: store them
+        first completion is taken, and any other is refused. Codes: ABORTED (refused:
+        drop what was made), FAILED_PRECONDITION (results go elsewhere now: store them
         again), INVALID_ARGUMENT (it names what isn't the job's), RESOURCE_EXHAUSTED
         (disk full: retry). Retry: safe for the same attempt.
         """
@@ -217,9 +217,9 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_service_pb2.StartDirectJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_service_pb2.StartDirectJobResponse, _abc.Awaitable[_fleet_service_pb2.StartDirectJobResponse]]:
-        """Accepts a job on behalf of EncoderService.Generate and starts its first stage
-        at the calling encoder. Codes: as GenerationService.CreateJob. Retry: safe
-        with the same `request_id`.
+        """Accepts a job for EncoderService.Generate, and addresses its first dispatch to
+        the calling encoder. Codes: as GenerationService.CreateJob. Retry: safe with the
+        same `request_id`.
         """
 
     @_abc_1.abstractmethod

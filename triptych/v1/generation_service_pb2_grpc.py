@@ -26,18 +26,18 @@ if _version_not_supported:
 
 
 class GenerationServiceStub(object):
-    """The front door, served by the controller.
+    """What clients call; served by the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
-    is gone: retry with back-off).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts,
+    stops or is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
-    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
-    worth a try.
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
+    again.
 
-    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.
     """
 
@@ -95,18 +95,18 @@ class GenerationServiceStub(object):
 
 
 class GenerationServiceServicer(object):
-    """The front door, served by the controller.
+    """What clients call; served by the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
-    is gone: retry with back-off).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts,
+    stops or is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
-    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
-    worth a try.
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
+    again.
 
-    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.
     """
 
@@ -160,7 +160,7 @@ class GenerationServiceServicer(object):
 
     def RetryJob(self, request, context):
         """Makes a new job of a dead letter: the same request with the same seed, the
-        attempts counted from 0. What can't be met any more is left out of it: a deadline
+        attempts counted from 0. It leaves out what can't be met any more: a deadline
         that has passed, ranks that are gone. The dead letter stays as it is. Codes:
         NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
         CreateJob. Retry: safe, returns the same new job.
@@ -253,18 +253,18 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService(object):
-    """The front door, served by the controller.
+    """What clients call; served by the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
-    is gone: retry with back-off).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts,
+    stops or is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
-    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
-    worth a try.
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
+    again.
 
-    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.
     """
 

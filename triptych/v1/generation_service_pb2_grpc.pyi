@@ -27,18 +27,18 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GenerationServiceStub:
-    """The front door, served by the controller.
+    """What clients call; served by the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
-    is gone: retry with back-off).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts,
+    stops or is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
-    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
-    worth a try.
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
+    again.
 
-    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.
     """
 
@@ -75,7 +75,7 @@ class GenerationServiceStub:
     """
     RetryJob: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.RetryJobRequest, _generation_service_pb2.RetryJobResponse]
     """Makes a new job of a dead letter: the same request with the same seed, the
-    attempts counted from 0. What can't be met any more is left out of it: a deadline
+    attempts counted from 0. It leaves out what can't be met any more: a deadline
     that has passed, ranks that are gone. The dead letter stays as it is. Codes:
     NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
     CreateJob. Retry: safe, returns the same new job.
@@ -98,18 +98,18 @@ class GenerationServiceStub:
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
-    """The front door, served by the controller.
+    """What clients call; served by the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
-    is gone: retry with back-off).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts,
+    stops or is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
-    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
-    worth a try.
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
+    again.
 
-    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.
     """
 
@@ -143,7 +143,7 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """
     RetryJob: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.RetryJobRequest, _generation_service_pb2.RetryJobResponse]  # type: ignore[assignment]
     """Makes a new job of a dead letter: the same request with the same seed, the
-    attempts counted from 0. What can't be met any more is left out of it: a deadline
+    attempts counted from 0. It leaves out what can't be met any more: a deadline
     that has passed, ranks that are gone. The dead letter stays as it is. Codes:
     NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
     CreateJob. Retry: safe, returns the same new job.
@@ -165,18 +165,18 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The front door, served by the controller.
+    """What clients call; served by the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts, stops or
-    is gone: retry with back-off).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the controller starts,
+    stops or is gone: retry with back-off).
 
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
-    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when it is
-    worth a try.
+    succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
+    again.
 
-    A client sees and touches only its own jobs; those of others are NOT_FOUND,
+    A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.
     """
 
@@ -244,7 +244,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_generation_service_pb2.RetryJobResponse, _abc.Awaitable[_generation_service_pb2.RetryJobResponse]]:
         """Makes a new job of a dead letter: the same request with the same seed, the
-        attempts counted from 0. What can't be met any more is left out of it: a deadline
+        attempts counted from 0. It leaves out what can't be met any more: a deadline
         that has passed, ranks that are gone. The dead letter stays as it is. Codes:
         NOT_FOUND, FAILED_PRECONDITION (the job is no dead letter), and those of
         CreateJob. Retry: safe, returns the same new job.

@@ -39,9 +39,9 @@ class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.Val
     """When nothing else waits."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
-    """Which of the jobs that wait are taken first: any of a higher priority before
-    any of a lower one; within one, clients take turns; within a client, in the
-    order in which they came. A job that has begun isn't overtaken any more.
+    """The order in which waiting jobs are taken: a higher priority first. Within one,
+    clients take turns; a client's own jobs are taken in the order in which they
+    came. A job that has begun isn't overtaken.
     """
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0

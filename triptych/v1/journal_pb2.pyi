@@ -37,8 +37,8 @@ class JournalEntry(_message.Message):
     traceparent: _builtins.str
     """W3C trace context of the accepting call."""
     request_sha256: _builtins.bytes
-    """SHA-256 of the client's request without its seed: by it a repeated call is
-    told from another that took the same `request_id`.
+    """SHA-256 of the client's request without its seed. It tells a repeated call from
+    another with the same `request_id`.
     """
     request_size_bytes: _builtins.int
     """Length of the client's request."""

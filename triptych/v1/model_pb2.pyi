@@ -26,7 +26,7 @@ class _InputKind:
 class _InputKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InputKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     INPUT_KIND_UNSPECIFIED: _InputKind.ValueType  # 0
-    """The pipeline says no type that we know: any JSON value."""
+    """The pipeline names no type that is known here: any JSON value."""
     INPUT_KIND_TEXT: _InputKind.ValueType  # 1
     """Text."""
     INPUT_KIND_INTEGER: _InputKind.ValueType  # 2
@@ -50,7 +50,7 @@ class InputKind(_InputKind, metaclass=_InputKindEnumTypeWrapper):
     """What values an input takes."""
 
 INPUT_KIND_UNSPECIFIED: InputKind.ValueType  # 0
-"""The pipeline says no type that we know: any JSON value."""
+"""The pipeline names no type that is known here: any JSON value."""
 INPUT_KIND_TEXT: InputKind.ValueType  # 1
 """Text."""
 INPUT_KIND_INTEGER: InputKind.ValueType  # 2

@@ -26,14 +26,14 @@ if _version_not_supported:
 
 
 class RingServiceStub(object):
-    """The leased rings: for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them themselves.
+    """The leased rings, served by the controller. For workers without RDMA it runs the
+    rings' programs on its own memory. Workers with RDMA connect to that memory, and
+    run the programs themselves.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def __init__(self, channel):
@@ -80,14 +80,14 @@ class RingServiceStub(object):
 
 
 class RingServiceServicer(object):
-    """The leased rings: for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them themselves.
+    """The leased rings, served by the controller. For workers without RDMA it runs the
+    rings' programs on its own memory. Workers with RDMA connect to that memory, and
+    run the programs themselves.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def Publish(self, request, context):
@@ -110,7 +110,7 @@ class RingServiceServicer(object):
 
     def Ack(self, request, context):
         """Ends a lease: the work is done. Codes: ABORTED (the lease was lost). Retry:
-        safe, ABORTED then may mean that the first try succeeded.
+        safe; ABORTED may then mean that the first try succeeded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,11 +125,11 @@ class RingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Connect(self, request, context):
-        """Opens a connection over RDMA by which this rank reaches the rings' memory, in
-        place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
-        rings can't be reached over RDMA: use the other RPCs), INVALID_ARGUMENT (an
-        address that can't be reached), PERMISSION_DENIED (also: another epoch, so
-        that the kept leases may not be those of this one). Retry: safe, with a new
+        """Opens a connection over RDMA by which this rank reaches the rings' memory. An
+        older one of the rank is undone first, as by Disconnect. Codes:
+        FAILED_PRECONDITION (the rings can't be reached over RDMA: use the other RPCs),
+        INVALID_ARGUMENT (an address that can't be reached), PERMISSION_DENIED (also for
+        another epoch: the kept leases may not be of this one). Retry: safe, with a new
         queue pair.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -199,14 +199,14 @@ def add_RingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RingService(object):
-    """The leased rings: for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them themselves.
+    """The leased rings, served by the controller. For workers without RDMA it runs the
+    rings' programs on its own memory. Workers with RDMA connect to that memory, and
+    run the programs themselves.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @staticmethod

@@ -27,14 +27,14 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RingServiceStub:
-    """The leased rings: for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them themselves.
+    """The leased rings, served by the controller. For workers without RDMA it runs the
+    rings' programs on its own memory. Workers with RDMA connect to that memory, and
+    run the programs themselves.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @_typing.overload
@@ -53,18 +53,18 @@ class RingServiceStub:
     """
     Ack: _grpc.UnaryUnaryMultiCallable[_ring_service_pb2.AckRequest, _ring_service_pb2.AckResponse]
     """Ends a lease: the work is done. Codes: ABORTED (the lease was lost). Retry:
-    safe, ABORTED then may mean that the first try succeeded.
+    safe; ABORTED may then mean that the first try succeeded.
     """
     Nack: _grpc.UnaryUnaryMultiCallable[_ring_service_pb2.NackRequest, _ring_service_pb2.NackResponse]
     """Hands a lease back for another attempt. Codes: ABORTED (the lease was lost).
     Retry: as Ack.
     """
     Connect: _grpc.UnaryUnaryMultiCallable[_ring_service_pb2.ConnectRequest, _ring_service_pb2.ConnectResponse]
-    """Opens a connection over RDMA by which this rank reaches the rings' memory, in
-    place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
-    rings can't be reached over RDMA: use the other RPCs), INVALID_ARGUMENT (an
-    address that can't be reached), PERMISSION_DENIED (also: another epoch, so
-    that the kept leases may not be those of this one). Retry: safe, with a new
+    """Opens a connection over RDMA by which this rank reaches the rings' memory. An
+    older one of the rank is undone first, as by Disconnect. Codes:
+    FAILED_PRECONDITION (the rings can't be reached over RDMA: use the other RPCs),
+    INVALID_ARGUMENT (an address that can't be reached), PERMISSION_DENIED (also for
+    another epoch: the kept leases may not be of this one). Retry: safe, with a new
     queue pair.
     """
     Disconnect: _grpc.UnaryUnaryMultiCallable[_ring_service_pb2.DisconnectRequest, _ring_service_pb2.DisconnectResponse]
@@ -77,14 +77,14 @@ class RingServiceStub:
 
 @_typing.type_check_only
 class RingServiceAsyncStub(RingServiceStub):
-    """The leased rings: for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them themselves.
+    """The leased rings, served by the controller. For workers without RDMA it runs the
+    rings' programs on its own memory. Workers with RDMA connect to that memory, and
+    run the programs themselves.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -100,18 +100,18 @@ class RingServiceAsyncStub(RingServiceStub):
     """
     Ack: _aio.UnaryUnaryMultiCallable[_ring_service_pb2.AckRequest, _ring_service_pb2.AckResponse]  # type: ignore[assignment]
     """Ends a lease: the work is done. Codes: ABORTED (the lease was lost). Retry:
-    safe, ABORTED then may mean that the first try succeeded.
+    safe; ABORTED may then mean that the first try succeeded.
     """
     Nack: _aio.UnaryUnaryMultiCallable[_ring_service_pb2.NackRequest, _ring_service_pb2.NackResponse]  # type: ignore[assignment]
     """Hands a lease back for another attempt. Codes: ABORTED (the lease was lost).
     Retry: as Ack.
     """
     Connect: _aio.UnaryUnaryMultiCallable[_ring_service_pb2.ConnectRequest, _ring_service_pb2.ConnectResponse]  # type: ignore[assignment]
-    """Opens a connection over RDMA by which this rank reaches the rings' memory, in
-    place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
-    rings can't be reached over RDMA: use the other RPCs), INVALID_ARGUMENT (an
-    address that can't be reached), PERMISSION_DENIED (also: another epoch, so
-    that the kept leases may not be those of this one). Retry: safe, with a new
+    """Opens a connection over RDMA by which this rank reaches the rings' memory. An
+    older one of the rank is undone first, as by Disconnect. Codes:
+    FAILED_PRECONDITION (the rings can't be reached over RDMA: use the other RPCs),
+    INVALID_ARGUMENT (an address that can't be reached), PERMISSION_DENIED (also for
+    another epoch: the kept leases may not be of this one). Retry: safe, with a new
     queue pair.
     """
     Disconnect: _aio.UnaryUnaryMultiCallable[_ring_service_pb2.DisconnectRequest, _ring_service_pb2.DisconnectResponse]  # type: ignore[assignment]
@@ -123,14 +123,14 @@ class RingServiceAsyncStub(RingServiceStub):
     """Shows every slot of a ring, for debugging. Codes: INVALID_ARGUMENT. Retry: safe."""
 
 class RingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The leased rings: for workers without RDMA, served by the controller, which
-    runs the same programs on its own memory; and the way in for workers with RDMA,
-    which then run them themselves.
+    """The leased rings, served by the controller. For workers without RDMA it runs the
+    rings' programs on its own memory. Workers with RDMA connect to that memory, and
+    run the programs themselves.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope, or its rank is
-    unknown in this epoch or was evicted: register again) and UNAVAILABLE (retry).
+    PERMISSION_DENIED (it lacks the scope, or its rank is unknown in this epoch or
+    was evicted: register again) and UNAVAILABLE (retry).
     """
 
     @_abc_1.abstractmethod
@@ -162,7 +162,7 @@ class RingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ring_service_pb2.AckResponse, _abc.Awaitable[_ring_service_pb2.AckResponse]]:
         """Ends a lease: the work is done. Codes: ABORTED (the lease was lost). Retry:
-        safe, ABORTED then may mean that the first try succeeded.
+        safe; ABORTED may then mean that the first try succeeded.
         """
 
     @_abc_1.abstractmethod
@@ -181,11 +181,11 @@ class RingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ring_service_pb2.ConnectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ring_service_pb2.ConnectResponse, _abc.Awaitable[_ring_service_pb2.ConnectResponse]]:
-        """Opens a connection over RDMA by which this rank reaches the rings' memory, in
-        place of any that it had, as after Disconnect. Codes: FAILED_PRECONDITION (the
-        rings can't be reached over RDMA: use the other RPCs), INVALID_ARGUMENT (an
-        address that can't be reached), PERMISSION_DENIED (also: another epoch, so
-        that the kept leases may not be those of this one). Retry: safe, with a new
+        """Opens a connection over RDMA by which this rank reaches the rings' memory. An
+        older one of the rank is undone first, as by Disconnect. Codes:
+        FAILED_PRECONDITION (the rings can't be reached over RDMA: use the other RPCs),
+        INVALID_ARGUMENT (an address that can't be reached), PERMISSION_DENIED (also for
+        another epoch: the kept leases may not be of this one). Retry: safe, with a new
         queue pair.
         """
 

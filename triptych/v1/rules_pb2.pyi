@@ -78,6 +78,8 @@ Global___Span: _TypeAlias = Span  # noqa: Y015
 SCOPE_FIELD_NUMBER: _builtins.int
 SPAN_FIELD_NUMBER: _builtins.int
 BY_CAPABILITY_FIELD_NUMBER: _builtins.int
+BYTES_MAX_FIELD_NUMBER: _builtins.int
+PLAIN_BYTES_MAX_FIELD_NUMBER: _builtins.int
 REQUIRED_FIELD_NUMBER: _builtins.int
 scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[Global___Scope.ValueType]]
 """A caller needs one of these scopes. Administrators may call every RPC, and
@@ -89,6 +91,13 @@ by_capability: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodO
 """The request holds the secret that opens what it asks for. So a server without
 certificates asks for no token, and workers show each other none: a token would
 let the one that is asked act for the one that asks.
+"""
+bytes_max: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.int]
+"""Most bytes of a request; where it isn't set, 64 KiB: ids, and a dispatch."""
+plain_bytes_max: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.int]
+"""Most bytes of a request without its files (fields of type `bytes`); where it
+isn't set, 64 KiB. Two prompts and parameters need 1 MiB, which is parsed in
+some 20 ms at the worst.
 """
 required: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
 """A request without this field is refused. Only fields that mean nothing at 0 or

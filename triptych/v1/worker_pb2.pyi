@@ -247,7 +247,7 @@ class WorkerStatus(_message.Message):
     """Device memory in use, 0 on CPU."""
     waiting_for: _builtins.str
     """Why it claims nothing, or what its job waits for, in a sentence: space for a
-    room, or its own check. Empty where neither is so.
+    room, or its own check. Empty otherwise.
     """
     @_builtins.property
     def progress(self) -> Global___StepProgress:

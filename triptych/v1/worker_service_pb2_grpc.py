@@ -30,7 +30,8 @@ class WorkerServiceStub(object):
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is
+    gone).
     """
 
     def __init__(self, channel):
@@ -61,7 +62,8 @@ class WorkerServiceServicer(object):
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is
+    gone).
     """
 
     def FetchRoom(self, request, context):
@@ -119,7 +121,8 @@ class WorkerService(object):
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is
+    gone).
     """
 
     @staticmethod

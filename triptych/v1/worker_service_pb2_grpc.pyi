@@ -31,7 +31,8 @@ class WorkerServiceStub:
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is
+    gone).
     """
 
     @_typing.overload
@@ -56,7 +57,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is
+    gone).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -77,7 +79,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
-    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is gone).
+    PERMISSION_DENIED (it lacks the scope) and UNAVAILABLE (the worker starts or is
+    gone).
     """
 
     @_abc_1.abstractmethod
