@@ -92,7 +92,7 @@ async def test_a_bad_address_is_an_error(address: str) -> None:
 
 
 async def test_health_follows_serving() -> None:
-    server = await rpc.start_server("127.0.0.1:0", [], serving=False)
+    server = await rpc.start_server("127.0.0.1:0", [], not_serving=[rpc.WHOLE])
     try:
         async with rpc.open_channel(server.address) as channel:
             stub = health_pb2_grpc.HealthStub(channel)

@@ -1,4 +1,4 @@
-"""gRPC as every process of ours uses it: one way to start a server, one to open a channel, one table of statuses."""
+"""gRPC as every process uses it: one way to start a server, one to open a channel, one table of statuses."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class EdgeInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler: callers are asked who they are, and errors leave as statuses."""
+    """Wraps every handler: callers prove who they are, and errors become statuses."""
 
     def __init__(self, security: auth.Security) -> None:
         self._security = security
@@ -73,7 +73,7 @@ def _guard_unary(
             return await call(parse(data), context)
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
             failure = error
-        # Not inside the handler: the abort would carry the error's text along, and traces record what it carries.
+        # Not inside the handler: the abort would have the error as its context, and traces record its text.
         return await _abort(context, failure, method)
 
     return guarded
@@ -116,9 +116,9 @@ def message_bytes() -> int:
 
 
 def uninterrupted(call: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
-    """For a servicer's unary method that changes things in steps: it goes on to its end when its caller goes away.
+    """For a servicer's unary method that changes things in steps: it runs to its end even if its caller goes away.
 
-    gRPC cancels the method of a call that is over. A change that has begun must not stop between two of its steps.
+    gRPC cancels the method of a call that is over, and a change must not stop between two of its steps.
     """
 
     @functools.wraps(call)
@@ -132,18 +132,18 @@ def uninterrupted(call: Callable[..., Awaitable[Result]]) -> Callable[..., Await
 
 
 _unfinished: set[asyncio.Future[Any]] = set()
-"""Calls that go on, some without a caller. The event loop itself keeps tasks by weak references only."""
+"""Calls that run, some without a caller. The event loop itself keeps weak references to tasks only."""
 
 
 def _finished(task: asyncio.Future[Any]) -> None:
     _unfinished.discard(task)
     if not task.cancelled():
-        task.exception()  # told to the caller, where that is still there
+        task.exception()  # the caller is told, if it is still there
 
 
 async def _abort(context: Context, error: Exception, method: str) -> None:
     if isinstance(error, grpc.aio.BaseError | asyncio.CancelledError):
-        raise error  # aborted already, or the call is over and there is nobody to tell
+        raise error  # it is aborted already, or the call is over
     status = status_of(error)
     if isinstance(error, errors.TriptychError):
         metadata = [(ERROR_KEY, type(error).__name__)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -16,16 +16,14 @@ from triptych.security import auth
 
 Service = tuple[Callable[[Any, grpc.aio.Server], None], Any, str]
 """What a server serves: the generated `add_…_to_server`, the servicer, the full service name."""
-
-
 WHOLE = ""
-"""What `grpc.health.v1` calls a server as a whole."""
+"""The name in `grpc.health.v1` of the server itself."""
 
 
 class Server:
-    """A running gRPC server. Use `start_server`; stop it with `stop`."""
+    """A running gRPC server, made by `start_server`."""
 
-    def __init__(self, server: grpc.aio.Server, address: str, names: Sequence[str], client_address: str = "") -> None:
+    def __init__(self, server: grpc.aio.Server, address: str, names: Sequence[str], client_address: str) -> None:
         self._server = server
         self._health = health.aio.HealthServicer()
         self.names = names
@@ -35,11 +33,10 @@ class Server:
 
     @property
     def port(self) -> int:
-        """Port of `address`."""
         return int(self.address.rpartition(":")[2])
 
     async def set_serving(self, serving: bool, names: Sequence[str] = ()) -> None:
-        """Set what `grpc.health.v1` answers for the named services (`WHOLE` is the server's own), or for all."""
+        """Set what `grpc.health.v1` answers for the named services, or for `WHOLE` and all services."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in names or (WHOLE, *self.names):
             await self._health.set(name, status)
@@ -52,9 +49,8 @@ class Server:
 
 async def start_server(
     address: str,
-    services: Iterable[Service],
+    services: Sequence[Service],
     *,
-    serving: bool = True,
     not_serving: Sequence[str] = (),
     security: auth.Security = auth.OPEN,
     client_address: str = "",
@@ -62,10 +58,9 @@ async def start_server(
     """Start a server at `host:port` (port 0 takes a free one).
 
     Where `security` has certificates, `address` takes callers with a certificate only (mutual TLS); `client_address`
-    is a second port, TLS too, for those with a token only. `not_serving` names what of `set_serving` begins so.
-    Raises InvalidRequest when an address can't be bound.
+    is a second port, with TLS, for callers that have a token only. The services of `not_serving` begin as
+    NOT_SERVING. Raises InvalidRequest when an address can't be bound.
     """
-    services = list(services)
     server = grpc.aio.server(
         interceptors=[*telemetry.server_interceptors(), EdgeInterceptor(security)], options=list(SERVER_OPTIONS)
     )
@@ -74,7 +69,8 @@ async def start_server(
     names = [name for _add, _servicer, name in services]
     certificates = security.certificates
     mutual = certificates.server_credentials(require_client=True) if certificates is not None else None
-    bound, client_bound = _bind(server, "address", address, mutual), ""
+    bound = _bind(server, "address", address, mutual)
+    client_bound = ""
     if client_address:
         if certificates is None or security.tokens is None:
             raise errors.InvalidRequest("client_address", client_address, "empty unless tls and tokens are set")
@@ -83,7 +79,7 @@ async def start_server(
     result = Server(server, bound, names, client_bound)
     health_pb2_grpc.add_HealthServicer_to_server(result._health, server)
     reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    await result.set_serving(serving)
+    await result.set_serving(True)
     if not_serving:
         await result.set_serving(False, not_serving)
     await server.start()

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 ERROR_KEY = "triptych-error"
 """Trailing metadata key of the error's class."""
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
-"""Trailing metadata key of `Full.retry_after_s`: gRPC's own, so that clients in other languages heed it, too."""
+"""Trailing metadata key of `Full.retry_after_s`. It is gRPC's own, so that clients in other languages heed it."""
 METADATA_CHARS_MAX = 512
 """Longest error detail in a status: HTTP/2 headers are limited to 8 KiB by default."""
 
@@ -49,9 +49,9 @@ def status_of(error: BaseException) -> grpc.StatusCode:
 
 
 def code_of(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
-    """A call's status. gRPC's asyncio side has a word of its own for a connection that broke while a message was under
-    way, and an alarming one; here it is UNAVAILABLE, as it is wherever else the break is noticed. So is CANCELLED where
-    no class is named: that is what a stopping server leaves behind of a call that came too late."""
+    """A call's status. gRPC's asyncio side says INTERNAL where a connection broke while a message was under way; here
+    that is UNAVAILABLE, as for any other break. So is CANCELLED where no class is named: that is what a stopping
+    server leaves behind of a call that came too late."""
     is_break = error.code() is grpc.StatusCode.INTERNAL and error.details() == _BREAK_DETAILS
     is_left_behind = error.code() is grpc.StatusCode.CANCELLED and not _trailing(error, ERROR_KEY)
     return grpc.StatusCode.UNAVAILABLE if is_break or is_left_behind else error.code()
@@ -60,7 +60,7 @@ def code_of(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
 def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
     """The error that the server raised, as its class; by its status where that isn't named.
 
-    A plain TriptychError stands for what nobody raises on purpose: INTERNAL, UNIMPLEMENTED and the like.
+    A plain TriptychError stands for INTERNAL, UNIMPLEMENTED and other statuses that nobody raises on purpose.
     """
     name = _trailing(error, ERROR_KEY)
     cls = getattr(errors, name, None) if name else None
@@ -84,7 +84,7 @@ def _trailing(error: grpc.aio.AioRpcError, key: str) -> str:
 
 
 _BREAK_DETAILS = "Internal error from Core"
-"""See `code_of`. Servers of ours say nothing of the kind: what escapes a servicer is told by its type."""
+"""See `code_of`. Triptych's servers never say this: they name the type of what escapes a servicer."""
 
 
 async def translate(call: Awaitable[Result]) -> Result:
@@ -94,7 +94,7 @@ async def translate(call: Awaitable[Result]) -> Result:
     except grpc.aio.AioRpcError as error:
         task = asyncio.current_task()
         if error.code() is grpc.StatusCode.CANCELLED and task is not None and task.cancelling():
-            raise asyncio.CancelledError from error  # now and then gRPC tells us of our own cancellation by a status
+            raise asyncio.CancelledError from error  # gRPC sometimes reports this task's own cancellation as a status
         raise error_from(error) from error
 
 
