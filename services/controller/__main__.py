@@ -37,8 +37,8 @@ async def main() -> None:
     stop = process.stop_event()
     state = Path(config.state)
     telemetry.setup_logging("controller", stream=telemetry.capture_native("controller"))
-    with telemetry.setup("triptych-controller", trace_file=config.trace_file, metrics_port=config.metrics_port) as seen:
-        process.show_holds(config, seen.metrics)
+    with telemetry.setup("triptych-controller", config.trace_file, config.metrics_port) as metrics:
+        process.show_holds(config, metrics)
         async with Journal(state) as journal:
             security = process.open_security(config)
             result_url = results.check_url("result_url", config.result_url or str(state / RESULTS_FOLDER))
@@ -55,11 +55,11 @@ async def main() -> None:
                 await stored_model(journal),
                 epoch=epoch,
                 result_url=result_url,
-                metrics=seen.metrics,
+                metrics=metrics,
             )
             media = MediaChecks()
             controller = Controller(core, media, sweeper.ended)
-            seen.metrics.watch_rings(lambda: controller.upkeep.depths)
+            metrics.watch_rings(lambda: controller.upkeep.depths)
             await controller.holdings.recover()
             server = await rpc.start_server(
                 config.address,

@@ -2,8 +2,7 @@
 
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER
 
-from ..worker.encoder_service import EncoderServicer
 from ..worker.process import run_stage_process
 
 if __name__ == "__main__":
-    run_stage_process(ROLE_ENCODER, EncoderServicer)
+    run_stage_process(ROLE_ENCODER)

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Protocol
-
-import grpc
+from collections.abc import Iterator
+from typing import Any
 
 from triptych import rpc, telemetry
 from triptych.config import WorkerConfig, load
@@ -35,28 +32,18 @@ from .link import CALL_TIMEOUT_S, Link
 from .loop import Worker
 from .membership import FleetMember
 from .phase import Phases
+from .servicers import WORKER_SERVICE, services_of
 from .waits import any_set
-from .worker_service import WORKER_SERVICE, WorkerServicer
 
 log = logging.getLogger(__name__)
 
 
-class RoleServicer(Protocol):
-    """A service that only one role has."""
-
-    worker: Worker | None
-
-    @property
-    def service(self) -> rpc.Service:
-        """For `rpc.start_server`."""
+def run_stage_process(role: Role.ValueType) -> None:
+    """Run a worker of `role` until SIGTERM."""
+    process.run(lambda: _main(role))
 
 
-def run_stage_process(role: Role.ValueType, make_servicer: Callable[[str], RoleServicer] | None = None) -> None:
-    """Run a worker of `role` until SIGTERM; `make_servicer(controller address)` makes the role's own service."""
-    process.run(lambda: _main(role, make_servicer))
-
-
-async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleServicer] | None) -> None:
+async def _main(role: Role.ValueType) -> None:
     config = load(WorkerConfig, None)
     if not config.model and not config.fake_stage_seconds:
         raise InvalidRequest("model", "", "a folder or hub id of a diffusers pipeline")
@@ -65,42 +52,40 @@ async def _main(role: Role.ValueType, make_servicer: Callable[[str], RoleService
     shared_memory.sweep()
     async with contextlib.AsyncExitStack() as stack:
         telemetry.setup_logging(name, stream=telemetry.capture_native(name))
-        seen = stack.enter_context(
-            telemetry.setup(f"triptych-{name}", trace_file=config.trace_file, metrics_port=config.metrics_port)
-        )
-        process.show_holds(config, seen.metrics)
+        metrics = stack.enter_context(telemetry.setup(f"triptych-{name}", config.trace_file, config.metrics_port))
+        process.show_holds(config, metrics)
         security = process.open_security(config, config.token_file)
-        open_channel = functools.partial(rpc.open_channel, security=security)
         arena = stack.enter_context(Arena(config.arena_bytes))
         if shortage := shared_memory.shortage(shared_memory.promised_bytes()):
             log.warning(shortage)
-        servicers: list[RoleServicer] = [WorkerServicer(arena)]
-        if make_servicer is not None:
-            servicers.append(make_servicer(config.controller))
+        loaded: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        services = services_of(role, arena, config.controller, loaded)
         server = await rpc.start_server(
             config.address,
-            [s.service for s in servicers],
-            serving=False,
+            services,
+            not_serving=[rpc.WHOLE, *(name for _add, _servicer, name in services)],
             security=security,
             client_address=config.client_address,
         )
         stack.push_async_callback(server.stop, 0)  # or what a start that fails raises isn't the last that is said
         stage, model = await asyncio.to_thread(_load_stage, role, config)
-        host = config.host
-        engine, mooncake = stack.enter_context(_mooncake(config, arena, host))
+        engine, mooncake = stack.enter_context(_mooncake(config, arena))
         fetcher = open_fetcher(arena, engine, security, config.mover, config.room_bytes_per_s_min)
         stack.callback(fetcher.close)
-        channel = await stack.enter_async_context(open_channel(config.controller))
-        session, address = engine.session if engine else "", f"{host}:{server.port}"
+        channel = await stack.enter_async_context(rpc.open_channel(config.controller, security))
+        session = engine.session if engine else ""
+        address = f"{config.host}:{server.port}"
         decoders = stack.enter_context(Decoders())
-        equipment = Equipment(config, stage, model, arena, fetcher, session, mooncake, address, seen.metrics, decoders)
-        seen.metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
-        seen.metrics.watch_device_memory(lambda: stage.device_memory_bytes)
+        equipment = Equipment(config, stage, model, arena, fetcher, session, mooncake, address, metrics, decoders)
+        metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
+        metrics.watch_device_memory(lambda: stage.device_memory_bytes)
         link = Link(channel)
-        access = await stack.enter_async_context(_rings(config, role, channel, link))
+        card, reason = try_card(config.rings, config.rdma_device)
+        roles = [role, NEXT[role]] if role in NEXT else [role]
+        access = RingAccess(channel, roles, link, card=card, reason=reason, is_forced=config.rings == "verbs")
+        stack.push_async_callback(access.close)
         worker = Worker(equipment, link, access, Phases(equipment, link, access), stop)
-        for servicer in servicers:
-            servicer.worker = worker
+        loaded.set_result(worker)
         log.info("registering with the controller at %s", config.controller)
         await _serve(worker, server)
 
@@ -135,13 +120,13 @@ def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[AnyStage, M
 
 
 @contextlib.contextmanager
-def _mooncake(config: WorkerConfig, arena: Arena, host: str) -> Iterator[tuple[MooncakeEngine | None, DriverChoice]]:
+def _mooncake(config: WorkerConfig, arena: Arena) -> Iterator[tuple[MooncakeEngine | None, DriverChoice]]:
     """Mooncake with the arena registered; None where another mover is forced, or where it can't be had."""
     if config.mover not in ("", "mooncake"):
         yield None, DriverChoice(reason=f"the mover {config.mover} is forced")  # it would only open ports
         return
     try:
-        engine = open_engine(arena, host, config.mooncake, config.rdma_device)
+        engine = open_engine(arena, config.host, config.mooncake, config.rdma_device)
     except (MissingExtra, WrongState) as error:
         if config.mover == "mooncake":
             raise
@@ -150,20 +135,6 @@ def _mooncake(config: WorkerConfig, arena: Arena, host: str) -> Iterator[tuple[M
         return
     with contextlib.closing(engine):
         yield engine, DriverChoice(name=engine.protocol, reason=engine.reason)
-
-
-@contextlib.asynccontextmanager
-async def _rings(
-    config: WorkerConfig, role: Role.ValueType, channel: grpc.aio.Channel, link: Link
-) -> AsyncIterator[RingAccess]:
-    """The rings that the role claims from and publishes to."""
-    card, reason = try_card(config.rings, config.rdma_device)
-    roles = [role, NEXT[role]] if role in NEXT else [role]
-    access = RingAccess(channel, roles, link, card=card, reason=reason, is_forced=config.rings == "verbs")
-    try:
-        yield access
-    finally:
-        await access.close()
 
 
 async def _serve(worker: Worker, server: rpc.Server) -> None:
@@ -214,7 +185,8 @@ async def _tell_health(worker: Worker, server: rpc.Server) -> None:
     The server as a whole and the services that take jobs are SERVING while work is accepted here. WorkerService goes on
     while a worker drains: others still fetch its rooms.
     """
-    link, others = worker.link, [name for name in server.names if name != WORKER_SERVICE]
+    link = worker.link
+    others = [name for name in server.names if name != WORKER_SERVICE]
     await link.registered.wait()
     while True:
         link.turned.clear()

@@ -30,8 +30,8 @@ def scrape(port: int) -> dict[tuple[str, str], float]:
 
 def test_the_page_shows_rings_as_they_are_now() -> None:
     port, ready = free_port(), {"request": 2, "phase1": 1, "phase2": 0}
-    with telemetry.setup("controller", metrics_port=port) as seen:
-        seen.metrics.watch_rings(lambda: [telemetry.RingDepth(ring, count, 3) for ring, count in ready.items()])
+    with telemetry.setup("controller", metrics_port=port) as metrics:
+        metrics.watch_rings(lambda: [telemetry.RingDepth(ring, count, 3) for ring, count in ready.items()])
         page = scrape(port)
         assert {ring: page["queue_sizes", ring] for ring in ready} == ready
         assert {ring: page["queue_in_flight", ring] for ring in ready} == dict.fromkeys(ready, 3)
@@ -47,8 +47,8 @@ def test_the_page_shows_rings_as_they_are_now() -> None:
 
 def test_the_page_shows_what_was_counted_and_measured() -> None:
     port = free_port()
-    with telemetry.setup("transformer", metrics_port=port) as seen:
-        metrics = seen.metrics
+    with telemetry.setup("transformer", metrics_port=port) as metrics:
+        metrics = metrics
         metrics.queue_waited("transformer", 0.25)
         metrics.stage_ran("transformer", 3.0)
         metrics.transferred("local", 1000, 0.01)
@@ -76,9 +76,9 @@ def test_the_page_shows_what_was_counted_and_measured() -> None:
 
 
 def test_metrics_go_to_the_collector(exporting: Receiver) -> None:
-    with telemetry.setup("controller") as seen:
-        seen.metrics.watch_rings(lambda: [telemetry.RingDepth("request", 1, 0)])
-        seen.metrics.stage_ran("encoder", 1.0)
+    with telemetry.setup("controller") as metrics:
+        metrics.watch_rings(lambda: [telemetry.RingDepth("request", 1, 0)])
+        metrics.stage_ran("encoder", 1.0)
     assert {"queue_sizes", "queue_total_pending", "all_queues_empty", "triptych.stage.run"} <= exporting.metric_names
 
 

@@ -40,12 +40,12 @@ with telemetry.setup(service, trace_file=trace_file):
 QUIET = """
 import sys, threading
 from triptych import rpc, telemetry
-with telemetry.setup("quiet") as seen:
+with telemetry.setup("quiet") as metrics:
     with telemetry.span("stage.run", job_id="job-7") as span:
         span.add_event("step")
         assert telemetry.inject() == telemetry.trace_id() == ""
-    seen.metrics.stage_ran("encoder", 1.0)
-    seen.metrics.watch_rings(lambda: [])
+    metrics.stage_ran("encoder", 1.0)
+    metrics.watch_rings(lambda: [])
     assert not telemetry.client_interceptors() and not telemetry.server_interceptors()
 assert threading.enumerate() == [threading.main_thread()]
 loaded = [m for m in sys.modules if m.startswith(("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.inst"))]

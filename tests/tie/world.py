@@ -35,7 +35,6 @@ from services.controller.media_checks import MediaChecks
 from services.controller.ring_service import RingServicer
 from services.controller.rings import Rings
 from services.controller.served_model import stored_model
-from services.worker.encoder_service import EncoderServicer
 from services.worker.equipment import Equipment
 from services.worker.link import Link
 from services.worker.loop import Worker
@@ -43,6 +42,7 @@ from services.worker.membership import FleetMember
 from services.worker.phase import Phases
 from services.worker.report import PhaseReporter
 from services.worker.running import Running
+from services.worker.servicers import EncoderServicer
 from tests.tie.network import Network, Server, SimLoop, Wire
 from triptych import telemetry
 from triptych.config import ControllerConfig, WorkerConfig
@@ -198,8 +198,9 @@ class SimWorker:
         phases = SimPhases(self.equipment, self.link, access)
         phases.world = world
         self.worker = Worker(self.equipment, self.link, access, phases, asyncio.Event())
-        self.direct = EncoderServicer("controller")
-        self.direct.worker = self.worker
+        loaded: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        loaded.set_result(self.worker)
+        self.direct = EncoderServicer("controller", loaded)
         self.tasks = [asyncio.create_task(self.link.run(FleetMember(self.worker))), asyncio.create_task(self._work())]
 
     async def _work(self) -> None:

@@ -7,9 +7,8 @@ TLS, batching, sampling). Without one, and without a trace file or a metrics por
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -28,48 +27,38 @@ SPAN_EVENTS_MAX = 1024
 """Events kept per span: a request may have 1000 steps, and the SDK's default of 128 would drop the first ones."""
 
 
-@dataclass(frozen=True)
-class Telemetry:
-    """What `setup` hands out."""
-
-    metrics: Metrics
-
-
 @contextmanager
 def setup(
     service_name: str,
-    *,
     trace_file: str = "",
     metrics_port: int = 0,
-    attributes: Mapping[str, str | int] | None = None,
-) -> Iterator[Telemetry]:
+) -> Iterator[Metrics]:
     """Turn telemetry on for this process while the block runs; leaving flushes, for a bounded time.
 
-    `trace_file` gets each span as OTLP JSON the moment it ends; `metrics_port` serves Prometheus metrics, 0 doesn't;
-    `attributes` describe the process in every span and metric. Raises InvalidRequest when the file can't be opened,
-    the port is taken, or the environment asks for a protocol other than gRPC, and MissingExtra without the
-    Prometheus exporter.
+    `trace_file` gets each span as OTLP JSON when it ends; `metrics_port` serves Prometheus metrics, 0 doesn't. Raises
+    InvalidRequest when the file can't be opened, the port is taken, or the environment asks for a protocol other than
+    gRPC, and MissingExtra without the Prometheus exporter.
     """
     signals = config.otlp_signals()
     with ExitStack() as stack:
         metrics = Metrics()
         if signals or trace_file or metrics_port:
-            resource = _resource(service_name, attributes or {})
+            resource = _resource(service_name)
             if "metrics" in signals or metrics_port:
                 metrics = stack.enter_context(_metering(resource, metrics_port, collector="metrics" in signals))
             if "traces" in signals or trace_file:
                 stack.enter_context(_tracing(resource, trace_file, collector="traces" in signals))
-        yield Telemetry(metrics)
+        yield metrics
 
 
-def _resource(service_name: str, attributes: Mapping[str, str | int]) -> Resource:
+def _resource(service_name: str) -> Resource:
     from opentelemetry.sdk.resources import Resource
 
     try:
         ours = version("triptych")
     except PackageNotFoundError:  # run from a source tree that isn't installed
         ours = "unknown"
-    return Resource.create({"service.name": service_name, "service.version": ours, **attributes})
+    return Resource.create({"service.name": service_name, "service.version": ours})
 
 
 @contextmanager

@@ -1,0 +1,109 @@
+"""The gRPC services of workers: decode, call, encode. Until the model is loaded they only serve rooms."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from triptych import rpc
+from triptych.errors import EncoderBusy, Unavailable
+from triptych.security.identity import SCOPE_ADMIN, caller
+from triptych.transport.arena import Arena
+from triptych.transport.movers import read_room
+from triptych.v1 import encoder_service_pb2, encoder_service_pb2_grpc, worker_service_pb2_grpc
+from triptych.v1 import worker_service_pb2 as pb
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
+from triptych.v1.fleet_service_pb2 import StartDirectJobRequest, StartDirectJobResponse
+
+from .loop import Worker
+from .membership import snapshot
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+WORKER_SERVICE = "triptych.v1.WorkerService"
+
+
+def services_of(
+    role: Role.ValueType, arena: Arena, controller_address: str, loaded: asyncio.Future[Worker]
+) -> list[rpc.Service]:
+    """What a worker of `role` serves; `loaded` gets the worker when its model is loaded."""
+    worker_service = WorkerServicer(arena, loaded)
+    services: list[rpc.Service] = [
+        (worker_service_pb2_grpc.add_WorkerServiceServicer_to_server, worker_service, WORKER_SERVICE)
+    ]
+    if role == ROLE_ENCODER:
+        add = encoder_service_pb2_grpc.add_EncoderServiceServicer_to_server
+        services.append((add, EncoderServicer(controller_address, loaded), "triptych.v1.EncoderService"))
+    return services
+
+
+class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
+    """Serves an arena's rooms, and tells of the worker and drains it."""
+
+    def __init__(self, arena: Arena, loaded: asyncio.Future[Worker]) -> None:
+        self._arena = arena
+        self._loaded = loaded
+
+    async def FetchRoom(self, request: pb.FetchRoomRequest, context: Context) -> AsyncIterator[pb.FetchRoomResponse]:
+        for chunk in read_room(self._arena, request.room):
+            yield pb.FetchRoomResponse(chunk=chunk)
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
+        _worker(self._loaded).draining.set()
+        return pb.DrainResponse()
+
+    async def GetWorker(self, request: pb.GetWorkerRequest, context: Context) -> pb.GetWorkerResponse:
+        worker = snapshot(_worker(self._loaded))
+        if not caller().may(SCOPE_ADMIN):  # whose job it runs is known to the controller only
+            worker.status.ClearField("progress")
+        return pb.GetWorkerResponse(worker=worker)
+
+
+class EncoderServicer(encoder_service_pb2_grpc.EncoderServiceServicer):
+    """Has the controller accept the job and address it to this encoder, which claims it as any other."""
+
+    def __init__(self, controller_address: str, loaded: asyncio.Future[Worker]) -> None:
+        self._controller_address = controller_address
+        self._loaded = loaded
+        self._is_starting = False
+
+    @rpc.uninterrupted
+    async def Generate(
+        self, request: encoder_service_pb2.GenerateRequest, context: Context
+    ) -> encoder_service_pb2.GenerateResponse:
+        worker = _worker(self._loaded)
+        if self._is_starting or not worker.is_free:  # the controller, which knows better, asks once more
+            raise EncoderBusy
+        self._is_starting = True
+        try:
+            job = (await self._start(worker, request)).job
+        finally:
+            self._is_starting = False
+        return encoder_service_pb2.GenerateResponse(job=job, controller_address=self._controller_address)
+
+    async def _start(self, worker: Worker, request: encoder_service_pb2.GenerateRequest) -> StartDirectJobResponse:
+        client = caller()
+        request_id = request.request_id or str(uuid.uuid4())  # so that a repeated call makes no second job
+        return await worker.link.call(
+            lambda: worker.link.fleet.StartDirectJob(
+                StartDirectJobRequest(
+                    rank=worker.link.membership.rank,
+                    request_id=request_id,
+                    request=request.request,
+                    client=client.name,
+                    jobs_max=client.jobs_max,
+                )
+            ),
+            size_bytes=request.ByteSize(),
+            waits_for_journal=False,  # the client can ask another, or wait by itself
+        )
+
+
+def _worker(loaded: asyncio.Future[Worker]) -> Worker:
+    if not loaded.done():
+        raise Unavailable("the worker is still loading its model")
+    return loaded.result()
