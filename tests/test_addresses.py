@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych import addresses
-from triptych.config import ControllerConfig, WorkerConfig, load, metrics_host
+from triptych.config import ControllerConfig, WorkerConfig, load
+from triptych.environment import metrics_host
 from triptych.errors import InvalidRequest
 from triptych_client import Client, RetryPolicy
 from triptych_client.local_fleet import FleetPlan, RolePlan

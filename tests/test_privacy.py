@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from triptych.errors import SHOWN_CHARS_MAX, InvalidRequest, NotFound, public_text
 from triptych.model.inputs import SETTINGS, texts_of
-from triptych.privacy import RUN_CHARS, redact, texts_in
+from triptych.security.privacy import RUN_CHARS, redact, texts_in
 
 PROMPT = "a zebra crossing in the rain, with 'quotes'\nand lines"
 

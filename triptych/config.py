@@ -1,4 +1,4 @@
-"""All settings, and the only file that reads the environment.
+"""All settings.
 
 A process builds one frozen dataclass in its `__main__`. A field takes its value from the command line (`--field`), the
 environment (`TRIPTYCH_<FIELD>`), a TOML file (`--config`) or its default: the first of them that has one. A setting is
@@ -31,7 +31,6 @@ RINGS = ("auto", "verbs", "rpc")
 NONFINITE = ("fail", "allow")
 MOONCAKE = ("auto", "rdma", "tcp")
 
-
 HEARTBEATS_MIN = 2
 """Reports that fit into the time after which a worker counts as dead."""
 DAY_S = 86_400.0
@@ -43,21 +42,19 @@ BYTES_MAX = 2**50
 """A pebibyte: more than any disk or memory here, and whole in a float."""
 
 
-def setting(
-    default: Any,
-    about: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    among: Sequence[str] = (),
-    check: Callable[[str, str], object] | None = None,
-) -> Any:
-    """A field of a configuration: its default, its purpose, and the values that it takes.
+def number(default: float, about: str, minimum: float, maximum: float) -> Any:
+    """A setting that is a number, with its purpose and its bounds. It has the type of its default."""
+    return field(default=default, metadata={"about": about, "minimum": minimum, "maximum": maximum})
 
-    `check` is asked about a text that isn't empty, with the field's name, and raises InvalidRequest.
+
+def text(
+    default: str, about: str, *, among: Sequence[str] = (), check: Callable[[str, str], object] | None = None
+) -> Any:
+    """A setting that is a text, with its purpose: one `among` some, or one that `check` takes.
+
+    `check` gets the field's name and a text that isn't empty, and raises InvalidRequest.
     """
-    known = {"about": about, "minimum": minimum, "maximum": maximum, "among": among, "check": check}
-    return field(default=default, metadata=known)
+    return field(default=default, metadata={"about": about, "among": among, "check": check})
 
 
 _to_serve = functools.partial(addresses.parse, to_serve=True)
@@ -67,20 +64,18 @@ _to_serve = functools.partial(addresses.parse, to_serve=True)
 class ProcessConfig:
     """What every process of a fleet has."""
 
-    address: str = setting("127.0.0.1:0", "host:port to serve on; port 0 takes a free one", check=_to_serve)
-    tls: str = setting("", "folder of ca.crt, tls.crt and tls.key: mutual TLS on address; default: no TLS")
-    tokens: str = setting("", "file of clients' tokens; without it and without tls, any caller is served")
-    client_address: str = setting(
+    address: str = text("127.0.0.1:0", "host:port to serve on; port 0 takes a free one", check=_to_serve)
+    tls: str = text("", "folder of ca.crt, tls.crt and tls.key: mutual TLS on address; default: no TLS")
+    tokens: str = text("", "file of clients' tokens; without it and without tls, any caller is served")
+    client_address: str = text(
         "", "host:port, TLS as well, for clients that have a token and no certificate", check=_to_serve
     )
-    trace_file: str = setting("", "append spans to this file as OTLP JSON lines")
-    hold_file: str = setting("", "append each new longest hold of the event loop to this file")
-    metrics_port: int = setting(0, "serve Prometheus metrics on this port; 0 for none", minimum=0, maximum=65_535)
-    drain_timeout_s: float = setting(
-        600.0, "time for running jobs to finish after SIGTERM", minimum=0, maximum=30 * DAY_S
-    )
-    rings: str = setting("auto", "queues over RDMA (verbs), through the controller (rpc), or what works", among=RINGS)
-    rdma_device: str = setting("", "RDMA device as DEVICE[:PORT[:GID_INDEX]]; default: the first that works")
+    trace_file: str = text("", "append spans to this file as OTLP JSON lines")
+    hold_file: str = text("", "append each new longest hold of the event loop to this file")
+    metrics_port: int = number(0, "serve Prometheus metrics on this port; 0 for none", 0, 65_535)
+    drain_timeout_s: float = number(600.0, "time for running jobs to finish after SIGTERM", 0, 30 * DAY_S)
+    rings: str = text("auto", "queues over RDMA (verbs), through the controller (rpc), or what works", among=RINGS)
+    rdma_device: str = text("", "RDMA device as DEVICE[:PORT[:GID_INDEX]]; default: the first that works")
 
     def check(self) -> None:
         """Check the settings against each other. Raises InvalidRequest."""
@@ -90,44 +85,24 @@ class ProcessConfig:
 class ControllerConfig(ProcessConfig):
     """Settings of the controller."""
 
-    address: str = setting("127.0.0.1:7070", "host:port to serve on; port 0 takes a free one", check=_to_serve)
-    state: str = setting(".triptych", "folder of the job journal")
-    result_url: str = setting("", "fsspec URL where decoders store results; default: results/ in the state folder")
-    heartbeat_interval_s: float = setting(1.0, "time between two reports of a worker", minimum=0.05, maximum=600)
-    worker_timeout_s: float = setting(10.0, "silence after which a worker counts as dead", minimum=0.2, maximum=DAY_S)
-    stall_timeout_s: float = setting(
-        900.0, "a job without progress for so long counts its worker dead", minimum=1, maximum=30 * DAY_S
+    address: str = text("127.0.0.1:7070", "host:port to serve on; port 0 takes a free one", check=_to_serve)
+    state: str = text(".triptych", "folder of the job journal")
+    result_url: str = text("", "fsspec URL where decoders store results; default: results/ in the state folder")
+    heartbeat_interval_s: float = number(1.0, "time between two reports of a worker", 0.05, 600)
+    worker_timeout_s: float = number(10.0, "silence after which a worker counts as dead", 0.2, DAY_S)
+    stall_timeout_s: float = number(900.0, "a job without progress for so long counts its worker dead", 1, 30 * DAY_S)
+    attempts_max: int = number(4, "attempts after which a job fails", 1, 1000)
+    backlog_jobs_max: int = number(10_000, "unfinished jobs after which CreateJob is refused", 1, 1_000_000)
+    watches_max: int = number(10_000, "open WatchJob streams after which one more is refused", 1, 1_000_000)
+    work_max: float = number(1e12, "most outputs x frames x pixels x steps of one job; 0 for no limit", 0, 1e18)
+    result_bytes_max: float = number(
+        float(2**32), "most bytes of pixels of one job's results, as float32; 0 for no limit", 0, BYTES_MAX
     )
-    attempts_max: int = setting(4, "attempts after which a job fails", minimum=1, maximum=1000)
-    backlog_jobs_max: int = setting(
-        10_000, "unfinished jobs after which CreateJob is refused", minimum=1, maximum=1_000_000
-    )
-    watches_max: int = setting(
-        10_000, "open WatchJob streams after which one more is refused", minimum=1, maximum=1_000_000
-    )
-    work_max: float = setting(
-        1e12, "most outputs x frames x pixels x steps of one job; 0 for no limit", minimum=0, maximum=1e18
-    )
-    result_bytes_max: float = setting(
-        float(2**32),
-        "most bytes of pixels of one job's results, as float32; 0 for no limit",
-        minimum=0,
-        maximum=BYTES_MAX,
-    )
-    client_bytes_max: int = setting(
-        2**31, "bytes of one client's unfinished requests; 0 for no limit", minimum=0, maximum=BYTES_MAX
-    )
-    keep_days: float = setting(
-        30.0, "keep finished jobs and their results so long; 0 for no limit", minimum=0, maximum=36_500
-    )
-    keep_jobs: int = setting(
-        10_000, "keep at most so many finished jobs of each client; 0 for no limit", minimum=0, maximum=10_000_000
-    )
-    keep_bytes: int = setting(
-        20 * 2**30,
-        "keep at most so many bytes of each client's results; 0 for no limit",
-        minimum=0,
-        maximum=BYTES_MAX,
+    client_bytes_max: int = number(2**31, "bytes of one client's unfinished requests; 0 for no limit", 0, BYTES_MAX)
+    keep_days: float = number(30.0, "keep finished jobs and their results so long; 0 for no limit", 0, 36_500)
+    keep_jobs: int = number(10_000, "keep at most so many finished jobs of each client; 0 for no limit", 0, 10_000_000)
+    keep_bytes: int = number(
+        20 * 2**30, "keep at most so many bytes of each client's results; 0 for no limit", 0, BYTES_MAX
     )
 
     def check(self) -> None:
@@ -154,48 +129,37 @@ class ControllerConfig(ProcessConfig):
 class WorkerConfig(ProcessConfig):
     """Settings of an encoder, transformer or decoder."""
 
-    model: str = setting("", "folder or hub id of a diffusers pipeline")
-    revision: str = setting("", "revision of the hub's repository")
-    variant: str = setting("", "variant of the weights' files, for example fp16")
-    workflows: str = setting(
+    model: str = text("", "folder or hub id of a diffusers pipeline")
+    revision: str = text("", "revision of the hub's repository")
+    variant: str = text("", "variant of the weights' files, for example fp16")
+    workflows: str = text(
         "", "load only these workflows of the pipeline, with commas, for example text2video; default: all"
     )
-    controller: str = setting("127.0.0.1:7070", "host:port of the controller", check=addresses.parse)
-    token_file: str = setting("", "file of this worker's own token, where it has no certificate")
-    device: str = setting("cpu", "torch device of this role, for example cuda:0")
-    dtype: str = setting("float32", "element type of the weights", among=DTYPES)
-    nonfinite: str = setting("fail", "a stage that makes NaN or infinity fails the job, or allows it", among=NONFINITE)
-    fake_stage_seconds: float = setting(
-        0.0,
-        "load tests: no model, but a stand-in whose transformer takes so long; 0 for the model",
-        minimum=0,
-        maximum=DAY_S,
+    controller: str = text("127.0.0.1:7070", "host:port of the controller", check=addresses.parse)
+    token_file: str = text("", "file of this worker's own token, where it has no certificate")
+    device: str = text("cpu", "torch device of this role, for example cuda:0")
+    dtype: str = text("float32", "element type of the weights", among=DTYPES)
+    nonfinite: str = text("fail", "a stage that makes NaN or infinity fails the job, or allows it", among=NONFINITE)
+    fake_stage_seconds: float = number(
+        0.0, "load tests: no model, but a stand-in whose transformer takes so long; 0 for the model", 0, DAY_S
     )
-    fake_model: str = setting("fake", "load tests: that stand-in's name; each name is another model with other results")
-    release_timeout_s: float = setting(
-        30.0, "time that a leaving worker gives others to read its rooms", minimum=0, maximum=DAY_S
+    fake_model: str = text("fake", "load tests: that stand-in's name; each name is another model with other results")
+    release_timeout_s: float = number(30.0, "time that a leaving worker gives others to read its rooms", 0, DAY_S)
+    threads: int = number(0, "torch threads; 0 leaves torch's default", 0, 1024)
+    arena_bytes: int = number(
+        2**30, "size of the arena in /dev/shm; pages are taken when they are used", 2**16, BYTES_MAX
     )
-    threads: int = setting(0, "torch threads; 0 leaves torch's default", minimum=0, maximum=1024)
-    arena_bytes: int = setting(
-        2**30,
-        "size of the arena in /dev/shm; pages are taken when they are used",
-        minimum=2**16,
-        maximum=BYTES_MAX,
-    )
-    advertise_host: str = setting(
+    advertise_host: str = text(
         "", "host name under which others reach this worker; default: that of address", check=addresses.parse_host
     )
-    instance_id: str = setting(
+    instance_id: str = text(
         "", "identity of this start of the process, under which its launcher reports its end; default: a random one"
     )
-    room_bytes_per_s_min: float = setting(
-        limits.ROOM_BYTES_PER_S_MIN,
-        "slowest network between workers that is waited for, in bytes a second",
-        minimum=1,
-        maximum=1e12,
+    room_bytes_per_s_min: float = number(
+        limits.ROOM_BYTES_PER_S_MIN, "slowest network between workers that is waited for, in bytes a second", 1, 1e12
     )
-    mover: str = setting("", "force one mover instead of choosing per room", among=("", *MOVERS))
-    mooncake: str = setting("auto", "Mooncake's protocol; auto takes rdma where there is a device", among=MOONCAKE)
+    mover: str = text("", "force one mover instead of choosing per room", among=("", *MOVERS))
+    mooncake: str = text("auto", "Mooncake's protocol; auto takes rdma where there is a device", among=MOONCAKE)
 
     @property
     def host(self) -> str:
@@ -256,7 +220,7 @@ def add_flags(
         about = (abouts or {}).get(f.name, f.metadata["about"])
         if f.default != "" and "default" not in about:
             about += f" (default: {f.default:g})" if isinstance(f.default, float) else f" (default: {f.default})"
-        among = ",".join(filter(None, f.metadata["among"]))
+        among = ",".join(filter(None, f.metadata.get("among", ())))
         metavar = f"{{{among}}}" if among else flag.rpartition("_")[2].upper()
         group.add_argument(_flag(flag), dest=f.name, metavar=metavar, help=about)
 
@@ -277,51 +241,6 @@ def as_flags(settings: Mapping[str, object]) -> list[str]:
     return flags
 
 
-def otlp_signals(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
-    """The signals, `traces` and `metrics`, for which the standard OTEL_* variables name a collector.
-
-    Raises InvalidRequest when they ask for a protocol other than gRPC.
-    """
-    named = set()
-    for signal in ("traces", "metrics"):
-        own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_"
-        endpoint = environ.get(own + "ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-        if not endpoint or environ.get(f"OTEL_{signal.upper()}_EXPORTER", "otlp") != "otlp":
-            continue
-        protocol = environ.get(own + "PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
-        if protocol != "grpc":
-            raise InvalidRequest("OTEL_EXPORTER_OTLP_PROTOCOL", protocol, "'grpc'")
-        named.add(signal)
-    disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    return frozenset() if disabled else frozenset(named)
-
-
-def otlp_options(signal: str, environ: Mapping[str, str] = os.environ) -> tuple[tuple[str, Any]]:
-    """Options of the channel to a signal's collector: by which proxy it is reached, if by any.
-
-    Raises InvalidRequest for an endpoint that is no URL and no address.
-    """
-    name = f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT"
-    name = name if environ.get(name) else "OTEL_EXPORTER_OTLP_ENDPOINT"
-    host = addresses.host_of_url(name, environ.get(name, ""))
-    return addresses.proxy_options(proxy_for(host, None, environ))
-
-
-def proxy_for(host: str, named: str | None = None, environ: Mapping[str, str] = os.environ) -> addresses.Proxy | None:
-    """The proxy for calls that leave the fleet, from a client or to a collector: `named`, or else `TRIPTYCH_PROXY`.
-
-    None to loopback, and none to what `no_proxy` names. Raises InvalidRequest.
-    """
-    proxy = addresses.parse_proxy("proxy", environ.get("TRIPTYCH_PROXY", "") if named is None else named)
-    exempt = environ.get("no_grpc_proxy", environ.get("no_proxy", ""))
-    return None if addresses.is_loopback(host) or addresses.is_exempt(host, exempt) else proxy
-
-
-def ignored_proxy(environ: Mapping[str, str] = os.environ) -> str:
-    """The variable that names a proxy for other programs, which isn't used here; empty where there is none."""
-    return next((name for name in ("grpc_proxy", "https_proxy", "http_proxy") if environ.get(name)), "")
-
-
 @dataclass(frozen=True)
 class ClientAccess:
     """How a client proves who it is; each empty where it doesn't."""
@@ -334,28 +253,6 @@ class ClientAccess:
 def client_access(environ: Mapping[str, str] = os.environ) -> ClientAccess:
     """From `TRIPTYCH_TLS`, `TRIPTYCH_TOKEN_FILE` and `TRIPTYCH_TOKEN`."""
     return ClientAccess(*(environ.get(f"TRIPTYCH_{name}", "") for name in ("TLS", "TOKEN_FILE", "TOKEN")))
-
-
-def module_path(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """PYTHONPATH for a service, where it is set: without its empty entries, which mean the current folder."""
-    if "PYTHONPATH" not in environ:
-        return {}
-    return {"PYTHONPATH": os.pathsep.join(filter(None, environ["PYTHONPATH"].split(os.pathsep)))}
-
-
-def cache_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The folder for files that can be made again, by the XDG convention; None for a user without a home."""
-    named = environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(named):
-        return Path(named) / "triptych"
-    home = environ.get("HOME", "")
-    return Path(home) / ".cache" / "triptych" if os.path.isabs(home) else None
-
-
-def metrics_host(environ: Mapping[str, str] = os.environ) -> str:
-    """The address that the Prometheus page is served on. Raises InvalidRequest."""
-    name = "OTEL_EXPORTER_PROMETHEUS_HOST"
-    return addresses.parse_host(name, environ.get(name) or "127.0.0.1")
 
 
 def _flag(name: str) -> str:
@@ -385,7 +282,7 @@ def _convert(f: Field, value: Any, name: str = "") -> Any:
         converted = kind(value)
     except ValueError as error:
         raise InvalidRequest(name, value, f"a value of type {kind.__name__}") from error
-    minimum, maximum, among, check = (f.metadata[key] for key in ("minimum", "maximum", "among", "check"))
+    minimum, maximum, among, check = map(f.metadata.get, ("minimum", "maximum", "among", "check"))
     if among and converted not in among:
         raise InvalidRequest(name, value, "one of " + ", ".join(repr(a) for a in among))
     if minimum is not None and not converted >= minimum:

@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from triptych import addresses, config, limits, rpc, telemetry
+from triptych import addresses, config, environment, limits, rpc, telemetry
 from triptych.errors import DeadlinePassed, InvalidRequest, SourceCorrupt, TriptychError, Unavailable, Unreachable
 from triptych.security import auth
 from triptych.v1 import (
@@ -73,12 +73,12 @@ class AsyncClient:
         """
         address = addresses.parse("endpoint", endpoint)
         self.endpoint = str(address)
-        through = config.proxy_for(address.host, proxy)
+        through = environment.proxy_for(address.host, proxy)
         self._peer = self.endpoint
         """The controller, and the way to it: for errors."""
         if through is not None:
             self._peer += f", through the proxy {through},"
-        elif not address.is_loopback and (ignored := config.ignored_proxy()):
+        elif not address.is_loopback and (ignored := environment.ignored_proxy()):
             self._peer += f", without the proxy of {ignored} (only TRIPTYCH_PROXY counts),"
         self._retry = retry or RetryPolicy()
         access = access or config.client_access()

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych import limits, rpc
-from triptych.config import ControllerConfig, WorkerConfig, as_flags, load, module_path
+from triptych.config import ControllerConfig, WorkerConfig, as_flags, load
+from triptych.environment import module_path
 from triptych.errors import DeadlinePassed, InvalidRequest, JournalFull, MissingExtra, TriptychError, Unavailable
 from triptych.model.description import is_hub_id
 from triptych.roles import ROLE_NAMES

@@ -1,7 +1,7 @@
 """A decoder's last steps: its outputs become files, the files are stored, the completion names them.
 
-Each attempt stores under a token of its own (`media.results`). Files that a controller refuses are removed again. Files
-that it may have accepted, where its answer was lost, stay: the controller removes those that its journal doesn't name.
+Each attempt stores under its own token (`media.results`). Files that the controller refuses are removed. Files that it
+may have accepted stay: the controller removes those that its journal doesn't name.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from triptych import telemetry
 from triptych.errors import JobCancelled, LeaseLost, ResultsMoved
@@ -20,6 +19,7 @@ from triptych.model import rates
 from triptych.v1.job_pb2 import Artifact, GenerationRequest
 from triptych.v1.model_pb2 import ModelDescription
 
+from .equipment import StageThread
 from .link import Link
 from .report import PhaseReporter
 from .running import Running
@@ -27,17 +27,15 @@ from .running import Running
 log = logging.getLogger(__name__)
 
 FULL_PAUSE_S = 1.0
-"""Pause before a result is stored again where the store was full: space has to be made first."""
+"""Pause before a result is stored again where the store was full."""
 MOVES_MAX = 8
 """How often the result URL may change while one result is delivered."""
 
 
 class Delivery:
-    """The delivery of one decoder. `in_thread` runs a call in the stage's thread."""
+    """The delivery of one decoder."""
 
-    def __init__(
-        self, link: Link, model: ModelDescription, in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
-    ) -> None:
+    def __init__(self, link: Link, model: ModelDescription, in_thread: StageThread) -> None:
         self._link = link
         self._model = model
         self._in_thread = in_thread
@@ -53,7 +51,8 @@ class Delivery:
         job_id = running.dispatch.job_id
         files = await self._in_thread(lambda: encoding.encode_outputs(outputs, request.output_format, fps))
         for _try in range(MOVES_MAX):
-            url, token = self._link.result_url, results.new_token()
+            url = self._link.result_url
+            token = results.new_token()
             try:
                 artifacts = await self._store(running, files, url, token)
             except BaseException:
@@ -83,7 +82,7 @@ class Delivery:
                 if running.should_stop():
                     raise JobCancelled("the job was cancelled before its result was stored")
                 try:
-                    artifacts: list[Artifact] = await self._in_thread(store)
+                    artifacts = await self._in_thread(store)
                     break
                 except OSError as error:
                     if not results.is_full(error):
@@ -94,6 +93,5 @@ class Delivery:
             return artifacts
 
     async def _discard(self, url: str, job_id: str, token: str) -> None:
-        """Remove the files. Where that fails, the controller removes them later."""
-        with contextlib.suppress(Exception):  # stores raise anything
+        with contextlib.suppress(Exception):  # stores raise anything; the controller removes what is left
             await self._in_thread(lambda: results.discard(url, job_id, token))

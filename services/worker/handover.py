@@ -55,7 +55,7 @@ def next_dispatch(
 
 
 class Handover:
-    """Publishes and acks until the ring has taken it, or the lease is no longer this worker's."""
+    """Publishes and acks until the ring has taken it or the lease is lost."""
 
     def __init__(self, link: Link, access: RingAccess, role: Role.ValueType) -> None:
         self._link = link
@@ -64,7 +64,8 @@ class Handover:
 
     async def publish(self, running: Running, dispatch: Dispatch) -> None:
         """Hand a room to the next role. After a restart the controller does it, from its journal."""
-        sink, rank = self._access.ring(dispatch.role), self._link.membership.rank
+        sink = self._access.ring(dispatch.role)
+        rank = self._link.membership.rank
 
         async def publish() -> None:
             dispatch.publish_time.GetCurrentTime()
@@ -88,11 +89,11 @@ class Handover:
         backoff = Backoff()
         while self._link.membership.epoch == running.epoch and not running.lost:
             try:
-                return await call()
+                await call()
+                return
             except LeaseLost:
-                return None
+                return
             except (*TRANSIENT, RingFull, Fenced) as error:
                 log.info("the ring did not take it: %s; trying again", error)
                 await asyncio.sleep(backoff.next_s())
                 await self._link.registered.wait()
-        return None

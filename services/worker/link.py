@@ -31,7 +31,6 @@ from triptych.v1.fleet_service_pb2 import (
 from triptych.v1.fleet_service_pb2_grpc import FleetServiceStub
 
 from .registrations import Tie
-from .waits import any_set
 
 if TYPE_CHECKING:  # it exists for type checkers only
     from triptych.v1.fleet_service_pb2_grpc import FleetServiceAsyncStub
@@ -239,3 +238,14 @@ class Link:
             shortest_s = min(REPORT_INTERVAL_MIN_S, self._interval_s)
             if not await any_set(self._changes, timeout_s=shortest_s):
                 await any_set(self._changes, self._news, timeout_s=self._interval_s - shortest_s)
+
+
+async def any_set(*events: asyncio.Event, timeout_s: float | None = None) -> bool:
+    """Wait until one of the events is set or the time is over; whether one is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+    finally:
+        for wait in waits:
+            wait.cancel()

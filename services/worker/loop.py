@@ -16,11 +16,10 @@ from triptych.rpc.backoff import Backoff
 
 from .equipment import Equipment
 from .health import FAILURES_MAX
-from .link import TRANSIENT, Link
+from .link import TRANSIENT, Link, any_set
 from .phase import Phases
 from .rooms import SPACE_WAIT_S
 from .running import Running
-from .waits import any_set
 
 CLAIM_WAIT_S = 30.0
 """One claim waits so long at the controller: twice a minute costs nothing, and a lost controller is noticed."""
@@ -62,7 +61,7 @@ class Worker:
 
     @property
     def takes_work(self) -> bool:
-        """Whether it begins jobs, now or when it has finished the one in hand: what SERVING means."""
+        """Whether it begins jobs, now or after the one in hand: what SERVING means."""
         return self.link.registered.is_set() and not (self.phases.health.is_suspect or self.draining.is_set())
 
     async def run(self) -> None:
@@ -115,7 +114,8 @@ class Worker:
         await any_set(self.link.registered, self.draining)
         if self.draining.is_set():
             return None
-        claim, draining = asyncio.create_task(self._claim()), asyncio.create_task(self.draining.wait())
+        claim = asyncio.create_task(self._claim())
+        draining = asyncio.create_task(self.draining.wait())
         await asyncio.wait([claim, draining], return_when=asyncio.FIRST_COMPLETED)
         claim.cancel()
         draining.cancel()

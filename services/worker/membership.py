@@ -26,8 +26,8 @@ class FleetMember:
         """The job that the last registration named."""
 
     def describe(self) -> pb.RegisterWorkerRequest:
-        """See `link.Member`."""
-        worker, room_ids = self._worker, self._arena.rooms()
+        worker = self._worker
+        room_ids = self._arena.rooms()
         request = pb.RegisterWorkerRequest(
             instance_id=self._instance_id, info=_info(worker), model=worker.equipment.model, room_ids=room_ids
         )
@@ -40,7 +40,6 @@ class FleetMember:
         return request
 
     def report(self) -> pb.HeartbeatRequest:
-        """See `link.Member`."""
         report = pb.HeartbeatRequest(status=_status(self._worker))
         if (running := self._worker.running) is not None:
             report.preview_png = running.preview_png
@@ -50,8 +49,8 @@ class FleetMember:
         return report
 
     def registered(self, response: pb.RegisterWorkerResponse) -> None:
-        """See `link.Member`."""
-        worker, kept_id = self._worker, 0
+        worker = self._worker
+        kept_id = 0
         if (running := worker.running) is not None:
             if running is not self._declared:  # a late claim, which the answer doesn't know of
                 if (running.claimed.lease.rank, running.epoch) != worker.link.membership:
@@ -67,7 +66,6 @@ class FleetMember:
                 self._arena.release(room_id)
 
     def apply_orders(self, orders: pb.HeartbeatResponse) -> None:
-        """See `link.Member`."""
         for room_id in orders.release_room_ids:
             self._arena.release(room_id)
         running = self._worker.running

@@ -11,13 +11,14 @@ import sys
 import traceback
 from pathlib import Path
 
+import psutil
+
 from triptych.limits import bytes_text
 
 _WANTED = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
 """As torch, numpy and CUDA say it: "Tried to allocate 20.00 GiB", "you tried to allocate 64 bytes"."""
 _RESUMABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 """Frames that are not cleared, which would end them: the worker's loop, which waits, is in the traceback, too."""
-_MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -44,7 +45,8 @@ def give_back(error: BaseException) -> None:
 
 
 def _wanted(match: re.Match[str]) -> str:
-    amount, unit = float(match[1]), match[2]
+    amount = float(match[1])
+    unit = match[2]
     return bytes_text(amount) if unit.lower() == "bytes" else f"{amount:.4g} {unit}"
 
 
@@ -61,17 +63,12 @@ def _there_was(device: str) -> str:
 
 
 def _free_and_total() -> tuple[int, int]:
-    """Bytes of the machine, or of the container where it has less; 0 where the system doesn't say."""
-    fields: dict[str, int] = {}
-    if _MEMINFO.exists():
-        for line in _MEMINFO.read_text().splitlines():
-            name, _, rest = line.partition(":")
-            fields[name] = int(rest.split()[0]) * 1024
-    free, total = fields.get("MemAvailable", 0), fields.get("MemTotal", 0)
+    """Bytes of the machine, or of the container where it has less."""
+    machine = psutil.virtual_memory()
     limit = _number(_CGROUP / "memory.max")
-    if limit and limit < total:
-        free, total = min(free, limit - _number(_CGROUP / "memory.current")), limit
-    return max(free, 0), total
+    if limit and limit < machine.total:
+        return max(min(machine.available, limit - _number(_CGROUP / "memory.current")), 0), limit
+    return machine.available, machine.total
 
 
 def _address_space() -> tuple[int, int]:

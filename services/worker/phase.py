@@ -54,11 +54,11 @@ class Phases:
         self.health = Health()
         self._handover = Handover(link, access, equipment.stage.role)
         self._delivery = Delivery(link, equipment.model, self._in_thread)
-        self._self_check = SelfCheck(equipment.stage, equipment.arena, equipment.fetcher, self._in_thread)
+        self._self_check = SelfCheck(equipment, self._in_thread)
 
     async def run(self, running: Running, is_draining: Callable[[], bool]) -> None:
-        """Everything from a claim to its ack or nack. The worker outlives what a stage raises, but for errors that
-        spoil its process: these raise WorkerBroken."""
+        """Everything from a claim to its ack or nack. Raises WorkerBroken for an error that has spoiled the process;
+        the worker goes on after any other."""
         reporter = PhaseReporter(self._link, self._stage.role, running, self._equipment.config.device)
         broken = ""
         with self._observed(running):
@@ -82,8 +82,7 @@ class Phases:
             raise WorkerBroken(broken)
 
     async def _failed(self, running: Running, error: Exception, reporter: PhaseReporter) -> str:
-        """Tell the controller, and draw conclusions for the worker itself. Returns why its process can't go on, or
-        nothing."""
+        """Tell the controller, and note what it means for the worker. Returns why its process can't go on, if so."""
         message = await reporter.fail(error)
         if is_out_of_memory(error):
             await self._in_thread(lambda: memory_report.give_back(error))
@@ -98,7 +97,7 @@ class Phases:
             self._metrics.quarantined(self._role_name)
             room_id = self.rooms.new_id()
             try:
-                await self._self_check.run(room_id, rank, self._equipment.address, self._link.result_url)
+                await self._self_check.run(room_id, rank, self._link.result_url)
             except Exception as error:
                 why = public_text(error)
                 span.set_attribute("triptych.check", why)
@@ -109,21 +108,23 @@ class Phases:
     @contextlib.contextmanager
     def _observed(self, running: Running) -> Iterator[None]:
         """The job's trace and logs: how long it waited in the ring, and a span for all that happens to it here."""
-        lease, d = running.claimed
-        ring, parent = ring_name(lease.ring), telemetry.extract(d.traceparent)
-        published_s = seconds_of(d.publish_time)
+        lease, dispatch = running.claimed
+        parent = telemetry.extract(dispatch.traceparent)
+        ring = ring_name(lease.ring)
+        job_id = dispatch.job_id
+        rank = lease.rank
+        published_s = seconds_of(dispatch.publish_time)
         if 0.0 < published_s < time.time() + CLOCK_SKEW_MAX_S:
-            with telemetry.span(
-                "queue.wait", parent=parent, start_s=published_s, ring=ring, job_id=d.job_id, rank=lease.rank
-            ):
+            with telemetry.span("queue.wait", parent=parent, start_s=published_s, ring=ring, job_id=job_id, rank=rank):
                 self._metrics.queue_waited(self._role_name, max(0.0, time.time() - published_s))
         if lease.attempt:
             self._metrics.redelivered(ring)
-        attempt, rank = lease.attempt, lease.rank
-        claim = telemetry.span(
-            f"claim {ring}", kind="consumer", parent=parent, ring=ring, attempt=attempt, job_id=d.job_id, rank=rank
-        )
-        with telemetry.log_context(job_id=d.job_id, rank=rank), claim:
+        name = f"claim {ring}"
+        attempt = lease.attempt
+        with (
+            telemetry.log_context(job_id=job_id, rank=rank),
+            telemetry.span(name, kind="consumer", parent=parent, ring=ring, attempt=attempt, job_id=job_id, rank=rank),
+        ):
             yield
 
     async def _work(self, running: Running, request: GenerationRequest, reporter: PhaseReporter) -> None:
@@ -150,8 +151,10 @@ class Phases:
         """What the stage is given: made of the request for an encoder, else read from the room before."""
         inputs: Mapping[str, object]
         if self._stage.role == ROLE_ENCODER:
-            model, decode = self._equipment.model, self._equipment.decoders.decode
-            inputs = await self._in_thread(lambda: resolve(request, model).for_encoder(decode))
+            equipment = self._equipment
+            inputs = await self._in_thread(
+                lambda: resolve(request, equipment.model).for_encoder(equipment.decoders.decode)
+            )
             size_bytes = size_of(inputs)
         else:
             inputs = await self.rooms.fetch(running)

@@ -28,12 +28,11 @@ from triptych.v1.worker_pb2 import DriverChoice
 
 from .. import process
 from .equipment import Equipment
-from .link import CALL_TIMEOUT_S, Link
+from .link import CALL_TIMEOUT_S, Link, any_set
 from .loop import Worker
 from .membership import FleetMember
 from .phase import Phases
 from .servicers import WORKER_SERVICE, services_of
-from .waits import any_set
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Iterable, Sequence
 
 from google.protobuf import json_format
 
-from triptych import privacy
 from triptych.errors import (
     FAILURE_CHARS_MAX,
     InvalidRequest,
@@ -23,6 +22,7 @@ from triptych.errors import (
     WrongState,
 )
 from triptych.limits import REQUEST_BYTES_MAX
+from triptych.security import privacy
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Dispatch, Role
 from triptych.v1.job_pb2 import Artifact, GenerationRequest, TokensCut

@@ -97,7 +97,9 @@ class Rooms:
 
     async def _put(self, running: Running, encoded: codec.Encoded) -> RoomRef:
         """Wait for space: other jobs may have it."""
-        room_id, source, backoff = running.room_id, running.dispatch.room, Backoff()
+        room_id = running.room_id
+        source = running.dispatch.room
+        backoff = Backoff()
         beside_bytes = source.size_bytes if source.host_id == self._arena.host_id else 0
         size_bytes = encoded.manifest.ByteSize() + sum(b.nbytes for b in encoded.buffers)
         try:

@@ -1,4 +1,4 @@
-"""A small job of a worker's own, which shows whether it is well: no other worker and no ring takes part.
+"""A small job that shows whether a worker is well: no other worker and no ring takes part.
 
 It runs the stage up to the first step, on inputs that once succeeded, if there are any; then it stores something and
 reads it back: a room in its own arena, and for a decoder also a file where results go.
@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from triptych.errors import ArenaFull, JobCancelled, RoomGone
 from triptych.media import results
-from triptych.stages import AnyStage, Step
+from triptych.stages import Step
 from triptych.transport import codec
-from triptych.transport.arena import Arena
-from triptych.transport.fetcher import Fetcher
 from triptych.v1.dispatch_pb2 import ROLE_DECODER
 
-log = logging.getLogger(__name__)
+from .equipment import Equipment, StageThread
 
 SAMPLE_BYTES_MAX = 64 * 2**20
 """Largest inputs that are kept for a check: Wan's latents at 720p are 20 MB."""
@@ -39,23 +35,15 @@ def size_of(inputs: object) -> int:
         return sum(map(size_of, inputs))
     if isinstance(inputs, str | bytes):
         return len(inputs)
-    width, height = getattr(inputs, "width", 0), getattr(inputs, "height", 0)
-    return int(getattr(inputs, "nbytes", 4 * width * height))
+    pixels = getattr(inputs, "width", 0) * getattr(inputs, "height", 0)
+    return int(getattr(inputs, "nbytes", 4 * pixels))
 
 
 class SelfCheck:
-    """The check of one worker. `in_thread` runs a call in the stage's thread."""
+    """The check of one worker."""
 
-    def __init__(
-        self,
-        stage: AnyStage,
-        arena: Arena,
-        fetcher: Fetcher,
-        in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
-    ) -> None:
-        self._stage = stage
-        self._arena = arena
-        self._fetcher = fetcher
+    def __init__(self, equipment: Equipment, in_thread: StageThread) -> None:
+        self._equipment = equipment
         self._in_thread = in_thread
         self._newest: Mapping[str, object] | None = None
         """What the stage was given last."""
@@ -70,30 +58,31 @@ class SelfCheck:
         """The job that began last is done: its inputs are good."""
         self._proven = self._newest or self._proven
 
-    async def run(self, room_id: int, rank: int, address: str, result_url: str) -> None:
+    async def run(self, room_id: int, rank: int, result_url: str) -> None:
         """Do the job. Raises the error that it meets, TimeoutError where it takes too long."""
         async with asyncio.timeout(TIMEOUT_S):
             await self._in_thread(self._run_stage)
-            if self._stage.role == ROLE_DECODER:
+            if self._equipment.stage.role == ROLE_DECODER:
                 await self._in_thread(lambda: results.probe(result_url))
-            await self._check_arena(room_id, rank, address)
+            await self._check_arena(room_id, rank)
 
     def _run_stage(self) -> None:
         if self._proven is None:
             return  # inputs that have only failed may be at fault themselves
         done: list[Step] = []
         with contextlib.suppress(JobCancelled):  # after the first step
-            self._stage.run(self._proven, done.append, lambda: bool(done))
+            self._equipment.stage.run(self._proven, done.append, lambda: bool(done))
 
-    async def _check_arena(self, room_id: int, rank: int, address: str) -> None:
+    async def _check_arena(self, room_id: int, rank: int) -> None:
         """Store a room and read it back. A full arena is well; a registration meanwhile may have released the room."""
+        arena = self._equipment.arena
         encoded = codec.encode(STORED, "self-check")
         with contextlib.suppress(ArenaFull, RoomGone):
-            ref = await self._in_thread(lambda: self._arena.put(room_id, encoded.manifest, encoded.buffers))
+            ref = await self._in_thread(lambda: arena.put(room_id, encoded.manifest, encoded.buffers))
             try:
-                if self._fetcher.reaches_itself:
+                if self._equipment.fetcher.reaches_itself:
                     ref.owner_rank = rank
-                    ref.owner_address = address
-                    await self._fetcher.fetch(ref)
+                    ref.owner_address = self._equipment.address
+                    await self._equipment.fetcher.fetch(ref)
             finally:
-                self._arena.release(room_id)
+                arena.release(room_id)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.http_proxy import HttpProxy
-from triptych import config, rpc
+from triptych import environment, rpc
 from triptych.errors import InvalidRequest, Unavailable
 from triptych_client import AsyncClient, RetryPolicy
 
@@ -88,11 +88,11 @@ async def test_an_error_says_that_the_environments_proxy_is_not_used() -> None:
 def test_who_is_reached_through_the_proxy() -> None:
     environ = {"TRIPTYCH_PROXY": "http://proxy:3128", "no_proxy": "internal,10.0.0.0/8", "http_proxy": "http://other:1"}
     for host in ("127.0.0.1", "::1", "localhost", "a.internal", "10.1.2.3"):
-        assert config.proxy_for(host, None, environ) is None, host
-    assert str(config.proxy_for("fleet.example", None, environ)) == "http://proxy:3128"
-    assert str(config.proxy_for("fleet.example", "http://mine:1", environ)) == "http://mine:1"
-    assert config.proxy_for("fleet.example", "", environ) is None
-    assert config.proxy_for("fleet.example", None, {"http_proxy": "http://other:1"}) is None
+        assert environment.proxy_for(host, None, environ) is None, host
+    assert str(environment.proxy_for("fleet.example", None, environ)) == "http://proxy:3128"
+    assert str(environment.proxy_for("fleet.example", "http://mine:1", environ)) == "http://mine:1"
+    assert environment.proxy_for("fleet.example", "", environ) is None
+    assert environment.proxy_for("fleet.example", None, {"http_proxy": "http://other:1"}) is None
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_who_is_reached_through_the_proxy() -> None:
 )
 def test_collectors_are_reached_by_the_same_rule(endpoint: str, option: tuple[str, object]) -> None:
     environ = {"TRIPTYCH_PROXY": "http://proxy:3128", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
-    assert config.otlp_options("traces", environ) == (option,)
+    assert environment.otlp_options("traces", environ) == (option,)
 
 
 @pytest.mark.parametrize("endpoint", ["http://collector:99999", "http://", "a b", "http://[::1"])
 def test_a_collector_that_is_no_address_is_refused(endpoint: str) -> None:
     with pytest.raises(InvalidRequest, match=r"OTEL_EXPORTER_OTLP_ENDPOINT is .*; accepted: http://host:port"):
-        config.otlp_options("metrics", {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
+        environment.otlp_options("metrics", {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})

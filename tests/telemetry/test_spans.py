@@ -15,7 +15,7 @@ import pytest
 
 from tests.telemetry.receiver import Receiver, of_job, the_root
 from triptych import telemetry
-from triptych.config import otlp_signals
+from triptych.environment import otlp_signals
 from triptych.errors import InvalidRequest, LeaseLost
 from triptych.telemetry.exporters import FLUSH_TIMEOUT_S
 

@@ -15,7 +15,7 @@ from triptych.errors import InvalidRequest
 from triptych.media.decoding.headers import File
 from triptych.model import costs, fields, guidance, parameters, rates
 from triptych.model.description import Description
-from triptych.privacy import texts_in
+from triptych.security.privacy import texts_in
 from triptych.v1 import job_pb2, model_pb2
 
 if TYPE_CHECKING:

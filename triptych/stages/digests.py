@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from triptych.config import cache_folder
+from triptych.environment import cache_folder
 from triptych.errors import ModelInvalid
 from triptych.stages.library_errors import said
 

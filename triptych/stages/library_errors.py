@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, MissingExtra, ModelInvalid, TriptychError, system_text
-from triptych.privacy import redact, texts_in
+from triptych.security.privacy import redact, texts_in
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _OUR_EXTRA = "serve"

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from triptych import config
+from triptych import environment
 from triptych.errors import InvalidRequest, MissingExtra
 from triptych.telemetry import tracing
 from triptych.telemetry.metrics import Metrics
@@ -39,7 +39,7 @@ def setup(
     InvalidRequest when the file can't be opened, the port is taken, or the environment asks for a protocol other than
     gRPC, and MissingExtra without the Prometheus exporter.
     """
-    signals = config.otlp_signals()
+    signals = environment.otlp_signals()
     with ExitStack() as stack:
         metrics = Metrics()
         if signals or trace_file or metrics_port:
@@ -76,7 +76,7 @@ def _tracing(resource: Resource, trace_file: str, *, collector: bool) -> Iterato
     if collector:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-        exporter = OTLPSpanExporter(channel_options=config.otlp_options("traces"))
+        exporter = OTLPSpanExporter(channel_options=environment.otlp_options("traces"))
         provider.add_span_processor(BatchSpanProcessor(exporter))
     try:
         with tracing.activate(provider):
@@ -97,7 +97,7 @@ def _metering(resource: Resource, port: int, *, collector: bool) -> Iterator[Met
             from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
             from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-            exporter = OTLPMetricExporter(channel_options=config.otlp_options("metrics"))
+            exporter = OTLPMetricExporter(channel_options=environment.otlp_options("metrics"))
             readers.append(PeriodicExportingMetricReader(exporter))
         provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
         try:
@@ -117,7 +117,7 @@ def _prometheus_page(port: int) -> Iterator[MetricReader]:
     registry = CollectorRegistry()
     reader = PrometheusMetricReader(registry=registry)
     try:
-        server, thread = start_http_server(port, config.metrics_host(), registry)
+        server, thread = start_http_server(port, environment.metrics_host(), registry)
     except (OSError, OverflowError) as error:
         raise InvalidRequest("metrics_port", port, "a free port of this machine, or 0 for no metrics page") from error
     try:
