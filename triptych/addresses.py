@@ -1,7 +1,7 @@
-"""Addresses: every `host:port` that a user or a peer gives is parsed here.
+"""Addresses: every `host:port` that a user or a peer gives is parsed here, before gRPC sees it.
 
-gRPC takes more, and misreads it: a port above 65535 becomes another port, `::1:7502` a host on port 443, `unix:7070` a
-file. So anything but `host:port` is refused here, before gRPC sees it.
+gRPC takes more than `host:port`, and misreads it: a port above 65535 becomes another port, `::1:7502` a host on port
+443, `unix:7070` a file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ HOST_CHARS_MAX = 253
 
 ACCEPTED = "host:port without a scheme, such as 127.0.0.1:7070, node-1:7070 or [::1]:7070, with a port from 1 to 65535"
 ACCEPTED_TO_SERVE = f"{ACCEPTED}, or 0 for a free one"
-ACCEPTED_HOST = "a host name or an IP address, without a port"
 ACCEPTED_PROXY = "http://host:port or http://user:password@host:port, with a port from 1 to 65535"
 
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -72,7 +71,7 @@ def parse_host(field: str, text: str) -> str:
     """Parse a host without a port; an IPv6 address may have brackets. Raises InvalidRequest."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if not _is_host(bare) or (bare != text and ":" not in bare):
-        raise InvalidRequest(field, text, ACCEPTED_HOST)
+        raise InvalidRequest(field, text, "a host name or an IP address, without a port")
     return bare
 
 

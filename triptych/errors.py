@@ -6,6 +6,7 @@ Any other exception that escapes is a bug, and the caller gets INTERNAL.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 EXIT_FAILED = 1
 """What a process or a command exits with when it can't go on."""
@@ -229,6 +230,15 @@ def public_text(error: BaseException) -> str:
     if isinstance(error, TriptychError | OSError) and not isinstance(error, UnicodeError):
         return f"{type(error).__name__}: {error}"
     return type(error).__name__
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those before it: each was the cause of the next, or was being handled."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def system_text(error: OSError) -> str:

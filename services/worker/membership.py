@@ -56,7 +56,8 @@ class FleetMember:
                 if (running.claimed.lease.rank, running.epoch) != worker.link.membership:
                     running.lose()  # its ring is gone, or its rank was reaped
             elif response.HasField("adopted_lease"):
-                running.adopt(response.adopted_lease, response.epoch)
+                running.claimed = running.claimed._replace(lease=response.adopted_lease)
+                running.epoch = response.epoch
                 worker.access.adopt(response.adopted_lease)
                 kept_id = running.room_id  # made, but the controller hasn't heard of it yet
             else:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from triptych.errors import chain_of
 from triptych.limits import bytes_text
 
 _WANTED = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
@@ -31,13 +32,11 @@ def sentence(error: BaseException, device: str) -> str:
 
 def give_back(error: BaseException) -> None:
     """Free what an error's frames hold, and empty the device's cache. Call it in the stage's thread."""
-    chained: BaseException | None = error
-    while chained is not None:
+    for chained in chain_of(error):
         for frame, _line in traceback.walk_tb(chained.__traceback__):
             if not frame.f_code.co_flags & _RESUMABLE:
                 with contextlib.suppress(RuntimeError):  # it is still running
                     frame.clear()
-        chained = chained.__cause__ or chained.__context__
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():

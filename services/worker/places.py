@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
 from pathlib import PurePath
 
 import xxhash
 
-from triptych.errors import NotFinite, TriptychError
+from triptych.errors import NotFinite, TriptychError, chain_of
 
 from .health import is_out_of_memory, is_poison
 
@@ -32,7 +31,7 @@ _VARYING = re.compile(r"0x[0-9a-f]+|[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.IGNORECASE
 
 def place_of(error: BaseException, text: str) -> str:
     """The place of an error; empty where the machine may be its cause. `text` is its message, without private words."""
-    if any(_is_of_the_machine(one) for one in _chain(error)):
+    if any(_is_of_the_machine(one) for one in chain_of(error)):
         return ""
     frames = traceback.extract_tb(error.__traceback__)[-STACK_FRAMES_MAX:]
     if not frames:
@@ -52,13 +51,3 @@ def _is_of_the_machine(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError):
         return False
     return is_poison(error) or bool(_MACHINE_TEXT.search(str(error)))
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from, or while handling."""
-    seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or one.__context__

@@ -36,13 +36,11 @@ class Tie:
         self.is_tied = False
         return self.number
 
-    def answered(self, number: int) -> bool:
-        """A registration was accepted; whether that is the newest one."""
-        if number != self.number or self.is_tied:
-            return False
-        self.is_tied = True
-        self.applied = 0
-        return True
+    def answered(self, number: int) -> None:
+        """A registration was accepted. An older one than the newest changes nothing."""
+        if number == self.number and not self.is_tied:
+            self.is_tied = True
+            self.applied = 0
 
     def ended(self, number: int) -> bool:
         """The stream broke, or a call was refused, under this registration; whether the tie ends by it."""

@@ -8,7 +8,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from triptych.rings.ring import Claimed
 from triptych.v1.dispatch_pb2 import Dispatch
-from triptych.v1.ring_service_pb2 import Lease
 from triptych.v1.worker_pb2 import StepProgress
 
 
@@ -44,11 +43,6 @@ class Running:
             step=self.step,
             step_count=self.step_count,
         )
-
-    def adopt(self, lease: Lease, epoch: int) -> None:
-        """Go on under another lease."""
-        self.claimed = self.claimed._replace(lease=lease)
-        self.epoch = epoch
 
     def lose(self) -> None:
         """The lease is no longer this worker's."""

@@ -1,8 +1,7 @@
-"""Who calls, and whether it may: how a caller proves who it is. What each RPC asks for stands in `rules.py`.
+"""How a caller proves who it is, and whether it may call. `rules.py` has what each RPC asks for.
 
-A caller is known by its bearer token, or, where it shows none, by its certificate (on ports with mutual TLS). One of
-the two says both who it is and what it may: the name of one with the rights of the other would be a third client.
-Where neither certificates nor tokens are configured, every caller may call every RPC.
+A caller is known by its bearer token, or, where it shows none, by its certificate (on ports with mutual TLS). Name and
+rights come from the same proof. Where neither certificates nor tokens are configured, every caller may call every RPC.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from triptych.security.identity import (
     SCOPE_SUBMIT,
     SERVICE,
     Identity,
-    client_name,
 )
 from triptych.security.live_files import LiveFiles
 from triptych.security.rules import WORKERS, rules_of
@@ -39,14 +37,14 @@ SCOPES_BY_ROLE: Mapping[str, tuple[str, ...]] = {
     "admin": (SCOPE_ADMIN,),
     "controller": (),
 }
-"""What a certificate's role may. The controller calls nobody: its certificate is there to be recognised by."""
+"""What a certificate's role may do. The controller calls nobody: others recognise it by its certificate."""
 NAMED_ROLES = ("client", "admin")
 """Roles that jobs may belong to: their certificates must say whose they are."""
 
 REFLECTION = "/grpc.reflection."
-"""Begins the methods that take a proof, and no scope."""
+"""Prefix of the methods that need a proof, but no scope."""
 OPEN_METHODS = "/grpc.health.v1.Health/"
-"""What needs no proof: load balancers and kubelets have none, and it says only whether the service is up."""
+"""Prefix of the methods that need no proof. Load balancers and kubelets have none."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +100,10 @@ class Security:
 
 
 BEARER = Identity("", frozenset())
-"""Whoever has a capability, and may nothing besides."""
+"""A caller that shows a capability and no token. It may do nothing else."""
 
 OPEN = Security()
-"""Nothing is asked and nothing is proved: a fleet on one machine, or one behind a mesh that does both."""
+"""For a fleet on one machine, or behind a mesh that does it all: nothing is asked, nothing is proved."""
 
 
 class OwnToken:
@@ -117,7 +115,7 @@ class OwnToken:
         def read(_before: str | None) -> str:
             return _read_token(path) if path is not None else _checked("token", token)
 
-        self._token = LiveFiles("our token", [path] if path is not None else [], read)
+        self._token = LiveFiles("own token", [path] if path is not None else [], read)
 
     @property
     def metadata(self) -> Sequence[tuple[str, str]]:
@@ -126,16 +124,16 @@ class OwnToken:
 
 
 def _by_certificate(role: str, name: str) -> Identity:
-    """Whom a certificate of one of our roles speaks for. Raises Unauthenticated for a client that it doesn't name."""
+    """The identity of a certificate with this role. Raises Unauthenticated where a client's has no fit name."""
     scopes = frozenset(SCOPES_BY_ROLE[role])
     if role not in NAMED_ROLES:
-        return Identity(client_name(SERVICE, role), scopes)
+        return Identity(f"{SERVICE}:{role}", scopes)
     if not CALLER_NAME.fullmatch(name):
         raise Unauthenticated(
             f"the certificate of role {role!r} doesn't say whose it is: its subject needs one common name (CN), "
             f"{NAME_ACCEPTED}"
         )
-    return Identity(client_name(BY_CERTIFICATE, name), scopes)
+    return Identity(f"{BY_CERTIFICATE}:{name}", scopes)
 
 
 def open_security(tls: str, tokens: str, token_file: str = "", token: str = "") -> Security:

@@ -1,4 +1,4 @@
-"""A process's certificate, its key and its authority: three files in one folder, taken up anew when they change.
+"""A process's certificate, its key and its authority: three files in one folder, read again when they change.
 
     ca.crt      the authority (or authorities) that others' certificates must come from
     tls.crt     this process's certificate, and what leads from it to the authority
@@ -23,10 +23,12 @@ import grpc
 from triptych.errors import InvalidRequest
 from triptych.security.live_files import LiveFiles
 
-CA_FILE, CERTIFICATE_FILE, KEY_FILE = "ca.crt", "tls.crt", "tls.key"
+CA_FILE = "ca.crt"
+CERTIFICATE_FILE = "tls.crt"
+KEY_FILE = "tls.key"
 
 SPIFFE_PREFIX = "spiffe://triptych/"
-"""Begins the SPIFFE ids of our roles."""
+"""Begins the SPIFFE ids of roles."""
 _PEM_KEY = "x509_pem_cert"
 """Property of gRPC's authentication context: the caller's certificate, after it was verified."""
 CALLERS_REMEMBERED = 4096
@@ -48,30 +50,22 @@ class Certificates:
         """Read the folder. Raises InvalidRequest."""
         self._folder = folder
         paths = [folder / name for name in (CA_FILE, CERTIFICATE_FILE, KEY_FILE)]
-        self._files = LiveFiles("certificates", paths, self._read)
-
-    def _read(self, before: _Files | None) -> _Files:
-        return _read(self._folder, needs_own=before is not None and bool(before.certificate))
+        self._files: LiveFiles[_Files] = LiveFiles("certificates", paths, lambda before: _read(folder, before))
 
     @property
     def has_own(self) -> bool:
-        """Whether there is a certificate of our own, and not just an authority."""
+        """Whether there is a certificate of this process, and not just an authority."""
         return bool(self._files.get().certificate)
-
-    @property
-    def version(self) -> int:
-        """Counts up with each change that was taken up."""
-        return self._files.version
 
     def refresh(self) -> int:
         """Look at the files and take up a change; the version in use. A set that is no good is logged and left."""
         self._files.get()
-        return self.version
+        return self._files.version
 
     def server_credentials(self, *, require_client: bool) -> grpc.ServerCredentials:
-        """For a port that shows our certificate and, if asked to, wants one of our authority from the caller.
+        """For a port that shows the certificate and, if asked to, wants one of the authority from the caller.
 
-        gRPC asks for news with every connection. Raises InvalidRequest where there is no certificate of our own.
+        gRPC asks for news with every connection. Raises InvalidRequest where there is only an authority.
         """
         if not self.has_own:
             raise InvalidRequest("tls", str(self._folder), f"a folder with {CERTIFICATE_FILE} and {KEY_FILE}")
@@ -89,7 +83,7 @@ class Certificates:
         return grpc.dynamic_ssl_server_credentials(self._configuration(require_client), news, require_client)  # type: ignore[arg-type]
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """For a channel to a server of our authority, as of now."""
+        """For a channel to a server of the authority, as of now."""
         files = self._files.get()
         return grpc.ssl_channel_credentials(files.authority, files.key or None, files.certificate or None)
 
@@ -123,16 +117,17 @@ def _role_and_name(pem: bytes) -> tuple[str, str]:
         uris = alternative.get_values_for_type(x509.UniformResourceIdentifier)
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
         return "", ""
-    spiffe_id, name = uris[0] if len(uris) == 1 else "", names[0] if len(names) == 1 else ""
-    return spiffe_id.removeprefix(SPIFFE_PREFIX) if spiffe_id.startswith(SPIFFE_PREFIX) else "", name
+    has_role = len(uris) == 1 and uris[0].startswith(SPIFFE_PREFIX)
+    return uris[0].removeprefix(SPIFFE_PREFIX) if has_role else "", names[0] if len(names) == 1 else ""
 
 
-def _read(folder: Path, *, needs_own: bool = False) -> _Files:
-    """Read a set and prove that it fits together. Raises InvalidRequest."""
+def _read(folder: Path, before: _Files | None) -> _Files:
+    """Read a set and prove that it fits together; a certificate that was there must stay. Raises InvalidRequest."""
     accepted = f"a folder with {CA_FILE} and, for all but clients with a token, {CERTIFICATE_FILE} and {KEY_FILE}"
     try:
         authority = (folder / CA_FILE).read_bytes()
-        has_own = needs_own or (folder / CERTIFICATE_FILE).exists() or (folder / KEY_FILE).exists()
+        had_own = before is not None and bool(before.certificate)
+        has_own = had_own or (folder / CERTIFICATE_FILE).exists() or (folder / KEY_FILE).exists()
         certificate = (folder / CERTIFICATE_FILE).read_bytes() if has_own else b""
         key = (folder / KEY_FILE).read_bytes() if has_own else b""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

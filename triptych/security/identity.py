@@ -1,7 +1,4 @@
-"""Who calls: found out by the server's interceptor, asked for by servicers.
-
-Pure data and one context variable. How a caller proves who it is stands in `triptych.security.auth`.
-"""
+"""Who calls: the server's interceptor sets it, and servicers ask for it. `triptych.security.auth` has the proofs."""
 
 from __future__ import annotations
 
@@ -9,18 +6,24 @@ import re
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-SCOPE_SUBMIT, SCOPE_READ, SCOPE_ADMIN = "submit", "read", "admin"
+SCOPE_SUBMIT = "submit"
+SCOPE_READ = "read"
+SCOPE_ADMIN = "admin"
 """What clients may do: create and cancel their jobs; see them and their results; everything, with everybody's jobs."""
-SCOPE_ENCODER, SCOPE_TRANSFORMER, SCOPE_DECODER = "encoder", "transformer", "decoder"
+SCOPE_ENCODER = "encoder"
+SCOPE_TRANSFORMER = "transformer"
+SCOPE_DECODER = "decoder"
 """What workers may do: what their role does, and nothing else."""
 SCOPES = (SCOPE_SUBMIT, SCOPE_READ, SCOPE_ADMIN, SCOPE_ENCODER, SCOPE_TRANSFORMER, SCOPE_DECODER)
 
 CALLER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-"""What a certificate or a token file may call somebody: no two of these look alike or are one to some system."""
+"""A name in a certificate or a token file. No two look alike, and no system takes two for one."""
 NAME_ACCEPTED = "1 to 64 letters (A to Z, a to z), digits and . _ @ -, a letter or digit first"
-BY_CERTIFICATE, BY_TOKEN, SERVICE = "cert", "token", "service"
-"""Kinds of names. Whoever was proved in two ways is two: `cert:alice` and `token:alice` need not be one person. A
-service's certificate need not name anybody: what it may is its role's, and no job is ever its own."""
+BY_CERTIFICATE = "cert"
+BY_TOKEN = "token"
+SERVICE = "service"
+"""Kinds of names: `cert:alice` and `token:alice` need not be one person. A service's certificate needs no name: its
+role says what it may do, and no job belongs to it."""
 CLIENT_NAME = re.compile(rf"(?:{BY_CERTIFICATE}|{BY_TOKEN}):{CALLER_NAME.pattern}")
 """Names that jobs belong to, where callers are asked who they are."""
 
@@ -38,11 +41,6 @@ class Identity:
     def may(self, *scopes: str) -> bool:
         """Whether it has one of the scopes, or is an administrator."""
         return SCOPE_ADMIN in self.scopes or not self.scopes.isdisjoint(scopes)
-
-
-def client_name(kind: str, name: str) -> str:
-    """The one spelling of a caller's name."""
-    return f"{kind}:{name}"
 
 
 ANYONE = Identity("", frozenset(SCOPES))

@@ -1,4 +1,4 @@
-"""Files that others replace while we run: noticing it, and doing it."""
+"""Files that are replaced while processes read them: noticing it, and doing it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Content = TypeVar("Content")
 
 
 class LiveFiles(Generic[Content]):
-    """What some files say, read anew when one of them is replaced or rewritten. Threads: any.
+    """What some files say, read again when one of them is replaced or rewritten. Threads: any.
 
     `read` gets what was read last (None at first) and raises InvalidRequest for what can't be used. Then the content
     before stays, one line is logged, and the files are read again the next time.
@@ -26,7 +26,9 @@ class LiveFiles(Generic[Content]):
 
     def __init__(self, about: str, paths: Sequence[Path], read: Callable[[Content | None], Content]) -> None:
         """Read the files. Raises InvalidRequest."""
-        self._about, self._paths, self._read = about, paths, read
+        self._about = about
+        self._paths = paths
+        self._read = read
         self._lock = threading.Lock()
         self._seen = self._look()
         self._is_stale = False
@@ -40,10 +42,10 @@ class LiveFiles(Generic[Content]):
             now = self._look()
             if now != self._seen or self._is_stale:
                 self._seen = now
-                self._take_up()
+                self._read_again()
             return self._content
 
-    def _take_up(self) -> None:
+    def _read_again(self) -> None:
         try:
             content = self._read(self._content)
         except InvalidRequest as error:
@@ -55,7 +57,7 @@ class LiveFiles(Generic[Content]):
         if content != self._content:
             self._content = content
             self.version += 1
-            log.info("%s: read anew", self._about)
+            log.info("%s: read again", self._about)
 
     def _look(self) -> list[tuple[int, int, int]]:
         return [_stamp(path) for path in self._paths]
@@ -63,9 +65,8 @@ class LiveFiles(Generic[Content]):
 
 def replace_file(path: Path, data: bytes, mode: int) -> None:
     """Write a whole file in one step: readers see the old one or the new one. Raises OSError."""
-    temporary = path.with_name(
-        f".triptych-{secrets.token_hex(16)}.part"
-    )  # the file's own name may be as long as can be
+    # Not made of the file's own name, which may be as long as names can be.
+    temporary = path.with_name(f".triptych-{secrets.token_hex(16)}.part")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with open(descriptor, "wb") as file:

@@ -1,12 +1,12 @@
-"""Bearer tokens of clients: a file of their digests, taken up anew when it changes.
+"""Bearer tokens of clients: a file of their digests, read again when it changes.
 
     [alice]                         jobs are counted and shown as those of `token:alice`
     sha256 = "5e884898da28…"        of the token
     scopes = ["submit", "read"]     see triptych.security.identity
     jobs_max = 100                  unfinished jobs at once; absent or 0 for no limit
 
-A token is 32 random bytes, so one SHA-256 is enough: there is nothing to guess, and salt and stretching are for
-passwords. The file holds no secret, but who can write it can let anybody in.
+A token is 32 random bytes, which nobody can guess: one SHA-256 is enough, without salt. The file holds no secret, but
+anybody who can write it can let others in.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import InvalidRequest
-from triptych.security.identity import BY_TOKEN, CALLER_NAME, NAME_ACCEPTED, SCOPES, Identity, client_name
+from triptych.security.identity import BY_TOKEN, CALLER_NAME, NAME_ACCEPTED, SCOPES, Identity
 from triptych.security.live_files import LiveFiles, replace_file
 
 PREFIX = "triptych_"
-"""Begins every token, so that scanners for leaked secrets, and people, know one when they see it."""
+"""Begins every token, so that scanners for leaked secrets, and people, recognise one."""
 TOKEN_BYTES = 32
 TOKEN_CHARS_MAX = 256
 """Longest token that is looked at."""
@@ -122,7 +122,8 @@ def _entry(name: str, entry: Any) -> tuple[bytes, Identity]:
         raise InvalidRequest("name", name, NAME_ACCEPTED)
     if not isinstance(entry, dict) or not entry.keys() <= {"sha256", "scopes", "jobs_max"}:
         raise InvalidRequest(f"tokens: {name}", "something else", "a table of sha256, scopes and jobs_max")
-    scopes, jobs_max = entry.get("scopes"), entry.get("jobs_max", 0)
+    scopes = entry.get("scopes")
+    jobs_max = entry.get("jobs_max", 0)
     if not isinstance(scopes, list) or not scopes or not set(map(str, scopes)) <= set(SCOPES):
         raise InvalidRequest(f"tokens: {name}.scopes", scopes, "a list of some of " + ", ".join(SCOPES))
     if not isinstance(jobs_max, int) or jobs_max < 0:
@@ -133,7 +134,7 @@ def _entry(name: str, entry: Any) -> tuple[bytes, Identity]:
         digest = b""
     if len(digest) != hashlib.sha256().digest_size:
         raise InvalidRequest(f"tokens: {name}.sha256", "something else", "64 hexadecimal digits")
-    return digest, Identity(client_name(BY_TOKEN, name), frozenset(scopes), jobs_max)
+    return digest, Identity(f"{BY_TOKEN}:{name}", frozenset(scopes), jobs_max)
 
 
 def _write(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:

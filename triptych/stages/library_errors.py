@@ -20,7 +20,15 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, MissingExtra, ModelInvalid, TriptychError, system_text
+from triptych.errors import (
+    FAILURE_CHARS_MAX,
+    InvalidRequest,
+    MissingExtra,
+    ModelInvalid,
+    TriptychError,
+    chain_of,
+    system_text,
+)
 from triptych.security.privacy import redact, texts_in
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
@@ -55,7 +63,7 @@ def told(purpose: str) -> Iterator[None]:
 
 def explained(error: BaseException, purpose: str) -> MissingExtra | None:
     """The error as one of a package, where a package has caused it."""
-    links = list(_chain(error))
+    links = list(chain_of(error))
     for link in links:
         name = named_in(link)
         if name is not None and not is_installed(name):
@@ -77,14 +85,6 @@ def missing_extra(package: str, purpose: str, reason: str = "") -> MissingExtra:
 
 def _plain(name: str) -> str:
     return name.lower().replace("_", "-")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and its causes, the last one last."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or link.__context__
 
 
 def named_in(error: BaseException) -> str | None:

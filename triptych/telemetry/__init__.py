@@ -11,7 +11,6 @@ from triptych.telemetry.metrics import Metrics, RingDepth
 from triptych.telemetry.native import capture as capture_native
 from triptych.telemetry.tracing import (
     client_interceptors,
-    enabled,
     extract,
     inject,
     mark_failed,
@@ -25,7 +24,6 @@ __all__ = [
     "RingDepth",
     "capture_native",
     "client_interceptors",
-    "enabled",
     "extract",
     "inject",
     "log_context",

@@ -71,7 +71,7 @@ def _tracing(resource: Resource, trace_file: str, *, collector: bool) -> Iterato
     if trace_file:
         from triptych.telemetry.trace_file import TraceFileExporter
 
-        # Written when it ends, not in batches: a span is in the file before the job's next message is out.
+        # Written when it ends, not in batches: a span is in the file before the job's next message is sent.
         provider.add_span_processor(SimpleSpanProcessor(TraceFileExporter(trace_file)))
     if collector:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter

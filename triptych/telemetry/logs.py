@@ -1,8 +1,8 @@
 """Structured logs: one JSON object per line, with the ids that find a job again.
 
 Keys: `time`, `level`, `logger`, `service`, `message`, then what `log_context` has bound (`job_id`, `room_id`, `rank`),
-`trace_id` inside a span, what the call gave as `extra`, and `exception`. A request never gets into a line by
-accident: messages of protobuf are written as their type's name, and so is every `extra` that isn't a plain value.
+`trace_id` inside a span, what the call gave as `extra`, and `exception`. No line holds a request: messages of protobuf
+are written as their type's name, and so is every `extra` that isn't a plain value.
 Exceptions are written with their frames and their `errors.public_text`: what a library says may quote its input.
 """
 
@@ -90,7 +90,8 @@ def _described(error: BaseException | None) -> str:
 
 
 def _message(record: logging.LogRecord) -> str:
-    text, args = str(_shown(record.msg)), record.args
+    text = str(_shown(record.msg))
+    args = record.args
     if not args:
         return text
     return text % (_shown(args) if isinstance(args, dict) else tuple(_shown(arg) for arg in args))

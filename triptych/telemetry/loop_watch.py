@@ -1,9 +1,9 @@
-"""How long one callback keeps an event loop from all others, measured for every callback of the loops made here.
+"""How long each callback of an event loop keeps all others waiting.
 
-While a callback runs nobody else is served: a heartbeat that waits for half a minute is a dead worker. So no call may
-take longer than `HOLD_MAX_S`. What counts is the CPU time of the loop's thread, because on a busy machine a callback
-of a microsecond may take as long by the clock; the clock's time is told beside it. Time in the garbage collector is
-left out: it comes to whoever allocates next. It costs about two microseconds a callback.
+While a callback runs nobody else is served, and a worker whose heartbeat waits for too long counts as dead. So no call
+may take longer than `HOLD_MAX_S`. What counts is the CPU time of the loop's thread, because on a busy machine any
+callback may take long by the clock; the clock's time is told beside it. Time in the garbage collector is left out: it
+hits any callback. The watch costs about two microseconds a callback.
 """
 
 from __future__ import annotations
@@ -47,15 +47,17 @@ class LoopWatch:
         self.too_long: list[Hold] = []
         """The first few above `HOLD_MAX_S`."""
         self.is_starting = False
-        """While a process loads, holds are nobody's loss: they are left out."""
+        """While a process loads, holds delay nobody: they are left out."""
         self.file: Path | None = None
         """Append each hold to it that is longer than all before."""
-        self._collecting_s, self._began_s = 0.0, 0.0
+        self._collecting_s = 0.0
+        self._began_s = 0.0
 
     def run(self, callback: Callable[..., Any], *args: Any) -> None:
         """Call it, and measure."""
         self._collecting_s = 0.0
-        wall_s, cpu_s = time.perf_counter(), time.thread_time()
+        wall_s = time.perf_counter()
+        cpu_s = time.thread_time()
         try:
             callback(*args)
         finally:
@@ -101,29 +103,26 @@ class WatchedLoop(asyncio.SelectorEventLoop):
         gc.callbacks.append(self.watch.collected)
 
     def close(self) -> None:
-        """As the loop's own."""
         if self.watch.collected in gc.callbacks:
             gc.callbacks.remove(self.watch.collected)
         super().close()
 
     def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override]
-        """As the loop's own."""
         return super().call_soon(self.watch.run, callback, *args, context=context)
 
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        """As the loop's own."""
         return super().call_soon_threadsafe(self.watch.run, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """As the loop's own; `call_later` comes here, too."""
+        # `call_later` comes here, too.
         return super().call_at(when, self.watch.run, callback, *args, context=context)
 
     def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:  # type: ignore[override]
-        """As the loop's own. gRPC's completions come this way."""
+        # gRPC's completions come this way.
         super().add_reader(fd, self.watch.run, callback, *args)
 
 

@@ -1,11 +1,4 @@
-"""What the fleet counts and measures. Without a meter every method does nothing.
-
-Names on a Prometheus page: `queue_sizes{ring}`, `queue_in_flight{ring}`, `queue_total_pending`, `all_queues_empty`,
-`triptych_queue_wait_seconds{stage}`, `triptych_stage_run_seconds{stage}`, `triptych_transfer_bytes_total{mover}`,
-`triptych_transfer_seconds{mover}`, `triptych_redeliveries_total{ring}`, `triptych_dead_letters_total{stage}`,
-`triptych_quarantines_total{stage}`, `triptych_checksum_failures_total{mover}`,
-`triptych_background_failures_total{task}`, `triptych_reconciliations_total{what}`, `triptych_arena_used_bytes`,
-`triptych_arena_size_bytes`, `triptych_device_memory_bytes`, `triptych_event_loop_hold_seconds`.
+"""What the fleet counts and measures (`docs/tracing.md` has the table). Without a meter every method does nothing.
 
 Threads: the callbacks given to `watch_…` are called from the thread that serves or sends metrics, so they only read.
 """
@@ -88,46 +81,38 @@ class Metrics:
     def watch_rings(self, depths: Callable[[], Iterable[RingDepth]]) -> None:
         """Show the rings as `depths` returns them. The rings count as empty when nothing waits for a claimer."""
 
+        def ready_count() -> int:
+            return sum(depth.ready_count for depth in depths())
+
         def sizes(_: CallbackOptions) -> list[Observation]:
             return [Observation(depth.ready_count, {"ring": depth.ring}) for depth in depths()]
 
         def in_flight(_: CallbackOptions) -> list[Observation]:
             return [Observation(depth.leased_count, {"ring": depth.ring}) for depth in depths()]
 
-        def pending(_: CallbackOptions) -> list[Observation]:
-            return [Observation(sum(depth.ready_count for depth in depths()))]
-
-        def empty(_: CallbackOptions) -> list[Observation]:
-            return [Observation(int(not any(depth.ready_count for depth in depths())))]
-
         gauge = self._meter.create_observable_gauge
         gauge("queue_sizes", [sizes], "", "Dispatches that wait for a claimer, by ring")
         gauge("queue_in_flight", [in_flight], "", "Dispatches that are held by a worker, by ring")
-        gauge("queue_total_pending", [pending], "", "Dispatches that wait for a claimer, in all rings")
-        gauge("all_queues_empty", [empty], "", "1 when no dispatch waits, else 0")
+        self._gauge("queue_total_pending", "", "Dispatches that wait for a claimer, in all rings", ready_count)
+        self._gauge("all_queues_empty", "", "1 when no dispatch waits, else 0", lambda: int(not ready_count()))
 
     def watch_arena(self, used_bytes: Callable[[], int], size_bytes: int) -> None:
         """Show how much of an arena is in use."""
-        self._bytes("triptych.arena.used", "Bytes of the arena in use", used_bytes)
-        self._bytes("triptych.arena.size", "Bytes of the arena", lambda: size_bytes)
+        self._gauge("triptych.arena.used", "By", "Bytes of the arena in use", used_bytes)
+        self._gauge("triptych.arena.size", "By", "Bytes of the arena", lambda: size_bytes)
 
     def watch_device_memory(self, used_bytes: Callable[[], int]) -> None:
         """Show how much memory of the device is in use."""
-        self._bytes("triptych.device.memory", "Bytes of device memory in use", used_bytes)
+        self._gauge("triptych.device.memory", "By", "Bytes of device memory in use", used_bytes)
 
     def watch_loop(self, longest_s: Callable[[], float]) -> None:
         """Show the longest time, in seconds of CPU, that one callback has held the event loop."""
-        self._meter.create_observable_gauge(
-            "triptych.event_loop.hold",
-            [lambda _: [Observation(longest_s())]],
-            "s",
-            "Longest time that one callback held the event loop",
-        )
+        self._gauge("triptych.event_loop.hold", "s", "Longest time that one callback held the event loop", longest_s)
 
     def _seconds(self, name: str, about: str) -> Histogram:
         return self._meter.create_histogram(
             name, "s", about, explicit_bucket_boundaries_advisory=list(SECONDS_BOUNDARIES)
         )
 
-    def _bytes(self, name: str, about: str, read: Callable[[], int]) -> None:
-        self._meter.create_observable_gauge(name, [lambda _: [Observation(read())]], "By", about)
+    def _gauge(self, name: str, unit: str, about: str, read: Callable[[], float]) -> None:
+        self._meter.create_observable_gauge(name, [lambda _: [Observation(read())]], unit, about)

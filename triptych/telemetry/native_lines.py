@@ -1,7 +1,7 @@
-"""Makes log records of what native libraries write: a process of its own, so that the last words of one that crashes
-are kept. Started by `native.py` by this file's path, without the rest of the project.
+"""Makes log records of what native libraries write: lines on stdin become lines of JSON on stdout.
 
-Reads lines on stdin until it ends, and writes each as a line of JSON to stdout.
+It is a process of its own, so that it still has the last lines of a process that crashes. `native.py` starts it by
+this file's path, without the rest of the project.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 
 RECORD_BYTES_MAX = 8192
-"""What is longer is cut: a line of a log, not a file."""
+"""Longer lines are cut."""
 LEVELS = {"I": "INFO", "W": "WARNING", "E": "ERROR", "F": "CRITICAL"}
 GLOG = re.compile(r"([IWEF])\d{4}(?:\d{4})? \d\d:\d\d:\d\d\.\d+ +\d+ +([^\]]*)\] ?")
 """Begins the lines of glog and absl: level, date, time, thread, place in the source."""
@@ -36,7 +36,7 @@ def record(line: str, service: str, now_s: float) -> str:
 
 
 def main() -> None:
-    """Copy until the last writer is gone. Signals are for that one: it may have something to say at its end."""
+    """Copy until the last writer is gone. Signals are ignored: the writer may still write when it gets one."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     while line := sys.stdin.buffer.readline(RECORD_BYTES_MAX):

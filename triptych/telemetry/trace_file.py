@@ -37,7 +37,7 @@ class TraceFileExporter(SpanExporter):
         self._path = path
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Write the spans as one line. A full disk loses them, and says so; it never stops a job."""
+        """Write the spans as one line. A full disk loses them with a warning; it never stops a job."""
         line = (json.dumps(_to_json(spans), separators=(",", ":")) + "\n").encode()
         try:
             written_bytes = os.write(self._descriptor, line)

@@ -1,7 +1,7 @@
 """Spans, the context that a Dispatch carries, and the gRPC interceptors.
 
-A call makes a span when it begins a job, or when it is part of a job and its caller is already in a trace. So
-each job has one root, and neither polling nor a stream that lives for hours ever becomes a span.
+A call makes a span when it begins a job, or when it is part of a job and its caller is already in a trace. So each
+job has one root, and neither polling nor a long stream becomes a span.
 """
 
 from __future__ import annotations
@@ -20,14 +20,8 @@ from triptych.security.rules import rules_of
 from triptych.v1.rules_pb2 import SPAN_PART, SPAN_ROOT
 
 ATTRIBUTE_PREFIX = "triptych."
-"""Namespace of our span attributes; `job_id` becomes `triptych.job_id`."""
+"""Namespace of span attributes; `job_id` becomes `triptych.job_id`."""
 
-_KINDS = {
-    "internal": trace.SpanKind.INTERNAL,
-    "client": trace.SpanKind.CLIENT,
-    "producer": trace.SpanKind.PRODUCER,
-    "consumer": trace.SpanKind.CONSUMER,
-}
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 _active: trace.TracerProvider | None = None
@@ -37,15 +31,16 @@ _active: trace.TracerProvider | None = None
 def activate(provider: trace.TracerProvider) -> Iterator[None]:
     """Send the spans of this process to `provider` until the block ends. For `setup`."""
     global _active
-    before, _active = _active, provider
+    before = _active
+    _active = provider
     try:
         yield
     finally:
         _active = before
 
 
-def enabled() -> bool:
-    """Whether spans are recorded: by `setup`, or by a provider that the application around us has installed."""
+def _is_recording() -> bool:
+    """Whether spans are recorded: by `setup`, or by a provider that the surrounding application has installed."""
     return _active is not None or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
@@ -61,12 +56,12 @@ def span(
     """Run a block as a span, the child of `parent` or else of the current span.
 
     `start_s` (Unix seconds) dates it back, as `queue.wait` needs. Attributes are put under `triptych.`; those that
-    are None are left out. An exception marks the span as failed, with its `errors.public_text`, and goes on.
+    are None are left out. An exception marks the span as failed, with its `errors.public_text`, and is raised on.
     """
     with trace.get_tracer("triptych", tracer_provider=_active).start_as_current_span(
         name,
         context=parent,
-        kind=_KINDS[kind],
+        kind=trace.SpanKind[kind.upper()],
         attributes={ATTRIBUTE_PREFIX + key: value for key, value in attributes.items() if value is not None},
         start_time=None if start_s is None else round(start_s * 1e9),
         record_exception=False,
@@ -104,7 +99,7 @@ def trace_id(context: Context | None = None) -> str:
 
 def client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
     """Interceptors for `grpc.aio` channels; none where spans aren't recorded."""
-    if not enabled():
+    if not _is_recording():
         return []
     from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
@@ -116,7 +111,7 @@ def client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
 
 def server_interceptors() -> Sequence[grpc.aio.ServerInterceptor]:
     """Interceptors for `grpc.aio` servers, to be put first; none where spans aren't recorded."""
-    if not enabled():
+    if not _is_recording():
         return []
     from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
