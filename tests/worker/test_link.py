@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -51,22 +52,28 @@ class Idle:
     def apply_orders(self, orders: pb.HeartbeatResponse) -> None: ...
 
 
-async def run(answers: list[TriptychError | None], rank: int) -> None:
-    """Run a link until it has this rank; raise what ends it before."""
-    servicer = Refusing(answers)
+@contextlib.asynccontextmanager
+async def linked(servicer: pb_grpc.FleetServiceServicer) -> AsyncIterator[tuple[Link, asyncio.Task[None]]]:
+    """A link to this controller, and the task that runs it."""
     service = (pb_grpc.add_FleetServiceServicer_to_server, servicer, "triptych.v1.FleetService")
     server = await rpc.start_server("127.0.0.1:0", [service])
     try:
         async with rpc.open_channel(server.address) as channel, asyncio.timeout(30):
             link = Link(channel)
             running = asyncio.create_task(link.run(Idle()))
-            while link.membership.rank != rank and not running.done():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-            if running.done():
-                await running
+            yield link, running
             running.cancel()
     finally:
         await server.stop(0)
+
+
+async def run(answers: list[TriptychError | None], rank: int) -> None:
+    """Run a link until it has this rank; raise what ends it before."""
+    async with linked(Refusing(answers)) as (link, running):
+        while link.membership.rank != rank and not running.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        if running.done():
+            await running
 
 
 async def test_a_member_is_not_ended_by_a_refusal() -> None:
@@ -117,16 +124,8 @@ class Late(pb_grpc.FleetServiceServicer):
 async def test_a_late_refusal_counts_for_its_own_registration_only(refusal: TriptychError) -> None:
     """It ends no newer one, and what it refuses is asked again as things stand now."""
     servicer = Late(refusal)
-    service = (pb_grpc.add_FleetServiceServicer_to_server, servicer, "triptych.v1.FleetService")
-    server = await rpc.start_server("127.0.0.1:0", [service])
-    try:
-        async with rpc.open_channel(server.address) as channel, asyncio.timeout(30):
-            link = Link(channel)
-            running = asyncio.create_task(link.run(Idle()))
-            await link.registered.wait()
-            await link.call(lambda: link.fleet.StartDirectJob(filled(pb.StartDirectJobRequest)))
-            assert servicer.registered == [1, 2]
-            await asyncio.wait_for(link.registered.wait(), 30)
-            running.cancel()
-    finally:
-        await server.stop(0)
+    async with linked(servicer) as (link, _running):
+        await link.registered.wait()
+        await link.call(lambda: link.fleet.StartDirectJob(filled(pb.StartDirectJobRequest)))
+        assert servicer.registered == [1, 2]
+        await asyncio.wait_for(link.registered.wait(), 30)
