@@ -14,6 +14,7 @@ import pytest
 from tests.filled import filled
 from triptych import limits, rpc
 from triptych.errors import InvalidRequest
+from triptych.rpc.options import MESSAGE_BYTES_MAX
 from triptych.rpc.requests import check_size
 from triptych.security.rules import RULES, SMALL_BYTES_MAX
 from triptych.v1 import fleet_service_pb2, fleet_service_pb2_grpc
@@ -128,7 +129,7 @@ def test_the_bounds_of_the_protos_fit_the_largest_request() -> None:
     }
     for path, more_bytes in around_bytes.items():
         assert RULES[path].bytes_max == limits.REQUEST_BYTES_MAX + more_bytes
-    assert all(rules.plain_bytes_max <= rules.bytes_max < rpc.MESSAGE_BYTES_MAX for rules in RULES.values())
+    assert all(rules.plain_bytes_max <= rules.bytes_max < MESSAGE_BYTES_MAX for rules in RULES.values())
     assert {path for path, rules in RULES.items() if rules.bytes_max != SMALL_BYTES_MAX} == {
         *around_bytes,
         "/triptych.v1.FleetService/RegisterWorker",

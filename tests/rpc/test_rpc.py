@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.filled import filled
 from triptych import errors, rpc
+from triptych.rpc.status import status_of
 from triptych.v1 import worker_service_pb2 as pb
 from triptych.v1 import worker_service_pb2_grpc as pb_grpc
 from triptych_client.retry import is_transient
@@ -62,7 +63,7 @@ async def raised_by(error: BaseException) -> tuple[grpc.aio.AioRpcError, grpc.ai
 async def test_every_error_comes_back_as_itself(cls: type[errors.TriptychError]) -> None:
     error = make(cls)
     for caught in await raised_by(error):
-        assert caught.code() == rpc.status_of(error)
+        assert caught.code() == status_of(error)
         restored = rpc.error_from(caught)
         assert str(restored) == str(error)
         assert isinstance(restored, cls)

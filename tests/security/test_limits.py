@@ -15,7 +15,7 @@ from tests.security.test_strangers import channel_to
 from triptych.errors import InvalidRequest
 from triptych.media.decoding import decode
 from triptych.media.decoding.headers import File
-from triptych.rpc import MESSAGE_BYTES_MAX
+from triptych.rpc.options import MESSAGE_BYTES_MAX
 
 
 def png(width: int, height: int) -> bytes:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from triptych.rpc.channel import open_channel
 from triptych.rpc.edge import Context, message_bytes, uninterrupted
-from triptych.rpc.options import MESSAGE_BYTES_MAX
 from triptych.rpc.server import WHOLE, Server, Service, start_server
-from triptych.rpc.status import ERROR_KEY, code_of, error_from, status_of, translate
+from triptych.rpc.status import ERROR_KEY, code_of, error_from, translate
 
 __all__ = [
     "ERROR_KEY",
-    "MESSAGE_BYTES_MAX",
     "WHOLE",
     "Context",
     "Server",
@@ -20,7 +18,6 @@ __all__ = [
     "message_bytes",
     "open_channel",
     "start_server",
-    "status_of",
     "translate",
     "uninterrupted",
 ]
