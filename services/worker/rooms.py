@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from triptych import ids, telemetry
@@ -27,7 +28,7 @@ SPACE_WAIT_S = 1.0
 
 
 class Rooms:
-    """See the module's docstring. Everything belongs to the event loop; tensors are touched in `in_thread`."""
+    """Everything belongs to the event loop; tensors are touched in `in_thread`."""
 
     def __init__(self, equipment: Equipment, link: Link, in_thread: StageThread) -> None:
         self._equipment = equipment
@@ -39,7 +40,7 @@ class Rooms:
         """The largest room so far: what the next job may need."""
         self.waiting_for = ""
         """What work waits for: space for rooms, in a sentence; empty where it doesn't wait."""
-        self.fetch_count_by_mover: dict[str, int] = {}
+        self.fetch_count_by_mover: Counter[str] = Counter()
 
     def new_id(self) -> int:
         """The id of another room of this rank."""
@@ -74,8 +75,7 @@ class Rooms:
             metrics.transferred(fetched.mover, ref.size_bytes, fetched.seconds)
             if fetched.read_count > 1:
                 metrics.checksum_failed(fetched.mover)
-            counts = self.fetch_count_by_mover
-            counts[fetched.mover] = counts.get(fetched.mover, 0) + 1
+            self.fetch_count_by_mover[fetched.mover] += 1
             manifest = layout.parse(fetched.buffer, ref.room_id)
             device = self._equipment.config.device
             return await self._in_thread(lambda: codec.decode(manifest, fetched.buffer, device))
