@@ -63,7 +63,7 @@ def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
     A plain TriptychError stands for INTERNAL, UNIMPLEMENTED and other statuses that nobody raises on purpose.
     """
     trailing = dict(iter(error.trailing_metadata() or ()))
-    cls = getattr(errors, str(trailing.get(ERROR_KEY)), None)
+    cls = getattr(errors, str(trailing.get(ERROR_KEY, "")), None)
     if not (isinstance(cls, type) and issubclass(cls, errors.TriptychError)):
         cls = _CLASS_BY_STATUS.get(code_of(error), errors.TriptychError)
     message = error.details() or error.code().name
@@ -71,7 +71,7 @@ def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
         return errors.InvalidRequest.from_message(message)
     restored = cls.__new__(cls)
     Exception.__init__(restored, message)  # the message is whole already; a class may build its own from parts
-    if isinstance(restored, errors.Full) and (pushback := str(trailing.get(PUSHBACK_KEY))).isdecimal():
+    if isinstance(restored, errors.Full) and (pushback := str(trailing.get(PUSHBACK_KEY, ""))).isdecimal():
         restored.retry_after_s = int(pushback) / 1000
     return restored
 
