@@ -106,7 +106,7 @@ def show_holds(config: ProcessConfig, metrics: telemetry.Metrics) -> None:
 def open_security(config: ProcessConfig, token_file: str = "") -> auth.Security:
     """The security that the settings ask for, with a warning where that is none. Raises InvalidRequest."""
     security = auth.open_security(config.tls, config.tokens, token_file)
-    is_private = addresses.parse("address", config.address, to_serve=True).is_loopback
+    is_private = addresses.is_loopback(addresses.parse("address", config.address, to_serve=True).host)
     if security.is_open and not is_private:
         log.warning("anybody who reaches %s may call: set tls, tokens or both (SECURITY.md)", config.address)
     elif security.certificates is None and not is_private:

@@ -40,11 +40,6 @@ class Address:
         return f"{bracketed(self.host)}:{self.port}"
 
     @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine reaches it."""
-        return is_loopback(self.host)
-
-    @property
     def is_unspecified(self) -> bool:
         """Whether it stands for all addresses of this machine. It is for serving, not for other machines."""
         return self.host in _UNSPECIFIED

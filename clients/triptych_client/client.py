@@ -78,7 +78,7 @@ class AsyncClient:
         """The controller, and the way to it: for errors."""
         if through is not None:
             self._peer += f", through the proxy {through},"
-        elif not address.is_loopback and (ignored := environment.ignored_proxy()):
+        elif not addresses.is_loopback(address.host) and (ignored := environment.ignored_proxy()):
             self._peer += f", without the proxy of {ignored} (only TRIPTYCH_PROXY counts),"
         self._retry = retry or RetryPolicy()
         access = access or config.client_access()

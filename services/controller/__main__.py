@@ -36,7 +36,7 @@ async def main() -> None:
     config = load(ControllerConfig, None)
     stop = process.stop_event()
     state = Path(config.state)
-    telemetry.setup_logging("controller", stream=telemetry.capture_native("controller"))
+    telemetry.setup_logging("controller")
     with telemetry.setup("triptych-controller", config.trace_file, config.metrics_port) as metrics:
         process.show_holds(config, metrics)
         async with Journal(state) as journal:

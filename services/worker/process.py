@@ -50,7 +50,7 @@ async def _main(role: Role.ValueType) -> None:
     stop = process.stop_event()
     shared_memory.sweep()
     async with contextlib.AsyncExitStack() as stack:
-        telemetry.setup_logging(name, stream=telemetry.capture_native(name))
+        telemetry.setup_logging(name)
         metrics = stack.enter_context(telemetry.setup(f"triptych-{name}", config.trace_file, config.metrics_port))
         process.show_holds(config, metrics)
         security = process.open_security(config, config.token_file)

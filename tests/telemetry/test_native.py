@@ -18,7 +18,7 @@ NOTICE = "E1126 21:13:41.459743  7486 transfer_metadata.cpp:1098] Local segment 
 CHILD = """
 import logging, os, sys
 from triptych import telemetry
-telemetry.setup_logging("decoder", stream=telemetry.capture_native("decoder"))
+telemetry.setup_logging("decoder")
 logging.getLogger("ours").warning("a line")
 os.write(2, {data!r})
 {end}

@@ -8,7 +8,6 @@ from __future__ import annotations
 from triptych.telemetry.exporters import setup
 from triptych.telemetry.logs import log_context, setup_logging
 from triptych.telemetry.metrics import Metrics, RingDepth
-from triptych.telemetry.native import capture as capture_native
 from triptych.telemetry.tracing import (
     client_interceptors,
     extract,
@@ -22,7 +21,6 @@ from triptych.telemetry.tracing import (
 __all__ = [
     "Metrics",
     "RingDepth",
-    "capture_native",
     "client_interceptors",
     "extract",
     "inject",

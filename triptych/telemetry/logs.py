@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TextIO
+from typing import Any
 
 from triptych.errors import public_text
+from triptych.telemetry import native
 from triptych.telemetry.tracing import trace_id
 
 _bound: ContextVar[Mapping[str, object] | None] = ContextVar("triptych_log_context", default=None)
@@ -38,11 +38,14 @@ def log_context(**ids: str | int | None) -> Iterator[None]:
         _bound.reset(token)
 
 
-def setup_logging(service: str, *, stream: TextIO | None = None, level: str = "INFO") -> None:
-    """Make the process log JSON lines to `stream` (default: standard error) and nowhere else."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+def setup_logging(service: str) -> None:
+    """Make the process, native libraries included, write JSON lines to standard error and nothing else.
+
+    Call it once, before native libraries are loaded.
+    """
+    handler = logging.StreamHandler(native.capture(service))
     handler.setFormatter(JsonFormatter(service))
-    logging.basicConfig(handlers=[handler], level=level, force=True)
+    logging.basicConfig(handlers=[handler], level="INFO", force=True)
     logging.captureWarnings(True)
     warnings.formatwarning = _place_of  # what libraries warn of may quote their input, too
 
