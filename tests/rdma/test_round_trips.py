@@ -8,6 +8,7 @@ from typing import TypeVar
 import pytest
 
 from tests.rdma.bench import RANK, RingBench, Worker, first
+from tests.rings.tools import FULL_PUBLISH_ROUND_TRIPS, NACK_ROUND_TRIPS, REDELIVERY_ROUND_TRIPS
 from triptych.errors import RingFull
 from triptych.rings import protocol, recovery
 from triptych.rings.layout import Geometry
@@ -54,10 +55,10 @@ def test_round_trips_and_work_requests(bench: RingBench) -> None:
         assert (posts, requests) == (protocol.CLAIM_ROUND_TRIPS, 4)
         assert claim is not None
         assert claim.payload == b"x" * 4096
-        assert meter.spent(protocol.nack(GEOMETRY, claim.held)) == (True, protocol.NACK_ROUND_TRIPS, 2)
+        assert meter.spent(protocol.nack(GEOMETRY, claim.held)) == (True, NACK_ROUND_TRIPS, 2)
         claim, posts, _ = meter.spent(protocol.claim(GEOMETRY, RANK, first))
         assert claim is not None
-        assert posts == protocol.CLAIM_ROUND_TRIPS + protocol.REDELIVERY_ROUND_TRIPS
+        assert posts == protocol.CLAIM_ROUND_TRIPS + REDELIVERY_ROUND_TRIPS
         assert meter.spent(protocol.ack(GEOMETRY, claim.held)) == (None, protocol.ACK_ROUND_TRIPS, 1)
         assert bench.ring.stats().redelivered_count == 1
 
@@ -70,7 +71,7 @@ def test_a_full_ring_costs_one_look_and_a_look_at_all_of_it_two(bench: RingBench
         posts = worker.connection.post_count
         with pytest.raises(RingFull):
             worker.run(protocol.publish(GEOMETRY, b"x", RANK, 0, first))
-        assert worker.connection.post_count - posts == protocol.FULL_PUBLISH_ROUND_TRIPS
+        assert worker.connection.post_count - posts == FULL_PUBLISH_ROUND_TRIPS
         views, posts, requests = meter.spent(recovery.snapshot(GEOMETRY))
         assert (posts, requests) == (3, GEOMETRY.slot_count + 2)
         assert all(payload == b"x" for _, payload in views)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.rings.conformance import ATTEMPTS_MAX, RING, RingConformance, job, some
+from tests.rings.tools import FULL_PUBLISH_ROUND_TRIPS, NACK_ROUND_TRIPS, REAP_ROUND_TRIPS, REDELIVERY_ROUND_TRIPS
 from triptych import errors
 from triptych.rings import layout, protocol, recovery
 from triptych.rings.layout import Geometry, Kind
@@ -64,9 +65,9 @@ async def test_round_trips() -> None:
     lease = (await some(ring, 1)).lease
     assert spent() == protocol.CLAIM_ROUND_TRIPS
     await ring.nack(lease)
-    assert spent() == protocol.NACK_ROUND_TRIPS
+    assert spent() == NACK_ROUND_TRIPS
     lease = (await some(ring, 1)).lease
-    assert spent() == protocol.CLAIM_ROUND_TRIPS + protocol.REDELIVERY_ROUND_TRIPS
+    assert spent() == protocol.CLAIM_ROUND_TRIPS + REDELIVERY_ROUND_TRIPS
     await ring.ack(lease)
     assert spent() == protocol.ACK_ROUND_TRIPS
     ring.reap(1)
@@ -75,18 +76,18 @@ async def test_round_trips() -> None:
     await some(ring, 2)
     spent()
     ring.reap(2)
-    assert spent() == protocol.REAP_ROUND_TRIPS
+    assert spent() == REAP_ROUND_TRIPS
     for _ in range(ring.slot_count - 1):
         await ring.publish(job("fill"), 0)
     spent()
     with pytest.raises(errors.RingFull):
         await ring.publish(job("full"), 0)
-    assert spent() == protocol.FULL_PUBLISH_ROUND_TRIPS
+    assert spent() == FULL_PUBLISH_ROUND_TRIPS
 
 
 def test_the_promised_bounds() -> None:
     assert protocol.PUBLISH_ROUND_TRIPS <= 4
-    assert protocol.CLAIM_ROUND_TRIPS + protocol.REDELIVERY_ROUND_TRIPS <= 3
+    assert protocol.CLAIM_ROUND_TRIPS + REDELIVERY_ROUND_TRIPS <= 3
     assert protocol.ACK_ROUND_TRIPS == protocol.EMPTY_CLAIM_ROUND_TRIPS == 1
 
 

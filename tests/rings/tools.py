@@ -11,6 +11,14 @@ from triptych.rpc import Service
 from triptych.v1.dispatch_pb2 import Ring as RingName
 from triptych.v1.ring_service_pb2_grpc import add_RingServiceServicer_to_server
 
+REDELIVERY_ROUND_TRIPS = 1
+"""One more for a claim of an entry that was delivered before, to count it."""
+FULL_PUBLISH_ROUND_TRIPS = 1
+NACK_ROUND_TRIPS = 2
+"""One more than an ack, because the target is in the slot and not in the state word of a lease."""
+REAP_ROUND_TRIPS = 3
+"""Look, read, swap, for any number of slots."""
+
 
 @dataclass
 class FixedMember:

@@ -44,15 +44,8 @@ PUBLISH_ROUND_TRIPS = 4
 """Look, draw a ticket, reserve, fill and let go."""
 CLAIM_ROUND_TRIPS = 2
 """Look, take and read."""
-REDELIVERY_ROUND_TRIPS = 1
-"""One more for a claim of an entry that was delivered before, to count it."""
 EMPTY_CLAIM_ROUND_TRIPS = 1
-FULL_PUBLISH_ROUND_TRIPS = 1
 ACK_ROUND_TRIPS = 1
-NACK_ROUND_TRIPS = 2
-"""One more than an ack, because the target is in the slot and not in the state word of a lease."""
-REAP_ROUND_TRIPS = 3
-"""Look, read, swap, for any number of slots."""
 
 
 class Line(NamedTuple):
