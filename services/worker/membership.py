@@ -100,9 +100,15 @@ def _info(worker: Worker) -> worker_pb2.WorkerInfo:
 
 def _status(worker: Worker) -> worker_pb2.WorkerStatus:
     equipment = worker.equipment
+    progress = None
+    if (running := worker.running) is not None:
+        dispatch = running.dispatch
+        progress = worker_pb2.StepProgress(job_id=dispatch.job_id, generation=dispatch.generation)
+        progress.step = running.step
+        progress.step_count = running.step_count
     return worker_pb2.WorkerStatus(
         state=_state(worker),
-        progress=worker.running.progress() if worker.running is not None else None,
+        progress=progress,
         arena_used_bytes=equipment.arena.used_bytes,
         room_count=len(equipment.arena.rooms()),
         device_memory_bytes=equipment.stage.device_memory_bytes,

@@ -8,7 +8,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from triptych.rings.ring import Claimed
 from triptych.v1.dispatch_pb2 import Dispatch
-from triptych.v1.worker_pb2 import StepProgress
 
 
 @dataclass
@@ -34,15 +33,6 @@ class Running:
     def dispatch(self) -> Dispatch:
         """The work that was claimed."""
         return self.claimed.dispatch
-
-    def progress(self) -> StepProgress:
-        """How far it is."""
-        return StepProgress(
-            job_id=self.dispatch.job_id,
-            generation=self.dispatch.generation,
-            step=self.step,
-            step_count=self.step_count,
-        )
 
     def lose(self) -> None:
         """The lease is no longer this worker's."""

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextvars import Context, ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class LoopWatch:
         finally:
             cpu_s = time.thread_time() - cpu_s - self._collecting_s
             if cpu_s > self.longest.cpu_s or cpu_s > HOLD_MAX_S:
-                self._note(Hold(cpu_s, time.perf_counter() - wall_s, ""), callback)
+                self._note(cpu_s, time.perf_counter() - wall_s, callback)
 
     def collected(self, phase: str, _info: dict[str, int]) -> None:
         """For `gc.callbacks`."""
@@ -72,10 +72,10 @@ class LoopWatch:
         else:
             self._collecting_s += time.thread_time() - self._began_s
 
-    def _note(self, hold: Hold, callback: Callable[..., Any]) -> None:
+    def _note(self, cpu_s: float, wall_s: float, callback: Callable[..., Any]) -> None:
         if self.is_starting:
             return
-        hold = replace(hold, what=" ".join(filter(None, (METHOD.get(), _name(callback)))))
+        hold = Hold(cpu_s, wall_s, " ".join(filter(None, (METHOD.get(), _name(callback)))))
         if hold.cpu_s > HOLD_MAX_S:
             log.warning("the event loop was held for %s", hold)
             if len(self.too_long) < 16:
