@@ -25,8 +25,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def sentence(error: BaseException, device: str) -> str:
     """One sentence on an error for which `health.is_out_of_memory` holds: how much was asked for, how much was free."""
-    match = _WANTED.search(str(error))
-    asked = f"{_wanted(match)} more were asked for" if match else "the amount asked for is not known"
+    asked = "the amount asked for is not known"
+    if match := _WANTED.search(str(error)):
+        amount = float(match[1])
+        unit = match[2]
+        wanted = bytes_text(amount) if unit.lower() == "bytes" else f"{amount:.4g} {unit}"
+        asked = f"{wanted} more were asked for"
     return f"out of memory on {device}: {asked}; {_there_was(device)}"
 
 
@@ -43,21 +47,18 @@ def give_back(error: BaseException) -> None:
         torch.cuda.empty_cache()
 
 
-def _wanted(match: re.Match[str]) -> str:
-    amount = float(match[1])
-    unit = match[2]
-    return bytes_text(amount) if unit.lower() == "bytes" else f"{amount:.4g} {unit}"
-
-
 def _there_was(device: str) -> str:
     torch = sys.modules.get("torch")
     if device.startswith("cuda") and torch is not None:
         free, total = torch.cuda.mem_get_info(device)
         return f"{bytes_text(free)} of {bytes_text(total)} were free"
     free, total = _free_and_total()
-    used, limit = _address_space()
-    if limit and limit - used < free:
-        return f"{bytes_text(max(limit - used, 0))} of the {bytes_text(limit)} that this process may have were free"
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        left = max(limit - pages * resource.getpagesize(), 0)
+        if left < free:
+            return f"{bytes_text(left)} of the {bytes_text(limit)} that this process may have were free"
     return f"{bytes_text(free)} of {bytes_text(total)} were free"
 
 
@@ -68,15 +69,6 @@ def _free_and_total() -> tuple[int, int]:
     if limit and limit < machine.total:
         return max(min(machine.available, limit - _number(_CGROUP / "memory.current")), 0), limit
     return machine.available, machine.total
-
-
-def _address_space() -> tuple[int, int]:
-    """Bytes of this process's address space: in use, and the limit (0 for none)."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY:
-        return 0, 0
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return pages * resource.getpagesize(), limit
 
 
 def _number(path: Path) -> int:
