@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from triptych.errors import InvalidRequest, NotAllowed, Unauthenticated
-from triptych.security.certificates import Certificates, role_and_name
+from triptych.security.certificates import AuthContext, Certificates, role_and_name
 from triptych.security.identity import (
     ANYONE,
     BY_CERTIFICATE,
@@ -26,6 +26,8 @@ from triptych.security.identity import (
 from triptych.security.live_files import LiveFiles
 from triptych.security.rules import WORKERS, rules_of
 from triptych.security.tokens import Tokens
+
+Metadata = Iterable[tuple[str, str | bytes]]
 
 TOKEN_KEY = "authorization"
 """Metadata of a call that carries a token, as `Bearer …` (RFC 6750)."""
@@ -65,9 +67,7 @@ class Security:
         """How this process proves itself to other workers: by its certificate, and never by its token."""
         return replace(self, own_token=None)
 
-    def authorize(
-        self, method: str, auth_context: Mapping[str, Iterable[bytes]], metadata: Iterable[tuple[str, str | bytes]]
-    ) -> Identity:
+    def authorize(self, method: str, auth_context: AuthContext, metadata: Metadata) -> Identity:
         """Who calls, if it may. Raises Unauthenticated, NotAllowed."""
         if self.is_open:
             return ANYONE
@@ -80,9 +80,7 @@ class Security:
             raise NotAllowed(f"{identity.name!r} may not call {method}: it takes the scope {wanted}")
         return identity
 
-    def _identify(
-        self, auth_context: Mapping[str, Iterable[bytes]], metadata: Iterable[tuple[str, str | bytes]]
-    ) -> Identity:
+    def _identify(self, auth_context: AuthContext, metadata: Metadata) -> Identity:
         token = _token_of(metadata)
         if token is not None:
             by_token = self.tokens.identify(token) if self.tokens is not None else None
@@ -161,7 +159,7 @@ def _checked(field: str, text: str) -> str:
     return token
 
 
-def _token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+def _token_of(metadata: Metadata) -> str | None:
     """The caller's token; None where it shows none. Raises Unauthenticated for another scheme, or two tokens."""
     values = [value for key, value in metadata if key == TOKEN_KEY]
     if not values:

@@ -27,6 +27,8 @@ CA_FILE = "ca.crt"
 CERTIFICATE_FILE = "tls.crt"
 KEY_FILE = "tls.key"
 
+AuthContext = Mapping[str, Iterable[bytes]]
+"""What gRPC knows of a connection's caller."""
 SPIFFE_PREFIX = "spiffe://triptych/"
 """Begins the SPIFFE ids of roles."""
 _PEM_KEY = "x509_pem_cert"
@@ -93,7 +95,7 @@ class Certificates:
         return grpc.ssl_server_certificate_configuration([(files.key, files.certificate)], roots)
 
 
-def role_and_name(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, str]:
+def role_and_name(auth_context: AuthContext) -> tuple[str, str]:
     """The role that a caller's verified certificate names, and its common name; empty where there isn't just one.
 
     The role is what follows `spiffe://triptych/` in the certificate's SPIFFE id, for example `encoder`. Other trust
