@@ -17,7 +17,7 @@ from triptych.transport.movers import read_room
 from triptych.v1 import encoder_service_pb2, encoder_service_pb2_grpc, worker_service_pb2_grpc
 from triptych.v1 import worker_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
-from triptych.v1.fleet_service_pb2 import StartDirectJobRequest, StartDirectJobResponse
+from triptych.v1.fleet_service_pb2 import StartDirectJobRequest
 
 from .loop import Worker
 from .membership import snapshot
@@ -78,29 +78,26 @@ class EncoderServicer(encoder_service_pb2_grpc.EncoderServiceServicer):
         worker = _worker(self._loaded)
         if self._is_starting or not worker.is_free:  # the controller, which knows better, asks once more
             raise EncoderBusy
-        self._is_starting = True
-        try:
-            job = (await self._start(worker, request)).job
-        finally:
-            self._is_starting = False
-        return encoder_service_pb2.GenerateResponse(job=job, controller_address=self._controller_address)
-
-    async def _start(self, worker: Worker, request: encoder_service_pb2.GenerateRequest) -> StartDirectJobResponse:
         client = caller()
         request_id = request.request_id or str(uuid.uuid4())  # so that a repeated call makes no second job
-        return await worker.link.call(
-            lambda: worker.link.fleet.StartDirectJob(
-                StartDirectJobRequest(
-                    rank=worker.link.membership.rank,
-                    request_id=request_id,
-                    request=request.request,
-                    client=client.name,
-                    jobs_max=client.jobs_max,
-                )
-            ),
-            size_bytes=request.ByteSize(),
-            waits_for_journal=False,  # the client can ask another, or wait by itself
-        )
+        self._is_starting = True
+        try:
+            response = await worker.link.call(
+                lambda: worker.link.fleet.StartDirectJob(
+                    StartDirectJobRequest(
+                        rank=worker.link.membership.rank,
+                        request_id=request_id,
+                        request=request.request,
+                        client=client.name,
+                        jobs_max=client.jobs_max,
+                    )
+                ),
+                size_bytes=request.ByteSize(),
+                waits_for_journal=False,  # the client can ask another, or wait by itself
+            )
+        finally:
+            self._is_starting = False
+        return encoder_service_pb2.GenerateResponse(job=response.job, controller_address=self._controller_address)
 
 
 def _worker(loaded: asyncio.Future[Worker]) -> Worker:
