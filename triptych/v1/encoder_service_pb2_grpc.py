@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EncoderServiceStub(object):
-    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
+    """Jobs for the encoder that is called. They skip the fair queue of the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
@@ -48,7 +48,7 @@ class EncoderServiceStub(object):
 
 
 class EncoderServiceServicer(object):
-    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
+    """Jobs for the encoder that is called. They skip the fair queue of the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
@@ -85,7 +85,7 @@ def add_EncoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EncoderService(object):
-    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
+    """Jobs for the encoder that is called. They skip the fair queue of the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EncoderServiceStub:
-    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
+    """Jobs for the encoder that is called. They skip the fair queue of the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
@@ -50,7 +50,7 @@ class EncoderServiceStub:
 
 @_typing.type_check_only
 class EncoderServiceAsyncStub(EncoderServiceStub):
-    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
+    """Jobs for the encoder that is called. They skip the fair queue of the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
@@ -69,7 +69,7 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     """
 
 class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Jobs for one encoder, which is called itself: they wait in no queue of clients.
+    """Jobs for the encoder that is called. They skip the fair queue of the controller.
 
     Every RPC may also end with INVALID_ARGUMENT (the message is too large, or a
     required field isn't set), UNAUTHENTICATED (the caller doesn't prove who it is),
