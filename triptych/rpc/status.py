@@ -53,7 +53,7 @@ def code_of(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
     that is UNAVAILABLE, as for any other break. So is CANCELLED where no class is named: that is what a stopping
     server leaves behind of a call that came too late."""
     is_break = error.code() is grpc.StatusCode.INTERNAL and error.details() == _BREAK_DETAILS
-    is_left_behind = error.code() is grpc.StatusCode.CANCELLED and not _trailing(error, ERROR_KEY)
+    is_left_behind = error.code() is grpc.StatusCode.CANCELLED and ERROR_KEY not in _trailing(error)
     return grpc.StatusCode.UNAVAILABLE if is_break or is_left_behind else error.code()
 
 
@@ -62,7 +62,7 @@ def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
 
     A plain TriptychError stands for INTERNAL, UNIMPLEMENTED and other statuses that nobody raises on purpose.
     """
-    trailing = dict(iter(error.trailing_metadata() or ()))
+    trailing = _trailing(error)
     cls = getattr(errors, str(trailing.get(ERROR_KEY, "")), None)
     if not (isinstance(cls, type) and issubclass(cls, errors.TriptychError)):
         cls = _CLASS_BY_STATUS.get(code_of(error), errors.TriptychError)
@@ -74,6 +74,10 @@ def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
     if isinstance(restored, errors.Full) and (pushback := str(trailing.get(PUSHBACK_KEY, ""))).isdecimal():
         restored.retry_after_s = int(pushback) / 1000
     return restored
+
+
+def _trailing(error: grpc.aio.AioRpcError) -> dict[str, str | bytes]:
+    return dict(iter(error.trailing_metadata() or ()))
 
 
 _BREAK_DETAILS = "Internal error from Core"
