@@ -93,6 +93,11 @@ class Holdings:
             return running.lease
         if not is_named and not (jobs.is_running(entry) and entry.lease == running.lease):
             return None
+        return await self._lease_again(rank, entry)
+
+    async def _lease_again(self, rank: int, entry: JournalEntry) -> Lease | None:
+        """A new lease of a running job, in ring and journal; None where the ring is full or the job has moved on."""
+        ring = self._core.rings[jobs.role_of(entry)]
         try:
             lease = ring.adopt(jobs.dispatch_of(entry), rank)
         except RingFull:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
-
-import grpc
 
 from triptych import rpc
 from triptych.errors import EncoderBusy, Unavailable
+from triptych.rpc import Context
 from triptych.security.identity import SCOPE_ADMIN, caller
 from triptych.transport.arena import Arena
 from triptych.transport.movers import read_room
@@ -21,8 +19,6 @@ from triptych.v1.fleet_service_pb2 import StartDirectJobRequest
 
 from .loop import Worker
 from .membership import snapshot
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 WORKER_SERVICE = "triptych.v1.WorkerService"
 

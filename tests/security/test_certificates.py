@@ -147,7 +147,7 @@ async def test_renewed_files_are_taken_up_without_a_restart(folder: Path, tmp_pa
         authority.init(folder, HOSTS)
         assert await name_at(channel) == "cert:client"
         assert security.certificates is not None
-        assert security.certificates.version == 2
+        assert security.certificates.refresh() == 2
         with pytest.raises(Unavailable):
             await name_of(server.address, old_client)
 

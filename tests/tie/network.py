@@ -2,7 +2,7 @@
 
 `SimLoop` is asyncio with a clock that jumps to whatever happens next, so a schedule of a minute takes milliseconds.
 `Wire` stands for gRPC: what a stub is made from. A call's request, its answer, or both may come late or never; a client
-that gives up leaves its request under way. A stream breaks for its client at once and for its server later.
+that gives up leaves its request under way. A stream breaks for its client first and for its server later.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import Message
@@ -19,9 +20,25 @@ from triptych.errors import DeadlinePassed, TriptychError, Unavailable
 from triptych.security.identity import ANYONE, set_caller
 
 FAULTS = ("request lost", "answer lost", "request late", "given up", "answer late")
-LATE_S_MAX = 12.0
 STREAM_S_MAX = 6.0
 """A stream that breaks does so within this time."""
+
+
+@dataclass(frozen=True)
+class FaultMix:
+    """Which share of calls, registrations and heartbeat streams is struck, and by what."""
+
+    calls: float
+    registrations: float
+    streams: float
+    call_faults: Sequence[str] = FAULTS
+    registration_faults: Sequence[str] = FAULTS[-2:]
+    late_s_max: float = 12.0
+
+    @classmethod
+    def even(cls, share: float) -> FaultMix:
+        """Registrations, the rarest, are struck most often."""
+        return cls(share, 2 * share, share)
 
 
 class _Selector(selectors.DefaultSelector):
@@ -78,7 +95,7 @@ class SimContext:
 
 
 class Server:
-    """One incarnation of the controller's process: dead for ever once it is."""
+    """One incarnation of the controller's process: once dead it stays dead."""
 
     def __init__(self, servicers: list[object]) -> None:
         self.servicers = servicers
@@ -108,22 +125,28 @@ class Server:
 
 
 class Network:
-    """Decides what becomes of each message. `fault_share` of the calls are struck until `until_s`."""
+    """Decides what becomes of each message. Calls and streams are struck until `until_s`."""
 
-    def __init__(self, seed: int, fault_share: float, until_s: float) -> None:
+    def __init__(self, seed: int, mix: FaultMix, until_s: float) -> None:
         self.random = random.Random(seed)
-        self.fault_share, self.until_s = fault_share, until_s
+        self.mix = mix
+        self.until_s = until_s
         self.server: Server | None = None
         self.struck = 0
 
     def fault(self, path: str) -> str:
-        """What strikes a call or a stream; empty for nothing. Registrations, the rarest, are struck most often."""
-        is_registration = path.endswith("/RegisterWorker")
-        now_s, share = asyncio.get_running_loop().time(), self.fault_share * (1 + is_registration)
-        if now_s > self.until_s or self.random.random() >= share:
+        """What strikes a call or a stream; empty for nothing."""
+        share = self.mix.calls
+        faults = self.mix.call_faults
+        if path.endswith("/RegisterWorker"):
+            share = self.mix.registrations
+            faults = self.mix.registration_faults
+        elif path.endswith("/Heartbeat"):
+            share = self.mix.streams
+        if asyncio.get_running_loop().time() > self.until_s or self.random.random() >= share:
             return ""
         self.struck += 1
-        return self.random.choice(FAULTS[-2:] if is_registration else FAULTS)
+        return self.random.choice(faults)
 
     def hop_s(self) -> float:
         return self.random.uniform(0.001, 0.03)
@@ -147,7 +170,7 @@ class Wire:
     async def _call(self, path: str, request: Message, timeout_s: float) -> Any:
         network, fault = self._network, self._network.fault(path)
         server, loop = network.server, asyncio.get_running_loop()
-        late_s = network.random.uniform(0.1, LATE_S_MAX)
+        late_s = network.random.uniform(0.1, network.mix.late_s_max)
         if server is None or fault == "request lost":
             await asyncio.sleep(min(timeout_s, network.random.uniform(0.0, 2.0)))
             raise Unavailable("the network lost it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from services.controller import jobs
@@ -10,8 +9,8 @@ from services.controller.fleet import Fleet, Member
 from services.controller.holdings import Holdings
 from services.controller.orders import Orders
 from services.worker.link import Link
+from tests.tie.network import FaultMix
 from tests.tie.world import Parts
-from triptych.errors import Fenced, LeaseLost, RingFull
 from triptych.v1.fleet_service_pb2 import HeartbeatResponse, RunningPhase
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.ring_service_pb2 import Lease
@@ -62,17 +61,7 @@ class HoldingsThatAdoptOnce(Holdings):
             return running.lease
         if not (jobs.is_running(entry) and entry.lease == running.lease):
             return None
-        try:
-            lease = ring.adopt(jobs.dispatch_of(entry), rank)
-        except RingFull:
-            return None
-        try:
-            await self._lifecycle.change_lease(entry.job.job_id, running.lease, lease)
-        except LeaseLost:
-            with contextlib.suppress(LeaseLost, Fenced):
-                await ring.ack(lease)
-            return None
-        return lease
+        return await self._lease_again(rank, entry)
 
 
 class _Members(dict[int, Member]):
@@ -87,8 +76,18 @@ class FleetOfOldStreams(Fleet):
         self.members = _Members()
 
 
+LATE_ANSWERS = FaultMix(calls=0.5, registrations=0.0, streams=0.1, call_faults=["answer late"])
+"""Streams hold, because a broken one makes its worker register again."""
+LATE_REGISTRATIONS = FaultMix(
+    calls=0.0, registrations=1.0, streams=1.0, registration_faults=["answer late"], late_s_max=4.5
+)
+"""The controller has a registration, and its worker no new stream yet; not so late that the worker counts as dead."""
+LOST_REGISTRATIONS = FaultMix(
+    calls=0.0, registrations=0.9, streams=1.0, registration_faults=["answer lost"], late_s_max=4.0
+)
+"""Workers register again and again while they run jobs."""
 PLANTED: dict[str, Parts] = {
-    "a late refusal ends a newer registration": Parts(link=LinkThatForgets, fault_share=0.6),
-    "orders are lost with an old stream": Parts(fleet=FleetOfOldStreams),
-    "an adoption is answered once": Parts(holdings=HoldingsThatAdoptOnce),
+    "a late refusal ends a newer registration": Parts(link=LinkThatForgets, mix=LATE_ANSWERS),
+    "orders are lost with an old stream": Parts(fleet=FleetOfOldStreams, mix=LATE_REGISTRATIONS),
+    "an adoption is answered once": Parts(holdings=HoldingsThatAdoptOnce, mix=LOST_REGISTRATIONS),
 }

@@ -43,7 +43,7 @@ from services.worker.phase import Phases
 from services.worker.report import PhaseReporter
 from services.worker.running import Running
 from services.worker.servicers import EncoderServicer
-from tests.tie.network import Network, Server, SimLoop, Wire
+from tests.tie.network import FaultMix, Network, Server, SimLoop, Wire
 from triptych import telemetry
 from triptych.config import ControllerConfig, WorkerConfig
 from triptych.errors import JobCancelled, TriptychError
@@ -87,8 +87,8 @@ class Parts:
     link: type[Link] = Link
     holdings: type[Holdings] = Holdings
     fleet: type[Fleet] = Fleet
-    fault_share: float | None = None
-    """The share of calls to strike in every schedule, for a bug that takes many faults to show."""
+    mix: FaultMix | None = None
+    """The faults of every schedule, so that a bug which takes certain ones shows soon."""
 
 
 class SimArena:
@@ -224,7 +224,7 @@ class World:
         self.random = random.Random(seed)
         network_seed = self.random.getrandbits(32)
         share = self.random.choice((0.0, 0.1, 0.25, 0.4))
-        self.network = Network(network_seed, share if parts.fault_share is None else parts.fault_share, FAULTS_S)
+        self.network = Network(network_seed, parts.mix or FaultMix.even(share), FAULTS_S)
         self.metrics = Noticed()
         self.endless: set[str] = set()
         self.begun: Counter[tuple[object, ...]] = Counter()
