@@ -185,8 +185,9 @@ class Fleet:
 
     def excuse(self, seconds: float) -> None:
         """Count this time as nobody's silence: the controller could hear nobody in it."""
+        now_s = asyncio.get_running_loop().time()
         for member in self.members.values():
-            member.seen_s += seconds
+            member.seen_s = min(member.seen_s + seconds, now_s)
 
     def silent(self, timeout_s: float) -> list[int]:
         """Ranks that have said nothing for longer than the timeout."""

@@ -78,6 +78,8 @@ class Upkeep:
         self._reconciler = Reconciler(core, evictions.evict)
         self.due_s = math.inf
         """When the next tick is to come, by the loop's clock."""
+        self._stood_still_s = 0.0
+        """When the controller was last found to have stood still, by the loop's clock."""
         self.depths: list[RingDepth] = []
         """As of the last tick. The rings themselves belong to this thread, and metrics are read by another."""
 
@@ -91,10 +93,12 @@ class Upkeep:
 
     async def tick_unless_late(self) -> None:
         """`tick`, but for the first time after the controller stood still: see `STILL_S`."""
-        late_s = asyncio.get_running_loop().time() - self.due_s
+        now_s = asyncio.get_running_loop().time()
+        late_s = now_s - self.due_s
         if late_s > STILL_S:
             log.warning("the controller stood still for %.1f s; that is no silence of its workers", late_s)
             self._core.fleet.excuse(late_s)
+            self._stood_still_s = now_s
             self.due_s = math.inf  # the next tick looks, however late it is
             return
         await self.tick()
@@ -133,8 +137,8 @@ class Upkeep:
             entry = ledger.active.get(job_id)
             if entry is None or not jobs.is_running(entry):
                 continue
-            # While the disk was full, workers that are done could not say so.
-            if now_s - max(progress.seen_s, ledger.journal.full_s) > timeout_s:
+            # While the disk was full, or the controller stood still, workers that are done could not say so.
+            if now_s - max(progress.seen_s, ledger.journal.full_s, self._stood_still_s) > timeout_s:
                 await self._evictions.evict(entry.lease.rank, f"no progress for {timeout_s:g} s")
 
     async def _take_from_nobody(self) -> None:

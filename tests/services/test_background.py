@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -116,3 +117,22 @@ async def test_a_controller_that_stood_still_judges_nobody_by_it(open_bench: Ope
         member.seen_s -= 2 * timeout_s
         await upkeep.tick_unless_late()
         assert rank not in bench.core.fleet.members
+
+
+async def test_a_controller_that_stood_still_takes_no_job_for_stalled(open_bench: OpenBench) -> None:
+    """The report of its last step, or of its end, could not arrive meanwhile."""
+    async with open_bench() as bench:
+        rank = await bench.encoder()
+        upkeep = Upkeep(bench.core, bench.controller.lifecycle, bench.controller.evictions)
+        await bench.create()
+        await bench.core.dispatcher.publish_waiting()
+        claimed = await bench.rings[ROLE_ENCODER].claim(rank)
+        await bench.controller.phases.start(fleet_pb.StartPhaseRequest(token=token_for(claimed, ROLE_ENCODER)))
+        progress, job_id = bench.core.ledger.progress, claimed.dispatch.job_id
+        long_s = 2 * bench.core.config.stall_timeout_s
+        await upkeep.tick_unless_late()
+        upkeep.due_s -= long_s  # as if all that time had passed since
+        progress[job_id] = replace(progress[job_id], seen_s=progress[job_id].seen_s - long_s)
+        for _ in range(2):
+            await upkeep.tick_unless_late()
+            assert rank in bench.core.fleet.members
