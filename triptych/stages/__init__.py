@@ -1,5 +1,11 @@
 """Stages: split any diffusers pipeline into encoder, transformer and decoder, load one, run it.
 
+    from triptych.model.inputs import resolve
+    from triptych.roles import ROLES
+    from triptych.stages.describe import describe
+    from triptych.stages.stage import Stage
+    from triptych.stages.whole import Whole
+
     whole = Whole.open("path/or/hub-id")
     stages = [Stage.load(whole, role) for role in ROLES]
     values = resolve(request, describe(whole)).for_encoder()
