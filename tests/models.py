@@ -18,6 +18,8 @@ import diffusers
 import torch
 import transformers
 
+from tests.families import texts
+
 DONE_NAME = ".complete"
 """Written last: a folder without it is made anew."""
 
@@ -28,7 +30,7 @@ def wan_t2v(folder: str | Path, seed: int = 0) -> str:
     def make() -> Any:
         return diffusers.WanPipeline(
             tokenizer=t5_tokenizer(),
-            text_encoder=_umt5_encoder(),
+            text_encoder=texts.t5_encoder(umt5=True),
             vae=diffusers.AutoencoderKLWan(
                 base_dim=4,
                 z_dim=4,
@@ -130,11 +132,11 @@ def sd3(folder: str | Path, seed: int = 0) -> str:
                 use_quant_conv=False,
                 use_post_quant_conv=False,
             ),
-            text_encoder=_clip_encoder(),
+            text_encoder=texts.clip_text(projected=True),
             tokenizer=clip_tokenizer(),
-            text_encoder_2=_clip_encoder(),
+            text_encoder_2=texts.clip_text(projected=True),
             tokenizer_2=clip_tokenizer(),
-            text_encoder_3=_t5_encoder(),
+            text_encoder_3=texts.t5_encoder(),
             tokenizer_3=t5_tokenizer(),
             image_encoder=None,
             feature_extractor=None,
@@ -167,7 +169,7 @@ def ltx_image(folder: str | Path, seed: int = 0) -> str:
                 encoder_causal=True,
                 decoder_causal=False,
             ),
-            text_encoder=_t5_encoder(),
+            text_encoder=texts.t5_encoder(),
             tokenizer=t5_tokenizer(),
             transformer=diffusers.LTXVideoTransformer3DModel(
                 in_channels=8,
@@ -233,38 +235,6 @@ def _byte_letters() -> list[str]:
     from tokenizers import pre_tokenizers
 
     return sorted(pre_tokenizers.ByteLevel.alphabet())
-
-
-def _umt5_encoder() -> Any:
-    return transformers.UMT5EncoderModel(
-        transformers.UMT5Config(
-            vocab_size=128, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, relative_attention_num_buckets=8
-        )
-    )
-
-
-def _t5_encoder() -> Any:
-    return transformers.T5EncoderModel(
-        transformers.T5Config(
-            vocab_size=128, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, relative_attention_num_buckets=8
-        )
-    )
-
-
-def _clip_encoder() -> Any:
-    return transformers.CLIPTextModelWithProjection(
-        transformers.CLIPTextConfig(
-            vocab_size=514,
-            hidden_size=32,
-            intermediate_size=37,
-            projection_dim=32,
-            num_attention_heads=4,
-            num_hidden_layers=3,
-            bos_token_id=512,
-            eos_token_id=513,
-            pad_token_id=513,
-        )
-    )
 
 
 def _qwen_vl_encoder() -> Any:

@@ -97,15 +97,15 @@ def transient(error: grpc.aio.AioRpcError, address: str) -> Full | Unavailable:
 
 def _is_worth_retrying(error: grpc.aio.AioRpcError, found: TriptychError) -> bool:
     """Whether to ask again. A full server counts, but not gRPC's own use of its status, for too large messages."""
-    return is_transient(error) or (isinstance(found, Full) and _is_named(error))
+    return is_transient(error) or (isinstance(found, Full) and rpc.is_named(error))
 
 
 def error_of(error: grpc.aio.AioRpcError, address: str) -> TriptychError:
     """The error as a class of `triptych.errors`. A server that can't be reached is named by its address."""
     found = rpc.error_from(error)
-    if type(found) is Unavailable and not _is_named(error):
+    if type(found) is Unavailable and not rpc.is_named(error):
         return Unreachable(f"no answer from {address} ({_reason(error.details() or '')})")
-    if type(found) is DeadlinePassed and not _is_named(error):
+    if type(found) is DeadlinePassed and not rpc.is_named(error):
         return DeadlinePassed(f"no answer from {address} in time")
     return found
 
@@ -128,7 +128,7 @@ async def call(
             return await attempt(attempt_s)
         except grpc.aio.AioRpcError as error:
             found = error_of(error, address)
-            if type(found) is DeadlinePassed and not _is_named(error) and size_bytes > limits.LARGE_BYTES:
+            if type(found) is DeadlinePassed and not rpc.is_named(error) and size_bytes > limits.LARGE_BYTES:
                 size = limits.bytes_text(size_bytes)
                 rate = limits.bytes_text(policy.bytes_per_s_min)
                 sentence = f"no answer from {address} within {attempt_s:.0f} s, the time for {size} at {rate} a second"
@@ -158,7 +158,3 @@ def _reason(details: str) -> str:
             return found.expand(meaning)
     last = details.rpartition("last error: ")[2].partition("\n")[0].strip()
     return last[:REASON_CHARS_MAX] or "unavailable"
-
-
-def _is_named(error: grpc.aio.AioRpcError) -> bool:
-    return any(key == rpc.ERROR_KEY for key, _value in error.trailing_metadata() or ())

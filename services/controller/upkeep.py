@@ -16,6 +16,7 @@ from triptych.errors import Full
 from triptych.rings.recovery import TARGET_DEAD
 from triptych.rings.ring import Removed
 from triptych.roles import ring_name
+from triptych.rpc.backoff import Backoff
 from triptych.telemetry import RingDepth
 from triptych.v1.job_pb2 import ATTEMPT_KIND_GIVEN_UP
 
@@ -61,11 +62,13 @@ async def forever(
     metrics: telemetry.Metrics, name: str, work: Round, pause_s: float, pause_s_max: float = PAUSE_S_MAX
 ) -> None:
     """Do rounds with `pause_s` between them; cancel to stop. After failures the pause doubles up to a bound."""
-    failures = 0
+    backoff = Backoff(PAUSE_S, pause_s_max, spread=0.0)
     while True:
-        failures = 0 if await attempt(metrics, name, work) else failures + 1
-        grown_s = PAUSE_S * 2 ** min(failures - 1, 16) if failures else 0.0
-        await asyncio.sleep(max(pause_s, min(grown_s, pause_s_max)))
+        if await attempt(metrics, name, work):
+            backoff.reset()
+            await asyncio.sleep(pause_s)
+        else:
+            await asyncio.sleep(max(pause_s, backoff.next_s()))
 
 
 class Upkeep:

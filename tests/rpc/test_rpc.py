@@ -77,6 +77,22 @@ async def test_a_bug_is_internal_and_keeps_its_text_to_itself() -> None:
         assert type(rpc.error_from(caught)) is errors.TriptychError, "nothing to retry"
 
 
+@pytest.mark.parametrize(
+    ("status", "cls"),
+    [
+        (grpc.StatusCode.FAILED_PRECONDITION, errors.WrongState),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.NotAllowed),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.Full),
+    ],
+)
+def test_a_status_without_a_class_is_the_plainest_error_of_its_kind(
+    status: grpc.StatusCode, cls: type[errors.TriptychError]
+) -> None:
+    """A proxy refuses in its own words."""
+    nothing = grpc.aio.Metadata()
+    assert type(rpc.error_from(grpc.aio.AioRpcError(status, nothing, nothing, "no"))) is cls
+
+
 async def test_a_taken_port_is_an_error() -> None:
     server = await rpc.start_server("127.0.0.1:0", [])
     try:

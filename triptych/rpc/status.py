@@ -21,23 +21,24 @@ METADATA_CHARS_MAX = 512
 
 STATUS_BY_ERROR: dict[type[errors.TriptychError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.ModelInvalid: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.MissingExtra: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ModelInvalid: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.MissingExtra: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NotFinite: grpc.StatusCode.FAILED_PRECONDITION,
     errors.LeaseLost: grpc.StatusCode.ABORTED,
-    errors.Fenced: grpc.StatusCode.PERMISSION_DENIED,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
+    errors.Fenced: grpc.StatusCode.PERMISSION_DENIED,
     errors.Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.NotFinite: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SourceCorrupt: grpc.StatusCode.DATA_LOSS,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.JobCancelled: grpc.StatusCode.CANCELLED,
     errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-"""The one table from error to gRPC status; a subclass takes its nearest listed ancestor's."""
+"""The one table from error to gRPC status; a subclass takes its nearest listed ancestor's. Back from a status whose
+sender names no class, the first listed counts."""
 
 
 def status_of(error: BaseException) -> grpc.StatusCode:
@@ -53,8 +54,13 @@ def code_of(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
     that is UNAVAILABLE, as for any other break. So is CANCELLED where no class is named: that is what a stopping
     server leaves behind of a call that came too late."""
     is_break = error.code() is grpc.StatusCode.INTERNAL and error.details() == _BREAK_DETAILS
-    is_left_behind = error.code() is grpc.StatusCode.CANCELLED and ERROR_KEY not in _trailing(error)
+    is_left_behind = error.code() is grpc.StatusCode.CANCELLED and not is_named(error)
     return grpc.StatusCode.UNAVAILABLE if is_break or is_left_behind else error.code()
+
+
+def is_named(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a Triptych server raised the error on purpose, rather than gRPC or something on the way."""
+    return ERROR_KEY in _trailing(error)
 
 
 def error_from(error: grpc.aio.AioRpcError) -> errors.TriptychError:
@@ -96,5 +102,5 @@ async def translate(call: Awaitable[Result]) -> Result:
 
 
 _CLASS_BY_STATUS: dict[grpc.StatusCode, type[errors.TriptychError]] = {
-    status: cls for cls, status in STATUS_BY_ERROR.items() if cls not in (errors.MissingExtra, errors.ModelInvalid)
+    status: cls for cls, status in reversed(STATUS_BY_ERROR.items())
 }
