@@ -17,12 +17,13 @@ MOONCAKE_PACKAGES := libibverbs1 libnuma1 libcurl4
 # What the suites of RDMA and of the model need beyond Python; installed by apt where that is allowed.
 RDMA_PACKAGES := python3-pyverbs ibverbs-providers perftest $(MOONCAKE_PACKAGES)
 MODEL_PACKAGES := spin gcc libc6-dev
+MESH_PACKAGES := postgresql prometheus chromium iproute2 curl
 # A virtual machine with two soft-RoCE devices. Mooncake's own default of workers would spin on all its processors.
 IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --timeout-s 1200
 
 BARE := $(PYTHON) tests/bare
 
-.PHONY: setup setup-rdma setup-bare demo test test-bare test-bare-quick test-documents test-failures test-families test-fuzz
+.PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-fuzz
 .PHONY: test-chaos test-model test-rdma test-wheel check proto proto-baseline bench bench-rdma bench-recovery fuzz soak clean
 
 setup: $(VENV)/.done
@@ -31,6 +32,14 @@ setup: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,rdma,dev]'
+	touch $@
+
+# What the suites of the mesh, of Kubernetes, of Ray and of the standby need beyond `make setup`.
+setup-mesh: $(VENV)/.mesh
+	@.ci/install $(MESH_PACKAGES)
+
+$(VENV)/.mesh: $(VENV)/.done
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,rdma,dev,mesh,postgres,ray]'
 	touch $@
 
 demo: setup
