@@ -1,4 +1,4 @@
-"""What the fleet counts and measures (`docs/tracing.md` has the table). Without a meter every method does nothing.
+"""What the fleet counts and measures (`docs/telemetry.md` has the table). Without a meter every method does nothing.
 
 Threads: the callbacks given to `watch_…` are called from the thread that serves or sends metrics, so they only read.
 """
