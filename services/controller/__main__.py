@@ -44,6 +44,7 @@ async def main() -> None:
             result_url = results.check_url("result_url", config.result_url or str(state / RESULTS_FOLDER))
             await asyncio.to_thread(results.check_store, "result_url", result_url)
             epoch = await journal.next_epoch()
+            telemetry.identify(0, epoch)
             sweeper = Sweeper(result_url)
             fleet = Fleet()
             rings = open_rings(config, epoch, fleet.hint)

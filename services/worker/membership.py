@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from triptych import ids
+from triptych import ids, telemetry
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import worker_pb2
 
@@ -49,6 +49,7 @@ class FleetMember:
         return report
 
     def registered(self, response: pb.RegisterWorkerResponse) -> None:
+        telemetry.identify(response.rank, response.epoch)
         worker = self._worker
         kept_id = 0
         if (running := worker.running) is not None:

@@ -38,12 +38,20 @@ class Received:
     status_message: str
     attributes: dict[str, Any]
     event_names: tuple[str, ...] = ()
+    event_attributes: frozenset[tuple[str, str]] = frozenset()
+    """Pairs of an event's name and an attribute of it."""
+    links: tuple[str, ...] = ()
+    """Ids of the spans that it links to."""
+    resource: dict[str, Any] = field(default_factory=dict)
+    scope: tuple[str, str] = ("", "")
+    """Name and version of the instrumentation scope."""
 
 
 @dataclass
 class _Store:
     spans: list[Received] = field(default_factory=list)
     metric_names: set[str] = field(default_factory=set)
+    metric_instances: set[str] = field(default_factory=set)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
 
@@ -73,6 +81,12 @@ class Receiver:
         """Names of all metrics so far."""
         with self._store.changed:
             return set(self._store.metric_names)
+
+    @property
+    def metric_instances(self) -> set[str]:
+        """Every service.instance.id that metrics came with so far."""
+        with self._store.changed:
+            return set(self._store.metric_instances)
 
     def wait_for(self, enough: Callable[[list[Received]], bool], *, timeout_s: float) -> list[Received]:
         """The spans, once `enough` accepts them; an AssertionError that lists them after `timeout_s`."""
@@ -108,7 +122,7 @@ class _Traces(trace_service_pb2_grpc.TraceServiceServicer):
 
     def Export(self, request: Any, context: Any) -> Any:
         received = [
-            _received(_attributes(resource.resource.attributes).get("service.name", ""), span)
+            _received(_attributes(resource.resource.attributes), (scope.scope.name, scope.scope.version), span)
             for resource in request.resource_spans
             for scope in resource.scope_spans
             for span in scope.spans
@@ -131,13 +145,17 @@ class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
                 for scope in resource.scope_metrics
                 for metric in scope.metrics
             }
+            self._store.metric_instances |= {
+                _attributes(resource.resource.attributes).get("service.instance.id", "")
+                for resource in request.resource_metrics
+            }
             self._store.changed.notify_all()
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
 
-def _received(service: str, span: Any) -> Received:
+def _received(resource: dict[str, Any], scope: tuple[str, str], span: Any) -> Received:
     return Received(
-        service=service,
+        service=resource.get("service.name", ""),
         name=span.name,
         kind=span.kind,
         trace_id=span.trace_id.hex(),
@@ -149,6 +167,10 @@ def _received(service: str, span: Any) -> Received:
         status_message=span.status.message,
         attributes=_attributes(span.attributes),
         event_names=tuple(event.name for event in span.events),
+        event_attributes=frozenset((event.name, pair.key) for event in span.events for pair in event.attributes),
+        links=tuple(link.span_id.hex() for link in span.links),
+        resource=resource,
+        scope=scope,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from triptych.telemetry.exporters import setup
 from triptych.telemetry.logs import log_context, setup_logging
 from triptych.telemetry.metrics import Metrics, RingDepth
+from triptych.telemetry.resource import identify
 from triptych.telemetry.tracing import (
     client_interceptors,
     extract,
@@ -23,6 +24,7 @@ __all__ = [
     "RingDepth",
     "client_interceptors",
     "extract",
+    "identify",
     "inject",
     "log_context",
     "mark_failed",

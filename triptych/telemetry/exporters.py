@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from triptych import environment
 from triptych.errors import InvalidRequest, MissingExtra
+from triptych.telemetry import resource as resources
 from triptych.telemetry import tracing
 from triptych.telemetry.metrics import Metrics
 
@@ -43,22 +43,13 @@ def setup(
     with ExitStack() as stack:
         metrics = Metrics()
         if signals or trace_file or metrics_port:
-            resource = _resource(service_name)
+            resource = resources.of_process(service_name)
+            stack.callback(resources.forget)
             if "metrics" in signals or metrics_port:
                 metrics = stack.enter_context(_metering(resource, metrics_port, collector="metrics" in signals))
             if "traces" in signals or trace_file:
                 stack.enter_context(_tracing(resource, trace_file, collector="traces" in signals))
         yield metrics
-
-
-def _resource(service_name: str) -> Resource:
-    from opentelemetry.sdk.resources import Resource
-
-    try:
-        ours = version("triptych")
-    except PackageNotFoundError:  # run from a source tree that isn't installed
-        ours = "unknown"
-    return Resource.create({"service.name": service_name, "service.version": ours})
 
 
 @contextmanager
@@ -101,7 +92,7 @@ def _metering(resource: Resource, port: int, *, collector: bool) -> Iterator[Met
             readers.append(PeriodicExportingMetricReader(exporter))
         provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
         try:
-            yield Metrics(provider.get_meter("triptych"))
+            yield Metrics(provider.get_meter(resources.SCOPE, resources.own_version()))
         finally:
             _bounded(provider.shutdown)
 

@@ -17,6 +17,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from triptych.errors import public_text
 from triptych.security.rules import rules_of
+from triptych.telemetry.resource import SCOPE, own_version
 from triptych.v1.rules_pb2 import SPAN_PART, SPAN_ROOT
 
 ATTRIBUTE_PREFIX = "triptych."
@@ -44,6 +45,10 @@ def _is_recording() -> bool:
     return _active is not None or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
+def _tracer() -> trace.Tracer:
+    return trace.get_tracer(SCOPE, own_version() if _is_recording() else "", tracer_provider=_active)
+
+
 @contextmanager
 def span(
     name: str,
@@ -58,7 +63,7 @@ def span(
     `start_s` (Unix seconds) dates it back, as `queue.wait` needs. Attributes are put under `triptych.`; those that
     are None are left out. An exception marks the span as failed, with its `errors.public_text`, and is raised on.
     """
-    with trace.get_tracer("triptych", tracer_provider=_active).start_as_current_span(
+    with _tracer().start_as_current_span(
         name,
         context=parent,
         kind=trace.SpanKind[kind.upper()],
