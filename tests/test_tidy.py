@@ -195,7 +195,15 @@ def test_generated_code_is_fresh(tmp_path: Path) -> None:
     protos = sorted(p.relative_to(ROOT / "protos").as_posix() for p in (ROOT / "protos").rglob("*.proto"))
     outs = [f"--{kind}_out=quiet:{tmp_path}" for kind in ("mypy", "mypy_grpc")]
     outs += [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python")]
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}", *outs, *protos]
+    command = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        f"-I{ROOT / 'protos'}",
+        f"-I{ROOT / 'third_party'}",
+        *outs,
+        *protos,
+    ]
     subprocess.run(command, check=True, env={"PATH": str(Path(sys.executable).parent)}, timeout=60)
     made = sorted(path.name for path in (tmp_path / "triptych" / "v1").iterdir())
     kept = sorted(

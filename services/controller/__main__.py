@@ -10,11 +10,17 @@ from typing import Any
 from triptych import rpc, telemetry
 from triptych.config import RESULTS_FOLDER, ControllerConfig, load
 from triptych.media import results
-from triptych.v1 import fleet_service_pb2_grpc, generation_service_pb2_grpc, ring_service_pb2_grpc
+from triptych.v1 import (
+    file_service_pb2_grpc,
+    fleet_service_pb2_grpc,
+    generation_service_pb2_grpc,
+    ring_service_pb2_grpc,
+)
 
 from .. import process
 from .controller import Controller
 from .core import Core
+from .file_service import FileServicer
 from .fleet import Fleet
 from .fleet_service import FleetServicer
 from .generation_service import GenerationServicer
@@ -24,6 +30,7 @@ from .pruning import INTERVAL_S, SWEEP_PAUSE_S, Keep, Pruner, Sweeper
 from .ring_service import RingServicer
 from .rings import Rings, open_rings
 from .served_model import ServedModel, stored_model
+from .stored_files import StoredFiles
 from .upkeep import forever
 
 GENERATION_SERVICE = "triptych.v1.GenerationService"
@@ -104,12 +111,14 @@ async def _accept(model: ServedModel, server: rpc.Server) -> None:
 
 def _services(controller: Controller, rings: Rings) -> list[rpc.Service]:
     fleet = controller.core.fleet
+    stored = StoredFiles(controller.core)
     return [
         (
             generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
-            GenerationServicer(controller.core, controller.lifecycle),
+            GenerationServicer(controller.core, controller.lifecycle, stored),
             GENERATION_SERVICE,
         ),
+        (file_service_pb2_grpc.add_FileServiceServicer_to_server, FileServicer(stored), "triptych.v1.FileService"),
         (
             fleet_service_pb2_grpc.add_FleetServiceServicer_to_server,
             FleetServicer(controller, rings.reason),

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import base64
-import functools
 from collections import Counter
 from collections.abc import AsyncIterator
 
 from triptych import rpc
-from triptych.errors import InvalidRequest, NotFound, WatchesFull, WrongState
-from triptych.media import results
+from triptych.errors import InvalidRequest, WatchesFull
 from triptych.rpc import Context
 from triptych.security.identity import caller
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1 import generation_service_pb2_grpc as pb_grpc
-from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, JobState
+from triptych.v1.job_pb2 import JobState
 
 from .core import Core
 from .lifecycle import Lifecycle
-from .shares import FairThreads, counted
+from .shares import counted
+from .stored_files import StoredFiles
 from .visibility import visible_client, visible_job
 
 PAGE_SIZE_DEFAULT = 50
@@ -26,20 +25,18 @@ PAGE_SIZE_MAX = 1000
 """Jobs in one page: bounds a response to about a megabyte."""
 WATCH_SHARES = 2
 """One client may hold this part of all watches: half, so that nobody alone can shut the others out."""
-READERS = 16
-"""Pieces of results read at a time: a store may be far away, and waiting threads cost nothing. One client has half."""
 _NEWEST = 2**62
 
 
 class GenerationServicer(pb_grpc.GenerationServiceServicer):
     """The front door."""
 
-    def __init__(self, core: Core, lifecycle: Lifecycle) -> None:
+    def __init__(self, core: Core, lifecycle: Lifecycle, stored: StoredFiles) -> None:
         self._core = core
+        self._stored = stored
         self._lifecycle = lifecycle
         self._watches: Counter[str] = Counter()
         """Open ones, by client."""
-        self._readers = FairThreads("results", READERS, READERS // WATCH_SHARES)
 
     @rpc.uninterrupted
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
@@ -100,21 +97,9 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
     async def DownloadResult(
         self, request: pb.DownloadResultRequest, context: Context
     ) -> AsyncIterator[pb.DownloadResultResponse]:
-        job = await visible_job(self._core.ledger, request.job_id)
-        if job.state != JOB_STATE_SUCCEEDED:
-            raise WrongState(f"job {job.job_id} is {JobState.Name(job.state)}; only a job that SUCCEEDED has results")
-        if request.artifact_index >= len(job.artifacts):
-            raise NotFound(f"job {job.job_id} has {len(job.artifacts)} artifacts, not {request.artifact_index + 1}")
-        artifact = job.artifacts[request.artifact_index]
-        client = caller().name
-        await self._readers.run(client, functools.partial(results.locate, self._core.result_url, artifact, job.job_id))
-        offset_bytes = request.offset_bytes
-        if offset_bytes > artifact.size_bytes:
-            raise InvalidRequest("offset_bytes", offset_bytes, f"up to the file's size, {artifact.size_bytes}")
-        yield pb.DownloadResultResponse(artifact=artifact, offset_bytes=offset_bytes)
-        pieces = results.read(self._core.result_url, artifact, job.job_id, offset_bytes)
-        next_chunk = functools.partial(next, pieces, b"")
-        while chunk := await self._readers.run(client, next_chunk):
+        artifact = await self._stored.find(request.job_id, request.artifact_index, request.offset_bytes)
+        yield pb.DownloadResultResponse(artifact=artifact, offset_bytes=request.offset_bytes)
+        async for chunk in self._stored.pieces(request.job_id, artifact, request.offset_bytes):
             yield pb.DownloadResultResponse(chunk=chunk)
 
     async def DescribeModel(self, request: pb.DescribeModelRequest, context: Context) -> pb.DescribeModelResponse:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
 from tests.fleet.processes import Fleet
 from triptych.errors import JobFailed
 from triptych.stages.fake import expected_outputs
+from triptych.v1.file_service_pb2 import GetArtifactRequest
+from triptych.v1.file_service_pb2_grpc import FileServiceStub
 from triptych_client.request import build_request
 
 
@@ -24,5 +27,10 @@ def test_results_are_those_of_the_pure_functions(tmp_path: Path) -> None:
             client.generate("a cat", tmp_path / "no.npy", parameters={"refuse": True})
         assert client.describe_model().model == "fake"
         assert done.job.step_count == 8
+        with grpc.insecure_channel(fleet.endpoint) as channel:
+            asked = GetArtifactRequest(job_id=done.job.job_id)
+            bodies = list(FileServiceStub(channel).GetArtifact(asked, timeout=30))
+    assert b"".join(body.data for body in bodies) == done.paths[0].read_bytes()
+    assert {body.content_type for body in bodies} == {done.job.artifacts[0].media_type}
     expected = expected_outputs(build_request("a cat", **fields))["images"]
     assert np.array_equal(np.load(done.paths[0]), expected[0])  # type: ignore[index]

@@ -19,7 +19,7 @@ GRPCURL = Path(sys.executable).parent / "grpcurl"
 TIMEOUT_S = 120.0
 
 SERVICES = {
-    "controller": {"GenerationService", "FleetService", "RingService"},
+    "controller": {"GenerationService", "FileService", "FleetService", "RingService"},
     "encoder-0": {"WorkerService", "EncoderService"},
     "transformer-0": {"WorkerService"},
     "decoder-0": {"WorkerService"},

@@ -17,7 +17,7 @@ from triptych import rpc
 from triptych.rpc.requests import required_fields
 from triptych.security.rules import RULES
 
-FILES = ("generation_service", "fleet_service", "ring_service", "worker_service", "encoder_service")
+FILES = ("generation_service", "file_service", "fleet_service", "ring_service", "worker_service", "encoder_service")
 TAKES_NOTHING = {"ListJobs", "DescribeModel", "GetFleet", "Drain", "GetWorker"}
 """What may be called with an empty message."""
 ONE_OF_TWO = {"UnregisterWorker"}

@@ -20,7 +20,7 @@ from triptych.security.rules import RULES
 
 PROCESSES = ("controller", *(f"{role}-0" for role in ROLES))
 SERVICES = {
-    "controller": {"GenerationService", "FleetService", "RingService"},
+    "controller": {"GenerationService", "FileService", "FleetService", "RingService"},
     "encoder-0": {"WorkerService", "EncoderService"},
     "transformer-0": {"WorkerService"},
     "decoder-0": {"WorkerService"},

@@ -13,11 +13,13 @@ import pytest
 
 from services.controller.controller import Controller
 from services.controller.core import Core
+from services.controller.file_service import FileServicer
 from services.controller.fleet import Fleet
 from services.controller.generation_service import GenerationServicer
 from services.controller.journal import Journal
 from services.controller.media_checks import MediaChecks
 from services.controller.rings import Rings
+from services.controller.stored_files import StoredFiles
 from tests.messages import registration, token_for
 from triptych import telemetry
 from triptych.config import ControllerConfig
@@ -60,7 +62,9 @@ class Bench:
         )
         self.media = MediaChecks()
         self.controller = Controller(self.core, self.media)
-        self.service = GenerationServicer(self.core, self.controller.lifecycle)
+        stored = StoredFiles(self.core)
+        self.service = GenerationServicer(self.core, self.controller.lifecycle, stored)
+        self.files = FileServicer(stored)
 
     async def create(self, client: Identity = ANYONE, request_id: str = "", **fields: Any) -> Job:
         """CreateJob."""

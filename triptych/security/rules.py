@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from triptych.security.identity import SCOPE_DECODER, SCOPE_ENCODER, SCOPE_READ, SCOPE_SUBMIT, SCOPE_TRANSFORMER
 from triptych.v1 import (
     encoder_service_pb2,
+    file_service_pb2,
     fleet_service_pb2,
     generation_service_pb2,
     ring_service_pb2,
@@ -18,7 +19,14 @@ from triptych.v1 import (
 SMALL_BYTES_MAX = 64 * 2**10
 """Bound of a request where the protos give none."""
 WORKERS = (SCOPE_ENCODER, SCOPE_TRANSFORMER, SCOPE_DECODER)
-_MODULES = (encoder_service_pb2, fleet_service_pb2, generation_service_pb2, ring_service_pb2, worker_service_pb2)
+_MODULES = (
+    encoder_service_pb2,
+    file_service_pb2,
+    fleet_service_pb2,
+    generation_service_pb2,
+    ring_service_pb2,
+    worker_service_pb2,
+)
 _SCOPES: Mapping[rules_pb2.Scope.ValueType, tuple[str, ...]] = {
     rules_pb2.SCOPE_SUBMIT: (SCOPE_SUBMIT,),
     rules_pb2.SCOPE_READ: (SCOPE_READ,),

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from triptych.v1 import dispatch_pb2 as triptych_dot_v1_dot_dispatch__pb2
 from triptych.v1 import job_pb2 as triptych_dot_v1_dot_job__pb2
@@ -31,7 +32,7 @@ from triptych.v1 import rules_pb2 as triptych_dot_v1_dot_rules__pb2
 from triptych.v1 import worker_pb2 as triptych_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftriptych/v1/fleet_service.proto\x12\x0btriptych.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1atriptych/v1/dispatch.proto\x1a\x15triptych/v1/job.proto\x1a\x17triptych/v1/model.proto\x1a\x1etriptych/v1/ring_service.proto\x1a\x17triptych/v1/rules.proto\x1a\x18triptych/v1/worker.proto\"\xdb\x01\n\x15RegisterWorkerRequest\x12\x19\n\x0binstance_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\x12+\n\x04info\x18\x02 \x01(\x0b\x32\x17.triptych.v1.WorkerInfoB\x04\xa0\xb5\x18\x01\x12,\n\x05model\x18\x03 \x01(\x0b\x32\x1d.triptych.v1.ModelDescription\x12\x10\n\x08room_ids\x18\x04 \x03(\x06\x12*\n\x07running\x18\x05 \x01(\x0b\x32\x19.triptych.v1.RunningPhase\x12\x0e\n\x06number\x18\x06 \x01(\x04\"Z\n\x0cRunningPhase\x12\'\n\x08\x64ispatch\x18\x01 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12!\n\x05lease\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Lease\"\xf8\x01\n\x16RegisterWorkerResponse\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eworker_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\radopted_lease\x18\x05 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\x18\n\x10release_room_ids\x18\x06 \x03(\x06\x12\x12\n\nresult_url\x18\x07 \x01(\t\"\xed\x01\n\x10HeartbeatRequest\x12\x12\n\x04rank\x18\x01 \x01(\rB\x04\xa0\xb5\x18\x01\x12)\n\x06status\x18\x02 \x01(\x0b\x32\x19.triptych.v1.WorkerStatus\x12\x13\n\x0bpreview_png\x18\x03 \x01(\x0c\x12(\n\rchanged_rings\x18\x04 \x03(\x0e\x32\x11.triptych.v1.Ring\x12\x1b\n\x13registration_number\x18\x05 \x01(\x04\x12\x15\n\rorders_number\x18\x06 \x01(\x04\x12\'\n\x0bheld_leases\x18\x07 \x03(\x0b\x32\x12.triptych.v1.Lease\"}\n\x11HeartbeatResponse\x12\x16\n\x0e\x63\x61ncel_job_ids\x18\x01 \x03(\t\x12\x18\n\x10release_room_ids\x18\x02 \x03(\x06\x12&\n\x0bready_rings\x18\x03 \x03(\x0e\x32\x11.triptych.v1.Ring\x12\x0e\n\x06number\x18\x04 \x01(\x04\"\x86\x01\n\nPhaseToken\x12\'\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.LeaseB\x04\xa0\xb5\x18\x01\x12\x14\n\x06job_id\x18\x02 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12%\n\x04role\x18\x04 \x01(\x0e\x32\x11.triptych.v1.RoleB\x04\xa0\xb5\x18\x01\"A\n\x11StartPhaseRequest\x12,\n\x05token\x18\x01 \x01(\x0b\x32\x17.triptych.v1.PhaseTokenB\x04\xa0\xb5\x18\x01\"E\n\x12StartPhaseResponse\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequest\"\xe7\x01\n\x14\x43ompletePhaseRequest\x12,\n\x05token\x18\x01 \x01(\x0b\x32\x17.triptych.v1.PhaseTokenB\x04\xa0\xb5\x18\x01\x12#\n\x04next\x18\x02 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12(\n\tartifacts\x18\x03 \x03(\x0b\x32\x15.triptych.v1.Artifact\x12\x12\n\nstep_count\x18\x04 \x01(\r\x12\x12\n\nresult_url\x18\x05 \x01(\t\x12*\n\ntokens_cut\x18\x06 \x03(\x0b\x32\x16.triptych.v1.TokensCut\"\x17\n\x15\x43ompletePhaseResponse\"\x8c\x01\n\x10\x46\x61ilPhaseRequest\x12,\n\x05token\x18\x01 \x01(\x0b\x32\x17.triptych.v1.PhaseTokenB\x04\xa0\xb5\x18\x01\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.triptych.v1.FailureReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05place\x18\x04 \x01(\t\"\x13\n\x11\x46\x61ilPhaseResponse\"\x98\x01\n\x15StartDirectJobRequest\x12\x12\n\x04rank\x18\x01 \x01(\rB\x04\xa0\xb5\x18\x01\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x35\n\x07request\x18\x03 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequestB\x04\xa0\xb5\x18\x01\x12\x0e\n\x06\x63lient\x18\x04 \x01(\t\x12\x10\n\x08jobs_max\x18\x05 \x01(\r\"7\n\x16StartDirectJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"[\n\x17UnregisterWorkerRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0e\n\x06\x62roken\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\r\n\x05\x65nded\x18\x04 \x01(\t\"\x1a\n\x18UnregisterWorkerResponse\"\x11\n\x0fGetFleetRequest\"\xf2\x01\n\x10GetFleetResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12$\n\x07workers\x18\x02 \x03(\x0b\x32\x13.triptych.v1.Worker\x12&\n\x05rings\x18\x03 \x03(\x0b\x32\x17.triptych.v1.RingStatus\x12)\n\njob_counts\x18\x04 \x03(\x0b\x32\x15.triptych.v1.JobCount\x12\x31\n\x0ewaiting_models\x18\x05 \x03(\x0b\x32\x19.triptych.v1.WaitingModel\x12\r\n\x05model\x18\x06 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\"F\n\x0cWaitingModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x11\n\tjob_count\x18\x03 \x01(\x04\"\xae\x01\n\nRingStatus\x12\x1f\n\x04ring\x18\x01 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\x12\n\nslot_count\x18\x02 \x01(\r\x12\x13\n\x0bready_count\x18\x03 \x01(\r\x12\x14\n\x0cleased_count\x18\x04 \x01(\r\x12\x19\n\x11redelivered_count\x18\x05 \x01(\x04\x12\x0e\n\x06\x64river\x18\x06 \x01(\t\x12\x15\n\rdriver_reason\x18\x07 \x01(\t\"?\n\x08JobCount\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.triptych.v1.JobState\x12\r\n\x05\x63ount\x18\x02 \x01(\x04*\x96\x02\n\rFailureReason\x12\x1e\n\x1a\x46\x41ILURE_REASON_UNSPECIFIED\x10\x00\x12\"\n\x1e\x46\x41ILURE_REASON_INVALID_REQUEST\x10\x01\x12\x1e\n\x1a\x46\x41ILURE_REASON_STAGE_ERROR\x10\x02\x12\x1e\n\x1a\x46\x41ILURE_REASON_SOURCE_GONE\x10\x03\x12!\n\x1d\x46\x41ILURE_REASON_SOURCE_CORRUPT\x10\x04\x12\x1a\n\x16\x46\x41ILURE_REASON_STOPPED\x10\x05\x12 \n\x1c\x46\x41ILURE_REASON_OUT_OF_MEMORY\x10\x06\x12 \n\x1c\x46\x41ILURE_REASON_WORKER_BROKEN\x10\x07\x32\xa9\x06\n\x0c\x46leetService\x12n\n\x0eRegisterWorker\x12\".triptych.v1.RegisterWorkerRequest\x1a#.triptych.v1.RegisterWorkerResponse\"\x13\x8a\xb5\x18\x01\x04\xa8\xb5\x18\x80\x80\x80\x01\xb0\xb5\x18\x80\x80\x80\x01\x12\\\n\tHeartbeat\x12\x1d.triptych.v1.HeartbeatRequest\x1a\x1e.triptych.v1.HeartbeatResponse\"\x0c\x8a\xb5\x18\x01\x04\xa8\xb5\x18\x80\x80\x80\x08(\x01\x30\x01\x12X\n\nStartPhase\x12\x1e.triptych.v1.StartPhaseRequest\x1a\x1f.triptych.v1.StartPhaseResponse\"\t\x8a\xb5\x18\x01\x04\x90\xb5\x18\x02\x12o\n\rCompletePhase\x12!.triptych.v1.CompletePhaseRequest\x1a\".triptych.v1.CompletePhaseResponse\"\x17\x8a\xb5\x18\x01\x04\x90\xb5\x18\x02\xa8\xb5\x18\x80\x80\x80\x01\xb0\xb5\x18\x80\x80\x80\x01\x12U\n\tFailPhase\x12\x1d.triptych.v1.FailPhaseRequest\x1a\x1e.triptych.v1.FailPhaseResponse\"\t\x8a\xb5\x18\x01\x04\x90\xb5\x18\x02\x12q\n\x0eStartDirectJob\x12\".triptych.v1.StartDirectJobRequest\x1a#.triptych.v1.StartDirectJobResponse\"\x16\x8a\xb5\x18\x01\x03\x90\xb5\x18\x02\xa8\xb5\x18\x80\x80\xc0\x08\xb0\xb5\x18\x80\x80\x44\x12\x66\n\x10UnregisterWorker\x12$.triptych.v1.UnregisterWorkerRequest\x1a%.triptych.v1.UnregisterWorkerResponse\"\x05\x8a\xb5\x18\x01\x04\x12N\n\x08GetFleet\x12\x1c.triptych.v1.GetFleetRequest\x1a\x1d.triptych.v1.GetFleetResponse\"\x05\x8a\xb5\x18\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftriptych/v1/fleet_service.proto\x12\x0btriptych.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1atriptych/v1/dispatch.proto\x1a\x15triptych/v1/job.proto\x1a\x17triptych/v1/model.proto\x1a\x1etriptych/v1/ring_service.proto\x1a\x17triptych/v1/rules.proto\x1a\x18triptych/v1/worker.proto\"\xdb\x01\n\x15RegisterWorkerRequest\x12\x19\n\x0binstance_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\x12+\n\x04info\x18\x02 \x01(\x0b\x32\x17.triptych.v1.WorkerInfoB\x04\xa0\xb5\x18\x01\x12,\n\x05model\x18\x03 \x01(\x0b\x32\x1d.triptych.v1.ModelDescription\x12\x10\n\x08room_ids\x18\x04 \x03(\x06\x12*\n\x07running\x18\x05 \x01(\x0b\x32\x19.triptych.v1.RunningPhase\x12\x0e\n\x06number\x18\x06 \x01(\x04\"Z\n\x0cRunningPhase\x12\'\n\x08\x64ispatch\x18\x01 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12!\n\x05lease\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Lease\"\xf8\x01\n\x16RegisterWorkerResponse\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eworker_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\radopted_lease\x18\x05 \x01(\x0b\x32\x12.triptych.v1.Lease\x12\x18\n\x10release_room_ids\x18\x06 \x03(\x06\x12\x12\n\nresult_url\x18\x07 \x01(\t\"\xed\x01\n\x10HeartbeatRequest\x12\x12\n\x04rank\x18\x01 \x01(\rB\x04\xa0\xb5\x18\x01\x12)\n\x06status\x18\x02 \x01(\x0b\x32\x19.triptych.v1.WorkerStatus\x12\x13\n\x0bpreview_png\x18\x03 \x01(\x0c\x12(\n\rchanged_rings\x18\x04 \x03(\x0e\x32\x11.triptych.v1.Ring\x12\x1b\n\x13registration_number\x18\x05 \x01(\x04\x12\x15\n\rorders_number\x18\x06 \x01(\x04\x12\'\n\x0bheld_leases\x18\x07 \x03(\x0b\x32\x12.triptych.v1.Lease\"}\n\x11HeartbeatResponse\x12\x16\n\x0e\x63\x61ncel_job_ids\x18\x01 \x03(\t\x12\x18\n\x10release_room_ids\x18\x02 \x03(\x06\x12&\n\x0bready_rings\x18\x03 \x03(\x0e\x32\x11.triptych.v1.Ring\x12\x0e\n\x06number\x18\x04 \x01(\x04\"\x86\x01\n\nPhaseToken\x12\'\n\x05lease\x18\x01 \x01(\x0b\x32\x12.triptych.v1.LeaseB\x04\xa0\xb5\x18\x01\x12\x14\n\x06job_id\x18\x02 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12%\n\x04role\x18\x04 \x01(\x0e\x32\x11.triptych.v1.RoleB\x04\xa0\xb5\x18\x01\"A\n\x11StartPhaseRequest\x12,\n\x05token\x18\x01 \x01(\x0b\x32\x17.triptych.v1.PhaseTokenB\x04\xa0\xb5\x18\x01\"E\n\x12StartPhaseResponse\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequest\"\xe7\x01\n\x14\x43ompletePhaseRequest\x12,\n\x05token\x18\x01 \x01(\x0b\x32\x17.triptych.v1.PhaseTokenB\x04\xa0\xb5\x18\x01\x12#\n\x04next\x18\x02 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12(\n\tartifacts\x18\x03 \x03(\x0b\x32\x15.triptych.v1.Artifact\x12\x12\n\nstep_count\x18\x04 \x01(\r\x12\x12\n\nresult_url\x18\x05 \x01(\t\x12*\n\ntokens_cut\x18\x06 \x03(\x0b\x32\x16.triptych.v1.TokensCut\"\x17\n\x15\x43ompletePhaseResponse\"\x8c\x01\n\x10\x46\x61ilPhaseRequest\x12,\n\x05token\x18\x01 \x01(\x0b\x32\x17.triptych.v1.PhaseTokenB\x04\xa0\xb5\x18\x01\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.triptych.v1.FailureReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05place\x18\x04 \x01(\t\"\x13\n\x11\x46\x61ilPhaseResponse\"\x98\x01\n\x15StartDirectJobRequest\x12\x12\n\x04rank\x18\x01 \x01(\rB\x04\xa0\xb5\x18\x01\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x35\n\x07request\x18\x03 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequestB\x04\xa0\xb5\x18\x01\x12\x0e\n\x06\x63lient\x18\x04 \x01(\t\x12\x10\n\x08jobs_max\x18\x05 \x01(\r\"7\n\x16StartDirectJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"[\n\x17UnregisterWorkerRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0e\n\x06\x62roken\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\r\n\x05\x65nded\x18\x04 \x01(\t\"\x1a\n\x18UnregisterWorkerResponse\"\x11\n\x0fGetFleetRequest\"\xf2\x01\n\x10GetFleetResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12$\n\x07workers\x18\x02 \x03(\x0b\x32\x13.triptych.v1.Worker\x12&\n\x05rings\x18\x03 \x03(\x0b\x32\x17.triptych.v1.RingStatus\x12)\n\njob_counts\x18\x04 \x03(\x0b\x32\x15.triptych.v1.JobCount\x12\x31\n\x0ewaiting_models\x18\x05 \x03(\x0b\x32\x19.triptych.v1.WaitingModel\x12\r\n\x05model\x18\x06 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\"F\n\x0cWaitingModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x11\n\tjob_count\x18\x03 \x01(\x04\"\xae\x01\n\nRingStatus\x12\x1f\n\x04ring\x18\x01 \x01(\x0e\x32\x11.triptych.v1.Ring\x12\x12\n\nslot_count\x18\x02 \x01(\r\x12\x13\n\x0bready_count\x18\x03 \x01(\r\x12\x14\n\x0cleased_count\x18\x04 \x01(\r\x12\x19\n\x11redelivered_count\x18\x05 \x01(\x04\x12\x0e\n\x06\x64river\x18\x06 \x01(\t\x12\x15\n\rdriver_reason\x18\x07 \x01(\t\"?\n\x08JobCount\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.triptych.v1.JobState\x12\r\n\x05\x63ount\x18\x02 \x01(\x04*\x96\x02\n\rFailureReason\x12\x1e\n\x1a\x46\x41ILURE_REASON_UNSPECIFIED\x10\x00\x12\"\n\x1e\x46\x41ILURE_REASON_INVALID_REQUEST\x10\x01\x12\x1e\n\x1a\x46\x41ILURE_REASON_STAGE_ERROR\x10\x02\x12\x1e\n\x1a\x46\x41ILURE_REASON_SOURCE_GONE\x10\x03\x12!\n\x1d\x46\x41ILURE_REASON_SOURCE_CORRUPT\x10\x04\x12\x1a\n\x16\x46\x41ILURE_REASON_STOPPED\x10\x05\x12 \n\x1c\x46\x41ILURE_REASON_OUT_OF_MEMORY\x10\x06\x12 \n\x1c\x46\x41ILURE_REASON_WORKER_BROKEN\x10\x07\x32\xba\x06\n\x0c\x46leetService\x12n\n\x0eRegisterWorker\x12\".triptych.v1.RegisterWorkerRequest\x1a#.triptych.v1.RegisterWorkerResponse\"\x13\x8a\xb5\x18\x01\x04\xa8\xb5\x18\x80\x80\x80\x01\xb0\xb5\x18\x80\x80\x80\x01\x12\\\n\tHeartbeat\x12\x1d.triptych.v1.HeartbeatRequest\x1a\x1e.triptych.v1.HeartbeatResponse\"\x0c\x8a\xb5\x18\x01\x04\xa8\xb5\x18\x80\x80\x80\x08(\x01\x30\x01\x12X\n\nStartPhase\x12\x1e.triptych.v1.StartPhaseRequest\x1a\x1f.triptych.v1.StartPhaseResponse\"\t\x8a\xb5\x18\x01\x04\x90\xb5\x18\x02\x12o\n\rCompletePhase\x12!.triptych.v1.CompletePhaseRequest\x1a\".triptych.v1.CompletePhaseResponse\"\x17\x8a\xb5\x18\x01\x04\x90\xb5\x18\x02\xa8\xb5\x18\x80\x80\x80\x01\xb0\xb5\x18\x80\x80\x80\x01\x12U\n\tFailPhase\x12\x1d.triptych.v1.FailPhaseRequest\x1a\x1e.triptych.v1.FailPhaseResponse\"\t\x8a\xb5\x18\x01\x04\x90\xb5\x18\x02\x12q\n\x0eStartDirectJob\x12\".triptych.v1.StartDirectJobRequest\x1a#.triptych.v1.StartDirectJobResponse\"\x16\x8a\xb5\x18\x01\x03\x90\xb5\x18\x02\xa8\xb5\x18\x80\x80\xc0\x08\xb0\xb5\x18\x80\x80\x44\x12\x66\n\x10UnregisterWorker\x12$.triptych.v1.UnregisterWorkerRequest\x1a%.triptych.v1.UnregisterWorkerResponse\"\x05\x8a\xb5\x18\x01\x04\x12_\n\x08GetFleet\x12\x1c.triptych.v1.GetFleetRequest\x1a\x1d.triptych.v1.GetFleetResponse\"\x16\x8a\xb5\x18\x01\x02\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/fleetb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -75,51 +76,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FLEETSERVICE'].methods_by_name['UnregisterWorker']._loaded_options = None
   _globals['_FLEETSERVICE'].methods_by_name['UnregisterWorker']._serialized_options = b'\212\265\030\001\004'
   _globals['_FLEETSERVICE'].methods_by_name['GetFleet']._loaded_options = None
-  _globals['_FLEETSERVICE'].methods_by_name['GetFleet']._serialized_options = b'\212\265\030\001\002'
-  _globals['_FAILUREREASON']._serialized_start=2781
-  _globals['_FAILUREREASON']._serialized_end=3059
-  _globals['_REGISTERWORKERREQUEST']._serialized_start=240
-  _globals['_REGISTERWORKERREQUEST']._serialized_end=459
-  _globals['_RUNNINGPHASE']._serialized_start=461
-  _globals['_RUNNINGPHASE']._serialized_end=551
-  _globals['_REGISTERWORKERRESPONSE']._serialized_start=554
-  _globals['_REGISTERWORKERRESPONSE']._serialized_end=802
-  _globals['_HEARTBEATREQUEST']._serialized_start=805
-  _globals['_HEARTBEATREQUEST']._serialized_end=1042
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1044
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1169
-  _globals['_PHASETOKEN']._serialized_start=1172
-  _globals['_PHASETOKEN']._serialized_end=1306
-  _globals['_STARTPHASEREQUEST']._serialized_start=1308
-  _globals['_STARTPHASEREQUEST']._serialized_end=1373
-  _globals['_STARTPHASERESPONSE']._serialized_start=1375
-  _globals['_STARTPHASERESPONSE']._serialized_end=1444
-  _globals['_COMPLETEPHASEREQUEST']._serialized_start=1447
-  _globals['_COMPLETEPHASEREQUEST']._serialized_end=1678
-  _globals['_COMPLETEPHASERESPONSE']._serialized_start=1680
-  _globals['_COMPLETEPHASERESPONSE']._serialized_end=1703
-  _globals['_FAILPHASEREQUEST']._serialized_start=1706
-  _globals['_FAILPHASEREQUEST']._serialized_end=1846
-  _globals['_FAILPHASERESPONSE']._serialized_start=1848
-  _globals['_FAILPHASERESPONSE']._serialized_end=1867
-  _globals['_STARTDIRECTJOBREQUEST']._serialized_start=1870
-  _globals['_STARTDIRECTJOBREQUEST']._serialized_end=2022
-  _globals['_STARTDIRECTJOBRESPONSE']._serialized_start=2024
-  _globals['_STARTDIRECTJOBRESPONSE']._serialized_end=2079
-  _globals['_UNREGISTERWORKERREQUEST']._serialized_start=2081
-  _globals['_UNREGISTERWORKERREQUEST']._serialized_end=2172
-  _globals['_UNREGISTERWORKERRESPONSE']._serialized_start=2174
-  _globals['_UNREGISTERWORKERRESPONSE']._serialized_end=2200
-  _globals['_GETFLEETREQUEST']._serialized_start=2202
-  _globals['_GETFLEETREQUEST']._serialized_end=2219
-  _globals['_GETFLEETRESPONSE']._serialized_start=2222
-  _globals['_GETFLEETRESPONSE']._serialized_end=2464
-  _globals['_WAITINGMODEL']._serialized_start=2466
-  _globals['_WAITINGMODEL']._serialized_end=2536
-  _globals['_RINGSTATUS']._serialized_start=2539
-  _globals['_RINGSTATUS']._serialized_end=2713
-  _globals['_JOBCOUNT']._serialized_start=2715
-  _globals['_JOBCOUNT']._serialized_end=2778
-  _globals['_FLEETSERVICE']._serialized_start=3062
-  _globals['_FLEETSERVICE']._serialized_end=3871
+  _globals['_FLEETSERVICE'].methods_by_name['GetFleet']._serialized_options = b'\212\265\030\001\002\202\323\344\223\002\013\022\t/v1/fleet'
+  _globals['_FAILUREREASON']._serialized_start=2811
+  _globals['_FAILUREREASON']._serialized_end=3089
+  _globals['_REGISTERWORKERREQUEST']._serialized_start=270
+  _globals['_REGISTERWORKERREQUEST']._serialized_end=489
+  _globals['_RUNNINGPHASE']._serialized_start=491
+  _globals['_RUNNINGPHASE']._serialized_end=581
+  _globals['_REGISTERWORKERRESPONSE']._serialized_start=584
+  _globals['_REGISTERWORKERRESPONSE']._serialized_end=832
+  _globals['_HEARTBEATREQUEST']._serialized_start=835
+  _globals['_HEARTBEATREQUEST']._serialized_end=1072
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1074
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1199
+  _globals['_PHASETOKEN']._serialized_start=1202
+  _globals['_PHASETOKEN']._serialized_end=1336
+  _globals['_STARTPHASEREQUEST']._serialized_start=1338
+  _globals['_STARTPHASEREQUEST']._serialized_end=1403
+  _globals['_STARTPHASERESPONSE']._serialized_start=1405
+  _globals['_STARTPHASERESPONSE']._serialized_end=1474
+  _globals['_COMPLETEPHASEREQUEST']._serialized_start=1477
+  _globals['_COMPLETEPHASEREQUEST']._serialized_end=1708
+  _globals['_COMPLETEPHASERESPONSE']._serialized_start=1710
+  _globals['_COMPLETEPHASERESPONSE']._serialized_end=1733
+  _globals['_FAILPHASEREQUEST']._serialized_start=1736
+  _globals['_FAILPHASEREQUEST']._serialized_end=1876
+  _globals['_FAILPHASERESPONSE']._serialized_start=1878
+  _globals['_FAILPHASERESPONSE']._serialized_end=1897
+  _globals['_STARTDIRECTJOBREQUEST']._serialized_start=1900
+  _globals['_STARTDIRECTJOBREQUEST']._serialized_end=2052
+  _globals['_STARTDIRECTJOBRESPONSE']._serialized_start=2054
+  _globals['_STARTDIRECTJOBRESPONSE']._serialized_end=2109
+  _globals['_UNREGISTERWORKERREQUEST']._serialized_start=2111
+  _globals['_UNREGISTERWORKERREQUEST']._serialized_end=2202
+  _globals['_UNREGISTERWORKERRESPONSE']._serialized_start=2204
+  _globals['_UNREGISTERWORKERRESPONSE']._serialized_end=2230
+  _globals['_GETFLEETREQUEST']._serialized_start=2232
+  _globals['_GETFLEETREQUEST']._serialized_end=2249
+  _globals['_GETFLEETRESPONSE']._serialized_start=2252
+  _globals['_GETFLEETRESPONSE']._serialized_end=2494
+  _globals['_WAITINGMODEL']._serialized_start=2496
+  _globals['_WAITINGMODEL']._serialized_end=2566
+  _globals['_RINGSTATUS']._serialized_start=2569
+  _globals['_RINGSTATUS']._serialized_end=2743
+  _globals['_JOBCOUNT']._serialized_start=2745
+  _globals['_JOBCOUNT']._serialized_end=2808
+  _globals['_FLEETSERVICE']._serialized_start=3092
+  _globals['_FLEETSERVICE']._serialized_end=3918
 # @@protoc_insertion_point(module_scope)

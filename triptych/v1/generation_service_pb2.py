@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from triptych.v1 import job_pb2 as triptych_dot_v1_dot_job__pb2
 from triptych.v1 import model_pb2 as triptych_dot_v1_dot_model__pb2
 from triptych.v1 import rules_pb2 as triptych_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$triptych/v1/generation_service.proto\x12\x0btriptych.v1\x1a\x15triptych/v1/job.proto\x1a\x17triptych/v1/model.proto\x1a\x17triptych/v1/rules.proto\"]\n\x10\x43reateJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x35\n\x07request\x18\x02 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequestB\x04\xa0\xb5\x18\x01\"2\n\x11\x43reateJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"%\n\rGetJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"/\n\x0eGetJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"\x91\x01\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x06states\x18\x03 \x03(\x0e\x32\x15.triptych.v1.JobState\x12\x19\n\x11\x64\x65\x61\x64_letters_only\x18\x04 \x01(\x08\x12\x15\n\rjob_id_prefix\x18\x05 \x01(\t\"K\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.triptych.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x0fWatchJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"F\n\x10WatchJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\x12\x13\n\x0bpreview_png\x18\x02 \x01(\x0c\"(\n\x10\x43\x61ncelJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"2\n\x11\x43\x61ncelJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"\'\n\x0fRetryJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"1\n\x10RetryJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"0\n\x12\x44iscardJobsRequest\x12\x1a\n\x0cmodel_digest\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"(\n\x13\x44iscardJobsResponse\x12\x11\n\tjob_count\x18\x01 \x01(\x04\"[\n\x15\x44ownloadResultRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x16\n\x0e\x61rtifact_index\x18\x02 \x01(\r\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\"f\n\x16\x44ownloadResultResponse\x12\'\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x15.triptych.v1.Artifact\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\"\x16\n\x14\x44\x65scribeModelRequest\"E\n\x15\x44\x65scribeModelResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.ModelDescription2\xa4\x06\n\x11GenerationService\x12\x62\n\tCreateJob\x12\x1d.triptych.v1.CreateJobRequest\x1a\x1e.triptych.v1.CreateJobResponse\"\x16\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\xa8\xb5\x18\x80\x80\x84\x08\xb0\xb5\x18\x80\x80@\x12H\n\x06GetJob\x12\x1a.triptych.v1.GetJobRequest\x1a\x1b.triptych.v1.GetJobResponse\"\x05\x8a\xb5\x18\x01\x02\x12N\n\x08ListJobs\x12\x1c.triptych.v1.ListJobsRequest\x1a\x1d.triptych.v1.ListJobsResponse\"\x05\x8a\xb5\x18\x01\x02\x12P\n\x08WatchJob\x12\x1c.triptych.v1.WatchJobRequest\x1a\x1d.triptych.v1.WatchJobResponse\"\x05\x8a\xb5\x18\x01\x02\x30\x01\x12U\n\tCancelJob\x12\x1d.triptych.v1.CancelJobRequest\x1a\x1e.triptych.v1.CancelJobResponse\"\t\x8a\xb5\x18\x01\x01\x90\xb5\x18\x02\x12N\n\x08RetryJob\x12\x1c.triptych.v1.RetryJobRequest\x1a\x1d.triptych.v1.RetryJobResponse\"\x05\x8a\xb5\x18\x01\x01\x12P\n\x0b\x44iscardJobs\x12\x1f.triptych.v1.DiscardJobsRequest\x1a .triptych.v1.DiscardJobsResponse\x12\x66\n\x0e\x44ownloadResult\x12\".triptych.v1.DownloadResultRequest\x1a#.triptych.v1.DownloadResultResponse\"\t\x8a\xb5\x18\x01\x02\x90\xb5\x18\x02\x30\x01\x12^\n\rDescribeModel\x12!.triptych.v1.DescribeModelRequest\x1a\".triptych.v1.DescribeModelResponse\"\x06\x8a\xb5\x18\x02\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$triptych/v1/generation_service.proto\x12\x0btriptych.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x15triptych/v1/job.proto\x1a\x17triptych/v1/model.proto\x1a\x17triptych/v1/rules.proto\"]\n\x10\x43reateJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x35\n\x07request\x18\x02 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequestB\x04\xa0\xb5\x18\x01\"2\n\x11\x43reateJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"%\n\rGetJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"/\n\x0eGetJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"\x91\x01\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x06states\x18\x03 \x03(\x0e\x32\x15.triptych.v1.JobState\x12\x19\n\x11\x64\x65\x61\x64_letters_only\x18\x04 \x01(\x08\x12\x15\n\rjob_id_prefix\x18\x05 \x01(\t\"K\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.triptych.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x0fWatchJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"F\n\x10WatchJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\x12\x13\n\x0bpreview_png\x18\x02 \x01(\x0c\"(\n\x10\x43\x61ncelJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"2\n\x11\x43\x61ncelJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"\'\n\x0fRetryJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"1\n\x10RetryJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\"0\n\x12\x44iscardJobsRequest\x12\x1a\n\x0cmodel_digest\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"(\n\x13\x44iscardJobsResponse\x12\x11\n\tjob_count\x18\x01 \x01(\x04\"[\n\x15\x44ownloadResultRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x16\n\x0e\x61rtifact_index\x18\x02 \x01(\r\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\"f\n\x16\x44ownloadResultResponse\x12\'\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x15.triptych.v1.Artifact\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\"\x16\n\x14\x44\x65scribeModelRequest\"E\n\x15\x44\x65scribeModelResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.ModelDescription2\xd5\x07\n\x11GenerationService\x12u\n\tCreateJob\x12\x1d.triptych.v1.CreateJobRequest\x1a\x1e.triptych.v1.CreateJobResponse\")\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\xa8\xb5\x18\x80\x80\x84\x08\xb0\xb5\x18\x80\x80@\x82\xd3\xe4\x93\x02\r\"\x08/v1/jobs:\x01*\x12\x61\n\x06GetJob\x12\x1a.triptych.v1.GetJobRequest\x1a\x1b.triptych.v1.GetJobResponse\"\x1e\x8a\xb5\x18\x01\x02\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/jobs/{job_id}\x12^\n\x08ListJobs\x12\x1c.triptych.v1.ListJobsRequest\x1a\x1d.triptych.v1.ListJobsResponse\"\x15\x8a\xb5\x18\x01\x02\x82\xd3\xe4\x93\x02\n\x12\x08/v1/jobs\x12o\n\x08WatchJob\x12\x1c.triptych.v1.WatchJobRequest\x1a\x1d.triptych.v1.WatchJobResponse\"$\x8a\xb5\x18\x01\x02\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/jobs/{job_id}:watch0\x01\x12x\n\tCancelJob\x12\x1d.triptych.v1.CancelJobRequest\x1a\x1e.triptych.v1.CancelJobResponse\",\x8a\xb5\x18\x01\x01\x90\xb5\x18\x02\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/jobs/{job_id}:cancel:\x01*\x12p\n\x08RetryJob\x12\x1c.triptych.v1.RetryJobRequest\x1a\x1d.triptych.v1.RetryJobResponse\"\'\x8a\xb5\x18\x01\x01\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/jobs/{job_id}:retry:\x01*\x12P\n\x0b\x44iscardJobs\x12\x1f.triptych.v1.DiscardJobsRequest\x1a .triptych.v1.DiscardJobsResponse\x12\x66\n\x0e\x44ownloadResult\x12\".triptych.v1.DownloadResultRequest\x1a#.triptych.v1.DownloadResultResponse\"\t\x8a\xb5\x18\x01\x02\x90\xb5\x18\x02\x30\x01\x12o\n\rDescribeModel\x12!.triptych.v1.DescribeModelRequest\x1a\".triptych.v1.DescribeModelResponse\"\x17\x8a\xb5\x18\x02\x01\x02\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,57 +50,57 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOWNLOADRESULTREQUEST'].fields_by_name['job_id']._loaded_options = None
   _globals['_DOWNLOADRESULTREQUEST'].fields_by_name['job_id']._serialized_options = b'\240\265\030\001'
   _globals['_GENERATIONSERVICE'].methods_by_name['CreateJob']._loaded_options = None
-  _globals['_GENERATIONSERVICE'].methods_by_name['CreateJob']._serialized_options = b'\212\265\030\001\001\220\265\030\001\250\265\030\200\200\204\010\260\265\030\200\200@'
+  _globals['_GENERATIONSERVICE'].methods_by_name['CreateJob']._serialized_options = b'\212\265\030\001\001\220\265\030\001\250\265\030\200\200\204\010\260\265\030\200\200@\202\323\344\223\002\r\"\010/v1/jobs:\001*'
   _globals['_GENERATIONSERVICE'].methods_by_name['GetJob']._loaded_options = None
-  _globals['_GENERATIONSERVICE'].methods_by_name['GetJob']._serialized_options = b'\212\265\030\001\002'
+  _globals['_GENERATIONSERVICE'].methods_by_name['GetJob']._serialized_options = b'\212\265\030\001\002\202\323\344\223\002\023\022\021/v1/jobs/{job_id}'
   _globals['_GENERATIONSERVICE'].methods_by_name['ListJobs']._loaded_options = None
-  _globals['_GENERATIONSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\212\265\030\001\002'
+  _globals['_GENERATIONSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\212\265\030\001\002\202\323\344\223\002\n\022\010/v1/jobs'
   _globals['_GENERATIONSERVICE'].methods_by_name['WatchJob']._loaded_options = None
-  _globals['_GENERATIONSERVICE'].methods_by_name['WatchJob']._serialized_options = b'\212\265\030\001\002'
+  _globals['_GENERATIONSERVICE'].methods_by_name['WatchJob']._serialized_options = b'\212\265\030\001\002\202\323\344\223\002\031\022\027/v1/jobs/{job_id}:watch'
   _globals['_GENERATIONSERVICE'].methods_by_name['CancelJob']._loaded_options = None
-  _globals['_GENERATIONSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\212\265\030\001\001\220\265\030\002'
+  _globals['_GENERATIONSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\212\265\030\001\001\220\265\030\002\202\323\344\223\002\035\"\030/v1/jobs/{job_id}:cancel:\001*'
   _globals['_GENERATIONSERVICE'].methods_by_name['RetryJob']._loaded_options = None
-  _globals['_GENERATIONSERVICE'].methods_by_name['RetryJob']._serialized_options = b'\212\265\030\001\001'
+  _globals['_GENERATIONSERVICE'].methods_by_name['RetryJob']._serialized_options = b'\212\265\030\001\001\202\323\344\223\002\034\"\027/v1/jobs/{job_id}:retry:\001*'
   _globals['_GENERATIONSERVICE'].methods_by_name['DownloadResult']._loaded_options = None
   _globals['_GENERATIONSERVICE'].methods_by_name['DownloadResult']._serialized_options = b'\212\265\030\001\002\220\265\030\002'
   _globals['_GENERATIONSERVICE'].methods_by_name['DescribeModel']._loaded_options = None
-  _globals['_GENERATIONSERVICE'].methods_by_name['DescribeModel']._serialized_options = b'\212\265\030\002\001\002'
-  _globals['_CREATEJOBREQUEST']._serialized_start=126
-  _globals['_CREATEJOBREQUEST']._serialized_end=219
-  _globals['_CREATEJOBRESPONSE']._serialized_start=221
-  _globals['_CREATEJOBRESPONSE']._serialized_end=271
-  _globals['_GETJOBREQUEST']._serialized_start=273
-  _globals['_GETJOBREQUEST']._serialized_end=310
-  _globals['_GETJOBRESPONSE']._serialized_start=312
-  _globals['_GETJOBRESPONSE']._serialized_end=359
-  _globals['_LISTJOBSREQUEST']._serialized_start=362
-  _globals['_LISTJOBSREQUEST']._serialized_end=507
-  _globals['_LISTJOBSRESPONSE']._serialized_start=509
-  _globals['_LISTJOBSRESPONSE']._serialized_end=584
-  _globals['_WATCHJOBREQUEST']._serialized_start=586
-  _globals['_WATCHJOBREQUEST']._serialized_end=625
-  _globals['_WATCHJOBRESPONSE']._serialized_start=627
-  _globals['_WATCHJOBRESPONSE']._serialized_end=697
-  _globals['_CANCELJOBREQUEST']._serialized_start=699
-  _globals['_CANCELJOBREQUEST']._serialized_end=739
-  _globals['_CANCELJOBRESPONSE']._serialized_start=741
-  _globals['_CANCELJOBRESPONSE']._serialized_end=791
-  _globals['_RETRYJOBREQUEST']._serialized_start=793
-  _globals['_RETRYJOBREQUEST']._serialized_end=832
-  _globals['_RETRYJOBRESPONSE']._serialized_start=834
-  _globals['_RETRYJOBRESPONSE']._serialized_end=883
-  _globals['_DISCARDJOBSREQUEST']._serialized_start=885
-  _globals['_DISCARDJOBSREQUEST']._serialized_end=933
-  _globals['_DISCARDJOBSRESPONSE']._serialized_start=935
-  _globals['_DISCARDJOBSRESPONSE']._serialized_end=975
-  _globals['_DOWNLOADRESULTREQUEST']._serialized_start=977
-  _globals['_DOWNLOADRESULTREQUEST']._serialized_end=1068
-  _globals['_DOWNLOADRESULTRESPONSE']._serialized_start=1070
-  _globals['_DOWNLOADRESULTRESPONSE']._serialized_end=1172
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=1174
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=1196
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=1198
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=1267
-  _globals['_GENERATIONSERVICE']._serialized_start=1270
-  _globals['_GENERATIONSERVICE']._serialized_end=2074
+  _globals['_GENERATIONSERVICE'].methods_by_name['DescribeModel']._serialized_options = b'\212\265\030\002\001\002\202\323\344\223\002\013\022\t/v1/model'
+  _globals['_CREATEJOBREQUEST']._serialized_start=156
+  _globals['_CREATEJOBREQUEST']._serialized_end=249
+  _globals['_CREATEJOBRESPONSE']._serialized_start=251
+  _globals['_CREATEJOBRESPONSE']._serialized_end=301
+  _globals['_GETJOBREQUEST']._serialized_start=303
+  _globals['_GETJOBREQUEST']._serialized_end=340
+  _globals['_GETJOBRESPONSE']._serialized_start=342
+  _globals['_GETJOBRESPONSE']._serialized_end=389
+  _globals['_LISTJOBSREQUEST']._serialized_start=392
+  _globals['_LISTJOBSREQUEST']._serialized_end=537
+  _globals['_LISTJOBSRESPONSE']._serialized_start=539
+  _globals['_LISTJOBSRESPONSE']._serialized_end=614
+  _globals['_WATCHJOBREQUEST']._serialized_start=616
+  _globals['_WATCHJOBREQUEST']._serialized_end=655
+  _globals['_WATCHJOBRESPONSE']._serialized_start=657
+  _globals['_WATCHJOBRESPONSE']._serialized_end=727
+  _globals['_CANCELJOBREQUEST']._serialized_start=729
+  _globals['_CANCELJOBREQUEST']._serialized_end=769
+  _globals['_CANCELJOBRESPONSE']._serialized_start=771
+  _globals['_CANCELJOBRESPONSE']._serialized_end=821
+  _globals['_RETRYJOBREQUEST']._serialized_start=823
+  _globals['_RETRYJOBREQUEST']._serialized_end=862
+  _globals['_RETRYJOBRESPONSE']._serialized_start=864
+  _globals['_RETRYJOBRESPONSE']._serialized_end=913
+  _globals['_DISCARDJOBSREQUEST']._serialized_start=915
+  _globals['_DISCARDJOBSREQUEST']._serialized_end=963
+  _globals['_DISCARDJOBSRESPONSE']._serialized_start=965
+  _globals['_DISCARDJOBSRESPONSE']._serialized_end=1005
+  _globals['_DOWNLOADRESULTREQUEST']._serialized_start=1007
+  _globals['_DOWNLOADRESULTREQUEST']._serialized_end=1098
+  _globals['_DOWNLOADRESULTRESPONSE']._serialized_start=1100
+  _globals['_DOWNLOADRESULTRESPONSE']._serialized_end=1202
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=1204
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=1226
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=1228
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=1297
+  _globals['_GENERATIONSERVICE']._serialized_start=1300
+  _globals['_GENERATIONSERVICE']._serialized_end=2281
 # @@protoc_insertion_point(module_scope)
