@@ -24,7 +24,7 @@ IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --ti
 BARE := $(PYTHON) tests/bare
 
 .PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-fuzz
-.PHONY: test-chaos test-model test-rdma test-wheel check proto proto-baseline bench bench-rdma bench-recovery fuzz soak clean
+.PHONY: test-chaos test-hosts test-model test-rdma test-wheel check proto proto-baseline bench bench-rdma bench-recovery fuzz soak clean
 
 setup: $(VENV)/.done
 	@.ci/install --or-else "tensors go by shared memory and gRPC only" $(MOONCAKE_PACKAGES)
@@ -46,7 +46,7 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows wheel,--ignore tests/$(suite))
+	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows wheel hosts,--ignore tests/$(suite))
 
 # The tables of docs/failures.md, row by row, on real processes. As root it also fills disks.
 test-failures: setup
@@ -103,6 +103,11 @@ test-documents: setup
 test-chaos: setup
 	.ci/install iproute2 || echo "without iproute2 there are no faults of the network"
 	$(BIN)/python -m tests.chaos --stages $(STAGES) $(if $(SEED),--seeds $(SEED)) $(CHAOS)
+
+# Each process on a host of its own: a network namespace with its own /dev/shm. Takes root.
+test-hosts: setup
+	.ci/install iproute2 || echo "without iproute2 there are no hosts"
+	$(BIN)/python -m tests.hosts
 
 soak: setup
 	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(SOAK)

@@ -42,7 +42,7 @@ def main() -> int:
         return 0
     reason = "" if arguments.inside else network.reason_against()
     if not reason and not arguments.inside:
-        network.enter(sys.argv[1:])
+        network.enter("tests.chaos", [*sys.argv[1:], network.INSIDE_FLAG])
     if reason:
         print(f"without faults of the network and of disks: {reason}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="triptych-chaos-", dir=arguments.folder or None))

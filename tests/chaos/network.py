@@ -43,10 +43,15 @@ def reason_against() -> str:
     return f"no namespaces here: {probe.stderr.strip()}" if probe.returncode else ""
 
 
-def enter(arguments: Sequence[str]) -> None:
-    """Become the same program inside new namespaces. Doesn't return."""
+def enter(module: str, arguments: Sequence[str]) -> None:
+    """Become another run of Python, of a module with arguments, inside new namespaces. Doesn't return."""
     sys.stdout.flush()
-    os.execvp(_UNSHARE[0], [*_UNSHARE, sys.executable, "-m", "tests.chaos", *arguments, INSIDE_FLAG])
+    os.execvp(_UNSHARE[0], [*_UNSHARE, sys.executable, "-m", module, *arguments])
+
+
+def is_inside() -> bool:
+    """Whether this process has left its parent's network, by `enter`."""
+    return os.readlink("/proc/self/ns/net") != os.readlink(f"/proc/{os.getppid()}/ns/net")
 
 
 class Network:
