@@ -1,6 +1,7 @@
 """Every error that Triptych raises on purpose. `triptych/rpc/status.py` gives the gRPC status of each.
 
-Any other exception that escapes is a bug, and the caller gets INTERNAL.
+Any other exception that escapes is a bug, and the caller gets INTERNAL. The names of the classes travel to clients as
+reasons (docs/errors.md), so they stay.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ EXIT_CONFIGURATION = 2
 
 class TriptychError(Exception):
     """Base of all errors raised on purpose."""
+
+    retry_after_s: float | None = None
+    """The caller waits at least so long before it tries again; None where that doesn't help, or nobody can say. Each
+    class has a default; an error can have its own. Servers send it as RetryInfo."""
 
 
 class InvalidRequest(TriptychError, ValueError):
@@ -106,9 +111,8 @@ class NotAllowed(TriptychError):
 class Full(TriptychError):
     """A bounded thing is full. Nothing was lost; try again later."""
 
-    retry_after_s = 1.0
-    """The caller waits at least so long. Each class has a default; an error can have its own. Servers send it as
-    gRPC's push-back, `grpc-retry-pushback-ms`."""
+    retry_after_s: float = 1.0
+    """Servers send it as gRPC's push-back, too: `grpc-retry-pushback-ms`."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -179,6 +183,9 @@ class SourceCorrupt(TriptychError):
 class Unavailable(TriptychError):
     """The other side isn't there or isn't ready yet."""
 
+    retry_after_s: float | None = 1.0
+    """A controller restarts in less than a second."""
+
 
 class Unreachable(Unavailable):
     """No connection can be made to an address. Clients raise it."""
@@ -186,6 +193,8 @@ class Unreachable(Unavailable):
 
 class JournalDamaged(Unavailable):
     """The journal can't be read or written, and waiting doesn't help."""
+
+    retry_after_s = None
 
 
 class TransferFailed(Unavailable):
@@ -202,6 +211,10 @@ class WorkerBroken(Unavailable):
 
 class NotFinite(TriptychError):
     """A stage made numbers that aren't finite, because of the model, this request or a faulty device."""
+
+
+class NoSuchMethod(TriptychError):
+    """The server has no RPC of this name."""
 
 
 class AlreadyExists(TriptychError):

@@ -171,7 +171,7 @@ class Caller:
             ("tracestate", "a=" + "b" * 300),
             ("authorization", "Bearer " + "x" * rng.choice((0, 10, 3000))),
             ("x-bin", rng.randbytes(rng.choice((0, 10, 3000)))),
-            ("triptych-error", "InvalidRequest"),
+            ("grpc-status-details-bin", rng.randbytes(rng.choice((0, 10, 100)))),
             ("x", "y" * 20_000),
         ]
         return rng.sample(odd, rng.choice((1, 1, 2, 3))) if rng.random() < 0.15 else []

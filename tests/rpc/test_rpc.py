@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from typing import Any
 
 import grpc
@@ -12,16 +11,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.filled import filled
 from triptych import errors, rpc
-from triptych.rpc.status import status_of
+from triptych.rpc.status import CLASS_BY_REASON, ending_of, status_of
 from triptych.v1 import worker_service_pb2 as pb
 from triptych.v1 import worker_service_pb2_grpc as pb_grpc
 from triptych_client.retry import is_transient
 
-CLASSES = [
-    cls
-    for cls in vars(errors).values()
-    if inspect.isclass(cls) and issubclass(cls, errors.TriptychError) and cls is not errors.TriptychError
-]
+CLASSES = list(CLASS_BY_REASON.values())
 
 
 def make(cls: type[errors.TriptychError]) -> errors.TriptychError:
@@ -138,8 +133,8 @@ def test_what_a_stopping_server_leaves_behind_is_no_cancelled_job() -> None:
     left = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, nothing, "CANCELLED")
     assert isinstance(rpc.error_from(left), errors.Unavailable)
     assert is_transient(left)
-    named = grpc.aio.Metadata((rpc.ERROR_KEY, errors.JobCancelled.__name__))
-    told = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, named, "the job was cancelled")
+    code, message, trailing = ending_of(errors.JobCancelled("the job was cancelled"))
+    told = grpc.aio.AioRpcError(code, nothing, grpc.aio.Metadata(*trailing), message)
     assert isinstance(rpc.error_from(told), errors.JobCancelled)
     assert not is_transient(told)
 

@@ -124,7 +124,7 @@ def test_a_stranger_without_its_capability_gets_no_room_and_does_not_learn_wheth
         for room in (RoomRef(), RoomRef(room_id=rank, capability=b"x" * 16)):
             with pytest.raises(grpc.RpcError) as caught:
                 list(WorkerServiceStub(channel).FetchRoom(FetchRoomRequest(room=room), timeout=10))
-            assert refusal(caught.value) == (grpc.StatusCode.NOT_FOUND, "RoomGone")
+            assert refusal(caught.value) == (grpc.StatusCode.NOT_FOUND, "ROOM_GONE")
 
 
 @pytest.mark.parametrize("method", sorted(path for path, rules in RULES.items() if not rules.by_capability))

@@ -47,7 +47,7 @@ from triptych.v1.worker_service_pb2_grpc import WorkerServiceStub
 from triptych_client import Client
 from triptych_client.retry import RetryPolicy
 
-NOT_ALLOWED = (grpc.StatusCode.PERMISSION_DENIED, "NotAllowed")
+NOT_ALLOWED = (grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED")
 HARMFUL = {"/triptych.v1.WorkerService/Drain"}
 """Not called by those who may."""
 SHOWN_TRIES = 10
@@ -61,8 +61,7 @@ PROCESS_OF = {
 
 
 def refusal(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
-    trailing = dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]
-    return error.code(), str(trailing.get(rpc.ERROR_KEY, ""))  # type: ignore[attr-defined]
+    return error.code(), rpc.reason_from(error)  # type: ignore[attr-defined, arg-type]
 
 
 def is_refused(channel: grpc.Channel, method: str, token: str = "") -> bool:
@@ -226,7 +225,7 @@ def test_a_room_opens_to_its_capability_only(guarded: Guarded) -> None:
                 room.capability = capability
                 with pytest.raises(grpc.RpcError) as caught:
                     list(WorkerServiceStub(channel).FetchRoom(FetchRoomRequest(room=room), timeout=10))
-                assert refusal(caught.value) == (grpc.StatusCode.NOT_FOUND, "RoomGone")
+                assert refusal(caught.value) == (grpc.StatusCode.NOT_FOUND, "ROOM_GONE")
         assert over(client, job_id).state == JOB_STATE_SUCCEEDED, "who has the capability read it"
 
 

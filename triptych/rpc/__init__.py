@@ -5,10 +5,9 @@ from __future__ import annotations
 from triptych.rpc.channel import open_channel
 from triptych.rpc.edge import Context, message_bytes, uninterrupted
 from triptych.rpc.server import WHOLE, Server, Service, start_server
-from triptych.rpc.status import ERROR_KEY, code_of, error_from, is_named, translate
+from triptych.rpc.status import code_of, error_from, is_named, reason_from, translate
 
 __all__ = [
-    "ERROR_KEY",
     "WHOLE",
     "Context",
     "Server",
@@ -18,6 +17,7 @@ __all__ = [
     "is_named",
     "message_bytes",
     "open_channel",
+    "reason_from",
     "start_server",
     "translate",
     "uninterrupted",

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import inspect
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -15,7 +14,7 @@ import grpc
 
 from triptych import errors, telemetry
 from triptych.rpc.requests import parser
-from triptych.rpc.status import ERROR_KEY, METADATA_CHARS_MAX, PUSHBACK_KEY, Result, status_of
+from triptych.rpc.status import Result, ending_of
 from triptych.security import auth, identity
 from triptych.telemetry import loop_watch
 
@@ -36,9 +35,9 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return handler
         method = str(handler_call_details.method)
+        if handler is None:
+            return grpc.stream_stream_rpc_method_handler(functools.partial(_refuse, method))
 
         def admit(context: Context) -> None:
             if not method.startswith(auth.OPEN_METHODS):
@@ -56,6 +55,12 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         assert handler.stream_stream, "no service here has calls of another shape"
         stream = _guard_stream(handler.stream_stream, parse, method, admit)
         return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
+
+
+async def _refuse(method: str, requests: Any, context: Context) -> AsyncIterator[bytes]:
+    """Answers a call of a method that nobody serves. gRPC's own answer says less, and has no details."""
+    await _abort(context, errors.NoSuchMethod(f"there is no {method[: errors.SHOWN_CHARS_MAX]} here"), method)
+    yield b""
 
 
 Parse = Callable[[bytes], Any]
@@ -144,17 +149,9 @@ def _finished(task: asyncio.Future[Any]) -> None:
 async def _abort(context: Context, error: Exception, method: str) -> None:
     if isinstance(error, grpc.aio.BaseError | asyncio.CancelledError):
         raise error  # it is aborted already, or the call is over
-    status = status_of(error)
-    if isinstance(error, errors.TriptychError):
-        metadata = [(ERROR_KEY, type(error).__name__)]
-        if isinstance(error, errors.Full):
-            metadata.append((PUSHBACK_KEY, str(math.ceil(error.retry_after_s * 1000))))
-        context.set_trailing_metadata(tuple(metadata))
-        message = str(error)
-    else:
+    if not isinstance(error, errors.TriptychError):
         log.error("%s raised %s", method, type(error).__name__, exc_info=error)
-        message = f"internal error ({type(error).__name__}); the server's log has it"
     try:
-        await context.abort(status, message[:METADATA_CHARS_MAX])
+        await context.abort(*ending_of(error))
     finally:  # the caller is told its own values; the trace isn't
         telemetry.mark_failed(errors.public_text(error))

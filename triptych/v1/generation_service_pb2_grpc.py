@@ -37,6 +37,9 @@ class GenerationServiceStub(object):
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
     again.
 
+    Each error has details of `google.rpc`: ErrorInfo with a reason that stays (they
+    are listed in `docs/errors.md`), BadRequest with the field, RetryInfo.
+
     A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.
     """
@@ -105,6 +108,9 @@ class GenerationServiceServicer(object):
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
     again.
+
+    Each error has details of `google.rpc`: ErrorInfo with a reason that stays (they
+    are listed in `docs/errors.md`), BadRequest with the field, RetryInfo.
 
     A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.
@@ -263,6 +269,9 @@ class GenerationService(object):
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
     again.
+
+    Each error has details of `google.rpc`: ErrorInfo with a reason that stays (they
+    are listed in `docs/errors.md`), BadRequest with the field, RetryInfo.
 
     A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.

@@ -38,6 +38,9 @@ class GenerationServiceStub:
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
     again.
 
+    Each error has details of `google.rpc`: ErrorInfo with a reason that stays (they
+    are listed in `docs/errors.md`), BadRequest with the field, RetryInfo.
+
     A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.
     """
@@ -109,6 +112,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
     again.
 
+    Each error has details of `google.rpc`: ErrorInfo with a reason that stays (they
+    are listed in `docs/errors.md`), BadRequest with the field, RetryInfo.
+
     A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.
     """
@@ -175,6 +181,9 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     RESOURCE_EXHAUSTED means that nothing was changed and that the same call may
     succeed later. The trailing metadata `grpc-retry-pushback-ms` says when to try
     again.
+
+    Each error has details of `google.rpc`: ErrorInfo with a reason that stays (they
+    are listed in `docs/errors.md`), BadRequest with the field, RetryInfo.
 
     A client sees and changes only its own jobs; those of others are NOT_FOUND,
     unless it is an administrator or callers are not asked who they are.
