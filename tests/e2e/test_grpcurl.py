@@ -61,7 +61,7 @@ def messages(text: str) -> list[dict[str, Any]]:
 def test_every_process_lists_its_services_and_is_healthy(name: str, wan_fleet: Fleet) -> None:
     address = wan_fleet.addresses[name]
     listed = set(grpcurl(address, "list").split())
-    standard = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    standard = {"grpc.health.v1.Health", *(f"grpc.reflection.{v}.ServerReflection" for v in ("v1", "v1alpha"))}
     assert listed == {f"triptych.v1.{service}" for service in SERVICES[name]} | standard
     for service in ("", *sorted(service for service in listed if service.startswith("triptych."))):
         answer = grpcurl(address, "grpc.health.v1.Health/Check", data={"service": service})

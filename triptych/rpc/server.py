@@ -7,11 +7,11 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from triptych import addresses, errors, telemetry
 from triptych.rpc.edge import EdgeInterceptor
 from triptych.rpc.options import SERVER_OPTIONS
+from triptych.rpc.reflection import add_reflection
 from triptych.security import auth
 
 Service = tuple[Callable[[Any, grpc.aio.Server], None], Any, str]
@@ -78,7 +78,7 @@ async def start_server(
         client_bound = _bind(server, "client_address", client_address, one_sided)
     result = Server(server, bound, names, client_bound)
     health_pb2_grpc.add_HealthServicer_to_server(result._health, server)
-    reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    add_reflection((*names, health.SERVICE_NAME), server)
     await result.set_serving(True)
     if not_serving:
         await result.set_serving(False, not_serving)

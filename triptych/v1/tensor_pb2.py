@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/tensor.proto\x12\x0btriptych.v1\"\x87\x01\n\tTensorRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0f\n\x07strides\x18\x04 \x03(\x03\x12\x14\n\x0coffset_bytes\x18\x05 \x01(\x04\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x13\n\x0b\x64\x65vice_type\x18\x07 \x01(\t\">\n\x0bLatentShape\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndimensions\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/tensor.proto\x12\x0btriptych.v1\"\x87\x01\n\tTensorRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0f\n\x07strides\x18\x04 \x03(\x03\x12\x14\n\x0coffset_bytes\x18\x05 \x01(\x04\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x13\n\x0b\x64\x65vice_type\x18\x07 \x01(\t\">\n\x0bLatentShape\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndimensions\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\tB5\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013triptych.v1P\001Z\026triptych/v1;triptychv1\252\002\013Triptych.V1'
   _globals['_TENSORREF']._serialized_start=42
   _globals['_TENSORREF']._serialized_end=177
   _globals['_LATENTSHAPE']._serialized_start=179
