@@ -96,11 +96,13 @@ def announce(address: str, client_address: str = "") -> None:
         print(f"READY {address} {client_address}".rstrip(), flush=True)
 
 
-def show_holds(config: ProcessConfig, metrics: telemetry.Metrics) -> None:
-    """Report what holds the running event loop: in a metric, and in the file that the settings name."""
+def show_health(config: ProcessConfig, metrics: telemetry.Metrics) -> None:
+    """Report how the process is, in metrics, and what holds the running event loop, also in the file that the settings
+    name."""
     watch = watch_of(asyncio.get_running_loop())
     watch.file = Path(config.hold_file) if config.hold_file else None
     metrics.watch_loop(lambda: watch.longest.cpu_s)
+    metrics.watch_process()
 
 
 def open_security(config: ProcessConfig, token_file: str = "") -> auth.Security:

@@ -44,8 +44,8 @@ async def main() -> None:
     stop = process.stop_event()
     state = Path(config.state)
     telemetry.setup_logging("controller")
-    with telemetry.setup("triptych-controller", config.trace_file, config.metrics_port) as metrics:
-        process.show_holds(config, metrics)
+    with telemetry.setup("triptych-controller", config.trace_file, config.metrics_port) as measured:
+        process.show_health(config, measured)
         async with Journal(state) as journal:
             security = process.open_security(config)
             result_url = results.check_url("result_url", config.result_url or str(state / RESULTS_FOLDER))
@@ -55,6 +55,7 @@ async def main() -> None:
             sweeper = Sweeper(result_url)
             fleet = Fleet()
             rings = open_rings(config, epoch, fleet.hint)
+            metrics = telemetry.ControllerMetrics(measured.meter)
             core = Core(
                 config,
                 journal,
@@ -68,6 +69,8 @@ async def main() -> None:
             media = MediaChecks()
             controller = Controller(core, media, sweeper.ended)
             metrics.watch_rings(lambda: controller.upkeep.depths)
+            metrics.watch_jobs(core.ledger.state_counts)
+            metrics.watch_workers(fleet.counts)
             await controller.holdings.recover()
             server = await rpc.start_server(
                 config.address,
@@ -75,6 +78,7 @@ async def main() -> None:
                 security=security,
                 client_address=config.client_address,
                 not_serving=() if core.model.known.is_set() else ACCEPTING,
+                metrics=measured,
             )
             pruner = Pruner(journal, result_url, Keep(config.keep_days, config.keep_jobs, config.keep_bytes))
             ticking = asyncio.create_task(_work(controller, pruner, sweeper, server))

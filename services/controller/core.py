@@ -31,7 +31,7 @@ class Core:
         *,
         epoch: int,
         result_url: str,
-        metrics: telemetry.Metrics,
+        metrics: telemetry.ControllerMetrics,
     ) -> None:
         """`model` is the one last served, if there was one."""
         self.config = config

@@ -58,6 +58,11 @@ class Member:
         return self.report.status
 
     @property
+    def state(self) -> pb.WorkerState.ValueType:
+        """Its state as of its last report; idle before the first."""
+        return self.status.state or pb.WORKER_STATE_IDLE
+
+    @property
     def role(self) -> Role.ValueType:
         """Its role; unspecified while it is only expected."""
         return self.registration.info.role if self.registration else ROLE_UNSPECIFIED
@@ -103,7 +108,7 @@ class Member:
         """The worker for people."""
         info = self.registration.info if self.registration else None
         worker = pb.Worker(rank=self.rank, info=info, status=self.status, heartbeat_time=self.seen_time)
-        worker.status.state = self.status.state or pb.WORKER_STATE_IDLE
+        worker.status.state = self.state
         worker.status.waiting_for = self.status.waiting_for[:FAILURE_CHARS_MAX]
         return worker
 
@@ -155,6 +160,11 @@ class Fleet:
     def registered(self) -> list[Member]:
         """Members that have registered in this epoch."""
         return [member for member in self.members.values() if member.registration is not None]
+
+    def counts(self) -> Counter[tuple[str, pb.WorkerState.ValueType]]:
+        """How many registered members there are by role and state. Metrics call it from another thread."""
+        members = [member for member in list(self.members.values()) if member.registration is not None]
+        return Counter((role_name(member.role), member.state) for member in members)
 
     def alive(self, role: Role.ValueType) -> list[Member]:
         """Registered members of a role."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from triptych.errors import LeaseLost, WrongState
 from triptych.roles import NEXT, role_name
+from triptych.telemetry import Outcome
 from triptych.v1 import job_pb2 as pb
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Dispatch, Ring, Role
 from triptych.v1.journal_pb2 import JournalEntry
@@ -35,7 +36,13 @@ RUNNING: dict[Role.ValueType, pb.JobState.ValueType] = {
 ROLE_OF: dict[pb.JobState.ValueType, Role.ValueType] = {
     state: role for table in (WAITING, RUNNING) for role, state in table.items()
 }
-OVER = frozenset({pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED, pb.JOB_STATE_EXPIRED})
+OUTCOMES: dict[pb.JobState.ValueType, Outcome] = {
+    pb.JOB_STATE_SUCCEEDED: "succeeded",
+    pb.JOB_STATE_FAILED: "failed",
+    pb.JOB_STATE_CANCELLED: "cancelled",
+    pb.JOB_STATE_EXPIRED: "expired",
+}
+OVER = frozenset(OUTCOMES)
 Change = Callable[[JournalEntry], JournalEntry]
 _WAITING = frozenset(WAITING.values())
 _RUNNING = frozenset(RUNNING.values())
@@ -99,6 +106,11 @@ def is_running(entry: JournalEntry) -> bool:
 def name(state: pb.JobState.ValueType) -> str:
     """A state in words, for example `DENOISING`."""
     return pb.JobState.Name(state).removeprefix("JOB_STATE_")
+
+
+def outcome(entry: JournalEntry) -> Outcome:
+    """How the job, which must be over, ended."""
+    return "dead_letter" if entry.job.dead_letter else OUTCOMES[entry.job.state]
 
 
 def rooms(entry: JournalEntry) -> dict[int, int]:

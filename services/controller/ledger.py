@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from triptych.errors import LeaseLost, NotFound
 from triptych.v1.generation_service_pb2 import WatchJobResponse
-from triptych.v1.job_pb2 import GenerationRequest, Job
+from triptych.v1.job_pb2 import GenerationRequest, Job, JobState
 from triptych.v1.journal_pb2 import JournalEntry
 
 from . import jobs
@@ -42,6 +42,8 @@ class Ledger:
         self.progress: dict[str, Progress] = {}
         self.job_counts: Counter[str] = Counter()
         """By client."""
+        self.state_counts: Counter[JobState.ValueType] = Counter()
+        """By state; metrics read it from another thread."""
         self.request_bytes: Counter[str] = Counter()
         """The size of the jobs' requests, by client."""
         self._counts_by_model: Counter[tuple[str, str, str]] = Counter()
@@ -84,6 +86,7 @@ class Ledger:
         job = entry.job
         add_to(self.request_bytes, job.client, change * entry.request_size_bytes)
         add_to(self.job_counts, job.client, change)
+        self.state_counts[job.state] += change
         add_to(self._counts_by_model, (job.client, job.model_digest, job.model), change)
 
     def _index(self, job_id: str, before: set[int], after: set[int]) -> None:
@@ -118,6 +121,8 @@ class Ledger:
                 self._index(job_id, jobs.ranks(before), set())
             else:
                 self.active[job_id] = after
+                self.state_counts[before.job.state] -= 1
+                self.state_counts[after.job.state] += 1
                 self._index(job_id, jobs.ranks(before), jobs.ranks(after))
                 if jobs.is_running(before) and not jobs.is_running(after) and job_id in self.progress:
                     # The stage's last report is older than what the entry says now, be it all steps or none.

@@ -55,6 +55,7 @@ class Lifecycle:
 
     def _queue(self, entry: JournalEntry, was_there: bool) -> pb.Job:
         if not was_there:
+            self._core.metrics.job_accepted()
             self._core.dispatcher.enqueue(entry)
         return self._core.ledger.describe(entry)
 
@@ -67,6 +68,7 @@ class Lifecycle:
             raise EncoderBusy
         entry, was_there = await self._admission.accept(request_id, request, client)
         if not was_there:
+            core.metrics.job_accepted()
             await core.dispatcher.publish_to(rank, entry)
         return core.ledger.describe(entry)
 
@@ -174,12 +176,21 @@ class Lifecycle:
         if jobs.is_over(after):
             core.dispatcher.discard(job_id)
             self._on_over(after)
-        if after.job.dead_letter:
-            core.metrics.dead_lettered(role_name(jobs.role_of(before)))
+        self._count(before, after)
         self._release_dropped(before, after)
         if after.job.state != before.job.state:
             log.info("job is %s", jobs.name(after.job.state), extra={"job_id": job_id})
         return after
+
+    def _count(self, before: JournalEntry, after: JournalEntry) -> None:
+        metrics = self._core.metrics
+        for attempt in after.job.attempts[len(before.job.attempts) :]:
+            metrics.attempt_failed(role_name(attempt.role), attempt.kind)
+        if after.job.dead_letter:
+            metrics.dead_lettered(role_name(jobs.role_of(before)))
+        if jobs.is_over(after):
+            job_s = (after.job.end_time.ToNanoseconds() - after.job.create_time.ToNanoseconds()) / 1e9
+            metrics.job_ended(jobs.outcome(after), max(0.0, job_s), after.traceparent)
 
     def _release_dropped(self, before: JournalEntry, after: JournalEntry) -> None:
         kept = set() if jobs.is_over(after) else jobs.rooms(after).keys()

@@ -42,7 +42,7 @@ PAUSE_S_MAX = 30.0
 Round = Callable[[], Awaitable[object]]
 
 
-async def attempt(metrics: telemetry.Metrics, name: str, work: Round) -> bool:
+async def attempt(metrics: telemetry.ControllerMetrics, name: telemetry.Task, work: Round) -> bool:
     """Do one round; whether it succeeded. Raises only the errors in `FATAL`."""
     try:
         await work()
@@ -59,7 +59,11 @@ async def attempt(metrics: telemetry.Metrics, name: str, work: Round) -> bool:
 
 
 async def forever(
-    metrics: telemetry.Metrics, name: str, work: Round, pause_s: float, pause_s_max: float = PAUSE_S_MAX
+    metrics: telemetry.ControllerMetrics,
+    name: telemetry.Task,
+    work: Round,
+    pause_s: float,
+    pause_s_max: float = PAUSE_S_MAX,
 ) -> None:
     """Do rounds with `pause_s` between them; cancel to stop. After failures the pause doubles up to a bound."""
     backoff = Backoff(PAUSE_S, pause_s_max, spread=0.0)

@@ -36,7 +36,7 @@ class Equipment:
     """How Mooncake moves tensors, and why."""
     address: str
     """`host:port` of this worker's services."""
-    metrics: telemetry.Metrics
+    metrics: telemetry.WorkerMetrics
     decoders: Decoders
     """Where the media of requests are decoded."""
 

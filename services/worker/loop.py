@@ -77,7 +77,8 @@ class Worker:
             self.running = Running(claimed, self.link.membership.epoch)
             self.link.notify()
             try:
-                await self.phases.run(self.running, self.draining.is_set)
+                with self.equipment.metrics.busy():
+                    await self.phases.run(self.running, self.draining.is_set)
             finally:
                 self.running = None
                 self.link.notify()

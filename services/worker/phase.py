@@ -18,7 +18,7 @@ from triptych import telemetry
 from triptych.errors import JobCancelled, LeaseLost, TriptychError, WorkerBroken, public_text
 from triptych.model.inputs import resolve, texts_of
 from triptych.rings.access import RingAccess
-from triptych.roles import ring_name, role_name
+from triptych.roles import ring_name
 from triptych.stages import Step
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER
 from triptych.v1.job_pb2 import GenerationRequest, TokensCut
@@ -46,7 +46,6 @@ class Phases:
     def __init__(self, equipment: Equipment, link: Link, access: RingAccess) -> None:
         self._equipment = equipment
         self._stage = equipment.stage
-        self._role_name = role_name(equipment.stage.role)
         self._metrics = equipment.metrics
         self._link = link
         self._in_thread = StageThread()
@@ -94,7 +93,7 @@ class Phases:
         """Run a small job of the worker's own. Raises WorkerBroken where that fails."""
         rank = self._link.membership.rank
         with telemetry.span("quarantine", rank=rank) as span:
-            self._metrics.quarantined(self._role_name)
+            self._metrics.quarantined()
             room_id = self.rooms.new_id()
             try:
                 await self._self_check.run(room_id, rank, self._link.result_url)
@@ -116,9 +115,9 @@ class Phases:
         published_s = seconds_of(dispatch.publish_time)
         if 0.0 < published_s < time.time() + CLOCK_SKEW_MAX_S:
             with telemetry.span("queue.wait", parent=parent, start_s=published_s, ring=ring, job_id=job_id, rank=rank):
-                self._metrics.queue_waited(self._role_name, max(0.0, time.time() - published_s))
+                self._metrics.queue_waited(max(0.0, time.time() - published_s))
         if lease.attempt:
-            self._metrics.redelivered(ring)
+            self._metrics.redelivered()
         name = f"claim {ring}"
         attempt = lease.attempt
         with (
@@ -176,5 +175,5 @@ class Phases:
         started_s = time.monotonic()
         with telemetry.span("stage.run", job_id=running.dispatch.job_id, rank=self._link.membership.rank) as span:
             outputs = await self._in_thread(lambda: self._stage.run(inputs, on_step, running.should_stop))
-        self._metrics.stage_ran(self._role_name, time.monotonic() - started_s)
+            self._metrics.stage_ran(time.monotonic() - started_s)  # inside of the span, which it points to
         return outputs

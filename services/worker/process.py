@@ -51,8 +51,9 @@ async def _main(role: Role.ValueType) -> None:
     shared_memory.sweep()
     async with contextlib.AsyncExitStack() as stack:
         telemetry.setup_logging(name)
-        metrics = stack.enter_context(telemetry.setup(f"triptych-{name}", config.trace_file, config.metrics_port))
-        process.show_holds(config, metrics)
+        measured = stack.enter_context(telemetry.setup(f"triptych-{name}", config.trace_file, config.metrics_port))
+        process.show_health(config, measured)
+        metrics = telemetry.WorkerMetrics(role, measured.meter)
         security = process.open_security(config, config.token_file)
         arena = stack.enter_context(Arena(config.arena_bytes))
         if shortage := shared_memory.shortage(shared_memory.promised_bytes()):
@@ -65,6 +66,7 @@ async def _main(role: Role.ValueType) -> None:
             not_serving=[rpc.WHOLE, *(name for _add, _servicer, name in services)],
             security=security,
             client_address=config.client_address,
+            metrics=measured,
         )
         stack.push_async_callback(server.stop, 0)  # or what a start that fails raises isn't the last that is said
         stage, model = await asyncio.to_thread(_load_stage, role, config)
@@ -78,6 +80,7 @@ async def _main(role: Role.ValueType) -> None:
         equipment = Equipment(config, stage, model, arena, fetcher, session, mooncake, address, metrics, decoders)
         metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
         metrics.watch_device_memory(lambda: stage.device_memory_bytes)
+        metrics.watch_device(stage.device_uuid)
         link = Link(channel)
         card, reason = try_card(config.rings, config.rdma_device)
         roles = [role, NEXT[role]] if role in NEXT else [role]

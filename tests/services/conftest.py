@@ -58,7 +58,7 @@ class Bench:
             model,
             epoch=1,
             result_url=url,
-            metrics=telemetry.Metrics(),
+            metrics=telemetry.ControllerMetrics(),
         )
         self.media = MediaChecks()
         self.controller = Controller(self.core, self.media)

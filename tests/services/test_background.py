@@ -31,8 +31,8 @@ async def test_whatever_a_round_raises_the_next_comes() -> None:
             raise error
         done.set()
 
-    metrics = telemetry.Metrics()
-    task = asyncio.create_task(forever(metrics, "toy", work, 0.0, pause_s_max=0.01))
+    metrics = telemetry.ControllerMetrics()
+    task = asyncio.create_task(forever(metrics, "tick", work, 0.0, pause_s_max=0.01))
     await asyncio.wait_for(done.wait(), WAIT_S)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -47,7 +47,7 @@ async def test_rings_that_are_gone_end_the_controller() -> None:
 
     assert RingUnreachable in FATAL
     with pytest.raises(RingUnreachable):
-        await asyncio.wait_for(forever(telemetry.Metrics(), "toy", work, 0.0), WAIT_S)
+        await asyncio.wait_for(forever(telemetry.ControllerMetrics(), "tick", work, 0.0), WAIT_S)
 
 
 async def test_a_store_that_raises_no_oserror_leaves_the_controller_running(open_bench: OpenBench) -> None:

@@ -50,7 +50,8 @@ class Received:
 @dataclass
 class _Store:
     spans: list[Received] = field(default_factory=list)
-    metric_names: set[str] = field(default_factory=set)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """As they came last, by name."""
     metric_instances: set[str] = field(default_factory=set)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -80,7 +81,13 @@ class Receiver:
     def metric_names(self) -> set[str]:
         """Names of all metrics so far."""
         with self._store.changed:
-            return set(self._store.metric_names)
+            return set(self._store.metrics)
+
+    def exemplar_traces(self, name: str) -> set[str]:
+        """Ids of the traces that the latest of a histogram's points name as examples."""
+        with self._store.changed:
+            points = self._store.metrics[name].histogram.data_points
+            return {exemplar.trace_id.hex() for point in points for exemplar in point.exemplars}
 
     @property
     def metric_instances(self) -> set[str]:
@@ -139,8 +146,8 @@ class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
 
     def Export(self, request: Any, context: Any) -> Any:
         with self._store.changed:
-            self._store.metric_names |= {
-                metric.name
+            self._store.metrics |= {
+                metric.name: metric
                 for resource in request.resource_metrics
                 for scope in resource.scope_metrics
                 for metric in scope.metrics

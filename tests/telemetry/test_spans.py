@@ -40,12 +40,16 @@ with telemetry.setup(service, trace_file=trace_file):
 QUIET = """
 import sys, threading
 from triptych import rpc, telemetry
-with telemetry.setup("quiet") as metrics:
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER
+with telemetry.setup("quiet") as measured:
     with telemetry.span("stage.run", job_id="job-7") as span:
         span.add_event("step")
         assert telemetry.inject() == telemetry.trace_id() == ""
-    metrics.stage_ran("encoder", 1.0)
-    metrics.watch_rings(lambda: [])
+    worker = telemetry.WorkerMetrics(ROLE_ENCODER, measured.meter)
+    worker.stage_ran(1.0)
+    worker.watch_arena(lambda: 1, 2)
+    telemetry.ControllerMetrics(measured.meter).watch_rings(lambda: [])
+    measured.watch_process()
     assert not telemetry.client_interceptors() and not telemetry.server_interceptors()
 assert threading.enumerate() == [threading.main_thread()]
 loaded = [m for m in sys.modules if m.startswith(("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.inst"))]

@@ -9,6 +9,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from triptych import addresses, errors, telemetry
+from triptych.rpc.call_durations import CallDurations
 from triptych.rpc.edge import EdgeInterceptor
 from triptych.rpc.options import SERVER_OPTIONS
 from triptych.rpc.reflection import add_reflection
@@ -54,16 +55,18 @@ async def start_server(
     not_serving: Sequence[str] = (),
     security: auth.Security = auth.OPEN,
     client_address: str = "",
+    metrics: telemetry.Metrics | None = None,
 ) -> Server:
     """Start a server at `host:port` (port 0 takes a free one).
 
     Where `security` has certificates, `address` takes callers with a certificate only (mutual TLS); `client_address`
     is a second port, with TLS, for callers that have a token only. The services of `not_serving` begin as
-    NOT_SERVING. Raises InvalidRequest when an address can't be bound.
+    NOT_SERVING. `metrics` measures each call. Raises InvalidRequest when an address can't be bound.
     """
-    server = grpc.aio.server(
-        interceptors=[*telemetry.server_interceptors(), EdgeInterceptor(security)], options=list(SERVER_OPTIONS)
-    )
+    interceptors = [*telemetry.server_interceptors(), EdgeInterceptor(security)]
+    if metrics is not None and metrics.meter is not None:
+        interceptors.insert(-1, CallDurations(metrics))
+    server = grpc.aio.server(interceptors=interceptors, options=list(SERVER_OPTIONS))
     for add, servicer, _name in services:
         add(servicer, server)
     names = [name for _add, _servicer, name in services]

@@ -52,6 +52,10 @@ class AnyStage(Protocol):
     def device_memory_bytes(self) -> int:
         """Memory of the device that this process has taken."""
 
+    @property
+    def device_uuid(self) -> str:
+        """The UUID of an NVIDIA device, without NVML's prefix `GPU-`; empty where the role computes on another."""
+
     def run(
         self,
         inputs: Mapping[str, object],

@@ -80,6 +80,7 @@ class FakeStage:
         self._salt = np.uint32(0) if model == FAKE_MODEL.model else _words(f"model {model} {role}", (1,))[0]
         self.component_bytes: dict[str, int] = {}
         self.device_memory_bytes = 0
+        self.device_uuid = ""
         self.tokens_cut: list[tuple[str, str, int]] = []
         self._seconds = seconds if role == ROLE_TRANSFORMER else seconds * SIDE_SHARE
 

@@ -103,6 +103,12 @@ class Stage:
         device = self._pipeline.device
         return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
 
+    @property
+    def device_uuid(self) -> str:
+        """The UUID of the CUDA device, without NVML's prefix; empty on CPU."""
+        device = self._pipeline.device
+        return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
     def run(
         self,
         inputs: Mapping[str, object],

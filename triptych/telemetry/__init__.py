@@ -5,9 +5,10 @@ Call `setup` before opening channels or starting servers: interceptors look at i
 
 from __future__ import annotations
 
+from triptych.telemetry.controller_metrics import ControllerMetrics, Outcome, RingDepth, Task
 from triptych.telemetry.exporters import setup
 from triptych.telemetry.logs import log_context, setup_logging
-from triptych.telemetry.metrics import Metrics, RingDepth
+from triptych.telemetry.metrics import UNKNOWN_METHOD, Metrics
 from triptych.telemetry.resource import identify
 from triptych.telemetry.tracing import (
     client_interceptors,
@@ -18,10 +19,16 @@ from triptych.telemetry.tracing import (
     span,
     trace_id,
 )
+from triptych.telemetry.worker_metrics import WorkerMetrics
 
 __all__ = [
+    "UNKNOWN_METHOD",
+    "ControllerMetrics",
     "Metrics",
+    "Outcome",
     "RingDepth",
+    "Task",
+    "WorkerMetrics",
     "client_interceptors",
     "extract",
     "identify",
