@@ -7,6 +7,7 @@ import pytest
 from tests.telemetry.receiver import Receiver
 from triptych import telemetry
 from triptych.telemetry.resource import own_version
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER
 
 
 def test_a_worker_is_its_rank_and_epoch_once_it_has_one(exporting: Receiver) -> None:
@@ -18,7 +19,7 @@ def test_a_worker_is_its_rank_and_epoch_once_it_has_one(exporting: Receiver) -> 
             exporting.wait_for(
                 lambda spans, epoch=epoch: spans[-1:] and spans[-1].name == f"epoch {epoch}", timeout_s=20
             )
-        metrics.stage_ran("encoder", 1.0)
+        telemetry.WorkerMetrics(ROLE_ENCODER, metrics.meter).stage_ran(1.0)
     first, second = exporting.spans
     assert first.resource["service.instance.id"] == "3-4"
     assert second.resource["service.instance.id"] == "3-5"
