@@ -214,6 +214,13 @@ def test_generated_code_is_fresh(tmp_path: Path) -> None:
     assert (different, errors) == ([], []), "run `make proto`"
 
 
+def test_the_proxy_knows_the_contract(tmp_path: Path) -> None:
+    made = tmp_path / "triptych.binpb"
+    flags = ["--as-file-descriptor-set", "--exclude-source-info", "-o", str(made)]
+    subprocess.run([Path(sys.executable).parent / "buf", "build", *flags], check=True, cwd=ROOT, timeout=60)
+    assert made.read_bytes() == (ROOT / "deploy/envoy/triptych.binpb").read_bytes(), "run `make proto`"
+
+
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
