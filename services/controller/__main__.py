@@ -9,6 +9,7 @@ from typing import Any
 
 from triptych import rpc, telemetry
 from triptych.config import RESULTS_FOLDER, ControllerConfig, load
+from triptych.externalscaler import externalscaler_pb2_grpc
 from triptych.media import results
 from triptych.v1 import (
     file_service_pb2_grpc,
@@ -18,6 +19,7 @@ from triptych.v1 import (
 )
 
 from .. import process
+from .autoscaling_service import AutoscalingServicer
 from .controller import Controller
 from .core import Core
 from .file_service import FileServicer
@@ -132,6 +134,11 @@ def _services(controller: Controller, rings: Rings) -> list[rpc.Service]:
             ring_service_pb2_grpc.add_RingServiceServicer_to_server,
             RingServicer(rings.by_role.values(), fleet.check, rings.host, rings.reason, fleet.target_of),
             "triptych.v1.RingService",
+        ),
+        (
+            externalscaler_pb2_grpc.add_ExternalScalerServicer_to_server,
+            AutoscalingServicer(controller.core),
+            "externalscaler.ExternalScaler",
         ),
     ]
 

@@ -6,6 +6,7 @@ from triptych import telemetry
 from triptych.config import ControllerConfig
 from triptych.v1.model_pb2 import ModelDescription
 
+from .autoscaling import StageTimes
 from .dispatcher import Dispatcher
 from .fleet import Fleet
 from .journal import Journal
@@ -45,3 +46,4 @@ class Core:
         self.model = ServedModel(self.ledger, fleet, model)
         self.dispatcher = Dispatcher(rings.by_role, self.ledger, fleet, self.model)
         self.quarantine = Quarantine(self.ledger)
+        self.stage_times = StageTimes()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
 from triptych.errors import LeaseLost, NotFound
+from triptych.v1.dispatch_pb2 import Role
 from triptych.v1.generation_service_pb2 import WatchJobResponse
 from triptych.v1.job_pb2 import GenerationRequest, Job, JobState
 from triptych.v1.journal_pb2 import JournalEntry
@@ -30,6 +31,8 @@ class Progress:
     step_count: int = 0
     preview_png: bytes = b""
     preview_number: int = 0
+    start_s: float = 0.0
+    """When its present stage began, by the loop's clock; 0 where this controller didn't see that."""
     seen_s: float = 0.0
 
 
@@ -48,6 +51,8 @@ class Ledger:
         """The size of the jobs' requests, by client."""
         self._counts_by_model: Counter[tuple[str, str, str]] = Counter()
         """By client, digest and name of the model."""
+        self.model_state_counts: Counter[tuple[str, JobState.ValueType]] = Counter()
+        """By digest of the model and state."""
         self._by_rank: dict[int, set[str]] = defaultdict(set)
         """Ids of the jobs that a worker runs, or whose rooms it holds."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -84,6 +89,7 @@ class Ledger:
 
     def _count(self, entry: JournalEntry, change: int) -> None:
         job = entry.job
+        add_to(self.model_state_counts, (job.model_digest, job.state), change)
         add_to(self.request_bytes, job.client, change * entry.request_size_bytes)
         add_to(self.job_counts, job.client, change)
         self.state_counts[job.state] += change
@@ -123,6 +129,8 @@ class Ledger:
                 self.active[job_id] = after
                 self.state_counts[before.job.state] -= 1
                 self.state_counts[after.job.state] += 1
+                add_to(self.model_state_counts, (before.job.model_digest, before.job.state), -1)
+                add_to(self.model_state_counts, (after.job.model_digest, after.job.state), 1)
                 self._index(job_id, jobs.ranks(before), jobs.ranks(after))
                 if jobs.is_running(before) and not jobs.is_running(after) and job_id in self.progress:
                     # The stage's last report is older than what the entry says now, be it all steps or none.
@@ -159,7 +167,19 @@ class Ledger:
 
     def restart_progress(self, job_id: str) -> None:
         """A stage begins: no step is done yet."""
-        self._set_progress(job_id, Progress(preview_number=self._progress_of(job_id).preview_number))
+        number, now_s = self._progress_of(job_id).preview_number, asyncio.get_running_loop().time()
+        self._set_progress(job_id, Progress(preview_number=number, start_s=now_s))
+
+    def stage_s(self, job_id: str) -> float:
+        """How long a job's present stage has run; 0 where this controller didn't see it begin."""
+        start_s = self._progress_of(job_id).start_s
+        return asyncio.get_running_loop().time() - start_s if start_s else 0.0
+
+    def longest_stage_s(self, role: Role.ValueType) -> float:
+        """How long the longest of a role's running stages has run; 0 where none does."""
+        state = jobs.RUNNING[role]
+        running = (one for one in self.progress if one in self.active and self.active[one].job.state == state)
+        return max(map(self.stage_s, running), default=0.0)
 
     def touch_progress(self, job_id: str) -> None:
         """A stage goes on: its time without a step begins again."""

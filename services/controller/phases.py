@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 
@@ -100,11 +101,15 @@ class PhaseReports:
                 after.job.artifacts.extend(request.artifacts)
             return after
 
+        stage_s = core.ledger.stage_s(token.job_id)
         try:
             await self._lifecycle.apply(token.job_id, change)
         except LeaseLost:
             if not await self._was_taken(request):
                 raise
+            stage_s = 0.0
+        if stage_s:
+            core.stage_times.completed(role, asyncio.get_running_loop().time(), stage_s)
         core.quarantine.succeeded(token.lease.rank)
 
     async def _was_taken(self, request: pb.CompletePhaseRequest) -> bool:

@@ -17,7 +17,7 @@ from triptych.rpc.requests import required_fields
 from triptych.security import auth, tokens
 from triptych.security.rules import RULES
 
-PROTOS = Path(__file__).parents[2] / "protos/triptych/v1"
+PROTOS = Path(__file__).parents[2] / "protos/triptych"
 CODES = {code.name for code in grpc.StatusCode}
 COMMENT = r"((?:^ *//[^\n]*\n)+)"
 AS_CREATE_JOB = {"Generate", "StartDirectJob", "RetryJob"}
@@ -27,11 +27,12 @@ AS_CREATE_JOB = {"Generate", "StartDirectJob", "RetryJob"}
 def comments() -> dict[str, tuple[str, str]]:
     """Of each RPC, by its path: its service's comment and its own."""
     found = {}
-    for path in PROTOS.glob("*_service.proto"):
+    for path in (*PROTOS.glob("v1/*_service.proto"), *PROTOS.glob("externalscaler/*.proto")):
         text = path.read_text()
+        (package,) = re.findall(r"^package ([\w.]+);", text, re.MULTILINE)
         (about, service), *_ = re.findall(rf"{COMMENT}service (\w+)", text, re.MULTILINE)
         for own, name in re.findall(rf"{COMMENT} *rpc (\w+)", text, re.MULTILINE):
-            found[f"/triptych.v1.{service}/{name}"] = (about, own)
+            found[f"/{package}.{service}/{name}"] = (about, own)
     return found
 
 

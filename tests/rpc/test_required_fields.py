@@ -17,8 +17,20 @@ from triptych import rpc
 from triptych.rpc.requests import required_fields
 from triptych.security.rules import RULES
 
-FILES = ("generation_service", "file_service", "fleet_service", "ring_service", "worker_service", "encoder_service")
-TAKES_NOTHING = {"ListJobs", "DescribeModel", "GetFleet", "Drain", "GetWorker"}
+FILES = (
+    *(
+        "v1.generation_service",
+        "v1.file_service",
+        "v1.fleet_service",
+        "v1.ring_service",
+        "v1.worker_service",
+        "v1.encoder_service",
+    ),
+    "externalscaler.externalscaler",
+)
+SCALER = {"IsActive", "StreamIsActive", "GetMetricSpec", "StreamMetricSpec", "GetMetrics"}
+"""What KEDA calls. It puts all it asks for into one map, whose keys the servicer checks."""
+TAKES_NOTHING = {"ListJobs", "DescribeModel", "GetFleet", "Drain", "GetWorker", *SCALER}
 """What may be called with an empty message."""
 ONE_OF_TWO = {"UnregisterWorker"}
 PASSED = grpc.StatusCode.INTERNAL
@@ -28,7 +40,7 @@ UNKNOWN = b"\x98\x3f\x01" + b"\xa2\x3f\x05job-1"
 
 
 def module(name: str, kind: str) -> Any:
-    return importlib.import_module(f"triptych.v1.{name}_{kind}")
+    return importlib.import_module(f"triptych.{name}_{kind}")
 
 
 SERVICES = [next(iter(module(name, "pb2").DESCRIPTOR.services_by_name.values())) for name in FILES]

@@ -54,6 +54,7 @@ SHOWN_TRIES = 10
 PROCESS_OF = {
     "GenerationService": "controller",
     "FleetService": "controller",
+    "ExternalScaler": "controller",
     "RingService": "controller",
     "EncoderService": "encoder-0",
     "WorkerService": "transformer-0",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from triptych.externalscaler import externalscaler_pb2
 from triptych.security.identity import SCOPE_DECODER, SCOPE_ENCODER, SCOPE_READ, SCOPE_SUBMIT, SCOPE_TRANSFORMER
 from triptych.v1 import (
     encoder_service_pb2,
@@ -21,6 +22,7 @@ SMALL_BYTES_MAX = 64 * 2**10
 WORKERS = (SCOPE_ENCODER, SCOPE_TRANSFORMER, SCOPE_DECODER)
 _MODULES = (
     encoder_service_pb2,
+    externalscaler_pb2,
     file_service_pb2,
     fleet_service_pb2,
     generation_service_pb2,
