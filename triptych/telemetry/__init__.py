@@ -8,7 +8,7 @@ from __future__ import annotations
 from triptych.telemetry.controller_metrics import ControllerMetrics, Outcome, RingDepth, Task
 from triptych.telemetry.exporters import setup
 from triptych.telemetry.logs import log_context, setup_logging
-from triptych.telemetry.metrics import UNKNOWN_METHOD, Metrics
+from triptych.telemetry.metrics import Metrics
 from triptych.telemetry.resource import identify
 from triptych.telemetry.tracing import (
     client_interceptors,
@@ -22,7 +22,6 @@ from triptych.telemetry.tracing import (
 from triptych.telemetry.worker_metrics import WorkerMetrics
 
 __all__ = [
-    "UNKNOWN_METHOD",
     "ControllerMetrics",
     "Metrics",
     "Outcome",
