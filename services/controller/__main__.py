@@ -86,7 +86,7 @@ async def main() -> None:
             ticking = asyncio.create_task(_work(controller, pruner, sweeper, server))
             process.announce(server.address, server.client_address)
             stopping = asyncio.create_task(stop.wait())
-            ends: list[asyncio.Future[Any]] = [stopping, ticking, journal.damaged]
+            ends: list[asyncio.Future[Any]] = [stopping, ticking, journal.ended]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             media.close()  # or a check would hold the stop up
             await server.stop()
@@ -95,8 +95,8 @@ async def main() -> None:
             rings.close()
             with contextlib.suppress(asyncio.CancelledError):
                 await ticking  # raises what ended it, unless it was cancelled here
-            if journal.damaged.done():
-                raise journal.damaged.result()
+            if journal.ended.done():
+                raise journal.ended.result()
 
 
 async def _work(controller: Controller, pruner: Pruner, sweeper: Sweeper, server: rpc.Server) -> None:
