@@ -238,18 +238,6 @@ class PostgresStore:
             raise InvalidRequest("journal", self.name, alone)
 
 
-def check_url(field: str, url: str) -> None:
-    """Raise InvalidRequest for what isn't a PostgreSQL URL, or has a password; it isn't shown."""
-    accepted = "postgresql://user@host:port/database without a password: that comes from PGPASSWORD or PGPASSFILE"
-    try:
-        parts = urlsplit(url)
-        has_password = parts.password is not None or "password=" in parts.query
-    except ValueError:
-        has_password = True
-    if has_password or parts.scheme not in ("postgresql", "postgres"):
-        raise InvalidRequest(field, "something else", accepted)
-
-
 def _storable(text: str) -> str:
     """A text as PostgreSQL takes it: with a code point that stands for nothing in the place of zero."""
     return text.replace("\0", "\ufffe")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from services.controller.journal import Journal
 from services.controller.journal_postgres import PostgresStore
+from tests.failures.loads import check, fake_fleet, request, wait_over
 from tests.journal.conformance import JournalConformance, entry, ids
 from tests.standby.postgres import PASSWORD, Postgres
 from triptych.errors import InvalidRequest, JournalDamaged, JournalFull, Unavailable
 from triptych.v1.job_pb2 import GenerationRequest
 
 LAST = 2**62
+ROOT = Path(__file__).parents[2]
 
 
 class TestPostgres(JournalConformance):
@@ -102,6 +107,33 @@ async def test_two_that_start_together_make_the_tables_once(postgres: Postgres) 
     store = PostgresStore(postgres.url(postgres.new_schema()), lease_s=5.0)
     async with Journal(store) as first, Journal(store) as second, Journal(store) as third:
         assert [await one.counts() for one in (first, second, third)] == [{}, {}, {}]
+
+
+def test_without_psycopg_a_sentence_says_what_to_install() -> None:
+    """A controller in whose environment it can't be imported."""
+    code = (
+        "import runpy, sys; sys.modules['psycopg'] = None; runpy.run_module('services.controller', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, "--journal", "postgresql:///nowhere"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "pip install 'triptych[postgres]'" in done.stderr.splitlines()[-1]
+
+
+def test_a_fleet_works_on_it_and_goes_on_after_a_kill(postgres: Postgres, tmp_path: Path) -> None:
+    schema = postgres.new_schema()
+    with (
+        fake_fleet(tmp_path / "fleet", 0.4, controller_flags=("--journal", postgres.url(schema))) as fleet,
+        fleet.client() as client,
+    ):
+        ids = [client.submit(request(seed)).job_id for seed in range(3)]
+        fleet.kill("controller")
+        fleet.start("controller")
+        for seed, job in enumerate(wait_over(client, ids, 60).values()):
+            check(client, job, seed, tmp_path)
+        assert not (tmp_path / "fleet" / "state" / "journal.db").exists()
+        assert postgres.execute("SELECT COUNT(*) FROM jobs", schema) == [(3,)]
+        assert len(postgres.execute("SELECT 1 FROM requests", schema)) == 0
 
 
 async def test_the_password_comes_from_the_environment(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
