@@ -94,6 +94,10 @@ setup-bare:
 test-autoscaling: setup
 	$(BIN)/python -m pytest tests/autoscaling
 
+# The journal in PostgreSQL, and controllers that take over from each other.
+test-standby: setup-mesh
+	$(BIN)/python -m pytest tests/standby
+
 # The wheel, in an environment of its own.
 test-wheel: setup
 	$(BIN)/python -m pytest tests/wheel

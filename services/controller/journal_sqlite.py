@@ -37,7 +37,7 @@ VACUUM_PAGES = 1024
 """Given back to the disk in one piece: 4 MiB, for which others wait a quarter of a second on a busy machine."""
 OPENING_S = 10.0
 """How long another controller with a lease may take to open the file, before it counts as one without."""
-LOOK_S = 0.05
+LOCK_LOOK_S = 0.05
 """Between two looks at whether it has."""
 
 _TRANSIENT = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM)
@@ -151,7 +151,7 @@ class SqliteStore:
             if time.monotonic() >= deadline_s:
                 alone = "a folder that no other controller uses" + (", or only such with lease_s" * self._is_shared)
                 raise InvalidRequest("state", self.name, alone)
-            threading.Event().wait(LOOK_S)  # no lock can be waited for with a bound
+            threading.Event().wait(LOCK_LOOK_S)  # no lock can be waited for with a bound
 
 
 def _is_full(folder: Path) -> bool:
