@@ -24,7 +24,7 @@ IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --ti
 BARE := $(PYTHON) tests/bare
 
 .PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-fuzz
-.PHONY: test-autoscaling test-chaos test-hosts test-standby test-model test-rdma test-wheel test-mesh check proto proto-baseline bench bench-rdma bench-recovery bench-journal fuzz soak clean
+.PHONY: test-autoscaling test-chaos test-hosts test-model test-rdma test-wheel test-mesh check proto proto-baseline bench bench-rdma bench-recovery fuzz soak clean
 
 setup: $(VENV)/.done
 	@.ci/install --or-else "tensors go by shared memory and gRPC only" $(MOONCAKE_PACKAGES)
@@ -46,7 +46,7 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows wheel hosts mesh autoscaling standby,--ignore tests/$(suite))
+	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows wheel hosts mesh autoscaling,--ignore tests/$(suite))
 
 # The tables of docs/failures.md, row by row, on real processes. As root it also fills disks.
 test-failures: setup
@@ -94,10 +94,6 @@ setup-bare:
 test-autoscaling: setup
 	$(BIN)/python -m pytest tests/autoscaling
 
-# The journal in PostgreSQL, and controllers that take over from each other.
-test-standby: setup-mesh
-	$(BIN)/python -m pytest tests/standby
-
 # The wheel, in an environment of its own.
 test-wheel: setup
 	$(BIN)/python -m pytest tests/wheel
@@ -137,6 +133,7 @@ proto: setup
 	$(BIN)/buf format protos -w
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos -Ithird_party --python_out=. --grpc_python_out=. \
 		--mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/triptych/*/*.proto
+	$(BIN)/python -c "from triptych.rpc.service_config import service_config as made; print(made())" > docs/service_config.json
 	$(BIN)/buf build --as-file-descriptor-set --exclude-source-info -o deploy/envoy/triptych.binpb
 
 # The contract that `make check` holds changes against. Renew it with a release, not with a change.
@@ -145,10 +142,6 @@ proto-baseline: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
-
-# Jobs that the journal takes in a second, in each of its databases.
-bench-journal: setup-mesh
-	$(BIN)/python -m benchmarks.bench_journal
 
 bench-recovery: setup
 	$(BIN)/python -m benchmarks.bench_recovery

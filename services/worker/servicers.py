@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 from triptych import rpc
-from triptych.errors import EncoderBusy, Unavailable
+from triptych.errors import DeadlinePassed, EncoderBusy, Unavailable
 from triptych.rpc import Context
 from triptych.security.identity import SCOPE_ADMIN, caller
 from triptych.transport.arena import Arena
@@ -15,7 +15,7 @@ from triptych.transport.movers import read_room
 from triptych.v1 import encoder_service_pb2, encoder_service_pb2_grpc, worker_service_pb2_grpc
 from triptych.v1 import worker_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
-from triptych.v1.fleet_service_pb2 import StartDirectJobRequest
+from triptych.v1.fleet_service_pb2 import StartDirectJobRequest, StartDirectJobResponse
 
 from .loop import Worker
 from .membership import snapshot
@@ -76,21 +76,27 @@ class EncoderServicer(encoder_service_pb2_grpc.EncoderServiceServicer):
             raise EncoderBusy
         client = caller()
         request_id = request.request_id or str(uuid.uuid4())  # so that a repeated call makes no second job
+
+        def start() -> Awaitable[StartDirectJobResponse]:
+            request_of_rank = StartDirectJobRequest(
+                rank=worker.link.membership.rank,
+                request_id=request_id,
+                request=request.request,
+                client=client.name,
+                jobs_max=client.jobs_max,
+            )
+            return worker.link.fleet.StartDirectJob(request_of_rank, timeout=context.time_remaining())
+
         self._is_starting = True
         try:
-            response = await worker.link.call(
-                lambda: worker.link.fleet.StartDirectJob(
-                    StartDirectJobRequest(
-                        rank=worker.link.membership.rank,
-                        request_id=request_id,
-                        request=request.request,
-                        client=client.name,
-                        jobs_max=client.jobs_max,
-                    )
-                ),
-                size_bytes=request.ByteSize(),
-                waits_for_journal=False,  # the client can ask another, or wait by itself
-            )
+            async with asyncio.timeout(context.time_remaining()):  # also of the waits between two tries
+                response = await worker.link.call(
+                    start,
+                    size_bytes=request.ByteSize(),
+                    waits_for_journal=False,  # the client can ask another, or wait by itself
+                )
+        except TimeoutError as error:
+            raise DeadlinePassed("the controller has not answered in the time that the caller gives") from error
         finally:
             self._is_starting = False
         return encoder_service_pb2.GenerateResponse(job=response.job, controller_address=self._controller_address)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from triptych.v1 import rules_pb2 as triptych_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,triptych/externalscaler/externalscaler.proto\x12\x0e\x65xternalscaler\x1a\x17triptych/v1/rules.proto\"\xb6\x01\n\x0fScaledObjectRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12K\n\x0escalerMetadata\x18\x03 \x03(\x0b\x32\x33.externalscaler.ScaledObjectRef.ScalerMetadataEntry\x1a\x35\n\x13ScalerMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\"\n\x10IsActiveResponse\x12\x0e\n\x06result\x18\x01 \x01(\x08\"H\n\x15GetMetricSpecResponse\x12/\n\x0bmetricSpecs\x18\x01 \x03(\x0b\x32\x1a.externalscaler.MetricSpec\"M\n\nMetricSpec\x12\x12\n\nmetricName\x18\x01 \x01(\t\x12\x12\n\ntargetSize\x18\x02 \x01(\x03\x12\x17\n\x0ftargetSizeFloat\x18\x03 \x01(\x01\"a\n\x11GetMetricsRequest\x12\x38\n\x0fscaledObjectRef\x18\x01 \x01(\x0b\x32\x1f.externalscaler.ScaledObjectRef\x12\x12\n\nmetricName\x18\x02 \x01(\t\"G\n\x12GetMetricsResponse\x12\x31\n\x0cmetricValues\x18\x01 \x03(\x0b\x32\x1b.externalscaler.MetricValue\"P\n\x0bMetricValue\x12\x12\n\nmetricName\x18\x01 \x01(\t\x12\x13\n\x0bmetricValue\x18\x02 \x01(\x03\x12\x18\n\x10metricValueFloat\x18\x03 \x01(\x01\x32\xe5\x03\n\x0e\x45xternalScaler\x12T\n\x08IsActive\x12\x1f.externalscaler.ScaledObjectRef\x1a .externalscaler.IsActiveResponse\"\x05\x8a\xb5\x18\x01\x02\x12\\\n\x0eStreamIsActive\x12\x1f.externalscaler.ScaledObjectRef\x1a .externalscaler.IsActiveResponse\"\x05\x8a\xb5\x18\x01\x02\x30\x01\x12^\n\rGetMetricSpec\x12\x1f.externalscaler.ScaledObjectRef\x1a%.externalscaler.GetMetricSpecResponse\"\x05\x8a\xb5\x18\x01\x02\x12\x63\n\x10StreamMetricSpec\x12\x1f.externalscaler.ScaledObjectRef\x1a%.externalscaler.GetMetricSpecResponse\"\x05\x8a\xb5\x18\x01\x02\x30\x01\x12Z\n\nGetMetrics\x12!.externalscaler.GetMetricsRequest\x1a\".externalscaler.GetMetricsResponse\"\x05\x8a\xb5\x18\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,triptych/externalscaler/externalscaler.proto\x12\x0e\x65xternalscaler\x1a\x17triptych/v1/rules.proto\"\xb6\x01\n\x0fScaledObjectRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12K\n\x0escalerMetadata\x18\x03 \x03(\x0b\x32\x33.externalscaler.ScaledObjectRef.ScalerMetadataEntry\x1a\x35\n\x13ScalerMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\"\n\x10IsActiveResponse\x12\x0e\n\x06result\x18\x01 \x01(\x08\"H\n\x15GetMetricSpecResponse\x12/\n\x0bmetricSpecs\x18\x01 \x03(\x0b\x32\x1a.externalscaler.MetricSpec\"M\n\nMetricSpec\x12\x12\n\nmetricName\x18\x01 \x01(\t\x12\x12\n\ntargetSize\x18\x02 \x01(\x03\x12\x17\n\x0ftargetSizeFloat\x18\x03 \x01(\x01\"a\n\x11GetMetricsRequest\x12\x38\n\x0fscaledObjectRef\x18\x01 \x01(\x0b\x32\x1f.externalscaler.ScaledObjectRef\x12\x12\n\nmetricName\x18\x02 \x01(\t\"G\n\x12GetMetricsResponse\x12\x31\n\x0cmetricValues\x18\x01 \x03(\x0b\x32\x1b.externalscaler.MetricValue\"P\n\x0bMetricValue\x12\x12\n\nmetricName\x18\x01 \x01(\t\x12\x13\n\x0bmetricValue\x18\x02 \x01(\x03\x12\x18\n\x10metricValueFloat\x18\x03 \x01(\x01\x32\xf4\x03\n\x0e\x45xternalScaler\x12W\n\x08IsActive\x12\x1f.externalscaler.ScaledObjectRef\x1a .externalscaler.IsActiveResponse\"\x08\x90\x02\x01\x8a\xb5\x18\x01\x02\x12_\n\x0eStreamIsActive\x12\x1f.externalscaler.ScaledObjectRef\x1a .externalscaler.IsActiveResponse\"\x08\x90\x02\x01\x8a\xb5\x18\x01\x02\x30\x01\x12\x61\n\rGetMetricSpec\x12\x1f.externalscaler.ScaledObjectRef\x1a%.externalscaler.GetMetricSpecResponse\"\x08\x90\x02\x01\x8a\xb5\x18\x01\x02\x12\x66\n\x10StreamMetricSpec\x12\x1f.externalscaler.ScaledObjectRef\x1a%.externalscaler.GetMetricSpecResponse\"\x08\x90\x02\x01\x8a\xb5\x18\x01\x02\x30\x01\x12]\n\nGetMetrics\x12!.externalscaler.GetMetricsRequest\x1a\".externalscaler.GetMetricsResponse\"\x08\x90\x02\x01\x8a\xb5\x18\x01\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +35,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCALEDOBJECTREF_SCALERMETADATAENTRY']._loaded_options = None
   _globals['_SCALEDOBJECTREF_SCALERMETADATAENTRY']._serialized_options = b'8\001'
   _globals['_EXTERNALSCALER'].methods_by_name['IsActive']._loaded_options = None
-  _globals['_EXTERNALSCALER'].methods_by_name['IsActive']._serialized_options = b'\212\265\030\001\002'
+  _globals['_EXTERNALSCALER'].methods_by_name['IsActive']._serialized_options = b'\220\002\001\212\265\030\001\002'
   _globals['_EXTERNALSCALER'].methods_by_name['StreamIsActive']._loaded_options = None
-  _globals['_EXTERNALSCALER'].methods_by_name['StreamIsActive']._serialized_options = b'\212\265\030\001\002'
+  _globals['_EXTERNALSCALER'].methods_by_name['StreamIsActive']._serialized_options = b'\220\002\001\212\265\030\001\002'
   _globals['_EXTERNALSCALER'].methods_by_name['GetMetricSpec']._loaded_options = None
-  _globals['_EXTERNALSCALER'].methods_by_name['GetMetricSpec']._serialized_options = b'\212\265\030\001\002'
+  _globals['_EXTERNALSCALER'].methods_by_name['GetMetricSpec']._serialized_options = b'\220\002\001\212\265\030\001\002'
   _globals['_EXTERNALSCALER'].methods_by_name['StreamMetricSpec']._loaded_options = None
-  _globals['_EXTERNALSCALER'].methods_by_name['StreamMetricSpec']._serialized_options = b'\212\265\030\001\002'
+  _globals['_EXTERNALSCALER'].methods_by_name['StreamMetricSpec']._serialized_options = b'\220\002\001\212\265\030\001\002'
   _globals['_EXTERNALSCALER'].methods_by_name['GetMetrics']._loaded_options = None
-  _globals['_EXTERNALSCALER'].methods_by_name['GetMetrics']._serialized_options = b'\212\265\030\001\002'
+  _globals['_EXTERNALSCALER'].methods_by_name['GetMetrics']._serialized_options = b'\220\002\001\212\265\030\001\002'
   _globals['_SCALEDOBJECTREF']._serialized_start=90
   _globals['_SCALEDOBJECTREF']._serialized_end=272
   _globals['_SCALEDOBJECTREF_SCALERMETADATAENTRY']._serialized_start=219
@@ -61,5 +61,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METRICVALUE']._serialized_start=635
   _globals['_METRICVALUE']._serialized_end=715
   _globals['_EXTERNALSCALER']._serialized_start=718
-  _globals['_EXTERNALSCALER']._serialized_end=1203
+  _globals['_EXTERNALSCALER']._serialized_end=1218
 # @@protoc_insertion_point(module_scope)

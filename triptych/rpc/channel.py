@@ -16,6 +16,7 @@ import grpc
 
 from triptych import addresses, telemetry
 from triptych.rpc.options import CHANNEL_OPTIONS
+from triptych.rpc.service_config import service_config
 from triptych.security import auth
 from triptych.security.certificates import Certificates
 
@@ -25,14 +26,21 @@ to cut one looks to its reader like a cancellation; so only the fifth renewal cu
 
 
 def open_channel(
-    address: str, security: auth.Security = auth.OPEN, proxy: addresses.Proxy | None = None
+    address: str,
+    security: auth.Security = auth.OPEN,
+    proxy: addresses.Proxy | None = None,
+    *,
+    is_repeating: bool = False,
 ) -> grpc.aio.Channel:
     """Open a traced channel to `host:port`. It connects lazily and reconnects by itself.
 
-    It goes through `proxy`, or through none: gRPC alone would take what `http_proxy` says, for loopback, too.
+    It goes through `proxy`, or through none: gRPC alone would take what `http_proxy` says, for loopback, too. Where
+    `is_repeating`, gRPC itself meets UNAVAILABLE with another try, as the service config says.
     """
     target = f"dns:///{addresses.parse('address', address)}"  # a host called `unix` is no file
-    options = [*CHANNEL_OPTIONS, *addresses.proxy_options(proxy)]
+    options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, *addresses.proxy_options(proxy)]
+    if is_repeating:
+        options.append(("grpc.service_config", service_config()))
     interceptors: Any = telemetry.client_interceptors()
     certificates = security.certificates
 

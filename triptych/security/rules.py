@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from google.protobuf.descriptor_pb2 import MethodOptions
+
 from triptych.externalscaler import externalscaler_pb2
 from triptych.security.identity import SCOPE_DECODER, SCOPE_ENCODER, SCOPE_READ, SCOPE_SUBMIT, SCOPE_TRANSFORMER
 from triptych.v1 import (
@@ -49,6 +51,8 @@ class Rules:
     bytes_max: int = SMALL_BYTES_MAX
     plain_bytes_max: int = SMALL_BYTES_MAX
     """Without the request's files."""
+    is_repeatable: bool = False
+    """The same call once more does nothing that the first hasn't done."""
 
 
 RULES: Mapping[str, Rules] = {
@@ -58,6 +62,7 @@ RULES: Mapping[str, Rules] = {
         options[rules_pb2.by_capability],
         options[rules_pb2.bytes_max] or SMALL_BYTES_MAX,
         options[rules_pb2.plain_bytes_max] or SMALL_BYTES_MAX,
+        method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN,
     )
     for module in _MODULES
     for service in module.DESCRIPTOR.services_by_name.values()

@@ -26,7 +26,7 @@ from triptych.v1 import job_pb2 as triptych_dot_v1_dot_job__pb2
 from triptych.v1 import rules_pb2 as triptych_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!triptych/v1/encoder_service.proto\x12\x0btriptych.v1\x1a\x15triptych/v1/job.proto\x1a\x17triptych/v1/rules.proto\"\\\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x35\n\x07request\x18\x02 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequestB\x04\xa0\xb5\x18\x01\"M\n\x10GenerateResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\x12\x1a\n\x12\x63ontroller_address\x18\x02 \x01(\t2q\n\x0e\x45ncoderService\x12_\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse\"\x16\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\xa8\xb5\x18\x80\x80\x84\x08\xb0\xb5\x18\x80\x80@B5\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!triptych/v1/encoder_service.proto\x12\x0btriptych.v1\x1a\x15triptych/v1/job.proto\x1a\x17triptych/v1/rules.proto\"\\\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x35\n\x07request\x18\x02 \x01(\x0b\x32\x1e.triptych.v1.GenerationRequestB\x04\xa0\xb5\x18\x01\"M\n\x10GenerateResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\x12\x1a\n\x12\x63ontroller_address\x18\x02 \x01(\t2t\n\x0e\x45ncoderService\x12\x62\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse\"\x19\x90\x02\x02\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\xa8\xb5\x18\x80\x80\x84\x08\xb0\xb5\x18\x80\x80@B5\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,11 +37,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST'].fields_by_name['request']._loaded_options = None
   _globals['_GENERATEREQUEST'].fields_by_name['request']._serialized_options = b'\240\265\030\001'
   _globals['_ENCODERSERVICE'].methods_by_name['Generate']._loaded_options = None
-  _globals['_ENCODERSERVICE'].methods_by_name['Generate']._serialized_options = b'\212\265\030\001\001\220\265\030\001\250\265\030\200\200\204\010\260\265\030\200\200@'
+  _globals['_ENCODERSERVICE'].methods_by_name['Generate']._serialized_options = b'\220\002\002\212\265\030\001\001\220\265\030\001\250\265\030\200\200\204\010\260\265\030\200\200@'
   _globals['_GENERATEREQUEST']._serialized_start=98
   _globals['_GENERATEREQUEST']._serialized_end=190
   _globals['_GENERATERESPONSE']._serialized_start=192
   _globals['_GENERATERESPONSE']._serialized_end=269
   _globals['_ENCODERSERVICE']._serialized_start=271
-  _globals['_ENCODERSERVICE']._serialized_end=384
+  _globals['_ENCODERSERVICE']._serialized_end=387
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from triptych.v1 import rules_pb2 as triptych_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/v1/file_service.proto\x12\x0btriptych.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x17triptych/v1/rules.proto\"B\n\x12GetArtifactRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x16\n\x0e\x61rtifact_index\x18\x02 \x01(\r2\x95\x01\n\x0b\x46ileService\x12\x85\x01\n\x0bGetArtifact\x12\x1f.triptych.v1.GetArtifactRequest\x1a\x14.google.api.HttpBody\"=\x8a\xb5\x18\x01\x02\x90\xb5\x18\x02\x82\xd3\xe4\x93\x02.\x12,/v1/jobs/{job_id}/artifacts/{artifact_index}0\x01\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/v1/file_service.proto\x12\x0btriptych.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x17triptych/v1/rules.proto\"B\n\x12GetArtifactRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x16\n\x0e\x61rtifact_index\x18\x02 \x01(\r2\x98\x01\n\x0b\x46ileService\x12\x88\x01\n\x0bGetArtifact\x12\x1f.triptych.v1.GetArtifactRequest\x1a\x14.google.api.HttpBody\"@\x90\x02\x01\x8a\xb5\x18\x01\x02\x90\xb5\x18\x02\x82\xd3\xe4\x93\x02.\x12,/v1/jobs/{job_id}/artifacts/{artifact_index}0\x01\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,9 +38,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETARTIFACTREQUEST'].fields_by_name['job_id']._loaded_options = None
   _globals['_GETARTIFACTREQUEST'].fields_by_name['job_id']._serialized_options = b'\240\265\030\001'
   _globals['_FILESERVICE'].methods_by_name['GetArtifact']._loaded_options = None
-  _globals['_FILESERVICE'].methods_by_name['GetArtifact']._serialized_options = b'\212\265\030\001\002\220\265\030\002\202\323\344\223\002.\022,/v1/jobs/{job_id}/artifacts/{artifact_index}'
+  _globals['_FILESERVICE'].methods_by_name['GetArtifact']._serialized_options = b'\220\002\001\212\265\030\001\002\220\265\030\002\202\323\344\223\002.\022,/v1/jobs/{job_id}/artifacts/{artifact_index}'
   _globals['_GETARTIFACTREQUEST']._serialized_start=129
   _globals['_GETARTIFACTREQUEST']._serialized_end=195
   _globals['_FILESERVICE']._serialized_start=198
-  _globals['_FILESERVICE']._serialized_end=347
+  _globals['_FILESERVICE']._serialized_end=350
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,39 @@
+"""gRPC's service config for clients: which calls a channel repeats by itself, and with which pauses.
+
+Which calls those are is an option of each RPC in the protos (`idempotency_level`). `make proto` writes it to
+docs/service_config.json, for clients in other languages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from triptych.rpc.backoff import FIRST_S, MAX_S
+from triptych.security.rules import RULES, WORKERS
+
+ATTEMPTS_MAX = 5
+"""The most that gRPC takes: with these pauses they last 1.5 s, and a controller restarts in less than one."""
+
+
+def service_config() -> str:
+    """The service config as JSON, for the channel option `grpc.service_config`.
+
+    Only UNAVAILABLE is met with another try: nobody hedges. What is full says so to the caller, who knows whether its
+    job can wait. Calls of workers are left out, since workers repeat them under their new registration.
+    """
+    policy = {
+        "maxAttempts": ATTEMPTS_MAX,
+        "initialBackoff": f"{FIRST_S:g}s",
+        "maxBackoff": f"{MAX_S:g}s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    names = [dict(zip(("service", "method"), path[1:].split("/"), strict=True)) for path in _repeatable()]
+    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]}, indent=2)
+
+
+def _repeatable() -> Iterator[str]:
+    for path, rules in RULES.items():
+        if rules.is_repeatable and (not rules.scopes or not set(rules.scopes) <= set(WORKERS)):
+            yield path
