@@ -169,6 +169,13 @@ class ChecksFull(Full):
     """Most checks take less than a second, the most expensive 20."""
 
 
+class UploadsFull(Full):
+    """The controller's bound on uploads, or one client's share of it, is reached."""
+
+    retry_after_s = 2.0
+    """A place becomes free when a call that writes ends, an upload is deleted, or one is an hour old."""
+
+
 class JournalFull(Full):
     """The controller's disk takes no change now; nothing was changed."""
 

@@ -105,6 +105,7 @@ async def _work(controller: Controller, pruner: Pruner, sweeper: Sweeper, server
     async with asyncio.TaskGroup() as group:
         group.create_task(controller.upkeep.run())
         group.create_task(forever(metrics, "prune", pruner.once, INTERVAL_S))
+        group.create_task(forever(metrics, "uploads", controller.core.uploads.prune, INTERVAL_S))
         group.create_task(forever(metrics, "sweep", sweeper.once, SWEEP_PAUSE_S))
         group.create_task(_accept(controller.core.model, server))
 
@@ -124,7 +125,11 @@ def _services(controller: Controller, rings: Rings) -> list[rpc.Service]:
             GenerationServicer(controller.core, controller.lifecycle, stored),
             GENERATION_SERVICE,
         ),
-        (file_service_pb2_grpc.add_FileServiceServicer_to_server, FileServicer(stored), "triptych.v1.FileService"),
+        (
+            file_service_pb2_grpc.add_FileServiceServicer_to_server,
+            FileServicer(stored, controller.core.uploads),
+            "triptych.v1.FileService",
+        ),
         (
             fleet_service_pb2_grpc.add_FleetServiceServicer_to_server,
             FleetServicer(controller, rings.reason),

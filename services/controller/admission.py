@@ -26,6 +26,7 @@ from .journal_file import digest_of
 from .ledger import is_past_deadline
 from .media_checks import MediaChecks
 from .shares import counted
+from .uploads import whole_bytes
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Admission:
         self._fleet = core.fleet
         self._served = core.model
         self._media = media
+        self._uploads = core.uploads
         self._under_way: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         """By client and request id: calls with the same wait for the first one's end, and find its job."""
         self._calls: Counter[tuple[str, str]] = Counter()
@@ -58,7 +60,7 @@ class Admission:
 
         The cheapest checks come first and files last: a request that is refused for anything else costs no decoding,
         and no client has more files decoded at a time than it may have jobs. Raises InvalidRequest, AlreadyExists,
-        BacklogFull, QuotaFull, ChecksFull, JournalFull, Unavailable.
+        BacklogFull, QuotaFull, ChecksFull, JournalFull, Unavailable, and as `Uploads.find_media`.
         """
         if len(request_id) > REQUEST_ID_CHARS_MAX:
             raise errors.InvalidRequest("request_id", request_id, f"up to {REQUEST_ID_CHARS_MAX} characters")
@@ -66,8 +68,11 @@ class Admission:
             entry = await self._ledger.journal.find(client.name, request_id) if request_id else None
             was_there = entry is not None  # a retry: whatever has changed since, the job is accepted
             if entry is None:
-                size_bytes = rpc.message_bytes() or request.ByteSize()  # to count takes as long as to copy
+                found = await self._uploads.find_media(client.name, request)
+                message_bytes = rpc.message_bytes() or request.ByteSize()  # to count takes as long as to copy
+                size_bytes = whole_bytes(request, message_bytes, found)
                 with self._place(client.name, client.jobs_max, size_bytes):
+                    await self._uploads.fill(client.name, request, found)
                     entry, was_there = await self._accept_new(request_id, request, client.name)
         if was_there:
             await asyncio.to_thread(_check_same, entry, request)  # its digest takes time where it is large

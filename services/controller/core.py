@@ -14,6 +14,7 @@ from .ledger import Ledger
 from .quarantine import Quarantine
 from .rings import Rings
 from .served_model import ServedModel
+from .uploads import Uploads
 
 
 class Core:
@@ -44,6 +45,7 @@ class Core:
         self.removed = rings.removed
         self.ledger = Ledger(journal)
         self.model = ServedModel(self.ledger, fleet, model)
+        self.uploads = Uploads(result_url)
         self.dispatcher = Dispatcher(rings.by_role, self.ledger, fleet, self.model)
         self.quarantine = Quarantine(self.ledger)
         self.stage_times = StageTimes()

@@ -113,14 +113,20 @@ def suspect(folder: Path) -> None:
 
 
 def digest_of(request: GenerationRequest) -> bytes:
-    """A digest of a request in 32 bytes, without the seed, which may have been drawn and stands in the job."""
+    """A digest of a request in 32 bytes, as the client sent it: without a seed, which may have been drawn and stands in
+    the job, and without the bytes of uploads, which have their ids."""
     seed = request.seed if request.HasField("seed") else None
     request.ClearField("seed")  # and back: a copy of a large request takes as long as all the rest
+    uploaded = [(media, media.data) for media in request.media if media.upload_id]
+    for media, _data in uploaded:
+        media.ClearField("data")
     try:
         return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
     finally:
         if seed is not None:
             request.seed = seed
+        for media, data in uploaded:
+            media.data = data
 
 
 def kept_bytes(entry: JournalEntry) -> int:

@@ -51,7 +51,7 @@ class MediaChecks:
         """Raises InvalidRequest for files that can't be decoded within the bounds, ChecksFull, Unavailable."""
         if not files:
             return
-        with self._place(client, rpc.message_bytes() or sum(len(file.data) for file in files)):
+        with self._place(client, max(rpc.message_bytes(), sum(len(file.data) for file in files))):
             try:
                 refusal = await self._threads.run(client, lambda: self._look(files, client), wait_s=TURN_WAIT_S_MAX)
             except TimeoutError as error:

@@ -30,7 +30,7 @@ FILES = (
 )
 SCALER = {"IsActive", "StreamIsActive", "GetMetricSpec", "StreamMetricSpec", "GetMetrics"}
 """What KEDA calls. It puts all it asks for into one map, whose keys the servicer checks."""
-TAKES_NOTHING = {"ListJobs", "DescribeModel", "GetFleet", "Drain", "GetWorker", *SCALER}
+TAKES_NOTHING = {"ListJobs", "DescribeModel", "GetFleet", "Drain", "GetWorker", "UploadFile", *SCALER}
 """What may be called with an empty message."""
 ONE_OF_TWO = {"UnregisterWorker"}
 PASSED = grpc.StatusCode.INTERNAL

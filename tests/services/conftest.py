@@ -64,7 +64,7 @@ class Bench:
         self.controller = Controller(self.core, self.media)
         stored = StoredFiles(self.core)
         self.service = GenerationServicer(self.core, self.controller.lifecycle, stored)
-        self.files = FileServicer(stored)
+        self.files = FileServicer(stored, self.core.uploads)
 
     async def create(self, client: Identity = ANYONE, request_id: str = "", **fields: Any) -> Job:
         """CreateJob."""

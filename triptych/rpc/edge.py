@@ -52,7 +52,10 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_stream:
             stream = _guard_stream(handler.unary_stream, parse, method, admit)
             return grpc.unary_stream_rpc_method_handler(stream, None, serialize)
-        assert handler.stream_stream, "no service here has calls of another shape"
+        if handler.stream_unary:
+            guarded = _guard_unary(handler.stream_unary, functools.partial(_parsed_stream, parse), method, admit)
+            return grpc.stream_unary_rpc_method_handler(guarded, None, serialize)
+        assert handler.stream_stream, "a call has one of four shapes"
         stream = _guard_stream(handler.stream_stream, parse, method, admit)
         return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
 
@@ -68,10 +71,10 @@ Admit = Callable[[Context], None]
 
 
 def _guard_unary(
-    call: Callable[..., Awaitable[Any]], parse: Parse, method: str, admit: Admit
+    call: Callable[..., Awaitable[Any]], parse: Callable[[Any], Any], method: str, admit: Admit
 ) -> Callable[..., Awaitable[Any]]:
-    async def guarded(data: bytes, context: Context) -> Any:
-        _message_bytes.set(len(data))
+    async def guarded(data: Any, context: Context) -> Any:
+        _message_bytes.set(len(data) if isinstance(data, bytes) else 0)
         loop_watch.METHOD.set(method)
         try:
             admit(context)

@@ -16,7 +16,7 @@ from triptych.v1.worker_pb2 import WorkerState
 Outcome = Literal["succeeded", "failed", "dead_letter", "cancelled", "expired"]
 """How a job ended. A dead letter failed at the cap of attempts, or the same way again; a failed one is not to be tried
 again."""
-Task = Literal["tick", "expire", "publish", "prune", "sweep"]
+Task = Literal["tick", "expire", "publish", "prune", "sweep", "uploads"]
 """The controller's background tasks."""
 Unknown = Literal["job", "lease", "worker"]
 """What the controller finds that nobody knew of: a job, a lease; or a worker that is idle beside work."""

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from triptych.v1 import rules_pb2 as triptych_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/v1/file_service.proto\x12\x0btriptych.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x17triptych/v1/rules.proto\"B\n\x12GetArtifactRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x16\n\x0e\x61rtifact_index\x18\x02 \x01(\r2\x98\x01\n\x0b\x46ileService\x12\x88\x01\n\x0bGetArtifact\x12\x1f.triptych.v1.GetArtifactRequest\x1a\x14.google.api.HttpBody\"@\x90\x02\x01\x8a\xb5\x18\x01\x02\x90\xb5\x18\x02\x82\xd3\xe4\x93\x02.\x12,/v1/jobs/{job_id}/artifacts/{artifact_index}0\x01\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/v1/file_service.proto\x12\x0btriptych.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17triptych/v1/rules.proto\"B\n\x12GetArtifactRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x16\n\x0e\x61rtifact_index\x18\x02 \x01(\r\"\x82\x01\n\x06Upload\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"t\n\x11UploadFileRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\"\n\x04\x62ody\x18\x04 \x01(\x0b\x32\x14.google.api.HttpBody\"9\n\x12UploadFileResponse\x12#\n\x06upload\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Upload\"+\n\x10GetUploadRequest\x12\x17\n\tupload_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"8\n\x11GetUploadResponse\x12#\n\x06upload\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Upload\".\n\x13\x44\x65leteUploadRequest\x12\x17\n\tupload_id\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"\x16\n\x14\x44\x65leteUploadResponse2\x9f\x04\n\x0b\x46ileService\x12\x88\x01\n\x0bGetArtifact\x12\x1f.triptych.v1.GetArtifactRequest\x1a\x14.google.api.HttpBody\"@\x90\x02\x01\x8a\xb5\x18\x01\x02\x90\xb5\x18\x02\x82\xd3\xe4\x93\x02.\x12,/v1/jobs/{job_id}/artifacts/{artifact_index}0\x01\x12\x97\x01\n\nUploadFile\x12\x1e.triptych.v1.UploadFileRequest\x1a\x1f.triptych.v1.UploadFileResponse\"F\x8a\xb5\x18\x01\x01\xa8\xb5\x18\x80\x80\x80\x02\x82\xd3\xe4\x93\x02\x34\"\x0b/v1/uploads:\x04\x62odyZ\x1f\x1a\x17/v1/uploads/{upload_id}:\x04\x62ody(\x01\x12p\n\tGetUpload\x12\x1d.triptych.v1.GetUploadRequest\x1a\x1e.triptych.v1.GetUploadResponse\"$\x8a\xb5\x18\x01\x01\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/uploads/{upload_id}\x12y\n\x0c\x44\x65leteUpload\x12 .triptych.v1.DeleteUploadRequest\x1a!.triptych.v1.DeleteUploadResponse\"$\x8a\xb5\x18\x01\x01\x82\xd3\xe4\x93\x02\x19*\x17/v1/uploads/{upload_id}B5\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,10 +38,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\013triptych.v1P\001Z\026triptych/v1;triptychv1\252\002\013Triptych.V1'
   _globals['_GETARTIFACTREQUEST'].fields_by_name['job_id']._loaded_options = None
   _globals['_GETARTIFACTREQUEST'].fields_by_name['job_id']._serialized_options = b'\240\265\030\001'
+  _globals['_GETUPLOADREQUEST'].fields_by_name['upload_id']._loaded_options = None
+  _globals['_GETUPLOADREQUEST'].fields_by_name['upload_id']._serialized_options = b'\240\265\030\001'
+  _globals['_DELETEUPLOADREQUEST'].fields_by_name['upload_id']._loaded_options = None
+  _globals['_DELETEUPLOADREQUEST'].fields_by_name['upload_id']._serialized_options = b'\240\265\030\001'
   _globals['_FILESERVICE'].methods_by_name['GetArtifact']._loaded_options = None
   _globals['_FILESERVICE'].methods_by_name['GetArtifact']._serialized_options = b'\220\002\001\212\265\030\001\002\220\265\030\002\202\323\344\223\002.\022,/v1/jobs/{job_id}/artifacts/{artifact_index}'
-  _globals['_GETARTIFACTREQUEST']._serialized_start=129
-  _globals['_GETARTIFACTREQUEST']._serialized_end=195
-  _globals['_FILESERVICE']._serialized_start=198
-  _globals['_FILESERVICE']._serialized_end=350
+  _globals['_FILESERVICE'].methods_by_name['UploadFile']._loaded_options = None
+  _globals['_FILESERVICE'].methods_by_name['UploadFile']._serialized_options = b'\212\265\030\001\001\250\265\030\200\200\200\002\202\323\344\223\0024\"\013/v1/uploads:\004bodyZ\037\032\027/v1/uploads/{upload_id}:\004body'
+  _globals['_FILESERVICE'].methods_by_name['GetUpload']._loaded_options = None
+  _globals['_FILESERVICE'].methods_by_name['GetUpload']._serialized_options = b'\212\265\030\001\001\202\323\344\223\002\031\022\027/v1/uploads/{upload_id}'
+  _globals['_FILESERVICE'].methods_by_name['DeleteUpload']._loaded_options = None
+  _globals['_FILESERVICE'].methods_by_name['DeleteUpload']._serialized_options = b'\212\265\030\001\001\202\323\344\223\002\031*\027/v1/uploads/{upload_id}'
+  _globals['_GETARTIFACTREQUEST']._serialized_start=162
+  _globals['_GETARTIFACTREQUEST']._serialized_end=228
+  _globals['_UPLOAD']._serialized_start=231
+  _globals['_UPLOAD']._serialized_end=361
+  _globals['_UPLOADFILEREQUEST']._serialized_start=363
+  _globals['_UPLOADFILEREQUEST']._serialized_end=479
+  _globals['_UPLOADFILERESPONSE']._serialized_start=481
+  _globals['_UPLOADFILERESPONSE']._serialized_end=538
+  _globals['_GETUPLOADREQUEST']._serialized_start=540
+  _globals['_GETUPLOADREQUEST']._serialized_end=583
+  _globals['_GETUPLOADRESPONSE']._serialized_start=585
+  _globals['_GETUPLOADRESPONSE']._serialized_end=641
+  _globals['_DELETEUPLOADREQUEST']._serialized_start=643
+  _globals['_DELETEUPLOADREQUEST']._serialized_end=689
+  _globals['_DELETEUPLOADRESPONSE']._serialized_start=691
+  _globals['_DELETEUPLOADRESPONSE']._serialized_end=713
+  _globals['_FILESERVICE']._serialized_start=716
+  _globals['_FILESERVICE']._serialized_end=1259
 # @@protoc_insertion_point(module_scope)

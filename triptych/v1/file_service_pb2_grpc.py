@@ -46,6 +46,21 @@ class FileServiceStub(object):
                 request_serializer=triptych_dot_v1_dot_file__service__pb2.GetArtifactRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.UploadFile = channel.stream_unary(
+                '/triptych.v1.FileService/UploadFile',
+                request_serializer=triptych_dot_v1_dot_file__service__pb2.UploadFileRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_file__service__pb2.UploadFileResponse.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/triptych.v1.FileService/GetUpload',
+                request_serializer=triptych_dot_v1_dot_file__service__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_file__service__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
+        self.DeleteUpload = channel.unary_unary(
+                '/triptych.v1.FileService/DeleteUpload',
+                request_serializer=triptych_dot_v1_dot_file__service__pb2.DeleteUploadRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_file__service__pb2.DeleteUploadResponse.FromString,
+                _registered_method=True)
 
 
 class FileServiceServicer(object):
@@ -67,6 +82,37 @@ class FileServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadFile(self, request_iterator, context):
+        """Takes a file ahead of the jobs that use it, in pieces. It is complete when
+        `size_bytes` are there, or, where that is 0, when the caller ends the stream in
+        good order. A call that breaks leaves what is there: ask GetUpload for its size,
+        and go on at that offset. Codes: INVALID_ARGUMENT (another offset, an id of
+        another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
+        RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
+        another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
+        Retry: safe with an `upload_id` of one's own, at the offset that GetUpload says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """Says how much of an upload is there. Codes: INVALID_ARGUMENT (an id of another
+        form), NOT_FOUND (nobody's, another client's, or too old). Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUpload(self, request, context):
+        """Removes an upload. Jobs that were accepted with it keep its bytes. Codes:
+        INVALID_ARGUMENT (an id of another form), NOT_FOUND. Retry: safe; the second ends
+        with NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FileServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +120,21 @@ def add_FileServiceServicer_to_server(servicer, server):
                     servicer.GetArtifact,
                     request_deserializer=triptych_dot_v1_dot_file__service__pb2.GetArtifactRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'UploadFile': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadFile,
+                    request_deserializer=triptych_dot_v1_dot_file__service__pb2.UploadFileRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_file__service__pb2.UploadFileResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=triptych_dot_v1_dot_file__service__pb2.GetUploadRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_file__service__pb2.GetUploadResponse.SerializeToString,
+            ),
+            'DeleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUpload,
+                    request_deserializer=triptych_dot_v1_dot_file__service__pb2.DeleteUploadRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_file__service__pb2.DeleteUploadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -109,6 +170,87 @@ class FileService(object):
             '/triptych.v1.FileService/GetArtifact',
             triptych_dot_v1_dot_file__service__pb2.GetArtifactRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadFile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/triptych.v1.FileService/UploadFile',
+            triptych_dot_v1_dot_file__service__pb2.UploadFileRequest.SerializeToString,
+            triptych_dot_v1_dot_file__service__pb2.UploadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.FileService/GetUpload',
+            triptych_dot_v1_dot_file__service__pb2.GetUploadRequest.SerializeToString,
+            triptych_dot_v1_dot_file__service__pb2.GetUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.FileService/DeleteUpload',
+            triptych_dot_v1_dot_file__service__pb2.DeleteUploadRequest.SerializeToString,
+            triptych_dot_v1_dot_file__service__pb2.DeleteUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,25 @@ class FileServiceStub:
     Codes: NOT_FOUND (no such job or file), FAILED_PRECONDITION (the job has not
     succeeded), DATA_LOSS (the stored file's length or digest is wrong). Retry: safe.
     """
+    UploadFile: _grpc.StreamUnaryMultiCallable[_file_service_pb2.UploadFileRequest, _file_service_pb2.UploadFileResponse]
+    """Takes a file ahead of the jobs that use it, in pieces. It is complete when
+    `size_bytes` are there, or, where that is 0, when the caller ends the stream in
+    good order. A call that breaks leaves what is there: ask GetUpload for its size,
+    and go on at that offset. Codes: INVALID_ARGUMENT (another offset, an id of
+    another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
+    RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
+    another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
+    Retry: safe with an `upload_id` of one's own, at the offset that GetUpload says.
+    """
+    GetUpload: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.GetUploadRequest, _file_service_pb2.GetUploadResponse]
+    """Says how much of an upload is there. Codes: INVALID_ARGUMENT (an id of another
+    form), NOT_FOUND (nobody's, another client's, or too old). Retry: safe.
+    """
+    DeleteUpload: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.DeleteUploadRequest, _file_service_pb2.DeleteUploadResponse]
+    """Removes an upload. Jobs that were accepted with it keep its bytes. Codes:
+    INVALID_ARGUMENT (an id of another form), NOT_FOUND. Retry: safe; the second ends
+    with NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class FileServiceAsyncStub(FileServiceStub):
@@ -63,6 +82,25 @@ class FileServiceAsyncStub(FileServiceStub):
     have DownloadResult, which also tells the file's size and SHA-256, and resumes.
     Codes: NOT_FOUND (no such job or file), FAILED_PRECONDITION (the job has not
     succeeded), DATA_LOSS (the stored file's length or digest is wrong). Retry: safe.
+    """
+    UploadFile: _aio.StreamUnaryMultiCallable[_file_service_pb2.UploadFileRequest, _file_service_pb2.UploadFileResponse]  # type: ignore[assignment]
+    """Takes a file ahead of the jobs that use it, in pieces. It is complete when
+    `size_bytes` are there, or, where that is 0, when the caller ends the stream in
+    good order. A call that breaks leaves what is there: ask GetUpload for its size,
+    and go on at that offset. Codes: INVALID_ARGUMENT (another offset, an id of
+    another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
+    RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
+    another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
+    Retry: safe with an `upload_id` of one's own, at the offset that GetUpload says.
+    """
+    GetUpload: _aio.UnaryUnaryMultiCallable[_file_service_pb2.GetUploadRequest, _file_service_pb2.GetUploadResponse]  # type: ignore[assignment]
+    """Says how much of an upload is there. Codes: INVALID_ARGUMENT (an id of another
+    form), NOT_FOUND (nobody's, another client's, or too old). Retry: safe.
+    """
+    DeleteUpload: _aio.UnaryUnaryMultiCallable[_file_service_pb2.DeleteUploadRequest, _file_service_pb2.DeleteUploadResponse]  # type: ignore[assignment]
+    """Removes an upload. Jobs that were accepted with it keep its bytes. Codes:
+    INVALID_ARGUMENT (an id of another form), NOT_FOUND. Retry: safe; the second ends
+    with NOT_FOUND.
     """
 
 class FileServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -84,6 +122,43 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         have DownloadResult, which also tells the file's size and SHA-256, and resumes.
         Codes: NOT_FOUND (no such job or file), FAILED_PRECONDITION (the job has not
         succeeded), DATA_LOSS (the stored file's length or digest is wrong). Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadFile(
+        self,
+        request_iterator: _MaybeAsyncIterator[_file_service_pb2.UploadFileRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_file_service_pb2.UploadFileResponse, _abc.Awaitable[_file_service_pb2.UploadFileResponse]]:
+        """Takes a file ahead of the jobs that use it, in pieces. It is complete when
+        `size_bytes` are there, or, where that is 0, when the caller ends the stream in
+        good order. A call that breaks leaves what is there: ask GetUpload for its size,
+        and go on at that offset. Codes: INVALID_ARGUMENT (another offset, an id of
+        another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
+        RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
+        another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
+        Retry: safe with an `upload_id` of one's own, at the offset that GetUpload says.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUpload(
+        self,
+        request: _file_service_pb2.GetUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_file_service_pb2.GetUploadResponse, _abc.Awaitable[_file_service_pb2.GetUploadResponse]]:
+        """Says how much of an upload is there. Codes: INVALID_ARGUMENT (an id of another
+        form), NOT_FOUND (nobody's, another client's, or too old). Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteUpload(
+        self,
+        request: _file_service_pb2.DeleteUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_file_service_pb2.DeleteUploadResponse, _abc.Awaitable[_file_service_pb2.DeleteUploadResponse]]:
+        """Removes an upload. Jobs that were accepted with it keep its bytes. Codes:
+        INVALID_ARGUMENT (an id of another form), NOT_FOUND. Retry: safe; the second ends
+        with NOT_FOUND.
         """
 
 def add_FileServiceServicer_to_server(servicer: FileServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -122,6 +122,7 @@ class GenerationServiceServicer(object):
 
         Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
         queued), ALREADY_EXISTS (the `request_id` was used for another request),
+        NOT_FOUND (an upload that media name), FAILED_PRECONDITION (it isn't complete),
         RESOURCE_EXHAUSTED (backlog, the client's quota, checks of media or disk full),
         UNAVAILABLE (no encoder has described the model yet). Retry: safe with the same
         `request_id`, which returns the same job.

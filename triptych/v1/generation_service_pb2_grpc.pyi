@@ -55,6 +55,7 @@ class GenerationServiceStub:
 
     Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
     queued), ALREADY_EXISTS (the `request_id` was used for another request),
+    NOT_FOUND (an upload that media name), FAILED_PRECONDITION (it isn't complete),
     RESOURCE_EXHAUSTED (backlog, the client's quota, checks of media or disk full),
     UNAVAILABLE (no encoder has described the model yet). Retry: safe with the same
     `request_id`, which returns the same job.
@@ -126,6 +127,7 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
 
     Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
     queued), ALREADY_EXISTS (the `request_id` was used for another request),
+    NOT_FOUND (an upload that media name), FAILED_PRECONDITION (it isn't complete),
     RESOURCE_EXHAUSTED (backlog, the client's quota, checks of media or disk full),
     UNAVAILABLE (no encoder has described the model yet). Retry: safe with the same
     `request_id`, which returns the same job.
@@ -200,6 +202,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Codes: INVALID_ARGUMENT (names field, value and what is accepted; nothing is
         queued), ALREADY_EXISTS (the `request_id` was used for another request),
+        NOT_FOUND (an upload that media name), FAILED_PRECONDITION (it isn't complete),
         RESOURCE_EXHAUSTED (backlog, the client's quota, checks of media or disk full),
         UNAVAILABLE (no encoder has described the model yet). Retry: safe with the same
         `request_id`, which returns the same job.

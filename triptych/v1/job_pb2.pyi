@@ -302,21 +302,28 @@ class Media(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    UPLOAD_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the input that takes it, for example `image`. Several with one name
     form a list.
     """
     data: _builtins.bytes
-    """The file's bytes: PNG, JPEG, WebP, GIF or MP4."""
+    """The file's bytes: PNG, JPEG, WebP, GIF or MP4. Empty where `upload_id` is set."""
+    upload_id: _builtins.str
+    """In place of `data`: an upload of the same client that is complete (see
+    FileService). The job takes its bytes when it is accepted, and doesn't need it
+    any more. With its bytes a request may be as large as without: 16 MiB.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         data: _builtins.bytes = ...,
+        upload_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "name", b"name", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
