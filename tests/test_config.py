@@ -79,6 +79,25 @@ def test_settings_are_held_against_each_other(argv: list[str], named: str) -> No
     assert named in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:opensesame@db/triptych",
+        "postgresql://db/triptych?password=opensesame",
+        "mysql://db/opensesame",
+        "postgresql://[opensesame/x",
+        "opensesame.db",
+    ],
+)
+def test_a_journals_url_has_no_password_and_is_not_shown(url: str) -> None:
+    """Anybody on a machine reads its command lines."""
+    with pytest.raises(InvalidRequest, match="journal is 'something else'; accepted: postgresql://") as caught:
+        load(ControllerConfig, ["--journal", url], {})
+    assert "opensesame" not in str(caught.value)
+    plain = "postgresql://me@db-1:5432,db-2:5432/triptych?sslmode=verify-full"
+    assert load(ControllerConfig, ["--journal", plain], {}).journal == plain
+
+
 def test_infinity_in_a_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "controller.toml"
     file.write_text("keep_jobs = inf\n")

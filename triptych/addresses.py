@@ -10,7 +10,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from triptych.errors import InvalidRequest
 
@@ -20,6 +20,7 @@ HOST_CHARS_MAX = 253
 
 ACCEPTED = "host:port without a scheme, such as 127.0.0.1:7070, node-1:7070 or [::1]:7070, with a port from 1 to 65535"
 ACCEPTED_TO_SERVE = f"{ACCEPTED}, or 0 for a free one"
+ACCEPTED_DATABASE = "postgresql://user@host:port/database without a password, which comes from PGPASSWORD or PGPASSFILE"
 ACCEPTED_PROXY = "http://host:port or http://user:password@host:port, with a port from 1 to 65535"
 
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -95,6 +96,21 @@ def host_of_url(field: str, text: str) -> str:
     if not _is_host(host):
         raise InvalidRequest(field, text, "http://host:port or https://host:port")
     return host
+
+
+def parse_database(field: str, text: str) -> str:
+    """The URL of a PostgreSQL database, without a password: anybody on a machine may read its command lines.
+
+    Raises InvalidRequest, which shows nothing of the text.
+    """
+    try:
+        parts = urlsplit(text)
+        has_password = parts.password is not None or "password" in parse_qs(parts.query)
+    except ValueError:
+        has_password = True
+    if has_password or parts.scheme not in ("postgresql", "postgres"):
+        raise InvalidRequest(field, "something else", ACCEPTED_DATABASE)
+    return text
 
 
 @dataclass(frozen=True)

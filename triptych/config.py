@@ -87,6 +87,9 @@ class ControllerConfig(ProcessConfig):
 
     address: str = text("127.0.0.1:7070", "host:port to serve on; port 0 takes a free one", check=_to_serve)
     state: str = text(".triptych", "folder of the job journal")
+    journal: str = text(
+        "", "postgresql:// URL of the job journal; default: SQLite in state", check=addresses.parse_database
+    )
     result_url: str = text("", "fsspec URL where decoders store results; default: results/ in the state folder")
     heartbeat_interval_s: float = number(1.0, "time between two reports of a worker", 0.05, 600)
     worker_timeout_s: float = number(10.0, "silence after which a worker counts as dead", 0.2, DAY_S)

@@ -204,6 +204,10 @@ class JournalDamaged(Unavailable):
     retry_after_s = None
 
 
+class TakenOver(Unavailable):
+    """Another controller has taken over: this one may not write any more."""
+
+
 class TransferFailed(Unavailable):
     """A mover could not fetch a room from where it lies."""
 

@@ -48,6 +48,9 @@ PAGE_SIZE = 100
 DOWNLOAD_ATTEMPTS_MAX = 2
 """A file whose digest is wrong is read once more, as rooms are."""
 
+GEN_AI = {"gen_ai.operation.name": "generate_content", "gen_ai.provider.name": "triptych"}
+"""Attributes of a generation by OpenTelemetry's conventions (https://opentelemetry.io/docs/specs/semconv/gen-ai/)."""
+
 Watcher = Callable[[generation_service_pb2.WatchJobResponse], None]
 """Told of each change of a job."""
 
@@ -281,9 +284,9 @@ class AsyncClient:
         if asked and target.suffix.lower() != f".{asked}":
             raise InvalidRequest("output", str(target), f"a file name that ends in .{asked}, as the output format is")
         fields["output_format"] = output_format(target)
-        with telemetry.span("generate") as span:
+        with telemetry.span("generate", kind="client", also=GEN_AI) as span:
             job = await self.create_job(prompt, request_id=request_id, **fields)
-            span.set_attribute("triptych.job_id", job.job_id)
+            span.set_attributes({"triptych.job_id": job.job_id, "gen_ai.request.model": job.model})
             if on_update is not None:
                 on_update(generation_service_pb2.WatchJobResponse(job=job))
             async for update in self.watch_job(job.job_id):
@@ -293,4 +296,6 @@ class AsyncClient:
             check_succeeded(job)
             # The result is kept: where its name was taken meanwhile, the new one has a part of the job's id.
             targets = spare_paths(target, [artifact.name for artifact in job.artifacts], job.job_id)
-            return Generated(job, await self._download_all(job, target, targets))
+            size_bytes = sum(artifact.size_bytes for artifact in job.artifacts)
+            with telemetry.span("result.download", job_id=job.job_id, size_bytes=size_bytes):
+                return Generated(job, await self._download_all(job, target, targets))

@@ -33,6 +33,7 @@ from .ring_service import RingServicer
 from .rings import Rings, open_rings
 from .served_model import ServedModel, stored_model
 from .stored_files import StoredFiles
+from .stores import store_of
 from .upkeep import forever
 
 GENERATION_SERVICE = "triptych.v1.GenerationService"
@@ -48,7 +49,7 @@ async def main() -> None:
     telemetry.setup_logging("controller")
     with telemetry.setup("triptych-controller", config.trace_file, config.metrics_port) as measured:
         process.show_health(config, measured)
-        async with Journal(state) as journal:
+        async with Journal(store_of(config)) as journal:
             security = process.open_security(config)
             result_url = results.check_url("result_url", config.result_url or str(state / RESULTS_FOLDER))
             await asyncio.to_thread(results.check_store, "result_url", result_url)
@@ -86,7 +87,7 @@ async def main() -> None:
             ticking = asyncio.create_task(_work(controller, pruner, sweeper, server))
             process.announce(server.address, server.client_address)
             stopping = asyncio.create_task(stop.wait())
-            ends: list[asyncio.Future[Any]] = [stopping, ticking, journal.damaged]
+            ends: list[asyncio.Future[Any]] = [stopping, ticking, journal.ended]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             media.close()  # or a check would hold the stop up
             await server.stop()
@@ -95,8 +96,8 @@ async def main() -> None:
             rings.close()
             with contextlib.suppress(asyncio.CancelledError):
                 await ticking  # raises what ended it, unless it was cancelled here
-            if journal.damaged.done():
-                raise journal.damaged.result()
+            if journal.ended.done():
+                raise journal.ended.result()
 
 
 async def _work(controller: Controller, pruner: Pruner, sweeper: Sweeper, server: rpc.Server) -> None:

@@ -166,6 +166,7 @@ class Admission:
         entry = JournalEntry(
             job=job,
             traceparent=telemetry.inject(),
+            ready_time=job.create_time,
             transformer_rank=request.transformer_rank,
             decoder_rank=request.decoder_rank,
         )

@@ -66,7 +66,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
 
     @rpc.uninterrupted
     async def StartPhase(self, request: pb.StartPhaseRequest, context: Context) -> pb.StartPhaseResponse:
-        return pb.StartPhaseResponse(request=await self._controller.phases.start(request))
+        return await self._controller.phases.start(request)
 
     @rpc.uninterrupted
     async def CompletePhase(self, request: pb.CompletePhaseRequest, context: Context) -> pb.CompletePhaseResponse:

@@ -1,12 +1,9 @@
-"""The job journal: SQLite in WAL mode on a thread of its own (`journal_thread.py`). A call ends when it is on disk."""
+"""The job journal: a database on a thread of its own (`journal_thread.py`). A call ends when it is on disk."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import itertools
-import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +11,15 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from triptych.errors import InvalidRequest, JournalDamaged, JournalFull, WrongState
+from triptych.errors import JournalDamaged, JournalFull, TakenOver, WrongState
 from triptych.ids import RANK_MAX
 from triptych.v1.job_pb2 import GenerationRequest, JobState
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.model_pb2 import ModelDescription
 
+from .journal_database import EPOCH_KEY, Database, Store
 from .journal_file import digest_of, ended_s, kept_bytes
+from .journal_sqlite import SqliteStore
 from .journal_thread import JournalThread
 
 Result = TypeVar("Result")
@@ -34,45 +33,38 @@ COUNTER_MAX = 2**63 - 1
 class Journal:
     """The controller's only durable state. Use as an async context manager."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, store: Path | Store) -> None:
+        """A folder stands for SQLite in it, for one controller."""
         self.full_s = float("-inf")
         """When it was last too full for a write, on the event loop's clock."""
-        self.damaged: asyncio.Future[JournalDamaged] = asyncio.get_running_loop().create_future()
-        """Done when nothing can be read or written any more: the controller ends, and a person is needed."""
-        self._thread = JournalThread(folder)
+        self.ended: asyncio.Future[JournalDamaged | TakenOver] = asyncio.get_running_loop().create_future()
+        """Done when nothing can be read or written any more: the controller ends."""
+        self._thread = JournalThread(SqliteStore(store) if isinstance(store, Path) else store)
 
     async def __aenter__(self) -> Journal:
-        """Open the folder, making it where needed. Raises InvalidRequest when it can't be used or is in use."""
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
-            self._lock = (self._folder / "lock").open("w")
-        except OSError as error:
-            raise InvalidRequest("state", str(self._folder), f"a folder that can be written ({error})") from error
-        with contextlib.ExitStack() as undo:
-            undo.callback(self._lock.close)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InvalidRequest("state", str(self._folder), "a folder that no other controller uses") from error
-            await self._thread.start()
-            undo.pop_all()
+        """Open it, making it where needed. Raises InvalidRequest when it can't be used or is in use."""
+        await self._thread.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._thread.close()
-        self._lock.close()
 
     # -- meta -------------------------------------------------------------------------------------------------
 
     async def next_epoch(self) -> int:
-        """Count up and return the controller's epoch."""
-        return await self.run(lambda db: _increment(db, "epoch"))
+        """Count up and return the controller's epoch: from now on nobody of an older one writes."""
+
+        def take(db: Database) -> int:
+            db.exclude()
+            return _increment(db, EPOCH_KEY)
+
+        self._thread.epoch = await self.run(take)
+        return self._thread.epoch
 
     async def rank_of(self, instance_id: str) -> int:
         """The rank of a worker's process, or one never given before. Raises WrongState when there is none left."""
 
-        def find(db: sqlite3.Connection) -> int:
+        def find(db: Database) -> int:
             row = db.execute("SELECT rank FROM workers WHERE instance_id = ?", (instance_id,)).fetchone()
             if row:
                 return int(row[0])
@@ -95,7 +87,7 @@ class Journal:
 
     async def forget_worker(self, rank: int) -> None:
         """The process with this rank was evicted or left: if it comes back it gets a new rank."""
-        await self._rows("DELETE FROM workers WHERE rank = ?", rank)
+        await self.run(lambda db: db.execute("DELETE FROM workers WHERE rank = ?", (rank,)).rowcount)
 
     async def ranks(self) -> list[int]:
         """Ranks of the processes that were neither evicted nor have left."""
@@ -107,12 +99,12 @@ class Journal:
         return bytes(rows[0][0]) if rows else b""
 
     async def set_meta(self, key: str, value: bytes) -> None:
-        await self._rows("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
+        await self.run(lambda db: _set(db, key, value))
 
     async def name_models(self) -> None:
         """Once for each journal: jobs that name no model are of the one that it served so far."""
 
-        def name(db: sqlite3.Connection) -> None:
+        def name(db: Database) -> None:
             if db.execute("SELECT 1 FROM meta WHERE key = 'models_named'").fetchone():
                 return
             row = db.execute("SELECT value FROM meta WHERE key = 'model'").fetchone()
@@ -123,7 +115,7 @@ class Journal:
                     entry.job.model = model.model
                     entry.job.model_digest = model.config_digest
                     db.execute("UPDATE jobs SET entry = ? WHERE job_id = ?", (entry.SerializeToString(), job_id))
-            db.execute("INSERT INTO meta VALUES ('models_named', 1)")
+            _set(db, "models_named", b"1")
 
         await self.run(name)
 
@@ -132,7 +124,7 @@ class Journal:
     async def add(self, entry: JournalEntry, request: GenerationRequest) -> JournalEntry | None:
         """Accept a job. Returns the entry that has its client's `request_id`, or its `retry_of`, already; else None."""
 
-        def insert(db: sqlite3.Connection) -> JournalEntry | None:  # large requests take time: not the event loop's
+        def insert(db: Database) -> JournalEntry | None:  # large requests take time: not the event loop's
             job = entry.job
             body = request.SerializeToString(deterministic=True)
             entry.request_sha256 = digest_of(request)
@@ -140,9 +132,8 @@ class Journal:
             row = (job.job_id, job.client, job.request_id, job.retry_of or None, job.state, job.dead_letter)
             values = (*row, ended_s(entry), kept_bytes(entry), entry.SerializeToString())
             columns = "job_id, client, request_id, retry_of, state, dead, ended_s, kept_bytes, entry"
-            try:
-                db.execute(f"INSERT INTO jobs ({columns}) VALUES ({_marks(values)})", values)
-            except sqlite3.IntegrityError:
+            sql = f"INSERT INTO jobs ({columns}) VALUES ({marks(values)}) ON CONFLICT DO NOTHING"
+            if db.execute(sql, values).rowcount == 0:
                 sql = "SELECT entry FROM jobs WHERE (client, request_id) = (?, ?) OR retry_of = ?"
                 return _entry(db.execute(sql, row[1:4]).fetchone())
             db.execute("INSERT INTO requests VALUES (?, ?)", (job.job_id, body))
@@ -158,7 +149,7 @@ class Journal:
         size_bytes = kept_bytes(entry) if is_over else 0
         row = (job.state, job.dead_letter, end_s, size_bytes, entry.SerializeToString(), job.job_id)
 
-        def update(db: sqlite3.Connection) -> None:
+        def update(db: Database) -> None:
             sql = "UPDATE jobs SET state = ?, dead = ?, ended_s = ?, kept_bytes = ?, entry = ? WHERE job_id = ?"
             db.execute(sql, row)
             if is_over and not job.dead_letter:
@@ -179,7 +170,7 @@ class Journal:
     async def get_request(self, job_id: str) -> GenerationRequest | None:
         """The client's request; None when there is no such job, it is over, or its request is damaged."""
 
-        def read(db: sqlite3.Connection) -> GenerationRequest | None:
+        def read(db: Database) -> GenerationRequest | None:
             row = db.execute("SELECT request FROM requests WHERE job_id = ?", (job_id,)).fetchone()
             try:
                 return GenerationRequest.FromString(row[0]) if row else None
@@ -190,7 +181,8 @@ class Journal:
 
     async def unfinished(self, over: Sequence[JobState.ValueType]) -> list[JournalEntry]:
         """Every entry whose state is not in `over`, oldest first."""
-        sql = f"SELECT entry FROM jobs WHERE state NOT IN ({_marks(over)}) ORDER BY sequence"
+        condition = f"WHERE state NOT IN ({marks(over)})" if over else ""
+        sql = f"SELECT entry FROM jobs {condition} ORDER BY sequence"
         return await self.run(lambda db: [_entry(row) for row in db.execute(sql, tuple(over))])
 
     async def page(
@@ -208,21 +200,22 @@ class Journal:
         Any state and any id where none is given; anybody's unless a `client` is. Large entries make it fewer:
         `PAGE_BYTES_MAX`.
         """
-        # Beginnings of ids go by the ids' index, which has few such: `+` keeps the others from being used.
-        by_id = "+" if job_id_prefix else ""
-        conditions: dict[str, Sequence[object]] = {f"{by_id}sequence < ?": [before]}
+        # Beginnings of ids go by the ids' index, which has few such: sums keep the others from being used.
+        number, text = (" + 0", " || ''") if job_id_prefix else ("", "")
+        conditions: dict[str, Sequence[object]] = {f"sequence{number} < ?": [before]}
         if states:
-            conditions[f"{by_id}state IN ({_marks(states)})"] = states
+            conditions[f"state{number} IN ({marks(states)})"] = states
         if client is not None:
-            conditions[f"{by_id}client = ?"] = [client]
+            conditions[f"client{text} = ?"] = [client]
         if job_id_prefix:
             conditions["job_id >= ? AND job_id < ?"] = [job_id_prefix, job_id_prefix + chr(sys.maxunicode)]
         if dead_only:
             conditions["dead"] = []
-        sql = f"SELECT sequence, entry FROM jobs WHERE {' AND '.join(conditions)} ORDER BY {by_id}sequence DESC LIMIT ?"
+        where = " AND ".join(conditions)
+        sql = f"SELECT sequence, entry FROM jobs WHERE {where} ORDER BY sequence{number} DESC LIMIT ?"
         values = [*itertools.chain.from_iterable(conditions.values()), limit]
 
-        def read(db: sqlite3.Connection) -> tuple[list[tuple[int, JournalEntry]], bool]:
+        def read(db: Database) -> tuple[list[tuple[int, JournalEntry]], bool]:
             found = []
             size_bytes = 0
             for row in db.execute(sql, values):  # parsed here: the event loop has others to serve
@@ -237,11 +230,12 @@ class Journal:
     async def delete(self, job_ids: Sequence[str]) -> None:
         """Forget jobs, and with them their request ids."""
 
-        def remove(db: sqlite3.Connection) -> None:
+        def remove(db: Database) -> None:
             for table in ("requests", "jobs"):
-                db.execute(f"DELETE FROM {table} WHERE job_id IN ({_marks(job_ids)})", tuple(job_ids))
+                db.execute(f"DELETE FROM {table} WHERE job_id IN ({marks(job_ids)})", tuple(job_ids))
 
-        await self.run(remove)
+        if job_ids:
+            await self.run(remove)
 
     async def counts(self, client: str | None = None) -> dict[int, int]:
         """Number of jobs by state; of all clients where none is given."""
@@ -249,16 +243,16 @@ class Journal:
             return dict(await self._rows("SELECT state, COUNT(*) FROM jobs GROUP BY state"))
         return dict(await self._rows("SELECT state, COUNT(*) FROM jobs WHERE client = ? GROUP BY state", client))
 
-    async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Do `work` in a transaction of the journal's thread. Raises JournalFull, JournalDamaged."""
+    async def run(self, work: Callable[[Database], Result]) -> Result:
+        """Do `work` in a transaction of the journal's thread. Raises JournalFull, JournalDamaged, TakenOver."""
         try:
             return await self._thread.call(work)
         except JournalFull:
             self.full_s = asyncio.get_running_loop().time()
             raise
-        except JournalDamaged as error:
-            if not self.damaged.done():
-                self.damaged.set_result(error)
+        except (JournalDamaged, TakenOver) as error:
+            if not self.ended.done():
+                self.ended.set_result(error)
             raise
 
     async def _rows(self, sql: str, *values: object) -> list[Any]:
@@ -269,18 +263,23 @@ class Journal:
         return _entry(rows[0]) if rows else None
 
 
-def _increment(db: sqlite3.Connection, key: str) -> int:
+def _increment(db: Database, key: str) -> int:
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     value = int(row[0]) + 1 if row else 1
     if value > COUNTER_MAX:
         raise WrongState(f"the journal's counter {key} is at its end: use another state folder")
-    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    _set(db, key, b"%d" % value)
     return value
+
+
+def _set(db: Database, key: str, value: bytes) -> None:
+    db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value))
 
 
 def _entry(row: Sequence[bytes]) -> JournalEntry:
     return JournalEntry.FromString(row[0])
 
 
-def _marks(values: Sequence[object]) -> str:
+def marks(values: Sequence[object]) -> str:
+    """Places for so many values in a statement; one at least."""
     return ", ".join("?" * len(values))

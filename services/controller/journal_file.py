@@ -22,12 +22,17 @@ from triptych.errors import InvalidRequest
 from triptych.v1.job_pb2 import GenerationRequest
 from triptych.v1.journal_pb2 import JournalEntry
 
+from .journal_database import Database
+
 log = logging.getLogger(__name__)
 
 SUSPECT = "journal.suspect"
 """Its presence asks for a look at the whole file, requests and all, before it is used again."""
 FORMAT_VERSION = 3
 """Layout of the database. Format 2 is brought up to it; another version is refused, never guessed at."""
+UNDAMAGED = "a journal without damage; put a backup in its place"
+BUSY_S = 5.0
+"""How long a statement waits for another process's lock."""
 WAL_BYTES_MAX = 64 * 2**20
 """The write-ahead log is cut back to this once SQLite has moved it into the file."""
 
@@ -66,21 +71,27 @@ COMMIT;
 """All or nothing: half a journal would be refused indefinitely."""
 
 
-def open_file(folder: Path) -> sqlite3.Connection:
+def open_file(folder: Path, *, is_shared: bool = False, is_first: bool = True) -> sqlite3.Connection:
     """Open the journal of a state folder, making it where there is none.
 
+    In a folder that is shared, the first to open it makes and checks it; the others look at its format only.
     Raises InvalidRequest for one of another format or with damage, sqlite3.Error for what SQLite can't open.
     """
     _keep_private(folder)
-    db = sqlite3.connect(folder / JOURNAL_FILE, isolation_level=None)
+    db = sqlite3.connect(folder / JOURNAL_FILE, timeout=BUSY_S, isolation_level=None)
     try:
+        if not is_first:
+            _check_format(db, folder)
+            db.execute("PRAGMA synchronous = FULL")
+            return db
         is_new = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,)
         found = FORMAT_VERSION if is_new else _check_format(db, folder)
         if not is_new:
-            _check_content(db, folder)
+            check_content(db, folder)
         else:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # or the file would never shrink
-        db.execute("PRAGMA journal_mode = WAL")
+        # A log's index is in memory, which hosts don't share.
+        db.execute(f"PRAGMA journal_mode = {'TRUNCATE' if is_shared else 'WAL'}")
         db.execute("PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
         if is_new:
@@ -151,21 +162,25 @@ def _check_format(db: sqlite3.Connection, folder: Path) -> int:
     return int(found[0])
 
 
-def _check_content(db: sqlite3.Connection, folder: Path) -> None:
+def check_content(db: sqlite3.Connection, folder: Path) -> None:
     """SQLite looks at its own structure, and every entry must be one. Requests are read when they are needed; where one
     could not be, the next start looks at all of the file."""
-    accepted = "a journal without damage; put a backup in its place"
     mark = folder / SUSPECT
     for table in ("",) if mark.exists() else ("meta", "workers", "jobs"):
         (answer,) = db.execute(f"PRAGMA quick_check({table or 1})").fetchone()
         if answer != "ok":
-            raise InvalidRequest("state", str(folder), f"{accepted} ({answer})")
+            raise InvalidRequest("state", str(folder), f"{UNDAMAGED} ({answer})")
+    check_entries(db, "state", str(folder))
+    mark.unlink(missing_ok=True)
+
+
+def check_entries(db: sqlite3.Connection | Database, field: str, name: str) -> None:
+    """Raise InvalidRequest unless each job's entry can be read. `field` and `name` say where the journal is."""
     for job_id, entry in db.execute("SELECT job_id, entry FROM jobs"):
         try:
             JournalEntry.FromString(entry)
         except DecodeError as error:
-            raise InvalidRequest("state", str(folder), f"{accepted} (job {job_id!r} can't be read: {error})") from error
-    mark.unlink(missing_ok=True)
+            raise InvalidRequest(field, name, f"{UNDAMAGED} (job {job_id!r} can't be read: {error})") from error
 
 
 def _migrate(db: sqlite3.Connection) -> None:

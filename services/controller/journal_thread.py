@@ -3,14 +3,8 @@
 Calls that arrive while the disk is busy share the next commit, so that a burst of jobs costs a few fsyncs, not one
 each. A call is answered when it is on disk.
 
-| SQLite says | it means | what happens |
-| --- | --- | --- |
-| FULL; IOERR, CANTOPEN where a probe finds no space or quota | the disk is full | JournalFull: nothing was changed |
-| BUSY, LOCKED, NOMEM | somebody else holds it, or memory is short | JournalFull: this passes, too |
-| CORRUPT, NOTADB, READONLY, PERM; IOERR, CANTOPEN otherwise | it is damaged, or may not be written | JournalDamaged |
-| anything else | a bug | the caller gets it |
-
-After JournalDamaged every call ends so, and the controller with them: nobody knows what holds.
+After JournalDamaged or TakenOver every call ends so, and the controller with them: nobody knows what holds, or another
+controller decides it.
 """
 
 from __future__ import annotations
@@ -18,64 +12,51 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import errno
-import logging
-import os
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-from triptych.errors import InvalidRequest, JournalDamaged, JournalFull
+from triptych.errors import JournalDamaged, TakenOver
 
-from . import journal_file
-
-log = logging.getLogger(__name__)
+from .journal_database import EPOCH_KEY, Database, Store
 
 Result = TypeVar("Result")
-Work = Callable[[sqlite3.Connection], Result]
+Work = Callable[[Database], Result]
 
 COMMIT_BATCH_MAX = 256
 """Calls that share a commit: bounds how long the first of them waits."""
-PROBE_BYTES = 2**16
-"""These fit on a disk that isn't full: more than SQLite writes for one change of a job's state."""
-
-_TRANSIENT = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM)
-_MAYBE_FULL = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
-_BROKEN_FILE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_BROKEN = (*_BROKEN_FILE, *_MAYBE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
+CLOSING_S = 30.0
+"""How long what is waiting may take at the end: as long as a slow disk needs. A database that is cut off may take it
+all, and then ends with the process."""
 
 
 class JournalThread:
-    """Runs work on the database of a folder."""
+    """Runs work on a store's database."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        self._damage: JournalDamaged | None = None
-        """The thread's own: once it is set nothing more is done, since nobody knows what holds."""
+        self.epoch: int | None = None
+        """Set once by the controller that takes over: no transaction begins in another epoch."""
+        self._end: JournalDamaged | TakenOver | None = None
+        """The thread's own: once it is set nothing more is done."""
 
     async def start(self) -> None:
-        """Open the database. Raises InvalidRequest."""
+        """Open the database. Raises as `Store.open`."""
         self._thread.start()
-        try:
-            await asyncio.wrap_future(self._opened)
-        except sqlite3.Error as error:
-            accepted = f"a journal that SQLite can read ({error})"
-            raise InvalidRequest("state", str(self._folder), accepted) from error
+        await asyncio.wrap_future(self._opened)
 
     async def close(self) -> None:
         """Do what is waiting, and end."""
         self._calls.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, CLOSING_S)
 
     async def call(self, work: Work[Result]) -> Result:
-        """Do `work` in a transaction. Raises JournalFull, JournalDamaged, and what `work` raises."""
+        """Do `work` in a transaction. Raises JournalFull, JournalDamaged, TakenOver, and what `work` raises."""
         future: concurrent.futures.Future[Result] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()  # it is done, also where the caller goes away
         self._calls.put(_Call(work, future))
@@ -83,7 +64,7 @@ class JournalThread:
 
     def _run(self) -> None:
         try:
-            db = journal_file.open_file(self._folder)
+            db = self._store.open()
         except Exception as error:  # noqa: BLE001  (delivered: its opener would wait indefinitely)
             self._opened.set_exception(error)
             return
@@ -97,7 +78,7 @@ class JournalThread:
                 running = None not in batch
                 self._commit(db, [call for call in batch if call])
 
-    def _commit(self, db: sqlite3.Connection, calls: Sequence[_Call]) -> None:
+    def _commit(self, db: Database, calls: Sequence[_Call]) -> None:
         """Run the calls in one transaction; none is delivered before it is on disk.
 
         Where the disk can't take them together each is tried alone, so that reads and small writes go on. A call that
@@ -105,35 +86,41 @@ class JournalThread:
         """
         if not calls:
             return
-        if self._damage is not None:
-            for call in calls:
-                call.deliver(self._damage)
-            return
-        try:
-            _transaction(db, calls)
-        except sqlite3.Error as error:
-            verdict = self._verdict(error)
-            if len(calls) == 1:
-                calls[0].deliver(verdict)
-                return
+        failure: Exception | None = self._end or self._transaction(db, calls)
+        if isinstance(failure, JournalDamaged | TakenOver):
+            self._end = failure
+        elif failure is not None and len(calls) > 1 and db.is_reachable:
             for call in calls:
                 self._commit(db, [call])
-        else:
-            for call in calls:
-                call.deliver()
+            return
+        for call in calls:
+            call.deliver(failure)
 
-    def _verdict(self, error: sqlite3.Error) -> BaseException:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # the rest says more of the same
-        if code in _TRANSIENT or (code in _MAYBE_FULL and _is_full(self._folder)):
-            return JournalFull(f"the journal can't be written now ({error}); try again later")
-        if code not in _BROKEN:
+    def _transaction(self, db: Database, calls: Sequence[_Call]) -> Exception | None:
+        """All of it or nothing; why nothing."""
+        in_commit = False
+        try:
+            db.begin()
+            self._check_epoch(db)
+            for call in calls:
+                call.run(db)
+            in_commit = True
+            db.commit()
+        except TakenOver as error:
+            db.rollback()
             return error
-        if code in _BROKEN_FILE:
-            journal_file.suspect(self._folder)
-        self._damage = JournalDamaged(f"the journal can't be used ({error})")
-        remedy = "look at its disk and who may write there, or put a backup in its place"
-        log.critical("the journal in %s can't be used (%s): %s", self._folder, error, remedy)
-        return self._damage
+        except db.errors as error:
+            db.rollback()
+            return db.verdict(error, in_commit=in_commit)
+        return None
+
+    def _check_epoch(self, db: Database) -> None:
+        """Raise TakenOver where another controller has counted the epoch up."""
+        if self.epoch is None:
+            return
+        (epoch,) = db.execute("SELECT value FROM meta WHERE key = ?", (EPOCH_KEY,)).fetchone() or (0,)
+        if int(epoch) != self.epoch:
+            raise TakenOver(f"another controller took over in epoch {int(epoch)}; this one is of epoch {self.epoch}")
 
 
 @dataclass
@@ -145,11 +132,11 @@ class _Call:
     result: Any = None
     error: BaseException | None = None
 
-    def run(self, db: sqlite3.Connection) -> None:
+    def run(self, db: Database) -> None:
         self.error = None
         try:
             self.result = self.work(db)
-        except sqlite3.Error:
+        except db.errors:
             raise  # the transaction may be gone, and with it what others did in it
         except Exception as error:  # noqa: BLE001  (delivered to the caller)
             self.error = error
@@ -159,32 +146,3 @@ class _Call:
             self.future.set_exception(failure)
         else:
             self.future.set_result(self.result)
-
-
-def _transaction(db: sqlite3.Connection, calls: Sequence[_Call]) -> None:
-    """All of it or nothing. SQLite ends a transaction by itself on some errors, and commits alone what comes after."""
-    try:
-        db.execute("BEGIN IMMEDIATE")
-        for call in calls:
-            call.run(db)
-        db.execute("COMMIT")
-    except sqlite3.Error:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-def _is_full(folder: Path) -> bool:
-    """Whether a file can't be written because there is no space, or no quota, for it."""
-    probe = folder / "probe"
-    try:
-        with probe.open("wb") as file:
-            file.write(b"\0" * PROBE_BYTES)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
-    return False

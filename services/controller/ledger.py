@@ -116,6 +116,8 @@ class Ledger:
             if after is before:
                 return before, before
             after.job.update_time.GetCurrentTime()
+            if _begins_to_wait(before, after):
+                after.ready_time.CopyFrom(after.job.update_time)
             if jobs.is_over(after):
                 after.job.end_time.CopyFrom(after.job.update_time)
                 _show(self._progress_of(job_id), after.job)
@@ -221,6 +223,12 @@ class Ledger:
     def _wake(self, job_id: str) -> None:
         if event := self._changed.pop(job_id, None):
             event.set()
+
+
+def _begins_to_wait(before: JournalEntry, after: JournalEntry) -> bool:
+    if jobs.is_running(after) or jobs.is_over(after):
+        return False
+    return (before.job.state, before.job.generation) != (after.job.state, after.job.generation)
 
 
 def _show(progress: Progress, job: Job) -> None:

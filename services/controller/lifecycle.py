@@ -20,7 +20,7 @@ from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Dispatch
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.ring_service_pb2 import Lease
 
-from . import jobs
+from . import attempt_spans, jobs
 from .admission import Admission
 from .attempts import attempt_of
 from .core import Core
@@ -167,6 +167,7 @@ class Lifecycle:
         before, after = await core.ledger.apply(job_id, change)
         if after is before:
             return after
+        attempt_spans.record(before, after)
         if after.job.generation != before.job.generation:
             core.ledger.progress.pop(job_id, None)
             if not jobs.is_over(after):

@@ -14,7 +14,7 @@ from triptych.v1 import job_pb2
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 from triptych.v1.journal_pb2 import JournalEntry
 
-from . import attempts, completion, jobs
+from . import attempt_spans, attempts, completion, jobs
 from .core import Core
 from .ledger import is_past_deadline
 from .lifecycle import Lifecycle
@@ -39,15 +39,19 @@ class PhaseReports:
         self._core = core
         self._lifecycle = lifecycle
 
-    async def start(self, request: pb.StartPhaseRequest) -> job_pb2.GenerationRequest:
+    async def start(self, request: pb.StartPhaseRequest) -> pb.StartPhaseResponse:
         """A worker begins a dispatch that it has claimed. Raises LeaseLost when it must drop it."""
         core = self._core
         token = request.token
         core.fleet.check(token.lease.rank, token.role)
+        response = pb.StartPhaseResponse()
 
         def change(entry: JournalEntry) -> JournalEntry:
             core.model.check_own(entry)
-            return jobs.start(entry, token.role, token.generation, token.lease)
+            after = jobs.start(entry, token.role, token.generation, token.lease)
+            attempt_spans.begin(entry, after)
+            attempt_spans.tell(entry, after, response)
+            return after
 
         entry = await self._lifecycle.apply(token.job_id, change)
         core.ledger.restart_progress(token.job_id)
@@ -57,7 +61,8 @@ class PhaseReports:
             await self._lifecycle.give_up(token.job_id, job_pb2.JOB_STATE_FAILED, error)
             raise NotFound(f"there is no request of job {token.job_id!r}")
         core.dispatcher.work.set()
-        return self._share(entry, token.role, stored)
+        response.request.CopyFrom(self._share(entry, token.role, stored))
+        return response
 
     def _share(
         self, entry: JournalEntry, role: Role.ValueType, request: job_pb2.GenerationRequest
@@ -104,8 +109,9 @@ class PhaseReports:
         stage_s = core.ledger.stage_s(token.job_id)
         try:
             await self._lifecycle.apply(token.job_id, change)
-        except LeaseLost:
+        except LeaseLost as error:
             if not await self._was_taken(request):
+                attempt_spans.refused(await core.ledger.journal.get(token.job_id), token, str(error))
                 raise
             stage_s = 0.0
         if stage_s:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import sqlite3
 import time
 from collections import deque
 from typing import NamedTuple
@@ -28,7 +27,8 @@ from triptych.v1.job_pb2 import Job
 from triptych.v1.journal_pb2 import JournalEntry
 
 from . import jobs
-from .journal import Journal
+from .journal import Journal, marks
+from .journal_database import Database
 from .shares import FairThreads
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,6 @@ CLOCK_LAG_S = 3600.0
 """A difference to the machine's clock that is worth a line in the log."""
 STUCK_MAX = 64
 """Jobs whose files can't be removed after which a pass ends: each may take a store's whole timeout."""
-VACUUM_PAGES = 1024
-"""Given back to the disk in one piece: 4 MiB, for which others wait a quarter of a second on a busy machine."""
 AGAIN_S = 600.0
 """When a job's folder is swept for the second time: a process that was stopped for longer is not expected back."""
 SWEEPS_WAITING_MAX = 4096
@@ -116,14 +114,14 @@ class Pruner:
             removed += len(gone)
             if len(stuck) >= STUCK_MAX:
                 break  # the store takes none, it seems
-        while await self._journal.run(_shrink):
+        while await self._journal.run(lambda db: db.shrink()):
             pass
         if errors:
             raise errors[0]
         return removed
 
 
-def _doomed(cutoff_s: float, keep: Keep, stuck: frozenset[str], db: sqlite3.Connection) -> list[JournalEntry]:
+def _doomed(cutoff_s: float, keep: Keep, stuck: frozenset[str], db: Database) -> list[JournalEntry]:
     """A batch of what goes now, oldest first, without what is `stuck`."""
     limit = BATCH_JOBS + len(stuck)
     sql = "SELECT sequence FROM jobs WHERE ended_s < ? ORDER BY ended_s LIMIT ?"
@@ -135,13 +133,14 @@ def _doomed(cutoff_s: float, keep: Keep, stuck: frozenset[str], db: sqlite3.Conn
         if (keep.jobs and count > keep.jobs) or (keep.size_bytes and size_bytes > keep.size_bytes):
             sequences += _excess(db, client, keep)
     sequences = list(dict.fromkeys(sequences))[:limit]
-    marks = ", ".join("?" * len(sequences))
-    rows = db.execute(f"SELECT entry FROM jobs WHERE sequence IN ({marks}) ORDER BY ended_s", sequences)
+    if not sequences:
+        return []
+    rows = db.execute(f"SELECT entry FROM jobs WHERE sequence IN ({marks(sequences)}) ORDER BY ended_s", sequences)
     found = (JournalEntry.FromString(row[0]) for row in rows)
     return [entry for entry in found if entry.job.job_id not in stuck]
 
 
-def _excess(db: sqlite3.Connection, client: str, keep: Keep) -> list[int]:
+def _excess(db: Database, client: str, keep: Keep) -> list[int]:
     """A client's finished jobs beyond its bounds, oldest first: those behind the newest that fit."""
     sql = "SELECT sequence, kept_bytes FROM jobs WHERE client = ? AND ended_s IS NOT NULL ORDER BY ended_s DESC"
     total_bytes = 0
@@ -153,19 +152,9 @@ def _excess(db: sqlite3.Connection, client: str, keep: Keep) -> list[int]:
     return found[::-1]
 
 
-def _newest_ends(db: sqlite3.Connection) -> list[float | None]:
+def _newest_ends(db: Database) -> list[float | None]:
     """When the last job ended, in a row of one: None where none has."""
     return list(db.execute("SELECT MAX(ended_s) FROM jobs").fetchone())
-
-
-def _shrink(db: sqlite3.Connection) -> bool:
-    """Give a piece of the file's free space back to the disk. Returns whether there is more."""
-    (free_pages,) = db.execute("PRAGMA freelist_count").fetchone()
-    if free_pages <= VACUUM_PAGES:
-        return False  # soon used again
-    db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
-    (left_pages,) = db.execute("PRAGMA freelist_count").fetchone()
-    return bool(left_pages < free_pages)  # not where the file can't shrink, see `journal_file`
 
 
 class Sweeper:

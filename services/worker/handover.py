@@ -40,7 +40,7 @@ def next_dispatch(
         model_digest=before.model_digest,
         receiver_rank=request.transformer_rank if is_encoder else before.decoder_rank,
         decoder_rank=request.decoder_rank if is_encoder else 0,
-        traceparent=telemetry.inject(),
+        traceparent=before.traceparent or telemetry.inject(),
     )
     if before.HasField("deadline_time"):
         dispatch.deadline_time.CopyFrom(before.deadline_time)
@@ -52,6 +52,22 @@ def next_dispatch(
     while dispatch.tensors and dispatch.ByteSize() > DISPATCH_BYTES_MAX:
         dispatch.tensors.pop()
     return dispatch
+
+
+def shape_of(dispatch: Dispatch) -> str | None:
+    """The shape of the latents in a dispatch's room, as `1x16x2x4x8`; None where there are none."""
+    return "x".join(map(str, dispatch.latent_shape.dimensions)) or None
+
+
+def messaging(ring: str, name: str, kind: str) -> dict[str, str]:
+    """Attributes of a span for what goes through a ring, by OpenTelemetry's conventions for messages
+    (https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/)."""
+    return {
+        "messaging.system": "triptych",
+        "messaging.destination.name": ring,
+        "messaging.operation.name": name,
+        "messaging.operation.type": kind,
+    }
 
 
 class Handover:
@@ -71,10 +87,16 @@ class Handover:
             dispatch.publish_time.GetCurrentTime()
             await sink.publish(dispatch, dispatch.receiver_rank)
 
-        span_name = f"publish {ring_name(RING_OF[dispatch.role])}"
-        shape = "x".join(map(str, dispatch.latent_shape.dimensions)) or None
-        with telemetry.span(span_name, kind="producer", job_id=dispatch.job_id, rank=rank, latent_shape=shape):
-            dispatch.traceparent = telemetry.inject()
+        ring = ring_name(RING_OF[dispatch.role])
+        with telemetry.span(
+            f"publish {ring}",
+            kind="producer",
+            also=messaging(ring, "publish", "send"),
+            job_id=dispatch.job_id,
+            rank=rank,
+            ring=ring,
+            latent_shape=shape_of(dispatch),
+        ):
             await self._until_taken(running, publish)
 
     async def ack(self, running: Running) -> None:

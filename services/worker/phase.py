@@ -9,35 +9,32 @@ thread of their own. Both see `Running`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from triptych import telemetry
 from triptych.errors import JobCancelled, LeaseLost, TriptychError, WorkerBroken, public_text
 from triptych.model.inputs import resolve, texts_of
 from triptych.rings.access import RingAccess
-from triptych.roles import ring_name
+from triptych.roles import ring_name, role_name
 from triptych.stages import Step
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER
+from triptych.v1.fleet_service_pb2 import StartPhaseResponse
 from triptych.v1.job_pb2 import GenerationRequest, TokensCut
 
 from . import memory_report
 from .delivery import Delivery
 from .equipment import Equipment, StageThread
-from .handover import Handover, next_dispatch
+from .handover import Handover, messaging, next_dispatch, shape_of
 from .health import Health, is_ours, is_out_of_memory, is_poison
 from .link import Link
 from .report import PhaseReporter
 from .rooms import Rooms
-from .running import Running, seconds_of
+from .running import Running
 from .self_check import SelfCheck, size_of
 
 log = logging.getLogger(__name__)
-
-CLOCK_SKEW_MAX_S = 3600.0
-"""How far another host's clock may be ahead for its times to be worth showing."""
 
 
 class Phases:
@@ -60,11 +57,13 @@ class Phases:
         the worker goes on after any other."""
         reporter = PhaseReporter(self._link, self._stage.role, running, self._equipment.config.device)
         broken = ""
-        with self._observed(running):
+        lease, dispatch = running.claimed
+        with telemetry.log_context(job_id=dispatch.job_id, rank=lease.rank):
             end = self._handover.ack
             try:
-                request = await reporter.start()
-                await self._work(running, request, reporter)
+                started = await self._begin(running, reporter)
+                with telemetry.within(started.traceparent or dispatch.traceparent):
+                    await self._work(running, started.request, reporter)
                 self.health.succeeded()
                 self._self_check.succeeded()
             except LeaseLost as error:
@@ -104,31 +103,34 @@ class Phases:
             span.set_attribute("triptych.check", "passed")
             self.health.passed()
 
-    @contextlib.contextmanager
-    def _observed(self, running: Running) -> Iterator[None]:
-        """The job's trace and logs: how long it waited in the ring, and a span for all that happens to it here."""
+    async def _begin(self, running: Running, reporter: PhaseReporter) -> StartPhaseResponse:
+        """Tell the controller that the phase begins. Here belong the job's wait and its claim, in traces and metrics.
+
+        Raises LeaseLost when the dispatch is to be dropped.
+        """
         lease, dispatch = running.claimed
+        job_id, rank, attempt, ring = dispatch.job_id, lease.rank, lease.attempt, ring_name(lease.ring)
         parent = telemetry.extract(dispatch.traceparent)
-        ring = ring_name(lease.ring)
-        job_id = dispatch.job_id
-        rank = lease.rank
-        published_s = seconds_of(dispatch.publish_time)
-        if 0.0 < published_s < time.time() + CLOCK_SKEW_MAX_S:
-            with telemetry.span("queue.wait", parent=parent, start_s=published_s, ring=ring, job_id=job_id, rank=rank):
-                self._metrics.queue_waited(max(0.0, time.time() - published_s))
-        if lease.attempt:
+        claimed_s = time.time()
+        if attempt:
             self._metrics.redelivered()
-        name = f"claim {ring}"
-        attempt = lease.attempt
-        with (
-            telemetry.log_context(job_id=job_id, rank=rank),
-            telemetry.span(name, kind="consumer", parent=parent, ring=ring, attempt=attempt, job_id=job_id, rank=rank),
-        ):
-            yield
+        also = messaging(ring, "claim", "receive")
+        with telemetry.span(
+            f"claim {ring}", kind="consumer", parent=parent, also=also, job_id=job_id, rank=rank, attempt=attempt
+        ) as span:
+            started = await reporter.start()
+            telemetry.link(span, started.earlier_traceparent)
+        if started.HasField("wait"):
+            wait_s = started.wait.ToNanoseconds() / 1e9
+            with telemetry.span(
+                "queue.wait", parent=parent, start_s=claimed_s - wait_s, job_id=job_id, rank=rank, ring=ring
+            ):
+                self._metrics.queue_waited(wait_s)
+        return started
 
     async def _work(self, running: Running, request: GenerationRequest, reporter: PhaseReporter) -> None:
         inputs = await self._inputs(running, request, reporter)
-        outputs = await self._run_stage(running, inputs)
+        outputs = await self._run_stage(running, inputs, _size_of(request))
         if self._stage.role == ROLE_DECODER:
             await self._delivery.run(running, request, outputs, reporter)
             return
@@ -162,7 +164,7 @@ class Phases:
         self._self_check.began(inputs, size_bytes)
         return inputs
 
-    async def _run_stage(self, running: Running, inputs: Mapping[str, object]) -> Mapping[str, object]:
+    async def _run_stage(self, running: Running, inputs: Mapping[str, object], size: str) -> Mapping[str, object]:
         loop = asyncio.get_running_loop()
 
         def on_step(step: Step) -> None:
@@ -172,8 +174,24 @@ class Phases:
             span.add_event("step", {"step": step.step, "step_count": step.step_count})
             loop.call_soon_threadsafe(self._link.notify)
 
+        dispatch = running.dispatch
         started_s = time.monotonic()
-        with telemetry.span("stage.run", job_id=running.dispatch.job_id, rank=self._link.membership.rank) as span:
+        with telemetry.span(
+            "stage.run",
+            also={"gen_ai.request.model": self._equipment.model.model},
+            job_id=dispatch.job_id,
+            rank=self._link.membership.rank,
+            role=role_name(self._stage.role),
+            size=size or None,
+            latent_shape=shape_of(dispatch),
+        ) as span:
             outputs = await self._in_thread(lambda: self._stage.run(inputs, on_step, running.should_stop))
             self._metrics.stage_ran(time.monotonic() - started_s)  # inside of the span, which it points to
+            span.set_attribute("triptych.step_count", running.step_count)
         return outputs
+
+
+def _size_of(request: GenerationRequest) -> str:
+    """Width, height and frames that an encoder is asked for, as `832x480x81`; empty for what the request leaves open,
+    and for other roles, which aren't told."""
+    return "x".join(str(number) for number in (request.width, request.height, request.num_frames) if number)

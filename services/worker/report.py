@@ -25,7 +25,7 @@ from triptych.limits import REQUEST_BYTES_MAX
 from triptych.security import privacy
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Dispatch, Role
-from triptych.v1.job_pb2 import Artifact, GenerationRequest, TokensCut
+from triptych.v1.job_pb2 import Artifact, TokensCut
 
 from . import memory_report
 from .health import is_out_of_memory, is_poison
@@ -47,20 +47,24 @@ class PhaseReporter:
         self._private: list[str] = []
         """What the client wrote, as far as this worker knows it. Libraries quote their input in errors."""
 
-    async def start(self) -> GenerationRequest:
-        """Begin: what the role needs of the request. Raises LeaseLost when the dispatch is to be dropped."""
+    async def start(self) -> pb.StartPhaseResponse:
+        """Begin: what the role needs of the request, and what traces need.
+
+        Raises LeaseLost when the dispatch is to be dropped.
+        """
 
         def make() -> Awaitable[pb.StartPhaseResponse]:
             return self._link.fleet.StartPhase(pb.StartPhaseRequest(token=self._token()))
 
         size_bytes = REQUEST_BYTES_MAX if self._role == ROLE_ENCODER else 0  # others aren't given the whole request
         try:
-            request = (await self._link.call(make, size_bytes=size_bytes)).request
+            started = await self._link.call(make, size_bytes=size_bytes)
         except NotFound as error:
             raise LeaseLost(str(error)) from error
+        request = started.request
         texts = privacy.texts_in(json_format.MessageToDict(request.parameters))
         self.keep_private([request.prompt, request.negative_prompt, *texts])
-        return request
+        return started
 
     def keep_private(self, texts: Iterable[str]) -> None:
         """Keep these texts out of logs and job records. Beside encoders, a role knows them from its inputs only."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from triptych.rings.ring import Claimed
 from triptych.v1.dispatch_pb2 import Dispatch
 
@@ -46,8 +44,3 @@ class Running:
         ends a job nor refuses one.
         """
         return self.stop
-
-
-def seconds_of(moment: Timestamp) -> float:
-    """A moment in Unix seconds. Unlike protobuf's own conversion it takes any year."""
-    return float(moment.seconds) + moment.nanos * 1e-9

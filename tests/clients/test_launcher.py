@@ -218,6 +218,8 @@ def another(setting: Field[Any]) -> object:
     if known.get("among"):
         return known["among"][-1]
     if isinstance(setting.default, str):
+        if setting.name == "journal":
+            return "postgresql:///x"
         return "127.0.0.1:7" if setting.name.endswith("address") else "x"
     return min(setting.default + 1, known["maximum"])
 

@@ -21,7 +21,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from services.controller.generation_service import _sequence_of
-from services.worker.running import Running, seconds_of
+from services.worker.running import Running
 from tests.fuzz import samples
 from tests.fuzz.nasty import Known, Nasty, mutate
 from triptych import telemetry
@@ -110,7 +110,6 @@ def _read_dispatch(dispatch: dispatch_pb2.Dispatch) -> None:
     lease = ring_service_pb2.Lease(ring=dispatch_pb2.RING_PHASE1, rank=RANK)
     telemetry.trace_id(telemetry.extract(dispatch.traceparent))
     Running(Claimed(lease, dispatch), EPOCH).should_stop()
-    seconds_of(dispatch.publish_time)
     with contextlib.suppress(InvalidRequest):
         payload_of(dispatch, dispatch.receiver_rank, GEOMETRY)
 

@@ -23,6 +23,8 @@ HOSTS = (CONTROLLER, *worker_names(dict.fromkeys(ROLES, 1)), "decoder-1")
 """Named for the process that runs there."""
 FAKE = ("--fake-stage-seconds", "0.3")
 TRACE_FILE = "trace.jsonl"
+_RULES, _RULES_END = 100, 200
+"""Preferences of `shut`'s rules: after the local table, before the main one."""
 _IN_HOST = 'mount --bind "$0" /dev/shm && exec "$@"'
 
 
@@ -63,6 +65,22 @@ class Hosts(Network):
         out = subprocess.run(["ip", "-s", "-j", "link"], capture_output=True, check=True, text=True).stdout
         received: dict[str, Any] = {link["ifname"]: link["stats64"]["rx"]["bytes"] for link in json.loads(out)}
         return {name: int(received[self._port(name)]) for name in HOSTS}
+
+    async def shut(self, name: str, but: Sequence[int] = ()) -> None:
+        """As a firewall that answers nothing: from now on a host sends TCP from and to these ports only."""
+        open_ports = [(way, str(port)) for port in but for way in ("sport", "dport")]
+        for preference, (way, port) in enumerate(open_ports, _RULES):
+            rule = ("ipproto", "tcp", way, port, "lookup", "main")
+            await run(*self.prefix(name), "ip", "rule", "add", "pref", str(preference), *rule)
+        last = str(_RULES + len(open_ports))
+        await run(*self.prefix(name), "ip", "rule", "add", "pref", last, "ipproto", "tcp", "blackhole")
+
+    async def unshut(self, name: str) -> None:
+        """Undo `shut`."""
+        rules = json.loads(await run(*self.prefix(name), "ip", "-j", "rule"))
+        for rule in rules:
+            if _RULES <= rule["priority"] < _RULES_END:
+                await run(*self.prefix(name), "ip", "rule", "del", "pref", str(rule["priority"]))
 
     def _shared_memory(self, name: str) -> Path:
         return self._folder / "shm" / name

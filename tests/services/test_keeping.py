@@ -157,7 +157,7 @@ async def test_a_damaged_file_ends_all_calls_and_is_looked_at_at_the_next_start(
                 await journal.get_request("job-1")
         with pytest.raises(JournalDamaged):
             await journal.next_epoch()  # nothing is promised any more
-        assert journal.damaged.done()
+        assert journal.ended.done()
     with pytest.raises(InvalidRequest, match="put a backup in its place"):
         await Journal(tmp_path).__aenter__()
     (tmp_path / journal_file.SUSPECT).unlink()
@@ -169,7 +169,7 @@ async def test_a_file_that_may_not_be_written_is_no_full_disk(tmp_path: Path) ->
         await journal.run(lambda db: db.execute("PRAGMA query_only = 1") and None)
         with pytest.raises(JournalDamaged, match="can't be used"):
             await journal.next_epoch()
-        assert journal.damaged.done()
+        assert journal.ended.done()
 
 
 async def test_a_request_that_can_not_be_read_holds_up_no_migration(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from services.controller import attempts
 from services.controller.fleet_service import FleetServicer
+from services.controller.journal_database import Database
 from services.controller.journal_file import kept_bytes
 from tests.services.conftest import Bench, OpenBench
 from triptych.errors import FAILURE_CHARS_MAX
@@ -58,9 +58,10 @@ async def fill(bench: Bench) -> None:
         job = one.job
         rows.append((job.job_id, job.client, job.request_id, job.state, kept_bytes(one), one.SerializeToString()))
 
-    def insert(db: sqlite3.Connection) -> None:
+    def insert(db: Database) -> None:
         columns = "job_id, client, request_id, state, kept_bytes, entry, dead"
-        db.executemany(f"INSERT INTO jobs ({columns}) VALUES (?, ?, ?, ?, ?, ?, 0)", rows)
+        for row in rows:
+            db.execute(f"INSERT INTO jobs ({columns}) VALUES (?, ?, ?, ?, ?, ?, 0)", row)
 
     await bench.journal.run(insert)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from services.controller import pruning
+from services.controller import journal_sqlite, pruning
 from services.controller.journal import Journal
+from services.controller.journal_database import Database
 from services.controller.pruning import CLOCK_RATE, SECONDS_A_DAY, Keep, Pruner
 from triptych.media import results
 from triptych.v1.job_pb2 import (
@@ -203,8 +203,8 @@ async def test_the_file_shrinks_when_what_is_over_goes(state: State) -> None:
     await state.prune()
     after = await state.journal.run(_pages)
     assert before > count * 2**20 // 4096
-    assert after < pruning.VACUUM_PAGES + 1000
+    assert after < journal_sqlite.VACUUM_PAGES + 1000
 
 
-def _pages(db: sqlite3.Connection) -> int:
+def _pages(db: Database) -> int:
     return int(db.execute("PRAGMA page_count").fetchone()[0])

@@ -30,7 +30,7 @@ async def test_a_deadline_that_passes_at_the_encoder_is_no_fault_of_the_request(
         job = await bench.create(deadline_time=deadline_time)
         lease = Lease(ring=RING_REQUEST, slot=0, ticket=1, rank=rank)
         token = PhaseToken(job_id=job.job_id, role=ROLE_ENCODER, generation=job.generation, lease=lease)
-        request = await bench.controller.phases.start(StartPhaseRequest(token=token))
+        request = (await bench.controller.phases.start(StartPhaseRequest(token=token))).request
         assert request == GenerationRequest(prompt="a circle", seed=job.seed, deadline_time=deadline_time)
         request.deadline_time.FromSeconds(1)
         assert resolve(request, bench.model).seed == job.seed
@@ -53,7 +53,8 @@ async def test_each_role_is_given_what_it_needs_of_a_request(open_bench: OpenBen
             await bench.core.dispatcher.publish_waiting()
             claimed = await bench.rings[role].claim(ranks[role])
             assert claimed is not None
-            given[role] = await bench.controller.phases.start(StartPhaseRequest(token=token_for(claimed, role)))
+            started = await bench.controller.phases.start(StartPhaseRequest(token=token_for(claimed, role)))
+            given[role] = started.request
             if role != ROLE_DECODER:
                 await complete(bench, claimed, role, number)
         assert given[ROLE_ENCODER].parameters == parameters

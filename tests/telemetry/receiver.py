@@ -50,8 +50,8 @@ class Received:
 @dataclass
 class _Store:
     spans: list[Received] = field(default_factory=list)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    """As they came last, by name."""
+    metrics: dict[tuple[str, str], Any] = field(default_factory=dict)
+    """As they came last, by service and name."""
     metric_instances: set[str] = field(default_factory=set)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -81,12 +81,20 @@ class Receiver:
     def metric_names(self) -> set[str]:
         """Names of all metrics so far."""
         with self._store.changed:
-            return set(self._store.metrics)
+            return {name for _service, name in self._store.metrics}
 
-    def exemplar_traces(self, name: str) -> set[str]:
+    def metric_labels(self) -> dict[tuple[str, str], set[str]]:
+        """The keys of all metrics' attributes, by service and name."""
+        with self._store.changed:
+            return {
+                key: {pair.key for point in _points(metric) for pair in point.attributes}
+                for key, metric in self._store.metrics.items()
+            }
+
+    def exemplar_traces(self, service: str, name: str) -> set[str]:
         """Ids of the traces that the latest of a histogram's points name as examples."""
         with self._store.changed:
-            points = self._store.metrics[name].histogram.data_points
+            points = _points(self._store.metrics[service, name])
             return {exemplar.trace_id.hex() for point in points for exemplar in point.exemplars}
 
     @property
@@ -147,7 +155,7 @@ class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
     def Export(self, request: Any, context: Any) -> Any:
         with self._store.changed:
             self._store.metrics |= {
-                metric.name: metric
+                (_attributes(resource.resource.attributes).get("service.name", ""), metric.name): metric
                 for resource in request.resource_metrics
                 for scope in resource.scope_metrics
                 for metric in scope.metrics
@@ -158,6 +166,10 @@ class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
             }
             self._store.changed.notify_all()
         return metrics_service_pb2.ExportMetricsServiceResponse()
+
+
+def _points(metric: Any) -> Any:
+    return getattr(metric, metric.WhichOneof("data")).data_points
 
 
 def _received(resource: dict[str, Any], scope: tuple[str, str], span: Any) -> Received:

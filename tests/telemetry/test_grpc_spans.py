@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind
 from tests.filled import filled
 from tests.telemetry.receiver import Received, Receiver, of_job, the_root
 from triptych import rpc, telemetry
-from triptych.errors import LeaseLost
+from triptych.errors import LeaseLost, NotFound
 from triptych.v1 import fleet_service_pb2 as fleet
 from triptych.v1 import fleet_service_pb2_grpc as fleet_grpc
 from triptych.v1 import generation_service_pb2 as generation
@@ -34,6 +34,9 @@ class Generation(generation_grpc.GenerationServiceServicer):
     async def CreateJob(self, request: Any, context: Any) -> Any:
         self.traceparent = telemetry.inject()
         return generation.CreateJobResponse()
+
+    async def CancelJob(self, request: Any, context: Any) -> Any:
+        raise NotFound(f"there is no job {request.job_id!r}")
 
     async def GetJob(self, request: Any, context: Any) -> Any:
         return generation.GetJobResponse()
@@ -100,40 +103,26 @@ def named(spans: list[Received], name: str, kind: SpanKind) -> Received:
     return found[0]
 
 
-async def test_a_jobs_calls_form_one_trace(exporting: Receiver) -> None:
+async def test_a_call_makes_one_span_at_its_server_in_its_callers_trace(exporting: Receiver) -> None:
     with telemetry.setup("all-in-one"):
         servicer = Generation()
         async with serving(servicer) as address, rpc.open_channel(address) as channel:
-            with telemetry.span("generate", kind="client") as span:
+            with telemetry.span("generate", kind="client", job_id=JOB):
                 await generation_grpc.GenerationServiceStub(channel).CreateJob(filled(generation.CreateJobRequest))
-                span.set_attribute("triptych.job_id", JOB)
-            parent = telemetry.extract(servicer.traceparent)
-            with telemetry.span("claim request", kind="consumer", parent=parent, job_id=JOB, rank=1):
-                await fleet_grpc.FleetServiceStub(channel).StartPhase(filled(fleet.StartPhaseRequest))
-                chunks = [
-                    r.chunk
-                    async for r in worker_grpc.WorkerServiceStub(channel).FetchRoom(filled(worker.FetchRoomRequest))
-                ]
-                with telemetry.span("publish phase1", kind="producer", job_id=JOB):
-                    await ring_grpc.RingServiceStub(channel).Publish(filled(ring.PublishRequest))
-    assert chunks == [b"x"] * 3
     spans = of_job(exporting.spans, JOB)
     assert the_root(spans).name == "generate"
-    create = named(spans, "CreateJob", SpanKind.SERVER)
-    assert create.parent_id == named(spans, "CreateJob", SpanKind.CLIENT).span_id
-    claim = named(spans, "claim request", SpanKind.CONSUMER)
-    assert claim.parent_id == create.span_id
-    assert claim.attributes == {"triptych.job_id": JOB, "triptych.rank": 1}
-    for method in ("StartPhase", "FetchRoom"):
-        assert named(spans, method, SpanKind.CLIENT).parent_id == claim.span_id
-        assert named(spans, method, SpanKind.SERVER).parent_id == named(spans, method, SpanKind.CLIENT).span_id
-    assert (
-        named(spans, "Publish", SpanKind.CLIENT).parent_id == named(spans, "publish phase1", SpanKind.PRODUCER).span_id
-    )
-    assert len(spans) == len(exporting.spans) == 11
+    create = named(spans, "triptych.v1.GenerationService/CreateJob", SpanKind.SERVER)
+    assert create.parent_id == the_root(spans).span_id
+    assert telemetry.trace_id(telemetry.extract(servicer.traceparent)) == create.trace_id
+    assert create.attributes == {
+        "rpc.system.name": "grpc",
+        "rpc.method": "triptych.v1.GenerationService/CreateJob",
+        "rpc.response.status_code": "OK",
+    }
+    assert len(spans) == len(exporting.spans) == 2
 
 
-async def test_polling_and_long_streams_make_no_spans(exporting: Receiver) -> None:
+async def test_polling_streams_and_a_workers_calls_make_no_spans(exporting: Receiver) -> None:
     with telemetry.setup("all-in-one"):
         async with serving(Generation()) as address, rpc.open_channel(address) as channel:
             fleet_stub = fleet_grpc.FleetServiceStub(channel)
@@ -145,14 +134,20 @@ async def test_polling_and_long_streams_make_no_spans(exporting: Receiver) -> No
                 assert len([r async for r in generation_stub.WatchJob(filled(generation.WatchJobRequest))]) == 1
                 await generation_stub.GetJob(filled(generation.GetJobRequest))
                 await fleet_stub.GetFleet(fleet.GetFleetRequest())
-                await ring_grpc.RingServiceStub(channel).Claim(filled(ring.ClaimRequest))
+                rings = ring_grpc.RingServiceStub(channel)
+                await rings.Claim(filled(ring.ClaimRequest))
+                await rings.Publish(filled(ring.PublishRequest))
+                await fleet_stub.StartPhase(filled(fleet.StartPhaseRequest))
+                room = worker_grpc.WorkerServiceStub(channel).FetchRoom(filled(worker.FetchRoomRequest))
+                assert [r.chunk async for r in room] == [b"x"] * 3
                 await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
                 asked = reflection_pb2.ServerReflectionRequest(list_services="")
                 listed = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]))
                 assert len([r async for r in listed]) == 1
 
             await poll()
-            await fleet_stub.StartPhase(filled(fleet.StartPhaseRequest))  # a job's call, but outside of any job's trace
+            with pytest.raises(grpc.aio.AioRpcError):
+                await generation_stub.CancelJob(filled(generation.CancelJobRequest))  # outside of any trace
             with telemetry.span("a job"):
                 await poll()
     assert [span.name for span in exporting.spans] == ["a job"]
@@ -164,17 +159,30 @@ async def test_a_call_without_a_trace_begins_one_at_the_controller(exporting: Re
         async with serving(servicer) as address, grpc.aio.insecure_channel(address) as bare:
             await generation_grpc.GenerationServiceStub(bare).CreateJob(filled(generation.CreateJobRequest))
     root = the_root(exporting.spans)
-    assert root.name == "/triptych.v1.GenerationService/CreateJob"
+    assert root.name == "triptych.v1.GenerationService/CreateJob"
     assert root.trace_id == telemetry.trace_id(telemetry.extract(servicer.traceparent))
 
 
-async def test_an_error_keeps_its_class_and_marks_both_spans(exporting: Receiver) -> None:
+async def test_an_error_marks_the_span_and_keeps_the_callers_values_out(exporting: Receiver) -> None:
     with telemetry.setup("all-in-one"):
         async with serving(Generation()) as address, rpc.open_channel(address) as channel:
-            with pytest.raises(grpc.aio.AioRpcError) as caught, telemetry.span("claim phase1", kind="consumer"):
-                await fleet_grpc.FleetServiceStub(channel).CompletePhase(filled(fleet.CompletePhaseRequest))
-    assert type(rpc.error_from(caught.value)) is LeaseLost
-    client = named(exporting.spans, "CompletePhase", SpanKind.CLIENT)
-    server = named(exporting.spans, "CompletePhase", SpanKind.SERVER)
-    assert client.status_code == 2
-    assert client.attributes["rpc.grpc.status_code"] == server.attributes["rpc.grpc.status_code"] == 10
+            stub = generation_grpc.GenerationServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as caught, telemetry.span("of a caller"):
+                await stub.CancelJob(generation.CancelJobRequest(job_id="job-secret"))
+    assert type(rpc.error_from(caught.value)) is NotFound
+    cancel = named(exporting.spans, "CancelJob", SpanKind.SERVER)
+    assert cancel.status_code == 2
+    assert cancel.attributes["rpc.response.status_code"] == cancel.attributes["error.type"] == "NOT_FOUND"
+    assert "secret" not in repr(cancel)
+
+
+async def test_a_trace_state_goes_along(exporting: Receiver) -> None:
+    servicer = Generation()
+    traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
+    with telemetry.setup("controller"):
+        async with serving(servicer) as address, grpc.aio.insecure_channel(address) as bare:
+            metadata = (("traceparent", traceparent), ("tracestate", "vendor=1"))
+            stub = generation_grpc.GenerationServiceStub(bare)
+            await stub.CreateJob(filled(generation.CreateJobRequest), metadata=metadata)
+    (span,) = exporting.spans
+    assert (span.trace_id, span.parent_id) == ("a" * 32, "b" * 16)

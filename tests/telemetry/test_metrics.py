@@ -184,7 +184,7 @@ def test_histograms_point_to_traces(exporting: Receiver) -> None:
             metrics.stage_ran(1.0)
         telemetry.ControllerMetrics(measured.meter).job_ended("succeeded", 2.0, traceparent)
     for name in ("triptych.stage.run", "triptych.job.duration"):
-        assert exporting.exemplar_traces(name) == {trace_id}, name
+        assert exporting.exemplar_traces("transformer", name) == {trace_id}, name
 
 
 @pytest.mark.parametrize("port", [-1, 65536])

@@ -31,6 +31,8 @@ from services.controller.fleet import Fleet
 from services.controller.fleet_service import FleetServicer
 from services.controller.holdings import Holdings
 from services.controller.journal import Journal
+from services.controller.journal_database import Database
+from services.controller.journal_sqlite import SqliteDatabase
 from services.controller.media_checks import MediaChecks
 from services.controller.ring_service import RingServicer
 from services.controller.rings import Rings
@@ -153,13 +155,13 @@ class SimJournal(Journal):
 
     def __init__(self, db: sqlite3.Connection, network: Network) -> None:
         super().__init__(Path("nowhere"))
-        self._db, self._network = db, network
+        self._database, self._network = SqliteDatabase(db, Path("nowhere")), network
         self.server: Server | None = None
 
-    async def run(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    async def run(self, work: Callable[[Database], Any]) -> Any:
         await asyncio.sleep(self._network.random.uniform(0.0, 0.01))
         await self._live()
-        result = work(self._db)
+        result = work(self._database)
         await asyncio.sleep(self._network.random.uniform(0.0, 0.01))
         await self._live()
         return result

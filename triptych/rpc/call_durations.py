@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
 
 from triptych import telemetry
 
@@ -21,6 +22,19 @@ _MAKERS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]]
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
 """Handlers by whether requests and responses stream."""
+
+
+UNKNOWN_METHOD = "_OTHER"
+"""The conventions' name for a method that the server doesn't have."""
+
+
+def _recognized(method: str) -> str:
+    """The method as metrics have it: callers make up others, and each would be a series."""
+    try:
+        descriptor_pool.Default().FindMethodByName(method.removeprefix("/").replace("/", "."))
+    except KeyError:
+        return UNKNOWN_METHOD
+    return method
 
 
 class CallDurations(grpc.aio.ServerInterceptor):
@@ -36,7 +50,7 @@ class CallDurations(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
         assert handler, "the edge answers for methods that nobody serves"
-        method = str(handler_call_details.method)
+        method = _recognized(str(handler_call_details.method))
         codec = handler.request_deserializer, handler.response_serializer
         one_answer: Any = handler.unary_unary or handler.stream_unary  # the stubs have the types of blocking servers
         answers: Any = handler.unary_stream or handler.stream_stream

@@ -154,7 +154,8 @@ async def _abort(context: Context, error: Exception, method: str) -> None:
         raise error  # it is aborted already, or the call is over
     if not isinstance(error, errors.TriptychError):
         log.error("%s raised %s", method, type(error).__name__, exc_info=error)
+    code, message, trailing = ending_of(error)
     try:
-        await context.abort(*ending_of(error))
+        await context.abort(code, message, trailing)
     finally:  # the caller is told its own values; the trace isn't
-        telemetry.mark_failed(errors.public_text(error))
+        telemetry.mark_failed(errors.public_text(error), code.name)

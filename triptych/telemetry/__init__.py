@@ -5,20 +5,13 @@ Call `setup` before opening channels or starting servers: interceptors look at i
 
 from __future__ import annotations
 
+from triptych.telemetry.calls import client_interceptors, mark_failed, server_interceptors
 from triptych.telemetry.controller_metrics import ControllerMetrics, Outcome, RingDepth, Task
 from triptych.telemetry.exporters import setup
 from triptych.telemetry.logs import log_context, setup_logging
 from triptych.telemetry.metrics import Metrics
 from triptych.telemetry.resource import identify
-from triptych.telemetry.tracing import (
-    client_interceptors,
-    extract,
-    inject,
-    mark_failed,
-    server_interceptors,
-    span,
-    trace_id,
-)
+from triptych.telemetry.tracing import extract, inject, link, record, reserve, span, trace_id, within
 from triptych.telemetry.worker_metrics import WorkerMetrics
 
 __all__ = [
@@ -32,11 +25,15 @@ __all__ = [
     "extract",
     "identify",
     "inject",
+    "link",
     "log_context",
     "mark_failed",
+    "record",
+    "reserve",
     "server_interceptors",
     "setup",
     "setup_logging",
     "span",
     "trace_id",
+    "within",
 ]

@@ -56,9 +56,14 @@ def setup(
 def _tracing(resource: Resource, trace_file: str, *, collector: bool) -> Iterator[None]:
     from opentelemetry.sdk.trace import SpanLimits, TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+    class Ids(RandomIdGenerator):
+        def generate_span_id(self) -> int:
+            return tracing.next_span_id() or super().generate_span_id()
 
     limits = SpanLimits(max_events=SPAN_EVENTS_MAX)
-    provider = TracerProvider(resource=resource, span_limits=limits, shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource, span_limits=limits, shutdown_on_exit=False, id_generator=Ids())
     if trace_file:
         from triptych.telemetry.trace_file import TraceFileExporter
 

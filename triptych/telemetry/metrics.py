@@ -14,10 +14,6 @@ CALL_SECONDS_BOUNDARIES = (
     *(30.0, 120.0, 600.0, 3600.0),
 )
 """The first line is what the conventions for `rpc.server.call.duration` name; claims wait, and streams last."""
-UNKNOWN_METHOD = "_OTHER"
-"""The conventions' name for a method that the server doesn't have: callers make those up, without bound."""
-UNKNOWN_CODE = "UNIMPLEMENTED"
-"""How their calls end, and no other's."""
 SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 """The statuses that the conventions count as errors of a gRPC server; others are answers."""
 
@@ -37,7 +33,7 @@ class Metrics:
         """A call of `method`, as `/package.Service/Method`, ended with a status, for example `OK`."""
         attributes = {
             "rpc.system.name": "grpc",
-            "rpc.method": UNKNOWN_METHOD if code == UNKNOWN_CODE else method.removeprefix("/"),
+            "rpc.method": method.removeprefix("/"),
             "rpc.response.status_code": code,
         }
         if code in SERVER_ERRORS:

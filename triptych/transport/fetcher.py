@@ -1,6 +1,6 @@
 """Fetches rooms: chooses the mover, verifies the bytes, falls back.
 
-for each mover that reaches the room, in order (or the forced one only):
+for each mover that reaches the room, in order, slow failures last (or the forced one only):
     read; checksum right -> done
     wrong -> the header is another's or wiped? RoomGone : read once more; wrong again -> SourceCorrupt
     TransferFailed or too slow -> the next mover; none left -> TransferFailed with every mover's reason
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,12 +30,19 @@ from triptych.transport.mooncake_engine import MooncakeEngine
 from triptych.transport.movers import LocalMover, MooncakeMover, Mover, RpcMover
 from triptych.v1 import room_pb2
 
+log = logging.getLogger(__name__)
+
 FETCH_TIMEOUT_BASE_S = 10.0
 """Least time for a read: for the connection, and for machines under full load."""
 READS_MAX = 2
 """Reads of one room by one mover. A bit that flipped on the way is right in the second read, one at rest isn't."""
 FETCH_THREADS_MAX = 4
 """Most blocking reads at a time. A worker needs one; the others are for reads that hang until their timeout."""
+
+SLOW_FAILURE_S = 1.0
+"""A mover that needs so long to fail to reach an owner holds jobs up. Behind a silent firewall Mooncake takes 5 s."""
+LAST_CHOICE_S = 300.0
+"""For so long after a slow failure the mover is the last choice for that owner."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,8 @@ class Fetcher:
         self._movers = [mover for mover in movers if forced in ("", mover.name)]
         self._executor = executor
         self._bytes_per_s_min = bytes_per_s_min
+        self._slow: dict[tuple[str, int], float] = {}
+        """When a mover failed slowly to reach an owner's rank."""
 
     async def fetch(self, ref: room_pb2.RoomRef) -> Fetched:
         """Read and verify a room.
@@ -73,7 +84,7 @@ class Fetcher:
         """
         room.check_ref(ref)
         failures = []
-        for mover in self._movers:
+        for mover in self._in_order(ref.owner_rank):
             if not mover.accepts(ref):
                 failures.append(f"{mover.name} doesn't reach it")
                 continue
@@ -82,9 +93,24 @@ class Fetcher:
                 buffer, read_count = await self._read_verified(mover, ref)
             except TransferFailed as error:
                 failures.append(f"{mover.name}: {error}")
+                self._failed(mover, ref.owner_rank, started, error)
                 continue
             return Fetched(buffer, mover.name, mover.protocol, time.monotonic() - started, read_count)
         raise TransferFailed(f"room {ref.room_id:#x} can't be read ({'; '.join(failures)})")
+
+    def _in_order(self, owner_rank: int) -> list[Mover]:
+        late_s = time.monotonic() - LAST_CHOICE_S
+        return sorted(self._movers, key=lambda mover: self._slow.get((mover.name, owner_rank), -math.inf) > late_s)
+
+    def _failed(self, mover: Mover, owner_rank: int, started_s: float, error: TransferFailed) -> None:
+        """Remember a mover that took long to fail."""
+        now_s = time.monotonic()
+        if len(self._movers) > 1 and now_s - started_s >= SLOW_FAILURE_S:
+            self._slow = {key: at_s for key, at_s in self._slow.items() if now_s - at_s < LAST_CHOICE_S}
+            self._slow[mover.name, owner_rank] = now_s
+            log.warning(
+                "%s is the last choice for rooms of rank %d for %g s: %s", mover.name, owner_rank, LAST_CHOICE_S, error
+            )
 
     @property
     def reaches_itself(self) -> bool:

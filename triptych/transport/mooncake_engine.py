@@ -5,6 +5,8 @@ Facts that shape this file:
 * The engine uses RDMA if it finds a device, even if asked for TCP, unless `MC_FORCE_TCP` is in the environment at its
   start. Asked for RDMA without a device, it silently uses TCP. So the protocol in use is looked up afterwards.
 * It reads its settings from the environment only.
+* Of a host's addresses it takes the IPv4 ones, or with `MC_USE_IPV6` the IPv6 ones. A transfer between two that take
+  different ones returns -1.
 * A transfer to a dead peer, to one of the other protocol or outside registered memory returns -1 within milliseconds. A
   stopped peer is noticed only by the engine's own timeout.
 * It listens on all interfaces and has no authentication: firewall its ports, or use a private network.
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -55,7 +58,7 @@ class MooncakeEngine:
         """
         place, self.reason = _place(wanted, device)
         """Why its protocol is in use."""
-        _set_environment(place, device)  # before the import, which reads the log level
+        _set_environment(host, place, device)  # before the import, which reads the log level
         opened_before = _opened_devices()
         self._engine = load()()
         self._registered: list[int] = []
@@ -149,14 +152,25 @@ def _place(wanted: str, device: str) -> tuple[rdma_devices.Place | None, str]:
         return None, str(error)
 
 
-def _set_environment(place: rdma_devices.Place | None, device: str) -> None:
+def _set_environment(host: str, place: rdma_devices.Place | None, device: str) -> None:
     os.environ.update(_SETTINGS)
+    if _has_ipv6_only(host):
+        os.environ.setdefault("MC_USE_IPV6", "1")
     if place is None:
         os.environ[_FORCE_TCP] = "1"
         return
     os.environ.pop(_FORCE_TCP, None)
     if device:
         os.environ.update({"MC_IB_PORT": str(place.port), "MC_GID_INDEX": str(place.gid.index)})
+
+
+def _has_ipv6_only(host: str) -> bool:
+    """Whether a host, as it stands before a port, has an IPv6 address and no other."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), None)
+    except OSError:  # whoever calls it will say so
+        return False
+    return {family for family, *_ in found} == {socket.AF_INET6}
 
 
 def _opened_devices() -> Counter[str]:

@@ -139,7 +139,7 @@ class Dispatch(_message.Message):
 
     @_builtins.property
     def publish_time(self) -> _timestamp_pb2.Timestamp:
-        """When this was published, for measuring the wait."""
+        """When this was published, for people."""
 
     def __init__(
         self,

@@ -374,6 +374,15 @@ class StartPhaseResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    EARLIER_TRACEPARENT_FIELD_NUMBER: _builtins.int
+    traceparent: _builtins.str
+    """W3C trace context of this attempt's span, which the controller records at its
+    end. Empty without traces.
+    """
+    earlier_traceparent: _builtins.str
+    """That of the attempt before, of whichever role; empty for the first."""
     @_builtins.property
     def request(self) -> _job_pb2.GenerationRequest:
         """What the role needs of the client's request. For encoders all of
@@ -381,14 +390,24 @@ class StartPhaseResponse(_message.Message):
         for transformers nothing.
         """
 
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """How long the job waited for this worker, by the controller's clock: since it was
+        accepted, since the phase before was done, or since it became ready again after
+        an attempt that ended badly. Absent where that isn't known.
+        """
+
     def __init__(
         self,
         *,
         request: _job_pb2.GenerationRequest | None = ...,
+        wait: _duration_pb2.Duration | None = ...,
+        traceparent: _builtins.str = ...,
+        earlier_traceparent: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier_traceparent", b"earlier_traceparent", "request", b"request", "traceparent", b"traceparent", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from triptych.v1 import dispatch_pb2 as _dispatch_pb2
 from triptych.v1 import job_pb2 as _job_pb2
 from triptych.v1 import ring_service_pb2 as _ring_service_pb2
@@ -34,6 +35,9 @@ class JournalEntry(_message.Message):
     REQUEST_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     TRANSFORMER_RANK_FIELD_NUMBER: _builtins.int
     DECODER_RANK_FIELD_NUMBER: _builtins.int
+    ATTEMPT_TRACEPARENT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    READY_TIME_FIELD_NUMBER: _builtins.int
     traceparent: _builtins.str
     """W3C trace context of the accepting call."""
     request_sha256: _builtins.bytes
@@ -48,6 +52,10 @@ class JournalEntry(_message.Message):
     """
     decoder_rank: _builtins.int
     """The only decoder that the client wants."""
+    attempt_traceparent: _builtins.str
+    """W3C trace context of the newest attempt's span, which is recorded when the
+    attempt ends. Empty without traces.
+    """
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """The job as clients see it."""
@@ -64,6 +72,16 @@ class JournalEntry(_message.Message):
     def phase2(self) -> _dispatch_pb2.Dispatch:
         """What the transformer published for decoders. Absent until DENOISED."""
 
+    @_builtins.property
+    def attempt_time(self) -> _timestamp_pb2.Timestamp:
+        """When the newest attempt began."""
+
+    @_builtins.property
+    def ready_time(self) -> _timestamp_pb2.Timestamp:
+        """When the job began to wait for that attempt, or for the next one while it waits.
+        Absent where that isn't known.
+        """
+
     def __init__(
         self,
         *,
@@ -76,10 +94,13 @@ class JournalEntry(_message.Message):
         request_size_bytes: _builtins.int = ...,
         transformer_rank: _builtins.int = ...,
         decoder_rank: _builtins.int = ...,
+        attempt_traceparent: _builtins.str = ...,
+        attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        ready_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_time", b"attempt_time", "job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2", "ready_time", b"ready_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoder_rank", b"decoder_rank", "job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2", "request_sha256", b"request_sha256", "request_size_bytes", b"request_size_bytes", "traceparent", b"traceparent", "transformer_rank", b"transformer_rank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_time", b"attempt_time", "attempt_traceparent", b"attempt_traceparent", "decoder_rank", b"decoder_rank", "job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2", "ready_time", b"ready_time", "request_sha256", b"request_sha256", "request_size_bytes", b"request_size_bytes", "traceparent", b"traceparent", "transformer_rank", b"transformer_rank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,21 +58,25 @@ class _Span:
 class _SpanEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Span.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SPAN_UNSPECIFIED: _Span.ValueType  # 0
-    """Never: it polls, stays open for long, or belongs to no job."""
+    """Never: it polls, is a stream, belongs to no job, or is a small part of what
+    another span shows.
+    """
     SPAN_ROOT: _Span.ValueType  # 1
     """Always: it begins a job."""
     SPAN_PART: _Span.ValueType  # 2
-    """When its caller is in a job's trace: it is part of that job."""
+    """When its caller is in a trace."""
 
 class Span(_Span, metaclass=_SpanEnumTypeWrapper):
-    """When a call makes a span, named after the RPC."""
+    """When a call makes a span, at its server, named after the RPC."""
 
 SPAN_UNSPECIFIED: Span.ValueType  # 0
-"""Never: it polls, stays open for long, or belongs to no job."""
+"""Never: it polls, is a stream, belongs to no job, or is a small part of what
+another span shows.
+"""
 SPAN_ROOT: Span.ValueType  # 1
 """Always: it begins a job."""
 SPAN_PART: Span.ValueType  # 2
-"""When its caller is in a job's trace: it is part of that job."""
+"""When its caller is in a trace."""
 Global___Span: _TypeAlias = Span  # noqa: Y015
 
 SCOPE_FIELD_NUMBER: _builtins.int

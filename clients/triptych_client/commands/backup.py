@@ -41,7 +41,8 @@ def back_up(state: Path, target: Path) -> str:
     """
     journal = state / JOURNAL_FILE
     if not journal.is_file():
-        raise InvalidRequest("state", str(state), f"the state folder of a controller, which holds {JOURNAL_FILE}")
+        accepted = f"the state folder of a controller, which holds {JOURNAL_FILE}; pg_dump copies one in PostgreSQL"
+        raise InvalidRequest("state", str(state), accepted)
     if not _is_free(target) or not target.absolute().parent.is_dir():
         raise InvalidRequest("target", str(target), "a name that is free, in a folder that exists")
     if target.absolute().parent.resolve().is_relative_to((state / RESULTS_FOLDER).resolve()):
