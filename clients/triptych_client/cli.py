@@ -46,6 +46,7 @@ COMMANDS = {
     "cancel": ("ask for jobs to stop", "triptych cancel JOB"),
     "download": ("fetch a job's result", "triptych download JOB -o result.mp4"),
     "watch": ("follow a job to its end", "triptych watch JOB"),
+    "health": ("say whether a process serves, for probes", "triptych health --endpoint 127.0.0.1:7070"),
     "describe": ("show what the loaded model accepts", "triptych describe"),
     "doctor": ("show what this machine has for Triptych, and what to install", "triptych doctor"),
     "backup": ("copy a controller's journal and results while it runs", "triptych backup my-copy"),

@@ -166,6 +166,17 @@ def test_an_unknown_job_is_exit_code_1(endpoint: str) -> None:
         assert (done.returncode, done.stderr) == (1, "triptych: no job gone\n")
 
 
+def test_health_says_whether_a_service_serves(endpoint: str) -> None:
+    done = triptych("health", "--endpoint", endpoint)
+    assert (done.returncode, done.stdout) == (0, "SERVING\n")
+    done = triptych("health", "--endpoint", endpoint, "--service", "painter")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"service is 'painter'; accepted: a service of {endpoint}" in done.stderr
+    done = triptych("health", "--endpoint", f"127.0.0.1:{free_port()}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "doesn't answer within" in done.stderr
+
+
 def test_status_and_describe_show_what_the_server_says(endpoint: str) -> None:
     shown = triptych("status", "--once", "--endpoint", endpoint).stdout
     for words in (f"fleet\t{endpoint}\tepoch 4\t", "rings\tphase1\t3\t", "workers\t7\ttransformer\tidle\t", "jobs\t"):

@@ -55,6 +55,7 @@ PROCESS_OF = {
     "GenerationService": "controller",
     "FleetService": "controller",
     "ExternalScaler": "controller",
+    "FileService": "controller",
     "RingService": "controller",
     "EncoderService": "encoder-0",
     "WorkerService": "transformer-0",

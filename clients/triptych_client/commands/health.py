@@ -14,7 +14,7 @@ from triptych.security import auth
 from triptych_client.commands.session import access, add_connection, run_async
 from triptych_client.tables import show_line
 
-TIMEOUT_S = 5.0
+HEALTH_TIMEOUT_S = 5.0
 """For one look. A process that takes longer to say a word is of no use now."""
 
 
@@ -39,10 +39,10 @@ async def _check(args: argparse.Namespace) -> str:
     async with rpc.open_channel(args.endpoint, security, proxy) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
                 answer = await stub.Check(health_pb2.HealthCheckRequest(service=args.service), wait_for_ready=True)
         except TimeoutError as error:
-            raise Unreachable(f"{args.endpoint} doesn't answer within {TIMEOUT_S:g} s") from error
+            raise Unreachable(f"{args.endpoint} doesn't answer within {HEALTH_TIMEOUT_S:g} s") from error
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise InvalidRequest("service", args.service, f"a service of {args.endpoint}") from error
@@ -50,4 +50,4 @@ async def _check(args: argparse.Namespace) -> str:
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise Unavailable(f"{args.endpoint} is {status}")
-    return status
+    return str(status)
