@@ -111,7 +111,7 @@ class Phases:
         lease, dispatch = running.claimed
         job_id, rank, attempt, ring = dispatch.job_id, lease.rank, lease.attempt, ring_name(lease.ring)
         parent = telemetry.extract(dispatch.traceparent)
-        claimed_s = time.time()
+        claimed_ns = time.time_ns()
         if attempt:
             self._metrics.redelivered()
         also = messaging(ring, "claim", "receive")
@@ -120,12 +120,19 @@ class Phases:
         ) as span:
             started = await reporter.start()
             telemetry.link(span, started.earlier_traceparent)
+            wait_ns = started.wait.ToNanoseconds()
+            if started.HasField("wait"):
+                self._metrics.queue_waited(wait_ns / 1e9)
         if started.HasField("wait"):
-            wait_s = started.wait.ToNanoseconds() / 1e9
-            with telemetry.span(
-                "queue.wait", parent=parent, start_s=claimed_s - wait_s, job_id=job_id, rank=rank, ring=ring
-            ):
-                self._metrics.queue_waited(wait_s)
+            telemetry.record(
+                "queue.wait",
+                parent=dispatch.traceparent,
+                start_ns=claimed_ns - wait_ns,
+                end_ns=claimed_ns,
+                job_id=job_id,
+                rank=rank,
+                ring=ring,
+            )
         return started
 
     async def _work(self, running: Running, request: GenerationRequest, reporter: PhaseReporter) -> None:

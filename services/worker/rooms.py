@@ -63,7 +63,10 @@ class Rooms:
     async def fetch(self, running: Running) -> Mapping[str, object]:
         """Read the values that the dispatch's room holds. Raises TransferFailed, RoomGone and SourceCorrupt."""
         ref = running.dispatch.room
-        with telemetry.span("room.fetch", job_id=running.dispatch.job_id, room_id=f"{ref.room_id:#x}") as span:
+        rank = self._link.membership.rank
+        with telemetry.span(
+            "room.fetch", job_id=running.dispatch.job_id, rank=rank, room_id=f"{ref.room_id:#x}"
+        ) as span:
             try:
                 fetched = await self._equipment.fetcher.fetch(ref)
             except InvalidRequest as error:  # a bad reference is its owner's fault, not the client's
@@ -83,7 +86,7 @@ class Rooms:
     async def store(self, running: Running, outputs: Mapping[str, object]) -> tuple[RoomRef, Manifest]:
         """Put a stage's outputs into a room as soon as there is space. Raises JobCancelled where the job is to stop."""
         job_id = running.dispatch.job_id
-        with telemetry.span("room.store", job_id=job_id) as span:
+        with telemetry.span("room.store", job_id=job_id, rank=self._link.membership.rank) as span:
             encoded = await self._in_thread(lambda: codec.encode(outputs, job_id))
             running.room_id = self.new_id()
             ref = await self._put(running, encoded)

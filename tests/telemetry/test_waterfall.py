@@ -13,7 +13,7 @@ from rich.console import Console
 
 from triptych import telemetry
 from triptych.errors import InvalidRequest, NotFound
-from triptych_client.commands.trace import draw, lines, read
+from triptych_client.commands.trace import collapsed, draw, lines, read
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 START_NS = 1_700_000_000_000_000_000
@@ -66,9 +66,10 @@ def trace_file(tmp_path: Path) -> Path:
     return path
 
 
-def drawn(path: Path, wanted: str) -> str:
-    console = Console(width=80, file=io.StringIO(), color_system=None, legacy_windows=False)
-    console.print(draw(read(path, wanted), "utf-8"))
+def drawn(path: Path, wanted: str, *, whole: bool = True, width: int = 80) -> str:
+    trace = read(path, wanted)
+    console = Console(width=width, file=io.StringIO(), color_system=None, legacy_windows=False)
+    console.print(draw(trace if whole else collapsed(trace), "utf-8"))
     assert isinstance(console.file, io.StringIO)
     return "\n".join(row.rstrip() for row in console.file.getvalue().rstrip().splitlines())
 
@@ -76,6 +77,31 @@ def drawn(path: Path, wanted: str) -> str:
 @pytest.mark.parametrize("wanted", ["job-1", TRACE, TRACE.upper()])
 def test_snapshot(trace_file: Path, wanted: str) -> None:
     assert drawn(trace_file, wanted) == SNAPSHOT
+
+
+def test_a_collapsed_trace_fits_a_screen_and_tells_what_failed(trace_file: Path) -> None:
+    said = {"code": 2, "message": "it was silent for 10 s"}
+    with trace_file.open("a") as file:
+        for number in range(300):
+            start_ms = 600 + number
+            end_ms = start_ms + (1 if number % 2 else 20)
+            file.write(line("triptych-encoder", f"span {number}", 100 + number, 2, start_ms, end_ms))
+        lost = {"attributes": attributes("job-1", 3), "status": said}
+        file.write(line("triptych-controller", "attempt decoder", 500, 2, 700, 700, **lost))
+    picture = drawn(trace_file, "job-1", whole=False, width=120)
+    rows = picture.splitlines()
+    assert len(rows) <= 40
+    assert rows[-2] == "✗ attempt decoder (rank 3): it was silent for 10 s"
+    assert sum("attempt decoder ✗" in row for row in rows) == 1
+    for name in ("generate", "CreateJob", "queue.wait", "claim request", "stage.run ✗"):
+        assert name in picture
+    left_out = 306 - (len(rows) - 3)  # the columns, the failure, the notes
+    assert f"spans: 306, services: 3 · 1.00 s · short ones left out: {left_out} (--all draws them)" in rows[-1]
+    assert len(drawn(trace_file, "job-1", width=120).splitlines()) == 309
+
+
+def test_nothing_is_left_out_where_nothing_is_short(trace_file: Path) -> None:
+    assert drawn(trace_file, "job-1", whole=False) == SNAPSHOT
 
 
 def test_a_half_written_line_is_skipped(trace_file: Path) -> None:

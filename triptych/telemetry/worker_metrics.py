@@ -28,7 +28,7 @@ class WorkerMetrics:
         """Seconds with a job in hand, without the present one, and since when that is."""
         self._instruments = Instruments(meter)
         seconds, count = self._instruments.seconds, self._instruments.count
-        self._queue_wait = seconds("triptych.queue.wait", "Time from publish to claim")
+        self._queue_wait = seconds("triptych.queue.wait", "Time from ready, or ready again, to claim")
         self._stage_run = seconds("triptych.stage.run", "Time that a stage ran")
         self._transfer = seconds("triptych.transfer", "Time to fetch a room")
         self._transfer_bytes = count("triptych.transfer.bytes", "By", "Bytes of rooms fetched", mover=MOVERS)
@@ -42,7 +42,7 @@ class WorkerMetrics:
         self._instruments.total("triptych.worker.busy", "s", about, self._busy_now)
 
     def queue_waited(self, wait_s: float) -> None:
-        """A dispatch lay in its ring for `wait_s` seconds before it was claimed."""
+        """A job was ready for `wait_s` seconds before it was claimed."""
         self._queue_wait.record(wait_s, {"stage": self._role})
 
     def stage_ran(self, run_s: float) -> None:

@@ -25,6 +25,12 @@ from triptych_client.terminal import spelled, visible
 
 BAR_SHARE_MIN = 0.008
 """Shortest bar as a share of the whole, so that a span of microseconds is still seen."""
+SHORT_SHARE = 0.01
+"""A span that takes less of the whole is left out unless it failed, or others in it are shown."""
+COLLAPSED_ROWS_MAX = 32
+"""Rows of a collapsed trace: with what stands around them they fit a terminal of 40 lines. Failures come on top."""
+FAILURES_SHOWN_MAX = 5
+"""Sentences below the waterfall that say what went wrong: the last ones."""
 SPANS_SHOWN_MAX = 500
 """Rows drawn at most: more than a job makes, few enough to scroll through."""
 COLORS = ("cyan", "green", "magenta", "yellow", "blue", "bright_red", "bright_cyan", "bright_green")
@@ -35,6 +41,7 @@ _STATUS_ERROR = 2  # Status.StatusCode.STATUS_CODE_ERROR of opentelemetry.proto.
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the job and the file."""
     parser.add_argument("job", metavar="JOB", help="job id or trace id, or the beginning of one")
+    parser.add_argument("--all", action="store_true", help="draw short spans, too")
     parser.add_argument("--trace-file", required=True, metavar="FILE", help="what the fleet's --trace-file wrote")
 
 
@@ -43,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     trace = read(args.trace_file, args.job)
     if is_terminal():
         console = Console(highlight=False)
-        console.print(draw(trace, console.encoding))
+        console.print(draw(trace if args.all else collapsed(trace), console.encoding))
         return
     for cells in lines(trace):
         print("\t".join(map(visible, cells)))
@@ -61,6 +68,8 @@ class Span:
     start_ns: int
     end_ns: int
     failed: bool
+    error: str
+    """What went wrong, in a sentence; empty where nothing did, or where it isn't said."""
     attributes: dict[str, str]
 
 
@@ -97,6 +106,8 @@ class Trace:
     spans: Sequence[tuple[int, Span]]
     unreadable_count: int
     """Lines of the file that could not be parsed."""
+    left_out_count: int = 0
+    """Spans that `collapsed` has left out."""
 
     @property
     def start_ns(self) -> int:
@@ -155,6 +166,7 @@ def _spans_of(request: dict[str, Any]) -> Iterator[Span]:
                     start_ns=int(span["startTimeUnixNano"]),
                     end_ns=int(span["endTimeUnixNano"]),
                     failed=span.get("status", {}).get("code", 0) == _STATUS_ERROR,
+                    error=span.get("status", {}).get("message", ""),
                     attributes=_attributes(span),
                 )
 
@@ -175,6 +187,25 @@ def _in_order(spans: list[Span]) -> Iterator[tuple[int, Span]]:
         depth, span = stack.pop()
         yield depth, span
         stack.extend((depth + 1, child) for child in children.get(span.span_id, ()))
+
+
+def collapsed(trace: Trace) -> Trace:
+    """The trace without short spans: those that failed, the longest others, and what they are parts of."""
+    spans = {span.span_id: span for _depth, span in trace.spans}
+    short_ns = trace.total_ns * SHORT_SHARE
+    kept: set[str] = set()
+    for span in sorted(spans.values(), key=lambda span: (not span.failed, span.start_ns - span.end_ns)):
+        if not span.failed and span.end_ns - span.start_ns < short_ns:
+            break
+        wanted: set[str] = set()
+        above: Span | None = span
+        while above is not None and above.span_id not in kept | wanted:
+            wanted.add(above.span_id)
+            above = spans.get(above.parent_id)
+        if span.failed or len(kept) + len(wanted) <= COLLAPSED_ROWS_MAX:
+            kept |= wanted
+    shown = tuple((depth, span) for depth, span in trace.spans if span.span_id in kept)
+    return Trace(shown, trace.unreadable_count, len(trace.spans) - len(shown))
 
 
 def lines(trace: Trace) -> Iterator[tuple[str, ...]]:
@@ -213,17 +244,30 @@ def draw(trace: Trace, encoding: str) -> RenderableType:
             Bar(1.0, begin, end, color=color),
             spelled(_duration(span.end_ns - span.start_ns), encoding),
         )
-    return Group(table, Text(spelled(_notes(trace, len(services)), encoding), style="dim"))
+    notes = Text(spelled(_notes(trace, len(services)), encoding), style="dim")
+    return Group(table, *(Text(spelled(one, encoding), style="red") for one in _failures(all_spans)), notes)
+
+
+def _failures(spans: Sequence[Span]) -> list[str]:
+    """What went wrong, for each span that says so."""
+    failed = [span for span in spans if span.failed and span.error]
+    ranks = [
+        f" (rank {span.attributes['triptych.rank']})" if "triptych.rank" in span.attributes else "" for span in failed
+    ]
+    said = [f"✗ {span.name}{rank}: {span.error}" for span, rank in zip(failed, ranks, strict=True)]
+    return said[-FAILURES_SHOWN_MAX:]
 
 
 def _notes(trace: Trace, service_count: int) -> str:
     notes = [
         "trace " + ", ".join(sorted({span.trace_id for _depth, span in trace.spans})),
-        f"spans: {len(trace.spans)}, services: {service_count}",
+        f"spans: {len(trace.spans) + trace.left_out_count}, services: {service_count}",
         _duration(trace.total_ns),
     ]
     if len(trace.spans) > SPANS_SHOWN_MAX:
         notes.append(f"shown: the first {SPANS_SHOWN_MAX}")
+    if trace.left_out_count:
+        notes.append(f"short ones left out: {trace.left_out_count} (--all draws them)")
     if trace.unreadable_count:
         notes.append(f"unreadable lines skipped: {trace.unreadable_count}")
     return " · ".join(notes)
