@@ -74,6 +74,7 @@ async def main() -> None:
             metrics.watch_rings(lambda: controller.upkeep.depths)
             metrics.watch_jobs(core.ledger.state_counts)
             metrics.watch_workers(fleet.counts)
+            metrics.watch_journal(lambda: journal.full_count)
             await controller.holdings.recover()
             server = await rpc.start_server(
                 config.address,

@@ -35,6 +35,8 @@ class Journal:
 
     def __init__(self, store: Path | Store) -> None:
         """A folder stands for SQLite in it, for one controller."""
+        self.full_count = 0
+        """How often it was too full for a write. Metrics read it from another thread."""
         self.full_s = float("-inf")
         """When it was last too full for a write, on the event loop's clock."""
         self.ended: asyncio.Future[JournalDamaged | TakenOver] = asyncio.get_running_loop().create_future()
@@ -248,6 +250,7 @@ class Journal:
         try:
             return await self._thread.call(work)
         except JournalFull:
+            self.full_count += 1
             self.full_s = asyncio.get_running_loop().time()
             raise
         except (JournalDamaged, TakenOver) as error:

@@ -78,6 +78,7 @@ def test_the_page_shows_what_a_controller_counted_and_measured() -> None:
         metrics.background_failed("prune")
         metrics.reconciled("lease")
         metrics.watch_jobs(jobs)
+        metrics.watch_journal(lambda: 6)
         metrics.watch_workers(lambda: {("encoder", WORKER_STATE_BUSY): 2})
         page = scrape(port)
     for name, labels, expected in [
@@ -90,6 +91,7 @@ def test_the_page_shows_what_a_controller_counted_and_measured() -> None:
         ("triptych_background_failures_total", {"task": "prune"}, 1),
         ("triptych_reconciliations_total", {"what": "lease"}, 1),
         ("triptych_jobs_unfinished", {"state": "denoising"}, 4),
+        ("triptych_journal_full_total", {}, 6),
         ("triptych_workers", {"role": "encoder", "state": "busy"}, 2),
     ]:
         assert value(page, name, **labels) == expected, name

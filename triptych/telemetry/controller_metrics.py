@@ -111,6 +111,11 @@ class ControllerMetrics:
             *("all_queues_empty", "", "1 when no dispatch waits, else 0"), lambda: [Observation(int(not ready_count()))]
         )
 
+    def watch_journal(self, full_count: Callable[[], int]) -> None:
+        """Show how often the journal was too full for a write."""
+        about = "Writes that the journal had no space for"
+        self._instruments.total("triptych.journal.full", "{write}", about, lambda: [Observation(full_count())])
+
     def watch_jobs(self, counts: Mapping[JobState.ValueType, int]) -> None:
         """Show how many jobs aren't over, by state, as `counts` has them when it is read."""
 
