@@ -90,7 +90,7 @@ class FileServiceServicer(object):
         another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
         RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
         another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
-        Retry: safe with an `upload_id` of one's own, at the offset that GetUpload says.
+        Retry: with an `upload_id` of one's own, at the offset that GetUpload says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,7 +54,7 @@ class FileServiceStub:
     another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
     RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
     another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
-    Retry: safe with an `upload_id` of one's own, at the offset that GetUpload says.
+    Retry: with an `upload_id` of one's own, at the offset that GetUpload says.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.GetUploadRequest, _file_service_pb2.GetUploadResponse]
     """Says how much of an upload is there. Codes: INVALID_ARGUMENT (an id of another
@@ -91,7 +91,7 @@ class FileServiceAsyncStub(FileServiceStub):
     another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
     RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
     another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
-    Retry: safe with an `upload_id` of one's own, at the offset that GetUpload says.
+    Retry: with an `upload_id` of one's own, at the offset that GetUpload says.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_file_service_pb2.GetUploadRequest, _file_service_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Says how much of an upload is there. Codes: INVALID_ARGUMENT (an id of another
@@ -137,7 +137,7 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
         RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
         another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
-        Retry: safe with an `upload_id` of one's own, at the offset that GetUpload says.
+        Retry: with an `upload_id` of one's own, at the offset that GetUpload says.
         """
 
     @_abc_1.abstractmethod
