@@ -14,7 +14,7 @@ from tests.e2e.test_grpcurl import GRPCURL, messages
 from tests.fleet.processes import ROLES, Fleet
 from tests.mesh.proxy import Proxy, envoy
 from tests.mesh.rest import Answer, ask
-from tests.telemetry.receiver import Received, Receiver, of_job
+from tests.telemetry.receiver import Received, Receiver, of_job, the_root
 from triptych.security import tokens
 
 REQUEST = {"prompt": "a circle", "seed": 3}
@@ -115,19 +115,37 @@ def test_grpcurl_goes_through(guarded: Guarded) -> None:
     assert "artifact" in messages(grpcurl(f"{service}/DownloadResult", {"job_id": job["job_id"]}))[0]
 
 
-def test_one_trace_a_job(guarded: Guarded) -> None:
-    job_id = guarded.create("alice", traceparent=f"00-{TRACE_ID}-{PARENT_ID}-01")
-    assert guarded.last("alice", job_id)["trace_id"] == TRACE_ID
+def whole_trace(guarded: Guarded, job_id: str, above: set[str]) -> list[Received]:
+    """The job's spans once none lacks its parent, save those of spans `above` the proxy."""
 
     def is_whole(spans: list[Received]) -> bool:
         mine = of_job(spans, job_id)
-        known = {span.span_id for span in mine} | {PARENT_ID}
-        return {span.service for span in mine} >= PARTS and all(span.parent_id in known for span in mine)
+        known = {span.span_id for span in mine} | above
+        attempts = [span for span in mine if span.name.startswith("attempt ")]
+        whole = {span.service for span in mine} >= PARTS and len(attempts) == len(ROLES)
+        return whole and all(not span.parent_id or span.parent_id in known for span in mine)
 
-    spans = of_job(guarded.receiver.wait_for(is_whole, timeout_s=SPANS_TIMEOUT_S), job_id)
+    return of_job(guarded.receiver.wait_for(is_whole, timeout_s=SPANS_TIMEOUT_S), job_id)
+
+
+def test_one_trace_a_job(guarded: Guarded) -> None:
+    job_id = guarded.create("alice", traceparent=f"00-{TRACE_ID}-{PARENT_ID}-01")
+    assert guarded.last("alice", job_id)["trace_id"] == TRACE_ID
+    spans = whole_trace(guarded, job_id, {PARENT_ID})
     assert {span.trace_id for span in spans} == {TRACE_ID}
     (first,) = [span for span in spans if span.parent_id == PARENT_ID]
     assert first.service == "triptych-edge"
     (accepted,) = [span for span in spans if span.service == "triptych-controller" and "CreateJob" in span.name]
     parents = {span.span_id: span for span in spans}
     assert parents[accepted.parent_id].service == "triptych-edge"
+
+
+def test_a_client_that_knows_of_no_traces_gets_one_a_job(guarded: Guarded) -> None:
+    jobs = [guarded.create("alice") for _ in range(2)]
+    roots = []
+    for job_id in jobs:
+        trace_id = guarded.last("alice", job_id)["trace_id"]
+        root = the_root(whole_trace(guarded, job_id, set()))
+        assert (root.service, root.trace_id) == ("triptych-edge", trace_id)
+        roots.append(root.trace_id)
+    assert len(set(roots)) == len(jobs)
