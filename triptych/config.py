@@ -178,9 +178,9 @@ class WorkerConfig(ProcessConfig):
 
     def check(self) -> None:
         """Refuse to advertise an address that means "all of this machine": others would reach themselves by it."""
-        if not self.advertise_host and addresses.parse("address", self.address, to_serve=True).is_unspecified:
+        if addresses.Address(self.host.strip("[]"), 0).is_unspecified:
             accepted = f"the name or address under which others reach this worker, where address is {self.address}"
-            raise InvalidRequest("advertise_host", "", accepted)
+            raise InvalidRequest("advertise_host", self.advertise_host, accepted)
 
 
 def load(cls: type[Config], argv: Sequence[str] | None, environ: Mapping[str, str] = os.environ) -> Config:

@@ -195,7 +195,7 @@ class Unavailable(TriptychError):
 
 
 class Unreachable(Unavailable):
-    """No connection can be made to an address. Clients raise it."""
+    """No connection can be made to an address. Clients raise it, and controllers that call a worker back."""
 
 
 class JournalDamaged(Unavailable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from typing import Final
 
@@ -22,6 +23,11 @@ def new_job_id() -> str:
 def new_instance_id() -> str:
     """A fresh id of a worker's process."""
     return uuid.uuid4().hex
+
+
+def instance_sha256(instance_id: str) -> str:
+    """What may be shown of an instance id: it names the instance to those who know the id, and to nobody else."""
+    return hashlib.sha256(instance_id.encode()).hexdigest()
 
 
 def room_id(rank: int, counter: int) -> int:

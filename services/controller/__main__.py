@@ -20,6 +20,7 @@ from triptych.v1 import (
 
 from .. import process
 from .autoscaling_service import AutoscalingServicer
+from .call_back import CallBack
 from .controller import Controller
 from .core import Core
 from .file_service import FileServicer
@@ -70,7 +71,7 @@ async def main() -> None:
                 metrics=metrics,
             )
             media = MediaChecks()
-            controller = Controller(core, media, sweeper.ended)
+            controller = Controller(core, media, sweeper.ended, call_back=CallBack(journal, security))
             metrics.watch_rings(lambda: controller.upkeep.depths)
             metrics.watch_jobs(core.ledger.state_counts)
             metrics.watch_workers(fleet.counts)

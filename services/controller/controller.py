@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
+from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest
 from triptych.v1.journal_pb2 import JournalEntry
 
 from .core import Core
@@ -16,6 +17,10 @@ from .phases import PhaseReports
 from .upkeep import Upkeep
 
 
+async def nobody_is_called(_request: RegisterWorkerRequest) -> None:
+    """Takes the place of `CallBack` where workers have no servers."""
+
+
 class Controller:
     """Every subject, for servers and tests."""
 
@@ -25,12 +30,13 @@ class Controller:
         media: MediaChecks,
         on_over: Callable[[JournalEntry], None] = lambda _entry: None,
         holdings_type: type[Holdings] = Holdings,
+        call_back: Callable[[RegisterWorkerRequest], Awaitable[None]] = nobody_is_called,
     ) -> None:
-        """`on_over` is told of each job that ends."""
+        """`on_over` is told of each job that ends; `call_back` refuses workers that can't be reached."""
         self.core = core
         self.lifecycle = Lifecycle(core, media, on_over)
         self.phases = PhaseReports(core, self.lifecycle)
         self.evictions = Evictions(core, self.lifecycle)
         self.holdings = holdings_type(core, self.lifecycle)
-        self.membership = Membership(core, self.evictions, self.holdings)
+        self.membership = Membership(core, self.evictions, self.holdings, call_back)
         self.upkeep = Upkeep(core, self.lifecycle, self.evictions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
 from triptych import addresses
 from triptych.errors import FAILURE_CHARS_MAX, Fenced, InvalidRequest, NotAllowed
@@ -25,18 +26,27 @@ WORKER_TEXT_CHARS_MAX = 256
 class Membership:
     """Takes workers into the fleet and lets them go."""
 
-    def __init__(self, core: Core, evictions: Evictions, holdings: Holdings) -> None:
+    def __init__(
+        self,
+        core: Core,
+        evictions: Evictions,
+        holdings: Holdings,
+        call_back: Callable[[pb.RegisterWorkerRequest], Awaitable[None]],
+    ) -> None:
         self._core = core
         self._evictions = evictions
         self._holdings = holdings
+        self._call_back = call_back
 
     async def register(self, request: pb.RegisterWorkerRequest) -> pb.RegisterWorkerResponse:
         """Make a worker known, settle what it holds, and give it (back) its rank and its job.
 
         The same again when a worker asks again because the answer was lost. Raises Fenced for what is older than a
-        registration that was taken, JournalFull with half of it done; the worker's next try does the rest.
+        registration that was taken, JournalFull with half of it done; the worker's next try does the rest; what
+        `CallBack` raises for a worker that can't be reached.
         """
         _check(request)
+        await self._call_back(request)
         core = self._core
         async with core.model.registering:
             if await core.model.take(request):

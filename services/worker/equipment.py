@@ -39,6 +39,8 @@ class Equipment:
     metrics: telemetry.WorkerMetrics
     decoders: Decoders
     """Where the media of requests are decoded."""
+    instance_id: str
+    """Identity of this start of the process."""
 
 
 class StageThread:

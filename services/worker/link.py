@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import grpc
 
 from triptych import limits, rpc
-from triptych.errors import DeadlinePassed, Fenced, Full, JournalFull, TriptychError, Unauthenticated, Unavailable
+from triptych.errors import (
+    DeadlinePassed,
+    Fenced,
+    Full,
+    JournalFull,
+    TriptychError,
+    Unauthenticated,
+    Unavailable,
+    Unreachable,
+)
 from triptych.rings.ring import Membership
 from triptych.rpc.backoff import Backoff
 from triptych.v1.dispatch_pb2 import Ring
@@ -129,7 +138,8 @@ class Link:
             except TriptychError as error:
                 if not self.membership.rank and not isinstance(error, Unavailable | DeadlinePassed | Fenced | Full):
                     raise
-                log.info("controller: %s; registering again", error)
+                level = logging.WARNING if isinstance(error, Unreachable) else logging.INFO
+                log.log(level, "controller: %s; registering again", error)
             finally:
                 if self.registered.is_set():
                     self._registered_s = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from triptych import ids, telemetry
+from triptych import telemetry
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import worker_pb2
 
@@ -21,7 +21,6 @@ class FleetMember:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._arena = worker.equipment.arena
-        self._instance_id = worker.equipment.config.instance_id or ids.new_instance_id()
         self._declared: Running | None = None
         """The job that the last registration named."""
 
@@ -29,7 +28,10 @@ class FleetMember:
         worker = self._worker
         room_ids = self._arena.rooms()
         request = pb.RegisterWorkerRequest(
-            instance_id=self._instance_id, info=_info(worker), model=worker.equipment.model, room_ids=room_ids
+            instance_id=worker.equipment.instance_id,
+            info=_info(worker),
+            model=worker.equipment.model,
+            room_ids=room_ids,
         )
         self._declared = worker.running
         if (running := worker.running) is not None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from triptych import rpc, telemetry
+from triptych import ids, rpc, telemetry
 from triptych.config import WorkerConfig, load
 from triptych.errors import InvalidRequest, MissingExtra, ModelInvalid, WorkerBroken, WrongState, public_text
 from triptych.media.decoding.pool import Decoders
@@ -77,7 +77,19 @@ async def _main(role: Role.ValueType) -> None:
         session = engine.session if engine else ""
         address = f"{config.host}:{server.port}"
         decoders = stack.enter_context(Decoders())
-        equipment = Equipment(config, stage, model, arena, fetcher, session, mooncake, address, metrics, decoders)
+        equipment = Equipment(
+            config,
+            stage,
+            model,
+            arena,
+            fetcher,
+            session,
+            mooncake,
+            address,
+            metrics,
+            decoders,
+            config.instance_id or ids.new_instance_id(),
+        )
         metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
         metrics.watch_device_memory(lambda: stage.device_memory_bytes)
         metrics.watch_device(stage.device_uuid)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import uuid
 from collections.abc import AsyncIterator, Awaitable
 
-from triptych import rpc
-from triptych.errors import DeadlinePassed, EncoderBusy, Unavailable
+from triptych import ids, rpc
+from triptych.errors import DeadlinePassed, EncoderBusy, NotFound, Unavailable
 from triptych.rpc import Context
 from triptych.security.identity import SCOPE_ADMIN, caller
 from triptych.transport.arena import Arena
@@ -57,6 +58,12 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         if not caller().may(SCOPE_ADMIN):  # whose job it runs is known to the controller only
             worker.status.ClearField("progress")
         return pb.GetWorkerResponse(worker=worker)
+
+    async def ConfirmInstance(self, request: pb.ConfirmInstanceRequest, context: Context) -> pb.ConfirmInstanceResponse:
+        own = ids.instance_sha256(_worker(self._loaded).equipment.instance_id)
+        if not hmac.compare_digest(request.instance_sha256.encode(), own.encode()):
+            raise NotFound("this is another instance")
+        return pb.ConfirmInstanceResponse()
 
 
 class EncoderServicer(encoder_service_pb2_grpc.EncoderServiceServicer):

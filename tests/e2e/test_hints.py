@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.fleet.answering import answering
 from tests.fleet.processes import Fleet
 from tests.messages import heartbeat, registration
 from triptych.v1.dispatch_pb2 import RING_REQUEST, ROLE_ENCODER
@@ -34,8 +35,8 @@ def controller(tmp_path: Path) -> Iterator[Fleet]:
 def register(stub: FleetServiceStub) -> int:
     model = ModelDescription(model="none", config_digest="0" * 64, outputs=["images"])
     model.inputs.add(name="prompt", kind=INPUT_KIND_TEXT)
-    request = registration("me", ROLE_ENCODER, model=model)
-    return stub.RegisterWorker(request).rank
+    with answering() as address:
+        return stub.RegisterWorker(registration("me", ROLE_ENCODER, model=model, address=address)).rank
 
 
 def test_a_new_job_is_a_hint_to_idle_encoders(controller: Fleet) -> None:

@@ -75,8 +75,13 @@ class Hosts(Network):
         last = str(_RULES + len(open_ports))
         await run(*self.prefix(name), "ip", "rule", "add", "pref", last, "ipproto", "tcp", "blackhole")
 
+    async def drop_from(self, name: str, port: int) -> None:
+        """As a firewall that answers nothing on one port of a host."""
+        rule = ("pref", str(_RULES), "ipproto", "tcp", "sport", str(port), "blackhole")
+        await run(*self.prefix(name), "ip", "rule", "add", *rule)
+
     async def unshut(self, name: str) -> None:
-        """Undo `shut`."""
+        """Undo `shut` and `drop_from`."""
         rules = json.loads(await run(*self.prefix(name), "ip", "-j", "rule"))
         for rule in rules:
             if _RULES <= rule["priority"] < _RULES_END:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import generate_directly
+from tests.fleet.answering import answering
 from tests.fleet.processes import ROLES, wait_until
 from tests.messages import registration
 from tests.security.conftest import SCOPES, Guarded, make_guarded
@@ -53,9 +54,9 @@ HARMFUL = {"/triptych.v1.WorkerService/Drain"}
 SHOWN_TRIES = 10
 PROCESS_OF = {
     "GenerationService": "controller",
+    "FileService": "controller",
     "FleetService": "controller",
     "ExternalScaler": "controller",
-    "FileService": "controller",
     "RingService": "controller",
     "EncoderService": "encoder-0",
     "WorkerService": "transformer-0",
@@ -162,8 +163,9 @@ def test_an_instance_keeps_its_role(guarded: Guarded) -> None:
         description = client.describe_model()
     with channel_to(guarded, "controller", guarded.certs / "encoder") as channel:
         stub = FleetServiceStub(channel)
-        first = registration("shared", ROLE_ENCODER, model=description)
-        rank = stub.RegisterWorker(first, timeout=10).rank
+        with answering(guarded.certs / "encoder") as address:
+            first = registration("shared", ROLE_ENCODER, model=description, address=address)
+            rank = stub.RegisterWorker(first, timeout=10).rank
         with channel_to(guarded, "controller", guarded.certs / "decoder") as other:
             first.info.role = ROLE_DECODER
             with pytest.raises(grpc.RpcError) as caught:

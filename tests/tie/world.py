@@ -189,10 +189,20 @@ class SimWorker:
     def __init__(self, world: World, role: Role.ValueType, number: int) -> None:
         self.role, self.arena = role, SimArena()
         nothing: Any = None
-        config = WorkerConfig(instance_id=f"worker-{number}")  # so that a seed is a schedule
+        config, instance_id = WorkerConfig(), f"worker-{number}"  # so that a seed is a schedule
         stage = FakeStage(role, 0.0)
         self.equipment = Equipment(
-            config, stage, FAKE_MODEL, self.arena, nothing, "", DriverChoice(), ADDRESS, world.metrics, nothing
+            config,
+            stage,
+            FAKE_MODEL,
+            self.arena,
+            nothing,
+            "",
+            DriverChoice(),
+            ADDRESS,
+            world.metrics,
+            nothing,
+            instance_id,
         )  # type: ignore[arg-type]
         channel: Any = Wire(world.network)
         self.link = world.parts.link(channel)

@@ -18,6 +18,7 @@ from triptych.security.identity import (
     CALLER_NAME,
     NAME_ACCEPTED,
     SCOPE_ADMIN,
+    SCOPE_CONTROLLER,
     SCOPE_READ,
     SCOPE_SUBMIT,
     SERVICE,
@@ -37,9 +38,9 @@ SCOPES_BY_ROLE: Mapping[str, tuple[str, ...]] = {
     **{role: (role,) for role in WORKERS},
     "client": (SCOPE_SUBMIT, SCOPE_READ),
     "admin": (SCOPE_ADMIN,),
-    "controller": (),
+    "controller": (SCOPE_CONTROLLER,),
 }
-"""What a certificate's role may do. The controller calls nobody: others recognise it by its certificate."""
+"""What a certificate's role may do."""
 NAMED_ROLES = ("client", "admin")
 """Roles that jobs may belong to: their certificates must say whose they are."""
 

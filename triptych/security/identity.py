@@ -14,6 +14,8 @@ SCOPE_ENCODER = "encoder"
 SCOPE_TRANSFORMER = "transformer"
 SCOPE_DECODER = "decoder"
 """What workers may do: what their role does, and nothing else."""
+SCOPE_CONTROLLER = "controller"
+"""What a controller may do: call workers back. It has a certificate or no proof at all, so no token has this scope."""
 SCOPES = (SCOPE_SUBMIT, SCOPE_READ, SCOPE_ADMIN, SCOPE_ENCODER, SCOPE_TRANSFORMER, SCOPE_DECODER)
 
 CALLER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 from triptych.externalscaler import externalscaler_pb2
-from triptych.security.identity import SCOPE_DECODER, SCOPE_ENCODER, SCOPE_READ, SCOPE_SUBMIT, SCOPE_TRANSFORMER
+from triptych.security.identity import (
+    SCOPE_CONTROLLER,
+    SCOPE_DECODER,
+    SCOPE_ENCODER,
+    SCOPE_READ,
+    SCOPE_SUBMIT,
+    SCOPE_TRANSFORMER,
+)
 from triptych.v1 import (
     encoder_service_pb2,
     file_service_pb2,
@@ -36,6 +43,7 @@ _SCOPES: Mapping[rules_pb2.Scope.ValueType, tuple[str, ...]] = {
     rules_pb2.SCOPE_READ: (SCOPE_READ,),
     rules_pb2.SCOPE_ENCODER: (SCOPE_ENCODER,),
     rules_pb2.SCOPE_WORKER: WORKERS,
+    rules_pb2.SCOPE_CONTROLLER: (SCOPE_CONTROLLER,),
 }
 
 

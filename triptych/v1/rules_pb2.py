@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17triptych/v1/rules.proto\x12\x0btriptych.v1\x1a google/protobuf/descriptor.proto*e\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSCOPE_SUBMIT\x10\x01\x12\x0e\n\nSCOPE_READ\x10\x02\x12\x11\n\rSCOPE_ENCODER\x10\x03\x12\x10\n\x0cSCOPE_WORKER\x10\x04*:\n\x04Span\x12\x14\n\x10SPAN_UNSPECIFIED\x10\x00\x12\r\n\tSPAN_ROOT\x10\x01\x12\r\n\tSPAN_PART\x10\x02:C\n\x05scope\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x03(\x0e\x32\x12.triptych.v1.Scope:A\n\x04span\x12\x1e.google.protobuf.MethodOptions\x18\xd2\x86\x03 \x01(\x0e\x32\x11.triptych.v1.Span:7\n\rby_capability\x12\x1e.google.protobuf.MethodOptions\x18\xd3\x86\x03 \x01(\x08:3\n\tbytes_max\x12\x1e.google.protobuf.MethodOptions\x18\xd5\x86\x03 \x01(\r:9\n\x0fplain_bytes_max\x12\x1e.google.protobuf.MethodOptions\x18\xd6\x86\x03 \x01(\r:1\n\x08required\x12\x1d.google.protobuf.FieldOptions\x18\xd4\x86\x03 \x01(\x08\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17triptych/v1/rules.proto\x12\x0btriptych.v1\x1a google/protobuf/descriptor.proto*{\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSCOPE_SUBMIT\x10\x01\x12\x0e\n\nSCOPE_READ\x10\x02\x12\x11\n\rSCOPE_ENCODER\x10\x03\x12\x10\n\x0cSCOPE_WORKER\x10\x04\x12\x14\n\x10SCOPE_CONTROLLER\x10\x05*:\n\x04Span\x12\x14\n\x10SPAN_UNSPECIFIED\x10\x00\x12\r\n\tSPAN_ROOT\x10\x01\x12\r\n\tSPAN_PART\x10\x02:C\n\x05scope\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x03(\x0e\x32\x12.triptych.v1.Scope:A\n\x04span\x12\x1e.google.protobuf.MethodOptions\x18\xd2\x86\x03 \x01(\x0e\x32\x11.triptych.v1.Span:7\n\rby_capability\x12\x1e.google.protobuf.MethodOptions\x18\xd3\x86\x03 \x01(\x08:3\n\tbytes_max\x12\x1e.google.protobuf.MethodOptions\x18\xd5\x86\x03 \x01(\r:9\n\x0fplain_bytes_max\x12\x1e.google.protobuf.MethodOptions\x18\xd6\x86\x03 \x01(\r:1\n\x08required\x12\x1d.google.protobuf.FieldOptions\x18\xd4\x86\x03 \x01(\x08\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\013triptych.v1P\001Z\026triptych/v1;triptychv1\252\002\013Triptych.V1'
   _globals['_SCOPE']._serialized_start=74
-  _globals['_SCOPE']._serialized_end=175
-  _globals['_SPAN']._serialized_start=177
-  _globals['_SPAN']._serialized_end=235
+  _globals['_SCOPE']._serialized_end=197
+  _globals['_SPAN']._serialized_start=199
+  _globals['_SPAN']._serialized_end=257
 # @@protoc_insertion_point(module_scope)

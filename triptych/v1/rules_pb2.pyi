@@ -35,6 +35,8 @@ class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType
     """Speak for an encoder."""
     SCOPE_WORKER: _Scope.ValueType  # 4
     """Speak for a worker of one's own role."""
+    SCOPE_CONTROLLER: _Scope.ValueType  # 5
+    """Speak for the controller."""
 
 class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
     """What a caller of an RPC may do."""
@@ -49,6 +51,8 @@ SCOPE_ENCODER: Scope.ValueType  # 3
 """Speak for an encoder."""
 SCOPE_WORKER: Scope.ValueType  # 4
 """Speak for a worker of one's own role."""
+SCOPE_CONTROLLER: Scope.ValueType  # 5
+"""Speak for the controller."""
 Global___Scope: _TypeAlias = Scope  # noqa: Y015
 
 class _Span:

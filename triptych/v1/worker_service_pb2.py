@@ -27,7 +27,7 @@ from triptych.v1 import rules_pb2 as triptych_dot_v1_dot_rules__pb2
 from triptych.v1 import worker_pb2 as triptych_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n triptych/v1/worker_service.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/room.proto\x1a\x17triptych/v1/rules.proto\x1a\x18triptych/v1/worker.proto\"<\n\x10\x46\x65tchRoomRequest\x12(\n\x04room\x18\x01 \x01(\x0b\x32\x14.triptych.v1.RoomRefB\x04\xa0\xb5\x18\x01\"\"\n\x11\x46\x65tchRoomResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x12\n\x10GetWorkerRequest\"8\n\x11GetWorkerResponse\x12#\n\x06worker\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Worker2\x87\x02\n\rWorkerService\x12Z\n\tFetchRoom\x12\x1d.triptych.v1.FetchRoomRequest\x1a\x1e.triptych.v1.FetchRoomResponse\"\x0c\x90\x02\x01\x8a\xb5\x18\x01\x04\x98\xb5\x18\x01\x30\x01\x12\x43\n\x05\x44rain\x12\x19.triptych.v1.DrainRequest\x1a\x1a.triptych.v1.DrainResponse\"\x03\x90\x02\x02\x12U\n\tGetWorker\x12\x1d.triptych.v1.GetWorkerRequest\x1a\x1e.triptych.v1.GetWorkerResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02\x02\x04\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n triptych/v1/worker_service.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/room.proto\x1a\x17triptych/v1/rules.proto\x1a\x18triptych/v1/worker.proto\"<\n\x10\x46\x65tchRoomRequest\x12(\n\x04room\x18\x01 \x01(\x0b\x32\x14.triptych.v1.RoomRefB\x04\xa0\xb5\x18\x01\"\"\n\x11\x46\x65tchRoomResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x12\n\x10GetWorkerRequest\"8\n\x11GetWorkerResponse\x12#\n\x06worker\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Worker\"7\n\x16\x43onfirmInstanceRequest\x12\x1d\n\x0finstance_sha256\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\"\x19\n\x17\x43onfirmInstanceResponse2\xf3\x02\n\rWorkerService\x12Z\n\tFetchRoom\x12\x1d.triptych.v1.FetchRoomRequest\x1a\x1e.triptych.v1.FetchRoomResponse\"\x0c\x90\x02\x01\x8a\xb5\x18\x01\x04\x98\xb5\x18\x01\x30\x01\x12\x43\n\x05\x44rain\x12\x19.triptych.v1.DrainRequest\x1a\x1a.triptych.v1.DrainResponse\"\x03\x90\x02\x02\x12U\n\tGetWorker\x12\x1d.triptych.v1.GetWorkerRequest\x1a\x1e.triptych.v1.GetWorkerResponse\"\t\x90\x02\x01\x8a\xb5\x18\x02\x02\x04\x12j\n\x0f\x43onfirmInstance\x12#.triptych.v1.ConfirmInstanceRequest\x1a$.triptych.v1.ConfirmInstanceResponse\"\x0c\x90\x02\x01\x8a\xb5\x18\x01\x05\x98\xb5\x18\x01\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +37,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\013triptych.v1P\001Z\026triptych/v1;triptychv1\252\002\013Triptych.V1'
   _globals['_FETCHROOMREQUEST'].fields_by_name['room']._loaded_options = None
   _globals['_FETCHROOMREQUEST'].fields_by_name['room']._serialized_options = b'\240\265\030\001'
+  _globals['_CONFIRMINSTANCEREQUEST'].fields_by_name['instance_sha256']._loaded_options = None
+  _globals['_CONFIRMINSTANCEREQUEST'].fields_by_name['instance_sha256']._serialized_options = b'\240\265\030\001'
   _globals['_WORKERSERVICE'].methods_by_name['FetchRoom']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['FetchRoom']._serialized_options = b'\220\002\001\212\265\030\001\004\230\265\030\001'
   _globals['_WORKERSERVICE'].methods_by_name['Drain']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['Drain']._serialized_options = b'\220\002\002'
   _globals['_WORKERSERVICE'].methods_by_name['GetWorker']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['GetWorker']._serialized_options = b'\220\002\001\212\265\030\002\002\004'
+  _globals['_WORKERSERVICE'].methods_by_name['ConfirmInstance']._loaded_options = None
+  _globals['_WORKERSERVICE'].methods_by_name['ConfirmInstance']._serialized_options = b'\220\002\001\212\265\030\001\005\230\265\030\001'
   _globals['_FETCHROOMREQUEST']._serialized_start=124
   _globals['_FETCHROOMREQUEST']._serialized_end=184
   _globals['_FETCHROOMRESPONSE']._serialized_start=186
@@ -55,6 +59,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETWORKERREQUEST']._serialized_end=273
   _globals['_GETWORKERRESPONSE']._serialized_start=275
   _globals['_GETWORKERRESPONSE']._serialized_end=331
-  _globals['_WORKERSERVICE']._serialized_start=334
-  _globals['_WORKERSERVICE']._serialized_end=597
+  _globals['_CONFIRMINSTANCEREQUEST']._serialized_start=333
+  _globals['_CONFIRMINSTANCEREQUEST']._serialized_end=388
+  _globals['_CONFIRMINSTANCERESPONSE']._serialized_start=390
+  _globals['_CONFIRMINSTANCERESPONSE']._serialized_end=415
+  _globals['_WORKERSERVICE']._serialized_start=418
+  _globals['_WORKERSERVICE']._serialized_end=789
 # @@protoc_insertion_point(module_scope)

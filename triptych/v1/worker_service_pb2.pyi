@@ -138,3 +138,44 @@ class GetWorkerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetWorkerResponse: _TypeAlias = GetWorkerResponse  # noqa: Y015
+
+@_typing.final
+class ConfirmInstanceRequest(_message.Message):
+    """Request of ConfirmInstance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_SHA256_FIELD_NUMBER: _builtins.int
+    instance_sha256: _builtins.str
+    """SHA-256 of the `instance_id`, in hexadecimal. The id itself is for the worker and
+    its controller only.
+    """
+    def __init__(
+        self,
+        *,
+        instance_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_sha256", b"instance_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmInstanceRequest: _TypeAlias = ConfirmInstanceRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmInstanceResponse(_message.Message):
+    """Response of ConfirmInstance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmInstanceResponse: _TypeAlias = ConfirmInstanceResponse  # noqa: Y015

@@ -55,6 +55,11 @@ class WorkerServiceStub(object):
                 request_serializer=triptych_dot_v1_dot_worker__service__pb2.GetWorkerRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_worker__service__pb2.GetWorkerResponse.FromString,
                 _registered_method=True)
+        self.ConfirmInstance = channel.unary_unary(
+                '/triptych.v1.WorkerService/ConfirmInstance',
+                request_serializer=triptych_dot_v1_dot_worker__service__pb2.ConfirmInstanceRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_worker__service__pb2.ConfirmInstanceResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer(object):
@@ -90,6 +95,15 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ConfirmInstance(self, request, context):
+        """Answers where this is the instance that the controller means: it calls a worker
+        back at the address that it registers with. Codes: NOT_FOUND (another instance).
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -107,6 +121,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.GetWorker,
                     request_deserializer=triptych_dot_v1_dot_worker__service__pb2.GetWorkerRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_worker__service__pb2.GetWorkerResponse.SerializeToString,
+            ),
+            'ConfirmInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmInstance,
+                    request_deserializer=triptych_dot_v1_dot_worker__service__pb2.ConfirmInstanceRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_worker__service__pb2.ConfirmInstanceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -196,6 +215,33 @@ class WorkerService(object):
             '/triptych.v1.WorkerService/GetWorker',
             triptych_dot_v1_dot_worker__service__pb2.GetWorkerRequest.SerializeToString,
             triptych_dot_v1_dot_worker__service__pb2.GetWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.WorkerService/ConfirmInstance',
+            triptych_dot_v1_dot_worker__service__pb2.ConfirmInstanceRequest.SerializeToString,
+            triptych_dot_v1_dot_worker__service__pb2.ConfirmInstanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

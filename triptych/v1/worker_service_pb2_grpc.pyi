@@ -50,6 +50,11 @@ class WorkerServiceStub:
     """
     GetWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.GetWorkerRequest, _worker_service_pb2.GetWorkerResponse]
     """Describes the worker. Codes: none of its own. Retry: safe."""
+    ConfirmInstance: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ConfirmInstanceRequest, _worker_service_pb2.ConfirmInstanceResponse]
+    """Answers where this is the instance that the controller means: it calls a worker
+    back at the address that it registers with. Codes: NOT_FOUND (another instance).
+    Retry: safe.
+    """
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -73,6 +78,11 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     GetWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.GetWorkerRequest, _worker_service_pb2.GetWorkerResponse]  # type: ignore[assignment]
     """Describes the worker. Codes: none of its own. Retry: safe."""
+    ConfirmInstance: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ConfirmInstanceRequest, _worker_service_pb2.ConfirmInstanceResponse]  # type: ignore[assignment]
+    """Answers where this is the instance that the controller means: it calls a worker
+    back at the address that it registers with. Codes: NOT_FOUND (another instance).
+    Retry: safe.
+    """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by every encoder, transformer and decoder.
@@ -111,5 +121,16 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.GetWorkerResponse, _abc.Awaitable[_worker_service_pb2.GetWorkerResponse]]:
         """Describes the worker. Codes: none of its own. Retry: safe."""
+
+    @_abc_1.abstractmethod
+    def ConfirmInstance(
+        self,
+        request: _worker_service_pb2.ConfirmInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.ConfirmInstanceResponse, _abc.Awaitable[_worker_service_pb2.ConfirmInstanceResponse]]:
+        """Answers where this is the instance that the controller means: it calls a worker
+        back at the address that it registers with. Codes: NOT_FOUND (another instance).
+        Retry: safe.
+        """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
