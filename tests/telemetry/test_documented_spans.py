@@ -17,7 +17,7 @@ from opentelemetry.semconv.attributes import error_attributes
 
 from services.worker.health import FAILURES_MAX
 from tests.failures.loads import PROMPT, fake_fleet, request, wait_over
-from tests.fleet.processes import DEATH_TIMEOUT_S, Fleet, wait_until
+from tests.fleet.processes import CONTROLLER, DEATH_TIMEOUT_S, Fleet, wait_until
 from tests.telemetry.receiver import Received, Receiver, of_job, the_root
 from tests.telemetry.tables import TELEMETRY, quoted, table
 from triptych import ids, telemetry
@@ -50,6 +50,7 @@ class Seen:
     succeeded: str
     foreign: str
     killed: str
+    restarted: str
     refused: str
     dead: str
 
@@ -71,7 +72,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         yield found
 
 
-def scenes(fleet: Fleet, client: Client, folder: Path) -> tuple[str, str, str, str, str]:
+def scenes(fleet: Fleet, client: Client, folder: Path) -> tuple[str, str, str, str, str, str]:
     """One job after another; the ids of those that tests ask for."""
     succeeded = client.generate(PROMPT, folder / "one.npy", height=16, width=16).job.job_id
     with grpc.insecure_channel(fleet.endpoint) as bare, grpc.insecure_channel(fleet.addresses["encoder-0"]) as direct:
@@ -91,7 +92,8 @@ def scenes(fleet: Fleet, client: Client, folder: Path) -> tuple[str, str, str, s
     refused = client.create_job(PROMPT, height=16, width=16, parameters={"refuse": True}).job_id
     wait_over(client, [refused], OVER_S)
     killed = kill_under(fleet, client)
-    return succeeded, foreign, killed, refused, break_until_quarantined(fleet, client)
+    restarted = restart_under(fleet, client)
+    return succeeded, foreign, killed, restarted, refused, break_until_quarantined(fleet, client)
 
 
 def created_by_a_stranger(channel: grpc.Channel, client: Client) -> str:
@@ -123,6 +125,16 @@ def kill_under(fleet: Fleet, client: Client) -> str:
     rank = client.get_job(job.job_id).transformer_rank
     (worker,) = [one for one in client.get_fleet().workers if one.rank == rank]
     fleet.kill(fleet.name_of(worker.info.process_id))
+    assert wait_over(client, [job.job_id], OVER_S)[job.job_id].state == JOB_STATE_SUCCEEDED
+    return job.job_id
+
+
+def restart_under(fleet: Fleet, client: Client) -> str:
+    """A job whose controller is killed in the middle, once its call's span has left it."""
+    job = client.submit(request(6))
+    wait_until(lambda: client.get_job(job.job_id).step, OVER_S, "it is denoised")
+    fleet.kill(CONTROLLER)
+    fleet.start(CONTROLLER)
     assert wait_over(client, [job.job_id], OVER_S)[job.job_id].state == JOB_STATE_SUCCEEDED
     return job.job_id
 
@@ -220,6 +232,17 @@ def test_a_killed_worker_leaves_a_failed_attempt_and_no_orphan(seen: Seen) -> No
     (wait,) = [s for s in spans if s.name == "queue.wait" and s.attributes["triptych.rank"] == rank]
     # It begins where the first attempt ended, on one machine's clock.
     assert abs(wait.start_ns - first.end_ns) < (first.end_ns - first.start_ns) / 2
+
+
+def test_a_trace_outlives_its_controller(seen: Seen) -> None:
+    spans = of_job(seen.spans, seen.restarted)
+    the_root(spans)
+    (attempt,) = [span for span in spans if span.name == "attempt transformer"]
+    (stage,) = [span for span in spans if span.name == "stage.run" and span.parent_id == attempt.span_id]
+    assert attempt.start_ns <= stage.start_ns
+    assert stage.end_ns <= attempt.end_ns
+    accept = next(span for span in spans if span.name.endswith("CreateJob"))
+    assert attempt.resource["service.instance.id"] != accept.resource["service.instance.id"]
 
 
 def test_what_is_refused_or_gives_up_is_marked(seen: Seen) -> None:

@@ -116,7 +116,7 @@ class Dispatch(_message.Message):
     transformer publishes.
     """
     traceparent: _builtins.str
-    """W3C trace context of the publisher's span."""
+    """W3C trace context of the call that accepted the job."""
     model_digest: _builtins.str
     """Digest of the model that the job was accepted for and that made the room."""
     @_builtins.property
