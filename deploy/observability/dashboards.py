@@ -40,6 +40,13 @@ def quantile(share: float, histogram: str, *by: str, where: str = "") -> str:
     return f"histogram_quantile({share}, {rate(histogram + '_bucket', 'le', *by, where=where)})"
 
 
+def named(expression: str) -> str:
+    """An expression by process, with what the process says of itself."""
+    return f"({expression}) * on (job, instance) group_left (service_name, service_instance_id) target_info"
+
+
+PROCESS = "{{service_name}} {{service_instance_id}}"
+"""The legend of a process: its service, its rank and the controller's epoch."""
 FAILED = 'outcome=~"failed|dead_letter|expired"'
 ENDED = rate("triptych_jobs_ended_total", where='outcome!="cancelled"')
 FLEET: dict[str, list[Panel]] = {
@@ -103,7 +110,7 @@ FLEET: dict[str, list[Panel]] = {
         ),
         Panel(
             *("Arenas in use", "percentunit"),
-            {"{{instance}}": "triptych_arena_used_bytes / triptych_arena_size_bytes"},
+            {PROCESS: named("triptych_arena_used_bytes / triptych_arena_size_bytes")},
         ),
         Panel("Redeliveries", "ops", {"{{ring}}": rate("triptych_redeliveries_total", "ring")}),
         Panel("Dead letters", "ops", {"{{stage}}": rate("triptych_dead_letters_total", "stage")}),
@@ -128,7 +135,7 @@ FLEET: dict[str, list[Panel]] = {
                 "{{hw_name}} {{hw_id}}, there is": "max by (hw_id, hw_name) (hw_gpu_memory_limit_bytes)",
             },
         ),
-        Panel("Memory that stages have taken", "bytes", {"{{instance}}": "triptych_device_memory_bytes"}),
+        Panel("Memory that stages have taken", "bytes", {PROCESS: named("triptych_device_memory_bytes")}),
         Panel(
             *("Share of time that devices compute", "percentunit"),
             {"{{hw_name}} {{hw_id}}": "max by (hw_id, hw_name) (hw_gpu_utilization)"},
@@ -159,12 +166,12 @@ PROCESSES: dict[str, list[Panel]] = {
         ),
     ],
     "Processes": [
-        Panel("CPU", "percentunit", {"{{instance}}": rate("process_cpu_time_seconds_total", "instance")}),
-        Panel("Resident memory", "bytes", {"{{instance}}": "process_memory_usage_bytes"}),
-        Panel("Longest hold of the event loop", "s", {"{{instance}}": "triptych_event_loop_hold_seconds"}),
-        Panel("Open files", "short", {"{{instance}}": "process_unix_file_descriptor_count"}),
-        Panel("Threads", "short", {"{{instance}}": "process_thread_count"}),
-        Panel("Time since the start", "s", {"{{instance}}": "process_uptime_seconds"}),
+        Panel("CPU", "percentunit", {PROCESS: named(rate("process_cpu_time_seconds_total", "job", "instance"))}),
+        Panel("Resident memory", "bytes", {PROCESS: named("process_memory_usage_bytes")}),
+        Panel("Longest hold of the event loop", "s", {PROCESS: named("triptych_event_loop_hold_seconds")}),
+        Panel("Open files", "short", {PROCESS: named("process_unix_file_descriptor_count")}),
+        Panel("Threads", "short", {PROCESS: named("process_thread_count")}),
+        Panel("Time since the start", "s", {PROCESS: named("process_uptime_seconds")}),
     ],
     "Upkeep": [
         Panel("Rounds that failed", "ops", {"{{task}}": rate("triptych_background_failures_total", "task")}),

@@ -11,10 +11,10 @@ from tests.telemetry.tables import TELEMETRY, quoted, table
 
 DEVICE = "hw_"
 """Metrics that only machines with an NVIDIA device have."""
-OWN = "up"
-"""Prometheus' own metric."""
-_CLAUSE = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\b(by|on|without) \([^)]*\)|\boffset \w+")
-_NAME = re.compile(r"\b(?:(?:triptych|queue|all_queues|rpc|process|hw)_\w+|up)\b")
+OWN = {"up", "target_info"}
+"""Prometheus' own metric, and the one that says whose a page is."""
+_CLAUSE = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\b(by|on|without|group_left) \([^)]*\)|\boffset \w+")
+_NAME = re.compile(r"\b(?:(?:triptych|queue|all_queues|rpc|process|hw)_\w+|up|target_info)\b")
 
 
 def panels() -> Mapping[str, str]:
@@ -40,7 +40,7 @@ def metrics(expression: str) -> set[str]:
 
 def documented() -> set[str]:
     """The names of all series that the document's metrics have on a page."""
-    found = {OWN}
+    found = set(OWN)
     for row in table(TELEMETRY, "## Metrics"):
         (name,) = quoted(row["on the page"])
         parts = ("_bucket", "_count", "_sum") if row["what"].startswith("histogram") else ("",)

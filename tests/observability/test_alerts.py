@@ -119,7 +119,7 @@ CASES = {
     ),
     "TriptychJournalFull": Case(
         {'triptych_journal_full_total{instance="a:1"}': "0x3 1x9"},
-        *("5m", {"instance": "a:1"}, "The journal finds no space on its disk."),
+        *("5m", {"instance": "a:1"}, "The journal takes no changes."),
         ({'triptych_journal_full_total{instance="a:1"}': "4x20"},),
     ),
     "TriptychBackgroundFails": Case(

@@ -11,6 +11,7 @@ Set OTEL_BSP_SCHEDULE_DELAY=100 (milliseconds) in those processes, or wait for t
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class _Store:
     spans: list[Received] = field(default_factory=list)
     metrics: dict[tuple[str, str], Any] = field(default_factory=dict)
     """As they came last, by service and name."""
+    exemplar_traces: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Ids of the traces that a histogram's points ever named, by service and name: each example is sent once."""
     metric_instances: set[str] = field(default_factory=set)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -92,10 +95,9 @@ class Receiver:
             }
 
     def exemplar_traces(self, service: str, name: str) -> set[str]:
-        """Ids of the traces that the latest of a histogram's points name as examples."""
+        """Ids of the traces that a histogram's points name as examples."""
         with self._store.changed:
-            points = _points(self._store.metrics[service, name])
-            return {exemplar.trace_id.hex() for point in points for exemplar in point.exemplars}
+            return set(self._store.exemplar_traces[service, name])
 
     @property
     def metric_instances(self) -> set[str]:
@@ -154,16 +156,15 @@ class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
 
     def Export(self, request: Any, context: Any) -> Any:
         with self._store.changed:
-            self._store.metrics |= {
-                (_attributes(resource.resource.attributes).get("service.name", ""), metric.name): metric
-                for resource in request.resource_metrics
-                for scope in resource.scope_metrics
-                for metric in scope.metrics
-            }
-            self._store.metric_instances |= {
-                _attributes(resource.resource.attributes).get("service.instance.id", "")
-                for resource in request.resource_metrics
-            }
+            for resource in request.resource_metrics:
+                said = _attributes(resource.resource.attributes)
+                self._store.metric_instances.add(said.get("service.instance.id", ""))
+                for metric in (metric for scope in resource.scope_metrics for metric in scope.metrics):
+                    key = said.get("service.name", ""), metric.name
+                    self._store.metrics[key] = metric
+                    if metric.HasField("histogram"):
+                        found = (exemplar for point in _points(metric) for exemplar in point.exemplars)
+                        self._store.exemplar_traces[key] |= {exemplar.trace_id.hex() for exemplar in found}
             self._store.changed.notify_all()
         return metrics_service_pb2.ExportMetricsServiceResponse()
 

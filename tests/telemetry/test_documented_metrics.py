@@ -37,10 +37,12 @@ class Row(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What a fleet shows: labels by service and metric."""
+    """What a fleet shows."""
 
     pages: Mapping[tuple[str, str], set[str]]
+    """Labels by service and metric."""
     otlp: Mapping[tuple[str, str], set[str]]
+    receiver: Receiver
 
 
 def documented() -> list[Row]:
@@ -69,8 +71,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
             worker_flags=("--fake-stage-seconds", "0.1"),
             flags_by_name={name: ("--metrics-port", str(port)) for name, port in ports.items()},
             env={
-                "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": receiver.endpoint,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
                 "OTEL_METRIC_EXPORT_INTERVAL": "500",
+                "OTEL_BSP_SCHEDULE_DELAY": "100",
             },
         ) as fleet,
         fleet.client() as client,
@@ -93,6 +96,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
                 for metric, labels in pages.labels(port).items()
             },
             receiver.metric_labels(),
+            receiver,
         )
 
 
@@ -120,6 +124,23 @@ def test_the_pages_hold_what_is_documented_and_nothing_else(shown: Shown) -> Non
 def test_the_collector_gets_what_is_documented_and_nothing_else(shown: Shown) -> None:
     assert services_by_metric(shown.otlp) == {row.otlp: row.services for row in documented()}
     assert labels_by_metric(shown.otlp) == {row.otlp: row.labels for row in documented()}
+
+
+@pytest.mark.parametrize(
+    ("service", "name"),
+    [
+        ("triptych-encoder", "triptych.queue.wait"),
+        ("triptych-transformer", "triptych.stage.run"),
+        ("triptych-decoder", "triptych.transfer"),
+        ("triptych-controller", "triptych.job.duration"),
+        ("triptych-controller", "rpc.server.call.duration"),
+    ],
+)
+def test_histograms_lead_to_traces_of_jobs(shown: Shown, service: str, name: str) -> None:
+    jobs = {span.trace_id for span in shown.receiver.spans if "triptych.job_id" in span.attributes}
+    traces = shown.receiver.exemplar_traces(service, name)
+    assert traces
+    assert traces <= jobs
 
 
 def test_the_four_names_that_dashboards_of_users_hold_are_as_they_were(shown: Shown) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.fleet.processes import free_port
+from tests.telemetry.pages import scrape
 from tests.telemetry.receiver import Receiver
 from triptych import telemetry
 from triptych.telemetry.resource import own_version
@@ -37,3 +39,18 @@ def test_the_environment_adds_to_it(exporting: Receiver, monkeypatch: pytest.Mon
     assert span.resource["service.namespace"] == "films"
     assert span.resource["deployment.environment.name"] == "test"
     assert span.resource["service.name"] == "triptych-client"
+
+
+def test_a_page_says_whose_it_is_also_once_a_worker_has_its_rank() -> None:
+    port = free_port()
+
+    def target() -> dict[str, str]:
+        (labels,) = (dict(labels) for name, labels in scrape(port) if name == "target_info")
+        return labels
+
+    with telemetry.setup("triptych-encoder", metrics_port=port):
+        before = target()
+        telemetry.identify(3, 5)
+        after = target()
+    assert (after["service_name"], after["service_namespace"]) == ("triptych-encoder", "triptych")
+    assert after["service_instance_id"] == "3-5" != before["service_instance_id"]

@@ -112,8 +112,8 @@ class ControllerMetrics:
         )
 
     def watch_journal(self, full_count: Callable[[], int]) -> None:
-        """Show how often the journal was too full for a write."""
-        about = "Writes that the journal had no space for"
+        """Show how often the journal took no change."""
+        about = "Writes that the journal refused"
         self._instruments.total("triptych.journal.full", "{write}", about, lambda: [Observation(full_count())])
 
     def watch_jobs(self, counts: Mapping[JobState.ValueType, int]) -> None:

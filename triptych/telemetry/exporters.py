@@ -6,6 +6,7 @@ TLS, batching, sampling). Without one, and without a trace file or a metrics por
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from triptych.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
     from opentelemetry.sdk.resources import Resource
+    from prometheus_client.core import InfoMetricFamily
 
 FLUSH_TIMEOUT_S = 3.0
 """How long a collector that doesn't answer may hold up leaving, per signal: far below any drain timeout."""
@@ -88,7 +90,7 @@ def _metering(resource: Resource, port: int, *, collector: bool) -> Iterator[Met
     with ExitStack() as stack:
         readers: list[MetricReader] = []
         if port:
-            readers.append(stack.enter_context(_prometheus_page(port)))
+            readers.append(stack.enter_context(_prometheus_page(port, resource)))
         if collector:
             from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
             from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
@@ -102,8 +104,22 @@ def _metering(resource: Resource, port: int, *, collector: bool) -> Iterator[Met
             _bounded(provider.shutdown)
 
 
+class _Target:
+    """A page's `target_info`: the resource as it is now. The exporter's own stays as it was first read, and a worker
+    learns its rank later."""
+
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+
+    def collect(self) -> Iterator[InfoMetricFamily]:
+        from prometheus_client.core import InfoMetricFamily
+
+        attributes = {re.sub(r"\W", "_", key): str(value) for key, value in self._resource.attributes.items()}
+        yield InfoMetricFamily("target", "The process that this page is of", value=attributes)
+
+
 @contextmanager
-def _prometheus_page(port: int) -> Iterator[MetricReader]:
+def _prometheus_page(port: int, resource: Resource) -> Iterator[MetricReader]:
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
         from prometheus_client import CollectorRegistry, start_http_server
@@ -111,7 +127,8 @@ def _prometheus_page(port: int) -> Iterator[MetricReader]:
         raise MissingExtra("opentelemetry-exporter-prometheus", "serve", "metrics_port") from error
 
     registry = CollectorRegistry()
-    reader = PrometheusMetricReader(registry=registry)
+    registry.register(_Target(resource))
+    reader = PrometheusMetricReader(disable_target_info=True, registry=registry)
     try:
         server, thread = start_http_server(port, environment.metrics_host(), registry)
     except (OSError, OverflowError) as error:
