@@ -38,6 +38,8 @@ JOURNAL_FILE = "journal.db"
 """The journal in a controller's state folder."""
 RESULTS_FOLDER = "results"
 """The results in a controller's state folder, where no result URL says otherwise."""
+LEASE_S_MIN = 1.0
+"""Shorter, and a busy disk would look like a controller that is gone."""
 BYTES_MAX = 2**50
 """A pebibyte: more than any disk or memory here, and whole in a float."""
 
@@ -90,6 +92,9 @@ class ControllerConfig(ProcessConfig):
     journal: str = text(
         "", "postgresql:// URL of the job journal; default: SQLite in state", check=addresses.parse_database
     )
+    lease_s: float = number(
+        0.0, "controllers that share a journal: one that is silent for so long is replaced; 0 for one alone", 0, 3600
+    )
     result_url: str = text("", "fsspec URL where decoders store results; default: results/ in the state folder")
     heartbeat_interval_s: float = number(1.0, "time between two reports of a worker", 0.05, 600)
     worker_timeout_s: float = number(10.0, "silence after which a worker counts as dead", 0.2, DAY_S)
@@ -112,7 +117,7 @@ class ControllerConfig(ProcessConfig):
         """Check the settings against each other. Raises InvalidRequest.
 
         A worker may miss a report without counting as dead; silence must be found sooner than a job that stands still;
-        a client must be able to send the largest request.
+        a client must be able to send the largest request; controllers that share a journal share its results.
         """
         least_s = HEARTBEATS_MIN * self.heartbeat_interval_s
         if self.worker_timeout_s < least_s:
@@ -121,6 +126,11 @@ class ControllerConfig(ProcessConfig):
         if self.stall_timeout_s < self.worker_timeout_s:
             accepted = f"{self.worker_timeout_s:g} or more: worker_timeout_s"
             raise InvalidRequest("stall_timeout_s", self.stall_timeout_s, accepted)
+        if 0 < self.lease_s < LEASE_S_MIN:
+            raise InvalidRequest("lease_s", self.lease_s, f"0, or {LEASE_S_MIN:g} or more")
+        if self.lease_s and self.journal and not self.result_url:
+            accepted = "a URL that all controllers of the journal reach: a state folder is one controller's own"
+            raise InvalidRequest("result_url", "", accepted)
         if 0 < self.client_bytes_max < limits.REQUEST_BYTES_MAX:
             accepted = f"0, or {limits.REQUEST_BYTES_MAX} or more: the largest request"
             raise InvalidRequest("client_bytes_max", self.client_bytes_max, accepted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,14 @@ from .pruning import INTERVAL_S, SWEEP_PAUSE_S, Keep, Pruner, Sweeper
 from .ring_service import RingServicer
 from .rings import Rings, open_rings
 from .served_model import ServedModel, stored_model
+from .standby import Lease, stand_by
 from .stored_files import StoredFiles
 from .stores import store_of
 from .upkeep import forever
 
 GENERATION_SERVICE = "triptych.v1.GenerationService"
+STOP_GRACE_S = 2.0
+"""For calls that are under way when the process is told to stop."""
 ACCEPTING = (rpc.WHOLE, GENERATION_SERVICE)
 """NOT_SERVING until the first worker has described the model."""
 
@@ -54,7 +58,11 @@ async def main() -> None:
             security = process.open_security(config)
             result_url = results.check_url("result_url", config.result_url or str(state / RESULTS_FOLDER))
             await asyncio.to_thread(results.check_store, "result_url", result_url)
-            epoch = await journal.next_epoch()
+            lease = Lease(journal, config.lease_s)
+            active = await stand_by(config, lease, security, stop)
+            if active is None:
+                return
+            epoch, served = active
             telemetry.identify(0, epoch)
             sweeper = Sweeper(result_url)
             fleet = Fleet()
@@ -78,28 +86,46 @@ async def main() -> None:
             metrics.watch_journal(lambda: journal.full_count)
             await controller.holdings.recover()
             server = await rpc.start_server(
-                config.address,
+                served.address,
                 _services(controller, rings),
                 security=security,
-                client_address=config.client_address,
+                client_address=served.client_address,
                 not_serving=() if core.model.known.is_set() else ACCEPTING,
                 metrics=measured,
+                gate=lease.check,
             )
             pruner = Pruner(journal, result_url, Keep(config.keep_days, config.keep_jobs, config.keep_bytes))
-            ticking = asyncio.create_task(_work(controller, pruner, sweeper, server))
-            process.announce(server.address, server.client_address)
-            stopping = asyncio.create_task(stop.wait())
-            ends: list[asyncio.Future[Any]] = [stopping, ticking, journal.ended]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            media.close()  # or a check would hold the stop up
-            await server.stop()
-            stopping.cancel()
-            ticking.cancel()
-            rings.close()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ticking  # raises what ended it, unless it was cancelled here
-            if journal.ended.done():
-                raise journal.ended.result()
+            if not config.lease_s:
+                process.announce(server.address, server.client_address)
+            background = [_work(controller, pruner, sweeper, server), lease.keep()]
+            try:
+                await _until_end(journal, server, stop, background, media.close)  # or a check would hold the stop up
+            finally:
+                rings.close()
+                await lease.release()
+
+
+async def _until_end(
+    journal: Journal,
+    server: rpc.Server,
+    stop: asyncio.Event,
+    background: Sequence[Coroutine[Any, Any, None]],
+    on_end: Callable[[], None],
+) -> None:
+    """Serve until the process is told to stop. Raises what ends it otherwise."""
+    tasks = [asyncio.create_task(one) for one in background]
+    stopping = asyncio.create_task(stop.wait())
+    ends: list[asyncio.Future[Any]] = [stopping, *tasks, journal.ended]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    on_end()
+    await server.stop(STOP_GRACE_S if stop.is_set() else 0.0)  # what it could say now may be old
+    for task in (stopping, *tasks):
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task  # raises what ended it, unless it was cancelled here
+    if journal.ended.done():
+        raise journal.ended.result()
 
 
 async def _work(controller: Controller, pruner: Pruner, sweeper: Sweeper, server: rpc.Server) -> None:

@@ -7,7 +7,7 @@ import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -28,6 +28,18 @@ PAGE_BYTES_MAX = 2**20
 """Of the entries in a page: one with a hundred attempts has some 30 KiB. It is copied to the client in some 10 ms."""
 COUNTER_MAX = 2**63 - 1
 """SQLite's largest integer: the last epoch, and the last job's sequence."""
+
+
+LEASE_KEY = "lease"
+"""In the table `meta`: what the controller that may write changes again and again (`standby.py`)."""
+
+
+class Standing(NamedTuple):
+    """Who may write."""
+
+    epoch: int
+    lease: bytes
+    """Another with each renewal; empty where nobody holds it."""
 
 
 class Journal:
@@ -62,6 +74,28 @@ class Journal:
 
         self._thread.epoch = await self.run(take)
         return self._thread.epoch
+
+    async def standing(self) -> Standing:
+        """Who may write at this moment."""
+        return await self.run(_standing)
+
+    async def take_over(self, seen: Standing, lease: bytes) -> int | None:
+        """As `next_epoch`, and hold the lease; None where somebody else has changed what was `seen`."""
+
+        def take(db: Database) -> int | None:
+            db.exclude()
+            if _standing(db) != seen:
+                return None
+            _set(db, LEASE_KEY, lease)
+            return _increment(db, EPOCH_KEY)
+
+        epoch = await self.run(take)
+        self._thread.epoch = epoch if epoch is not None else self._thread.epoch
+        return epoch
+
+    async def check(self) -> None:
+        """Look at the whole of it, as a start alone does. Raises InvalidRequest."""
+        await self.run(lambda db: db.check())
 
     async def rank_of(self, instance_id: str) -> int:
         """The rank of a worker's process, or one never given before. Raises WrongState when there is none left."""
@@ -273,6 +307,12 @@ def _increment(db: Database, key: str) -> int:
         raise WrongState(f"the journal's counter {key} is at its end: use another state folder")
     _set(db, key, b"%d" % value)
     return value
+
+
+def _standing(db: Database) -> Standing:
+    keys = (EPOCH_KEY, LEASE_KEY)
+    values = dict(db.execute("SELECT key, value FROM meta WHERE key IN (?, ?)", keys).fetchall())
+    return Standing(int(values.get(EPOCH_KEY, 0)), bytes(values.get(LEASE_KEY, b"")))
 
 
 def _set(db: Database, key: str, value: bytes) -> None:

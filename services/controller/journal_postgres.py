@@ -34,6 +34,8 @@ CONNECT_TIMEOUT_S = 5
 """For a connection: calls of the journal wait so long, and are then refused."""
 SILENCE_S = 10.0
 """A server that doesn't answer for so long is cut off, where no lease says otherwise."""
+LEAVING_S = 2.0
+"""How long the session of a controller that has ended may go on."""
 LOCK_KEY = "triptych journal"
 """What a controller locks in its schema, alone where it has no lease."""
 
@@ -150,6 +152,7 @@ class PostgresStore:
         self.name = f"{parts.hostname or ''}{parts.path}" or url.partition(":")[0]
         self._url = url
         self._lease_s = lease_s
+        self._shared = "_shared" if lease_s else ""
         self._silence_ms = int((lease_s or SILENCE_S) * 1000)
 
     def open(self) -> PostgresDatabase:
@@ -164,7 +167,7 @@ class PostgresStore:
             raise Unavailable(f"the journal's database can't be reached: {_sentence(error)}") from error
         try:
             self._make(database)
-            self._check_lock(database)
+            self._wait_lock(database)
             if not self._lease_s:
                 database.check()
         except psycopg.Error as error:
@@ -227,15 +230,23 @@ class PostgresStore:
     def _lock(self, db: psycopg.Connection[Any]) -> None:
         """Lock the schema for as long as the session lives: alone, or beside others with a lease. After a break the
         old session may still have it, so here that isn't an error."""
-        shared = "_shared" if self._lease_s else ""
-        sql = f"SELECT pg_try_advisory_lock{shared}(hashtext(%s), hashtext(current_schema()))"
+        sql = f"SELECT pg_try_advisory_lock{self._shared}(hashtext(%s), hashtext(current_schema()))"
         db.execute(sql.encode(), (LOCK_KEY,))
 
-    def _check_lock(self, db: PostgresDatabase) -> None:
+    def _wait_lock(self, db: PostgresDatabase) -> None:
+        """Have the lock. The session of a controller that was killed may have it for a moment more."""
         sql = "SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted"
-        if db.execute(sql).fetchone() == (0,):
+        if db.execute(sql).fetchone() != (0,):
+            return
+        import psycopg
+
+        try:
+            db.execute(f"SET lock_timeout = {int(LEAVING_S * 1000)}")
+            db.execute(f"SELECT pg_advisory_lock{self._shared}(hashtext(?), hashtext(current_schema()))", (LOCK_KEY,))
+        except psycopg.errors.LockNotAvailable as error:
             alone = "a database that no other controller uses" + (", or only such with lease_s" * bool(self._lease_s))
-            raise InvalidRequest("journal", self.name, alone)
+            raise InvalidRequest("journal", self.name, alone) from error
+        db.execute(f"SET lock_timeout = {self._silence_ms}")
 
 
 def _storable(text: str) -> str:

@@ -35,7 +35,7 @@ PROBE_BYTES = 2**16
 """These fit on a disk that isn't full: more than SQLite writes for one change of a job's state."""
 VACUUM_PAGES = 1024
 """Given back to the disk in one piece: 4 MiB, for which others wait a quarter of a second on a busy machine."""
-OPENING_S = 10.0
+OPENING_S = 5.0
 """How long another controller with a lease may take to open the file, before it counts as one without."""
 LOCK_LOOK_S = 0.05
 """Between two looks at whether it has."""

@@ -14,5 +14,5 @@ from .journal_sqlite import SqliteStore
 def store_of(config: ControllerConfig) -> Store:
     """The store of a controller's journal."""
     if config.journal:
-        return PostgresStore(config.journal)
-    return SqliteStore(Path(config.state))
+        return PostgresStore(config.journal, config.lease_s)
+    return SqliteStore(Path(config.state), is_shared=config.lease_s > 0)

@@ -13,6 +13,7 @@ from services.controller.journal import Journal
 from services.controller.journal_postgres import PostgresStore
 from tests.failures.loads import check, fake_fleet, request, wait_over
 from tests.journal.conformance import JournalConformance, entry, ids
+from tests.journal.leases import LeaseConformance, OpenStore
 from tests.standby.postgres import PASSWORD, Postgres
 from triptych.errors import InvalidRequest, JournalDamaged, JournalFull, Unavailable
 from triptych.v1.job_pb2 import GenerationRequest
@@ -25,6 +26,13 @@ class TestPostgres(JournalConformance):
     @pytest.fixture
     def store(self, postgres: Postgres) -> PostgresStore:
         return PostgresStore(postgres.url(postgres.new_schema()))
+
+
+class TestPostgresLease(LeaseConformance):
+    @pytest.fixture
+    def open_store(self, postgres: Postgres) -> OpenStore:
+        url = postgres.url(postgres.new_schema())
+        return lambda lease_s: PostgresStore(url, lease_s)
 
 
 async def test_a_session_that_breaks_is_replaced(postgres: Postgres) -> None:

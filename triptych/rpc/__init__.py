@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from triptych.rpc.channel import open_channel
 from triptych.rpc.edge import Context, message_bytes, uninterrupted
-from triptych.rpc.server import WHOLE, Server, Service, start_server
+from triptych.rpc.server import ALIVE, WHOLE, Server, Service, start_server
 from triptych.rpc.status import code_of, error_from, is_named, reason_from, translate
 
 __all__ = [
+    "ALIVE",
     "WHOLE",
     "Context",
     "Server",

@@ -23,11 +23,20 @@ log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+Gate = Callable[[], None]
+"""Asked before each answer, but those of health; raises one of `triptych.errors` where this server may give none."""
+
+
+def open_gate() -> None:
+    """The gate of a server that may always answer."""
+
+
 class EdgeInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler: callers prove who they are, and errors become statuses."""
 
-    def __init__(self, security: auth.Security) -> None:
+    def __init__(self, security: auth.Security, gate: Gate) -> None:
         self._security = security
+        self._gate = gate
 
     async def intercept_service(
         self,
@@ -37,7 +46,9 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
         if handler is None:
-            return grpc.stream_stream_rpc_method_handler(functools.partial(_refuse, method))
+            return grpc.stream_stream_rpc_method_handler(functools.partial(_refuse, method, self._gate))
+
+        gate = open_gate if method.startswith(auth.OPEN_METHODS) else self._gate
 
         def admit(context: Context) -> None:
             if not method.startswith(auth.OPEN_METHODS):
@@ -47,22 +58,27 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         parse = parser(method, handler.request_deserializer or bytes)
         serialize = handler.response_serializer
         if handler.unary_unary:
-            guarded = _guard_unary(handler.unary_unary, parse, method, admit)
+            guarded = _guard_unary(handler.unary_unary, parse, method, admit, gate)
             return grpc.unary_unary_rpc_method_handler(guarded, None, serialize)
         if handler.unary_stream:
-            stream = _guard_stream(handler.unary_stream, parse, method, admit)
+            stream = _guard_stream(handler.unary_stream, parse, method, admit, gate)
             return grpc.unary_stream_rpc_method_handler(stream, None, serialize)
         if handler.stream_unary:
-            guarded = _guard_unary(handler.stream_unary, functools.partial(_parsed_stream, parse), method, admit)
+            guarded = _guard_unary(handler.stream_unary, functools.partial(_parsed_stream, parse), method, admit, gate)
             return grpc.stream_unary_rpc_method_handler(guarded, None, serialize)
         assert handler.stream_stream, "a call has one of four shapes"
-        stream = _guard_stream(handler.stream_stream, parse, method, admit)
+        stream = _guard_stream(handler.stream_stream, parse, method, admit, gate)
         return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
 
 
-async def _refuse(method: str, requests: Any, context: Context) -> AsyncIterator[bytes]:
+async def _refuse(method: str, gate: Gate, requests: Any, context: Context) -> AsyncIterator[bytes]:
     """Answers a call of a method that nobody serves. gRPC's own answer says less, and has no details."""
-    await _abort(context, errors.NoSuchMethod(f"there is no {method[: errors.SHOWN_CHARS_MAX]} here"), method)
+    failure: errors.TriptychError = errors.NoSuchMethod(f"there is no {method[: errors.SHOWN_CHARS_MAX]} here")
+    try:
+        gate()
+    except errors.TriptychError as error:
+        failure = error
+    await _abort(context, failure, method)
     yield b""
 
 
@@ -71,14 +87,16 @@ Admit = Callable[[Context], None]
 
 
 def _guard_unary(
-    call: Callable[..., Awaitable[Any]], parse: Callable[[Any], Any], method: str, admit: Admit
+    call: Callable[..., Awaitable[Any]], parse: Callable[[Any], Any], method: str, admit: Admit, gate: Gate
 ) -> Callable[..., Awaitable[Any]]:
     async def guarded(data: Any, context: Context) -> Any:
         _message_bytes.set(len(data) if isinstance(data, bytes) else 0)
         loop_watch.METHOD.set(method)
         try:
             admit(context)
-            return await call(parse(data), context)
+            answer = await call(parse(data), context)
+            gate()
+            return answer
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
             failure = error
         # Not inside the handler: the abort would have the error as its context, and traces record its text.
@@ -88,7 +106,7 @@ def _guard_unary(
 
 
 def _guard_stream(
-    call: Callable[..., Any], parse: Parse, method: str, admit: Admit
+    call: Callable[..., Any], parse: Parse, method: str, admit: Admit, gate: Gate
 ) -> Callable[..., AsyncIterator[Any]]:
     async def guarded(data: Any, context: Context) -> AsyncIterator[Any]:
         loop_watch.METHOD.set(method)
@@ -100,6 +118,7 @@ def _guard_stream(
                 await responses
                 return
             async for response in responses:
+                gate()
                 yield response
         except Exception as error:  # noqa: BLE001  (the edge: every error becomes a status)
             failure = error

@@ -10,7 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from triptych import addresses, errors, telemetry
 from triptych.rpc.call_durations import CallDurations
-from triptych.rpc.edge import EdgeInterceptor
+from triptych.rpc.edge import EdgeInterceptor, Gate, open_gate
 from triptych.rpc.options import SERVER_OPTIONS
 from triptych.rpc.reflection import add_reflection
 from triptych.security import auth
@@ -19,6 +19,8 @@ Service = tuple[Callable[[Any, grpc.aio.Server], None], Any, str]
 """What a server serves: the generated `add_…_to_server`, the servicer, the full service name."""
 WHOLE = ""
 """The name in `grpc.health.v1` of the server itself."""
+ALIVE = "alive"
+"""The name of the process: it answers, whether or not it takes work now. For liveness probes."""
 
 
 class Server:
@@ -56,14 +58,16 @@ async def start_server(
     security: auth.Security = auth.OPEN,
     client_address: str = "",
     metrics: telemetry.Metrics | None = None,
+    gate: Gate = open_gate,
 ) -> Server:
     """Start a server at `host:port` (port 0 takes a free one).
 
     Where `security` has certificates, `address` takes callers with a certificate only (mutual TLS); `client_address`
     is a second port, with TLS, for callers that have a token only. The services of `not_serving` begin as
-    NOT_SERVING. `metrics` measures each call. Raises InvalidRequest when an address can't be bound.
+    NOT_SERVING; `ALIVE` is SERVING. `metrics` measures each call, `gate` is asked before each answer. Raises
+    InvalidRequest when an address can't be bound.
     """
-    interceptors = [*telemetry.server_interceptors(), EdgeInterceptor(security)]
+    interceptors = [*telemetry.server_interceptors(), EdgeInterceptor(security, gate)]
     if metrics is not None and metrics.meter is not None:
         interceptors.insert(-1, CallDurations(metrics))
     server = grpc.aio.server(interceptors=interceptors, options=list(SERVER_OPTIONS))
@@ -82,7 +86,7 @@ async def start_server(
     result = Server(server, bound, names, client_bound)
     health_pb2_grpc.add_HealthServicer_to_server(result._health, server)
     add_reflection((*names, health.SERVICE_NAME), server)
-    await result.set_serving(True)
+    await result.set_serving(True, (ALIVE, WHOLE, *names))
     if not_serving:
         await result.set_serving(False, not_serving)
     await server.start()
