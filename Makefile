@@ -24,7 +24,7 @@ IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --ti
 BARE := $(PYTHON) tests/bare
 
 .PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-fuzz
-.PHONY: test-autoscaling test-observability test-image test-chaos test-hosts test-standby test-model test-rdma test-wheel test-mesh check proto proto-baseline bench bench-rdma bench-recovery bench-journal fuzz soak clean
+.PHONY: test-autoscaling test-observability test-image test-chaos test-hosts test-standby test-model test-rdma test-wheel test-mesh check proto proto-baseline bench bench-rdma bench-recovery bench-journal bench-takeover fuzz soak clean
 
 setup: $(VENV)/.done
 	@.ci/install --or-else "tensors go by shared memory and gRPC only" $(MOONCAKE_PACKAGES)
@@ -157,6 +157,10 @@ bench: setup
 # Jobs that the journal takes in a second, in each of its databases.
 bench-journal: setup-mesh
 	$(BIN)/python -m benchmarks.bench_journal
+
+# How long until the standby serves, in units of the lease.
+bench-takeover: setup-mesh
+	$(BIN)/python -m benchmarks.bench_takeover
 
 bench-recovery: setup
 	$(BIN)/python -m benchmarks.bench_recovery
