@@ -18,6 +18,8 @@ class SlowLine:
         self.down_bytes = self.up_bytes = self.connections = 0
         self.breaks_after: int | None = None
         """Break the connection when so many bytes came from the server; once."""
+        self.breaks_after_up: int | None = None
+        """The same, of bytes to the server."""
 
     async def serve(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -27,7 +29,10 @@ class SlowLine:
 
         def up(count: int) -> bool:
             self.up_bytes += count
-            return False
+            is_broken = self.breaks_after_up is not None and self.up_bytes >= self.breaks_after_up
+            if is_broken:
+                self.breaks_after_up = None
+            return is_broken
 
         def down(count: int) -> bool:
             self.down_bytes += count

@@ -14,9 +14,18 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from triptych import addresses, config, environment, limits, rpc, telemetry
-from triptych.errors import DeadlinePassed, InvalidRequest, SourceCorrupt, TriptychError, Unavailable, Unreachable
+from triptych.errors import (
+    DeadlinePassed,
+    InvalidRequest,
+    NotFound,
+    SourceCorrupt,
+    TriptychError,
+    Unavailable,
+    Unreachable,
+)
 from triptych.security import auth
 from triptych.v1 import (
+    file_service_pb2_grpc,
     fleet_service_pb2,
     fleet_service_pb2_grpc,
     generation_service_pb2,
@@ -37,6 +46,7 @@ from triptych_client.result_files import (
     spare_paths,
 )
 from triptych_client.retry import Attempts, RetryPolicy, call, transient
+from triptych_client.uploading import upload_files
 
 Response = TypeVar("Response")
 
@@ -44,6 +54,9 @@ log = logging.getLogger(__name__)
 
 PAGE_SIZE = 100
 """Jobs asked for in one call: a few tens of KiB."""
+
+UPLOAD_ATTEMPTS_MAX = 2
+"""An upload that was found may be an hour old, and gone when the job comes; then it is sent anew."""
 
 DOWNLOAD_ATTEMPTS_MAX = 2
 """A file whose digest is wrong is read once more, as rooms are."""
@@ -88,6 +101,7 @@ class AsyncClient:
         security = auth.open_security(access.tls, "", access.token_file, access.token)
         self._channel = rpc.open_channel(self.endpoint, security, through, is_repeating=True)
         self._jobs = generation_service_pb2_grpc.GenerationServiceStub(self._channel)
+        self._files = file_service_pb2_grpc.FileServiceStub(self._channel)
         self._fleet = fleet_service_pb2_grpc.FleetServiceStub(self._channel)
 
     async def __aenter__(self) -> AsyncClient:
@@ -126,10 +140,17 @@ class AsyncClient:
         return await self.submit(build_request(prompt, **fields), request_id)
 
     async def submit(self, request: job_pb2.GenerationRequest, request_id: str = "") -> job_pb2.Job:
-        """As `create_job`, from a ready message."""
-        message = generation_service_pb2.CreateJobRequest(request_id=request_id or str(uuid.uuid4()), request=request)
-        response = await self._call(self._jobs.CreateJob, message)
-        return response.job
+        """As `create_job`, from a ready message. Its large files go ahead of it, as uploads."""
+        request_id = request_id or str(uuid.uuid4())
+        for attempt in range(1, UPLOAD_ATTEMPTS_MAX + 1):
+            lean = await upload_files(self._files, request, self._retry, self._peer)
+            message = generation_service_pb2.CreateJobRequest(request_id=request_id, request=lean)
+            try:
+                return (await self._call(self._jobs.CreateJob, message)).job
+            except NotFound:
+                if attempt == UPLOAD_ATTEMPTS_MAX:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     async def get_job(self, job_id: str) -> job_pb2.Job:
         """Return a job. Raises NotFound."""
