@@ -173,6 +173,7 @@ class Admission:
         if (existing := await self._ledger.journal.add(entry, request)) is not None:
             return existing, True
         self._ledger.add(entry)
+        telemetry.annotate({"gen_ai.request.model": job.model}, job_id=job.job_id)
         log.info("accepted", extra={"job_id": job.job_id})
         return entry, False
 

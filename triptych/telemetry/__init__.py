@@ -11,7 +11,7 @@ from triptych.telemetry.exporters import setup
 from triptych.telemetry.logs import log_context, setup_logging
 from triptych.telemetry.metrics import Metrics
 from triptych.telemetry.resource import identify
-from triptych.telemetry.tracing import extract, inject, link, record, reserve, span, trace_id, within
+from triptych.telemetry.tracing import annotate, extract, inject, link, record, reserve, span, trace_id, within
 from triptych.telemetry.worker_metrics import WorkerMetrics
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "RingDepth",
     "Task",
     "WorkerMetrics",
+    "annotate",
     "client_interceptors",
     "extract",
     "identify",

@@ -137,6 +137,11 @@ def within(traceparent: str) -> Iterator[None]:
         contexts.detach(token)
 
 
+def annotate(also: Mapping[str, Value] | None = None, **attributes: Value | None) -> None:
+    """Give the current span more attributes, named as those of `span` are."""
+    trace.get_current_span().set_attributes(_named(attributes, also))
+
+
 def link(span: trace.Span, traceparent: str) -> None:
     """Point from a span to another one, which came before it; to none where the text can't be read."""
     before = trace.get_current_span(extract(traceparent)).get_span_context()
