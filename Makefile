@@ -146,6 +146,7 @@ proto: setup
 		--mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/triptych/*/*.proto
 	$(BIN)/python -c "from triptych.rpc.service_config import service_config as made; print(made())" > docs/service_config.json
 	$(BIN)/buf build --as-file-descriptor-set --exclude-source-info -o deploy/envoy/triptych.binpb
+	$(BIN)/python -m tools.openapi
 
 # The contract that `make check` holds changes against. Renew it with a release, not with a change.
 proto-baseline: setup
