@@ -63,6 +63,11 @@ def parse(field: str, text: str, *, to_serve: bool = False) -> Address:
     return Address(bare, int(port))
 
 
+def parse_several(field: str, text: str) -> list[Address]:
+    """Parse addresses with commas between them, one at least. Raises InvalidRequest."""
+    return [parse(field, part.strip()) for part in text.split(",")]
+
+
 def parse_host(field: str, text: str) -> str:
     """Parse a host without a port; an IPv6 address may have brackets. Raises InvalidRequest."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text

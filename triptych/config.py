@@ -148,7 +148,9 @@ class WorkerConfig(ProcessConfig):
     workflows: str = text(
         "", "load only these workflows of the pipeline, with commas, for example text2video; default: all"
     )
-    controller: str = text("127.0.0.1:7070", "host:port of the controller", check=addresses.parse)
+    controller: str = text(
+        "127.0.0.1:7070", "host:port of the controller; several with commas", check=addresses.parse_several
+    )
     token_file: str = text("", "file of this worker's own token, where it has no certificate")
     device: str = text("cpu", "torch device of this role, for example cuda:0")
     dtype: str = text("float32", "element type of the weights", among=DTYPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -82,13 +83,16 @@ class AsyncClient:
         access: config.ClientAccess | None = None,
         proxy: str | None = None,
     ) -> None:
-        """`access` is how the client proves who it is; by default as the environment says (`TRIPTYCH_TLS` …).
+        """`endpoint` is the controller's host:port, or those of several with commas, of which one is active.
+
+        `access` is how the client proves who it is; by default as the environment says (`TRIPTYCH_TLS` …).
 
         `proxy` is the URL of an HTTP proxy, by default that of `TRIPTYCH_PROXY`; empty for none. This machine
         is never reached through one.
         """
-        address = addresses.parse("endpoint", endpoint)
-        self.endpoint = str(address)
+        several = addresses.parse_several("endpoint", endpoint)
+        address = several[0]
+        self.endpoint = ",".join(map(str, several))
         through = environment.proxy_for(address.host, proxy)
         self._peer = self.endpoint
         """The controller, and the way to it: for errors."""
@@ -205,6 +209,9 @@ class AsyncClient:
                     seen = update.job
                     if is_over(seen):
                         return
+            except asyncio.CancelledError:
+                if not rpc.was_cut():
+                    raise
             except grpc.aio.AioRpcError as error:
                 if end_s is not None and time.monotonic() >= end_s:
                     raise DeadlinePassed(f"{job_id} was not over after {timeout_s:g} s") from error

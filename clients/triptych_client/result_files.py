@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import grpc
 
-from triptych import limits
-from triptych.errors import DeadlinePassed, InvalidRequest, SourceCorrupt, TriptychError
+from triptych import limits, rpc
+from triptych.errors import DeadlinePassed, InvalidRequest, SourceCorrupt, TriptychError, Unavailable
 from triptych.media.formats import FORMATS
 from triptych.v1.generation_service_pb2 import DownloadResultRequest
 from triptych.v1.job_pb2 import Artifact
@@ -249,8 +249,12 @@ async def download(
                         bound.reschedule(asyncio.get_running_loop().time() + timeout_s)
                     part.write(response.chunk)
             return artifact or Artifact()
+        except asyncio.CancelledError:
+            if not rpc.was_cut():
+                raise
+            found: TriptychError = Unavailable(f"the connection to {peer} was given up")
         except grpc.aio.AioRpcError as error:
-            found: TriptychError = transient(error, peer)
+            found = transient(error, peer)
         except TimeoutError:
             had = limits.bytes_text(part.size_bytes)
             had = f"{had} of {limits.bytes_text(artifact.size_bytes)}" if artifact else "nothing"

@@ -127,6 +127,10 @@ async def call(
         attempt_s = attempts.attempt_s
         try:
             return await attempt(attempt_s)
+        except asyncio.CancelledError:
+            if not rpc.was_cut():
+                raise
+            await attempts.wait(Unavailable(f"the connection to {address} was given up"))
         except grpc.aio.AioRpcError as error:
             found = error_of(error, address)
             if type(found) is DeadlinePassed and not rpc.is_named(error) and size_bytes > limits.LARGE_BYTES:

@@ -23,12 +23,14 @@ class Pair(Fleet):
     """Two controllers on ports of their own, and workers that know both."""
 
     def __init__(
-        self, folder: Path, flags: Sequence[str], worker_flags: Sequence[str] = (), workers: bool = False
+        self, folder: Path, flags: Sequence[str], worker_flags: Sequence[str] = (), has_workers: bool = False
     ) -> None:
         """`flags` say where journal and results are."""
         lease = ("--lease-s", str(LEASE_S))
-        super().__init__(folder, "", controller_flags=(*flags, *lease), worker_flags=worker_flags)
-        if not workers:
+        fake = ("--fake-stage-seconds", "0.5", "--mover", "local", "--rings", "rpc")
+        traced = ("--trace-file", str(folder.with_suffix(".spans")))  # calls then pass interceptors, too
+        super().__init__(folder, "", controller_flags=(*flags, *lease), worker_flags=(*fake, *traced, *worker_flags))
+        if not has_workers:
             self.workers = []
 
     def __enter__(self) -> Pair:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
+from tests.chaos.report import success_counts
+from tests.clients.test_cli import triptych
+from tests.failures import loads
 from tests.failures.proxy import Proxy
 from tests.fleet.processes import wait_until
 from tests.standby.pair import LEASE_S, NAMES, WAIT_S, Pair
@@ -16,17 +20,24 @@ from tests.standby.postgres import PASSWORD, Postgres
 from triptych.rpc import ALIVE
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
+from triptych_client.job_states import is_over
 
+JOBS = 16
 BOUND_S = 2 * LEASE_S
 """Within twice the lease."""
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    flags: tuple[str, ...] = ()
-    if request.param == "postgres":
-        postgres: Postgres = request.getfixturevalue("postgres")
-        flags = ("--journal", postgres.url(postgres.new_schema()), "--result-url", str(tmp_path / "results"))
+def flags(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ...]:
+    """Where journal and results are."""
+    if request.param == "sqlite":
+        return ()
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return ("--journal", postgres.url(postgres.new_schema()), "--result-url", str(tmp_path / "results"))
+
+
+@pytest.fixture
+def pair(flags: tuple[str, ...], tmp_path: Path) -> Iterator[Pair]:
     with Pair(tmp_path / "pair", flags) as started:
         yield started
 
@@ -87,6 +98,32 @@ def test_one_that_stood_still_ends_when_it_goes_on(pair: Pair) -> None:
     assert pair.active() == pair.other(old)
     pair.start(old)
     assert not pair.is_serving(old)
+
+
+@pytest.mark.parametrize("end", [Pair.kill, Pair.stop_still])
+def test_under_load_no_job_is_lost_and_none_is_done_twice(
+    flags: tuple[str, ...], tmp_path: Path, end: Callable[[Pair, str], None]
+) -> None:
+    """Clients and workers know both controllers; a call that hangs on a host that stands still is made again."""
+    with Pair(tmp_path / "pair", flags, has_workers=True) as pair, pair.client() as client:
+        job_ids = [client.submit(loads.request(seed)).job_id for seed in range(JOBS // 2)]
+        wait_until(lambda: any(is_over(client.get_job(job_id)) for job_id in job_ids), WAIT_S, "some are done")
+        pids = [pair.pid(name) for name in pair.workers]
+        old = pair.active()
+        end(pair, old)
+        job_ids += [client.submit(loads.request(seed)).job_id for seed in range(JOBS // 2, JOBS)]
+        assert pair.active() == pair.other(old)
+        for seed, job in enumerate(loads.wait_over(client, job_ids, 2 * WAIT_S).values()):
+            loads.check(client, job, seed, tmp_path)
+            assert len(job.artifacts) == 1
+        pair.go_on(old)
+        assert pair.processes[old].wait(WAIT_S) != 0
+        assert [pair.pid(name) for name in pair.workers] == pids
+        counts = sum((success_counts(tmp_path / "pair" / f"{name}.log") for name in NAMES), Counter())
+        assert counts == dict.fromkeys(job_ids, 1)
+        shown = triptych("status", "--endpoint", pair.endpoint)
+        assert shown.returncode == 0, shown.stderr
+        assert f"{JOBS} succeeded" in shown.stdout
 
 
 def test_one_that_is_cut_off_from_its_database_ends(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from triptych.rpc.channel import open_channel
 from triptych.rpc.edge import Context, message_bytes, uninterrupted
 from triptych.rpc.server import ALIVE, WHOLE, Server, Service, start_server
-from triptych.rpc.status import code_of, error_from, is_named, reason_from, translate
+from triptych.rpc.status import code_of, error_from, is_named, reason_from, translate, was_cut
 
 __all__ = [
     "ALIVE",
@@ -22,4 +22,5 @@ __all__ = [
     "start_server",
     "translate",
     "uninterrupted",
+    "was_cut",
 ]

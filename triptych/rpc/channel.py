@@ -17,6 +17,7 @@ import grpc
 from triptych import addresses, telemetry
 from triptych.rpc.options import CHANNEL_OPTIONS
 from triptych.rpc.service_config import service_config
+from triptych.rpc.several import SeveralChannel
 from triptych.security import auth
 from triptych.security.certificates import Certificates
 
@@ -32,12 +33,17 @@ def open_channel(
     *,
     is_repeating: bool = False,
 ) -> grpc.aio.Channel:
-    """Open a traced channel to `host:port`. It connects lazily and reconnects by itself.
+    """Open a traced channel to `host:port`. It connects lazily and reconnects by itself. Of several addresses with
+    commas between them it goes to that of the active controller.
 
     It goes through `proxy`, or through none: gRPC alone would take what `http_proxy` says, for loopback, too. Where
     `is_repeating`, gRPC itself meets UNAVAILABLE with another try, as the service config says.
     """
-    target = f"dns:///{addresses.parse('address', address)}"  # a host called `unix` is no file
+    several = addresses.parse_several("address", address)
+    if len(several) > 1:
+        one = functools.partial(open_channel, security=security, proxy=proxy, is_repeating=is_repeating)
+        return SeveralChannel([functools.partial(one, str(part)) for part in several])
+    target = f"dns:///{several[0]}"  # a host called `unix` is no file
     options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, *addresses.proxy_options(proxy)]
     if is_repeating:
         options.append(("grpc.service_config", service_config()))

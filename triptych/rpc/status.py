@@ -174,10 +174,21 @@ _BREAK_DETAILS = "Internal error from Core"
 """See `code_of`. Triptych's servers never say this: they name the type of what escapes a servicer."""
 
 
+def was_cut() -> bool:
+    """In a handler of CancelledError: whether it only means that the call's channel was closed. Then nobody has asked
+    this task to stop."""
+    task = asyncio.current_task()
+    return task is not None and not task.cancelling()
+
+
 async def translate(call: Awaitable[Result]) -> Result:
     """Await a call; raise its error as the class that the server raised."""
     try:
         return await call
+    except asyncio.CancelledError:
+        if was_cut():
+            raise errors.Unavailable("the connection was given up: another controller is active") from None
+        raise
     except grpc.aio.AioRpcError as error:
         task = asyncio.current_task()
         if error.code() is grpc.StatusCode.CANCELLED and task is not None and task.cancelling():
