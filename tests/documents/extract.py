@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE_WHOLE = {"docs/standby.md", "docs/rest.md", "deploy/envoy/README.md", "deploy/observability/README.md"}
-"""Their commands need several hosts (`tests/standby` does what they do), Envoy (`tests/mesh/test_document.py` follows them), or a container engine."""
+"""Their commands need several hosts (`tests/standby` does what they do), Envoy (`tests/mesh/test_document.py` follows
+them), or a container engine."""
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (
