@@ -79,10 +79,8 @@ def record(before: JournalEntry, after: JournalEntry) -> None:
     )
 
 
-def refused(entry: JournalEntry | None, token: pb.PhaseToken, reason: str) -> None:
+def refused(entry: JournalEntry, token: pb.PhaseToken, reason: str) -> None:
     """Record a completion that came too late: the job was another worker's by then, or over."""
-    if entry is None:
-        return
     now = Timestamp()
     now.GetCurrentTime()
     role = role_name(token.role)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, LeaseLost, NotFound
+from triptych.errors import FAILURE_CHARS_MAX, Fenced, InvalidRequest, LeaseLost, NotFound
 from triptych.model import rates
 from triptych.roles import NEXT
 from triptych.v1 import fleet_service_pb2 as pb
@@ -81,6 +81,15 @@ class PhaseReports:
 
     async def complete(self, request: pb.CompletePhaseRequest) -> None:
         """A stage is done. The first completion of a phase is taken; LeaseLost refuses others."""
+        try:
+            await self._complete(request)
+        except (LeaseLost, Fenced) as error:
+            entry = await self._core.ledger.journal.get(request.token.job_id)
+            if entry is not None and entry.lease != request.token.lease:  # else its worker registers, and asks again
+                attempt_spans.refused(entry, request.token, str(error))
+            raise
+
+    async def _complete(self, request: pb.CompletePhaseRequest) -> None:
         core = self._core
         token = request.token
         role = token.role
@@ -109,9 +118,8 @@ class PhaseReports:
         stage_s = core.ledger.stage_s(token.job_id)
         try:
             await self._lifecycle.apply(token.job_id, change)
-        except LeaseLost as error:
+        except LeaseLost:
             if not await self._was_taken(request):
-                attempt_spans.refused(await core.ledger.journal.get(token.job_id), token, str(error))
                 raise
             stage_s = 0.0
         if stage_s:

@@ -12,7 +12,7 @@ from tests.services.conftest import Bench, OpenBench
 from tests.services.test_attempts import complete, leave, register
 from tests.telemetry.receiver import Received, Receiver
 from triptych import telemetry
-from triptych.errors import LeaseLost
+from triptych.errors import Fenced, LeaseLost
 from triptych.rings.ring import Claimed
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, ROLE_TRANSFORMER, Role
@@ -159,6 +159,34 @@ async def test_a_completion_that_comes_too_late_is_seen(open_bench: OpenBench, r
     assert (refused.trace_id, refused.status_code) == (cancelled.trace_id, ERROR)
     assert refused.attributes["triptych.rank"] == rank
     assert "is over" in refused.attributes["triptych.reason"]
+
+
+async def test_a_completion_of_a_worker_that_counts_as_dead_is_seen(open_bench: OpenBench, receiver: Receiver) -> None:
+    with telemetry.setup("controller"):
+        async with open_bench() as bench:
+            rank = await register(bench, "e1", ROLE_ENCODER)
+            await create(bench)
+            claimed, _started = await start(bench, ROLE_ENCODER, rank)
+            await bench.controller.evictions.evict(rank, "it was silent")
+            with pytest.raises(Fenced):
+                await complete(bench, claimed, ROLE_ENCODER, 1)
+    (refused,) = [span for span in receiver.spans if span.name == "completion.refused"]
+    assert (refused.status_code, refused.attributes["triptych.rank"]) == (ERROR, rank)
+
+
+async def test_a_completion_that_a_new_controller_will_take_is_not_refused(
+    open_bench: OpenBench, receiver: Receiver
+) -> None:
+    """It hasn't heard of the worker yet."""
+    with telemetry.setup("controller"):
+        async with open_bench() as bench:
+            rank = await register(bench, "e1", ROLE_ENCODER)
+            await create(bench)
+            claimed, _started = await start(bench, ROLE_ENCODER, rank)
+        async with open_bench() as bench:
+            with pytest.raises(Fenced):
+                await complete(bench, claimed, ROLE_ENCODER, 1)
+    assert [span.name for span in receiver.spans] == ["accept"]
 
 
 async def test_the_next_controller_records_what_the_last_one_began(open_bench: OpenBench, receiver: Receiver) -> None:
