@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +117,41 @@ def open_security(config: ProcessConfig, token_file: str = "") -> auth.Security:
     return security
 
 
-def stop_event() -> asyncio.Event:
-    """An event that SIGTERM, SIGINT and the end of the terminal set."""
-    event = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+@dataclass(frozen=True)
+class Stop:
+    """What signals have told a process."""
+
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    """It says NOT_SERVING and goes on serving: those who balance its callers look away in that time."""
+    now: asyncio.Event = field(default_factory=asyncio.Event)
+    """It drains."""
+
+
+def on_signals(lame_duck_s: float) -> Stop:
+    """What SIGTERM, SIGINT and the end of the terminal tell the process from now on.
+
+    SIGTERM lets it leave first, for `lame_duck_s`. A person at a terminal doesn't wait for that, nor does who sends
+    SIGTERM twice.
+    """
+    stop, loop = Stop(), asyncio.get_running_loop()
+
+    def at_once() -> None:
+        stop.leaving.set()
+        stop.now.set()
+
+    def leave() -> None:
+        if lame_duck_s == 0 or stop.leaving.is_set():
+            at_once()
+        else:
+            log.info("leaving: NOT_SERVING for %g s before the drain", lame_duck_s)
+            stop.leaving.set()
+            loop.call_later(lame_duck_s, stop.now.set)
+
+    loop.add_signal_handler(signal.SIGTERM, leave)
+    for number in (signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            asyncio.get_running_loop().add_signal_handler(number, event.set)
-    return event
+            loop.add_signal_handler(number, at_once)
+    return stop
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

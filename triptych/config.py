@@ -75,6 +75,9 @@ class ProcessConfig:
     trace_file: str = text("", "append spans to this file as OTLP JSON lines")
     hold_file: str = text("", "append each new longest hold of the event loop to this file")
     metrics_port: int = number(0, "serve Prometheus metrics on this port; 0 for none", 0, 65_535)
+    lame_duck_s: float = number(
+        5.0, "time between SIGTERM and the drain: NOT_SERVING, but served, until balancers have seen it", 0, DAY_S
+    )
     drain_timeout_s: float = number(600.0, "time for running jobs to finish after SIGTERM", 0, 30 * DAY_S)
     rings: str = text("auto", "queues over RDMA (verbs), through the controller (rpc), or what works", among=RINGS)
     rdma_device: str = text("", "RDMA device as DEVICE[:PORT[:GID_INDEX]]; default: the first that works")

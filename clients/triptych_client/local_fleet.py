@@ -93,9 +93,9 @@ class FleetPlan:
         """`settings` are fields of `ControllerConfig` and `WorkerConfig`. Each process gets those that it has.
 
         What isn't given is left to the processes' own environment and defaults, with these exceptions: `address` is the
-        controller's, and a free port that it keeps over restarts; `threads` divides the cores among the workers.
-        `metrics_port` is the controller's, and workers take the next ones; of `tls` each process takes the folder of
-        its role. Raises InvalidRequest.
+        controller's, and a free port that it keeps over restarts; `lame_duck_s` is 0, as nobody balances calls here;
+        `threads` divides the cores among the workers. `metrics_port` is the controller's, and workers take the next
+        ones; of `tls` each process takes the folder of its role. Raises InvalidRequest.
         """
         check_model(model)
         self.model = model
@@ -105,7 +105,7 @@ class FleetPlan:
         for name, value in settings.items():
             if name not in SETTING_BY_NAME:
                 raise InvalidRequest(name, value, "one of the settings " + ", ".join(sorted(SETTING_BY_NAME)))
-        self._settings = {"address": "127.0.0.1:0", **settings}
+        self._settings = {"address": "127.0.0.1:0", "lame_duck_s": 0, **settings}
         for role, plan in self.roles.items():
             if not 1 <= plan.count <= WORKERS_OF_ROLE_MAX:
                 raise InvalidRequest(f"{role}s", plan.count, f"1 to {WORKERS_OF_ROLE_MAX}")
@@ -218,11 +218,12 @@ class Fleet:
 
         A worker leaves when the rooms it holds are no longer needed, so those who read them must leave after it.
         """
-        end_s = time.monotonic() + self.plan.config.drain_timeout_s + STOP_MARGIN_S
+        config = self.plan.config
+        end_s = time.monotonic() + config.lame_duck_s + config.drain_timeout_s + STOP_MARGIN_S
         for role in ROLE_NAMES:
             names = [f"{role}-{index}" for index in range(self.plan.roles[role].count)]
-            await self.supervisor.stop(names, max(end_s - time.monotonic(), STOP_MARGIN_S))
-        await self.supervisor.stop([CONTROLLER], STOP_MARGIN_S)
+            await self.supervisor.stop(names, max(end_s - time.monotonic(), config.lame_duck_s + STOP_MARGIN_S))
+        await self.supervisor.stop([CONTROLLER], config.lame_duck_s + STOP_MARGIN_S)
 
     async def _tell_end(self, spec: ProcessSpec, instance_id: str, how: str) -> None:
         """Tell the controller that a worker's process has ended, by the certificate of its role.

@@ -49,7 +49,8 @@ ACCEPTING = (rpc.WHOLE, GENERATION_SERVICE)
 async def main() -> None:
     """Serve until SIGTERM."""
     config = load(ControllerConfig, None)
-    stop = process.stop_event()
+    # While this one leaves, no standby serves: its callers would find nobody.
+    stop = process.on_signals(0.0 if config.lease_s else config.lame_duck_s)
     state = Path(config.state)
     telemetry.setup_logging("controller")
     with telemetry.setup("triptych-controller", config.trace_file, config.metrics_port) as measured:
@@ -59,7 +60,7 @@ async def main() -> None:
             result_url = results.check_url("result_url", config.result_url or str(state / RESULTS_FOLDER))
             await asyncio.to_thread(results.check_store, "result_url", result_url)
             lease = Lease(journal, config.lease_s)
-            active = await stand_by(config, lease, security, stop)
+            active = await stand_by(config, lease, security, stop.now)
             if active is None:
                 return
             epoch, served = active
@@ -97,9 +98,9 @@ async def main() -> None:
             pruner = Pruner(journal, result_url, Keep(config.keep_days, config.keep_jobs, config.keep_bytes))
             if not config.lease_s:
                 process.announce(server.address, server.client_address)
-            background = [_work(controller, pruner, sweeper, server), lease.keep()]
+            background = [_work(controller, pruner, sweeper, server, stop.leaving), lease.keep()]
             try:
-                await _until_end(journal, server, stop, background, media.close)  # or a check would hold the stop up
+                await _until_end(journal, server, stop.now, background, media.close)  # or a check would hold the stop up
             finally:
                 rings.close()
                 await lease.release()
@@ -128,7 +129,9 @@ async def _until_end(
         raise journal.ended.result()
 
 
-async def _work(controller: Controller, pruner: Pruner, sweeper: Sweeper, server: rpc.Server) -> None:
+async def _work(
+    controller: Controller, pruner: Pruner, sweeper: Sweeper, server: rpc.Server, leaving: asyncio.Event
+) -> None:
     """Do the background work. Ends only where a new start is the remedy."""
     metrics = controller.core.metrics
     async with asyncio.TaskGroup() as group:
@@ -137,6 +140,7 @@ async def _work(controller: Controller, pruner: Pruner, sweeper: Sweeper, server
         group.create_task(forever(metrics, "uploads", controller.core.uploads.prune, INTERVAL_S))
         group.create_task(forever(metrics, "sweep", sweeper.once, SWEEP_PAUSE_S))
         group.create_task(_accept(controller.core.model, server))
+        group.create_task(server.leave(leaving))
 
 
 async def _accept(model: ServedModel, server: rpc.Server) -> None:

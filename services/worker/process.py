@@ -1,6 +1,7 @@
 """The process around a worker: what encoders, transformers and decoders have in common.
 
-Start: serve (NOT_SERVING), load the stage, start Mooncake, register, say READY. SIGTERM: drain, release, leave.
+Start: serve (NOT_SERVING), load the stage, start Mooncake, register, say READY. SIGTERM: say NOT_SERVING, drain,
+release, leave.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ async def _main(role: Role.ValueType) -> None:
     if not config.model and not config.fake_stage_seconds:
         raise InvalidRequest("model", "", "a folder or hub id of a diffusers pipeline")
     name = role_name(role)
-    stop = process.stop_event()
+    stop = process.on_signals(config.lame_duck_s)
     shared_memory.sweep()
     async with contextlib.AsyncExitStack() as stack:
         telemetry.setup_logging(name)
@@ -98,10 +99,10 @@ async def _main(role: Role.ValueType) -> None:
         roles = [role, NEXT[role]] if role in NEXT else [role]
         access = RingAccess(channel, roles, link, card=card, reason=reason, is_forced=config.rings == "verbs")
         stack.push_async_callback(access.close)
-        worker = Worker(equipment, link, access, Phases(equipment, link, access), stop)
+        worker = Worker(equipment, link, access, Phases(equipment, link, access), stop.now)
         loaded.set_result(worker)
         log.info("registering with the controller at %s", config.controller)
-        await _serve(worker, server)
+        await _serve(worker, server, stop.leaving)
 
 
 def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[AnyStage, ModelDescription]:
@@ -151,15 +152,15 @@ def _mooncake(config: WorkerConfig, arena: Arena) -> Iterator[tuple[MooncakeEngi
         yield engine, DriverChoice(name=engine.protocol, reason=engine.reason)
 
 
-async def _serve(worker: Worker, server: rpc.Server) -> None:
+async def _serve(worker: Worker, server: rpc.Server, leaving: asyncio.Event) -> None:
     """Register, work until told to stop, drain, leave."""
     linked = asyncio.create_task(worker.link.run(FleetMember(worker)))
     ready = asyncio.create_task(any_set(worker.link.registered, worker.draining))
-    telling = asyncio.create_task(_tell_health(worker, server))
+    telling = asyncio.create_task(_tell_health(worker, server, leaving))
     try:
         await _first(linked, ready)
         if ready.done() and not worker.draining.is_set():
-            await server.set_serving(True)  # before READY is said
+            await server.set_serving(not leaving.is_set())  # before READY is said
             process.announce(worker.equipment.address, server.client_address)
             await _work(worker, linked)
         if linked.done() and not linked.cancelled():
@@ -193,20 +194,20 @@ async def _work(worker: Worker, linked: asyncio.Task[None]) -> None:
         raise error
 
 
-async def _tell_health(worker: Worker, server: rpc.Server) -> None:
+async def _tell_health(worker: Worker, server: rpc.Server, leaving: asyncio.Event) -> None:
     """Keep `grpc.health.v1` true, until cancelled.
 
-    The server as a whole and the services that take jobs are SERVING while work is accepted here. WorkerService goes on
-    while a worker drains: others still fetch its rooms.
+    The server as a whole and the services that take jobs are SERVING while work is accepted here, up to `leaving`.
+    WorkerService goes on while a worker drains: others still fetch its rooms.
     """
     link = worker.link
     others = [name for name in server.names if name != WORKER_SERVICE]
     await link.registered.wait()
     while True:
         link.turned.clear()
-        await server.set_serving(worker.takes_work, [rpc.WHOLE, *others])
+        await server.set_serving(worker.takes_work and not leaving.is_set(), [rpc.WHOLE, *others])
         await server.set_serving(link.registered.is_set(), [WORKER_SERVICE])
-        await any_set(link.turned, *([] if worker.draining.is_set() else [worker.draining]))
+        await any_set(link.turned, *(event for event in (leaving, worker.draining) if not event.is_set()))
 
 
 async def _first(*tasks: asyncio.Task[Any], timeout_s: float | None = None) -> None:

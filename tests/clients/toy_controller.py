@@ -229,7 +229,7 @@ async def main() -> None:
     parser.add_argument("--address", default="127.0.0.1:0")
     parser.add_argument("--step-s", type=float, default=0.01)
     args = parser.parse_args()
-    stop = process.stop_event()
+    stop = process.on_signals(0).now
     server = await rpc.start_server(args.address, ToyController(args.step_s).services)
     process.announce(server.address)
     await stop.wait()

@@ -147,7 +147,7 @@ class Fleet:
     def command(self, name: str) -> list[str]:
         """Its command line."""
         role = name.partition("-")[0]
-        command = [*self._prefix(name), sys.executable, "-m", f"services.{role}"]
+        command = [*self._prefix(name), sys.executable, "-m", f"services.{role}", "--lame-duck-s", "0"]
         if role == CONTROLLER:
             command += ["--state", str(self.folder / "state"), "--address", self.endpoint or "127.0.0.1:0"]
             command += ["--worker-timeout-s", str(self.worker_timeout_s), "--heartbeat-interval-s", str(HEARTBEAT_S)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +44,11 @@ class Server:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in names or (WHOLE, *self.names):
             await self._health.set(name, status)
+
+    async def leave(self, when: asyncio.Event) -> None:
+        """From `when` on, answer NOT_SERVING for everything for good, and serve as before."""
+        await when.wait()
+        await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Refuse new calls, give running ones `grace_s` seconds, then cancel them. May be called again."""

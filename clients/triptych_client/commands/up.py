@@ -35,6 +35,7 @@ ABOUTS = {
     "tls": "mutual TLS; a folder that `triptych certs init` made (default: no TLS)",
     "tokens": "clients' tokens; a file that `triptych tokens add` made",
     "metrics_port": "Prometheus: the controller's port; workers take the next ones (default: none)",
+    "lame_duck_s": "time between SIGTERM and the drain, for balancers to see NOT_SERVING (default: 0)",
     "threads": "torch threads of each worker (default: the cores, shared)",
     "device": "torch device of all roles",
     "dtype": "element type of the weights of all roles",
