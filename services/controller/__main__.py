@@ -100,7 +100,8 @@ async def main() -> None:
                 process.announce(server.address, server.client_address)
             background = [_work(controller, pruner, sweeper, server, stop.leaving), lease.keep()]
             try:
-                await _until_end(journal, server, stop.now, background, media.close)  # or a check would hold the stop up
+                # Media are closed, or a check would hold the stop up.
+                await _until_end(journal, server, stop.now, background, media.close)
             finally:
                 rings.close()
                 await lease.release()

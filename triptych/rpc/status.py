@@ -109,12 +109,14 @@ def ending_of(error: Exception) -> tuple[grpc.StatusCode, str, Trailing]:
 
 
 def code_of(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
-    """A call's status. gRPC's asyncio side says INTERNAL where a connection broke while a message was under way; here
-    that is UNAVAILABLE, as for any other break. So is CANCELLED where no class is named: that is what a stopping
-    server leaves behind of a call that came too late."""
-    is_break = error.code() is grpc.StatusCode.INTERNAL and error.details() == _BREAK_DETAILS
-    is_left_behind = error.code() is grpc.StatusCode.CANCELLED and not is_named(error)
-    return grpc.StatusCode.UNAVAILABLE if is_break or is_left_behind else error.code()
+    """A call's status. Where a connection breaks while a message is under way, gRPC's asyncio side says INTERNAL, and
+    so does a proxy that resets a stream because its server is gone; here that is UNAVAILABLE, as for any other break.
+    So is CANCELLED where no class is named: that is what a stopping server leaves behind of a call that came too late.
+    """
+    code = error.code()
+    is_break = code is grpc.StatusCode.INTERNAL and _BREAK.search(error.details() or "") is not None
+    is_left_behind = code is grpc.StatusCode.CANCELLED
+    return grpc.StatusCode.UNAVAILABLE if (is_break or is_left_behind) and not is_named(error) else code
 
 
 def is_named(error: grpc.aio.AioRpcError) -> bool:
@@ -170,8 +172,8 @@ def _details(error: grpc.aio.AioRpcError) -> list[Any]:
     return list(status.details) if status is not None else []
 
 
-_BREAK_DETAILS = "Internal error from Core"
-"""See `code_of`. Triptych's servers never say this: they name the type of what escapes a servicer."""
+_BREAK = re.compile("^Internal error from Core$|RST_STREAM")
+"""What gRPC says of a break; see `code_of`. Triptych's servers name what they raise."""
 
 
 def was_cut() -> bool:
