@@ -171,7 +171,7 @@ class SimJournal(Journal):
             await asyncio.get_running_loop().create_future()
 
 
-class Noticed(telemetry.Metrics):
+class Noticed(telemetry.ControllerMetrics):
     """What the controller found to repair."""
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ class SimWorker:
             "",
             DriverChoice(),
             ADDRESS,
-            world.metrics,
+            telemetry.WorkerMetrics(role),
             nothing,
             instance_id,
         )  # type: ignore[arg-type]
