@@ -85,6 +85,10 @@ class SimContext:
     def done(self) -> bool:
         return self._is_sent
 
+    def time_remaining(self) -> float:
+        """Callers wait for a minute."""
+        return 60.0
+
     def cancelled(self) -> bool:
         return False
 

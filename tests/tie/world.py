@@ -45,7 +45,7 @@ from services.worker.phase import Phases
 from services.worker.report import PhaseReporter
 from services.worker.running import Running
 from services.worker.servicers import EncoderServicer
-from tests.tie.network import FaultMix, Network, Server, SimLoop, Wire
+from tests.tie.network import FaultMix, Network, Server, SimContext, SimLoop, Wire
 from triptych import telemetry
 from triptych.config import ControllerConfig, WorkerConfig
 from triptych.errors import JobCancelled, TriptychError
@@ -339,7 +339,7 @@ class World:
                     if is_direct:
                         is_direct = self.random.random() < 0.8
                         direct = encoder_service_pb2.GenerateRequest(request_id=request_id, request=request)
-                        context: Any = None
+                        context: Any = SimContext()
                         job_id = (await encoder.direct.Generate(direct, context)).job.job_id
                     elif self.network.server is not None:
                         created = self.network.server.spawn(
