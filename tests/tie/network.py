@@ -16,6 +16,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from services.worker.link import CALL_TIMEOUT_S
 from triptych.errors import DeadlinePassed, TriptychError, Unavailable
 from triptych.security.identity import ANYONE, set_caller
 
@@ -86,8 +87,8 @@ class SimContext:
         return self._is_sent
 
     def time_remaining(self) -> float:
-        """Callers wait for a minute."""
-        return 60.0
+        """Callers wait as long as workers do: `END_S` counts on it."""
+        return CALL_TIMEOUT_S
 
     def cancelled(self) -> bool:
         return False

@@ -331,13 +331,13 @@ class World:
         request = GenerationRequest(prompt="a circle", seed=number)
         request_id = f"request-{number}"
         is_direct, is_endless = self.random.random() < 0.4, self.random.random() < 0.3
-        encoder = next(worker for worker in self.workers if worker.role == ROLE_ENCODER)
         job_id = ""
         while not job_id:
             try:
                 async with asyncio.timeout(60):
                     if is_direct:
                         is_direct = self.random.random() < 0.8
+                        encoder = next(worker for worker in self.workers if worker.role == ROLE_ENCODER)
                         direct = encoder_service_pb2.GenerateRequest(request_id=request_id, request=request)
                         context: Any = SimContext()
                         job_id = (await encoder.direct.Generate(direct, context)).job.job_id
