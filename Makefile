@@ -109,8 +109,9 @@ test-wheel: setup
 test-observability: setup-mesh
 	$(BIN)/python -m pytest tests/observability
 
-# Through the real Envoy of deploy/envoy.
+# Through the real Envoy of deploy/envoy, from a real browser too; Debian's Node.js is one that serves.
 test-mesh: setup-mesh
+	@command -v npm >/dev/null || .ci/install nodejs npm
 	$(BIN)/python -m pytest tests/mesh
 
 # Every command of the documents, as it is written.

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE_WHOLE = {"docs/standby.md", "docs/rest.md", "deploy/envoy/README.md", "deploy/observability/README.md"}
-"""Their commands need several hosts (`tests/standby` does what they do), Envoy (`tests/mesh/test_document.py` follows
-them), or a container engine."""
+ELSEWHERE_WHOLE = {
+    "clients/web/README.md",  # Node.js, and
+    "docs/rest.md",  # Envoy: tests/mesh
+    "deploy/envoy/README.md",
+    "docs/standby.md",  # several hosts: tests/standby does what its commands do
+    "deploy/observability/README.md",  # a container engine
+}
+"""Documents whose commands need more than a machine with a fleet."""
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (
