@@ -16,7 +16,7 @@ import grpc
 
 from triptych import addresses, telemetry
 from triptych.rpc.options import CHANNEL_OPTIONS
-from triptych.rpc.service_config import service_config
+from triptych.rpc.service_config import BRISK, service_config
 from triptych.rpc.several import SeveralChannel
 from triptych.security import auth
 from triptych.security.certificates import Certificates
@@ -37,7 +37,8 @@ def open_channel(
     commas between them it goes to that of the active controller.
 
     It goes through `proxy`, or through none: gRPC alone would take what `http_proxy` says, for loopback, too. Where
-    `is_repeating`, gRPC itself meets UNAVAILABLE with another try, as the service config says.
+    `is_repeating`, gRPC itself meets UNAVAILABLE with another try, as the service config says; what lasts longer is
+    the caller's.
     """
     several = addresses.parse_several("address", address)
     if len(several) > 1:
@@ -46,7 +47,7 @@ def open_channel(
     target = f"dns:///{several[0]}"  # a host called `unix` is no file
     options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, *addresses.proxy_options(proxy)]
     if is_repeating:
-        options.append(("grpc.service_config", service_config()))
+        options.append(("grpc.service_config", service_config(BRISK)))
     interceptors: Any = telemetry.client_interceptors()
     certificates = security.certificates
 
