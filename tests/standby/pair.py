@@ -28,8 +28,10 @@ class Pair(Fleet):
         """`flags` say where journal and results are."""
         lease = ("--lease-s", str(LEASE_S))
         fake = ("--fake-stage-seconds", "0.5", "--mover", "local", "--rings", "rpc")
-        traced = ("--trace-file", str(folder.with_suffix(".spans")))  # calls then pass interceptors, too
-        super().__init__(folder, "", controller_flags=(*flags, *lease), worker_flags=(*fake, *traced, *worker_flags))
+        self.trace_file = folder.with_suffix(".spans")
+        traced = ("--trace-file", str(self.trace_file))  # calls then pass interceptors, too
+        controller_flags = (*flags, *lease, *traced)
+        super().__init__(folder, "", controller_flags=controller_flags, worker_flags=(*fake, *traced, *worker_flags))
         if not has_workers:
             self.workers = []
 

@@ -20,6 +20,7 @@ from tests.standby.postgres import PASSWORD, Postgres
 from triptych.rpc import ALIVE
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
+from triptych_client.commands.trace import read
 from triptych_client.job_states import is_over
 
 JOBS = 16
@@ -124,6 +125,23 @@ def test_under_load_no_job_is_lost_and_none_is_done_twice(
         shown = triptych("status", "--endpoint", pair.endpoint)
         assert shown.returncode == 0, shown.stderr
         assert f"{JOBS} succeeded" in shown.stdout
+
+
+def test_a_jobs_trace_goes_on_at_the_next_controller(flags: tuple[str, ...], tmp_path: Path) -> None:
+    with Pair(tmp_path / "pair", flags, has_workers=True) as pair, pair.client() as client:
+        job_id = client.submit(loads.request(1)).job_id
+        wait_until(lambda: client.get_job(job_id).step, WAIT_S, "it is denoised")
+        pair.kill(pair.active())
+        loads.check(client, loads.wait_over(client, [job_id], WAIT_S)[job_id], 1, tmp_path)
+    spans = [span for _depth, span in read(pair.trace_file, job_id).spans]
+    known = {span.span_id for span in spans}
+    (root,) = [span for span in spans if span.parent_id not in known]
+    assert (root.name, root.parent_id) == ("CreateJob", "")
+    assert sorted(span.name for span in spans if span.name.startswith("attempt ")) == [
+        "attempt decoder",
+        "attempt encoder",
+        "attempt transformer",
+    ]
 
 
 def test_one_that_is_cut_off_from_its_database_ends(
