@@ -97,6 +97,7 @@ test-autoscaling: setup
 # The journal in PostgreSQL, and controllers that take over from each other.
 test-standby: setup-mesh
 	$(BIN)/python -m pytest tests/standby
+	$(BIN)/python -m tests.chaos --standby postgres --seeds 1 --jobs 150 --faults 24 --seconds 40
 # The Containerfile's steps in a Debian root, and a fleet of the image's user.
 test-image: setup-mesh setup-bare
 	$(BIN)/python -m pytest tests/image

@@ -66,9 +66,10 @@ class Lease:
         while True:
             with contextlib.suppress(JournalFull):  # it is busy or away; then nothing is known
                 found = await self._journal.standing()
+                if seen is None or found.epoch != seen.epoch:
+                    log.info("standing by: epoch %d is of %s", found.epoch, found.lease.decode() or "nobody any more")
                 if found != seen:
                     seen, seen_s = found, now_s()
-                    log.info("standing by: epoch %d is of %s", found.epoch, found.lease.decode() or "nobody any more")
                 start_s = now_s()
                 if not found.lease or start_s - seen_s >= self._lease_s:
                     epoch = await self._journal.take_over(found, self._value())

@@ -4,6 +4,7 @@
     python -m tests.chaos --seeds 7              one; --seeds 1-20 or 3,5,8-10 several
     python -m tests.chaos --seeds 7 --plan       print what seed 7 does, and do nothing
     python -m tests.chaos --seeds 1-20 --table docs/reliability-runs.md
+    python -m tests.chaos --standby sqlite       two controllers, of which one takes over from the other; or postgres
 
 Exit code 1 when a job was lost, doubled or wrong, an answer contradicts another, or something leaked; then the story of
 the jobs concerned is printed, and the folder of logs is kept.
@@ -13,8 +14,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tests.chaos import network, report, runner
@@ -36,6 +40,7 @@ def main() -> int:
     seeds = _seeds(arguments.seeds)
     jobs, faults, seconds = DEFAULTS[arguments.stages]
     shape = shape_of(arguments.stages, arguments.jobs or jobs, arguments.faults or faults, arguments.seconds or seconds)
+    shape = replace(shape, controllers=2 if arguments.standby else 1)
     if arguments.plan:
         for seed in seeds:
             print(make_plan(seed, shape))
@@ -48,17 +53,38 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="triptych-chaos-", dir=arguments.folder or None))
     stages: Stages = RealStages(folder / "model") if arguments.stages == "real" else FakeStages(STAGE_S)
     try:
-        return _run_all(seeds, shape, stages, folder, reason, arguments.table)
+        with _journals(arguments.standby) as next_journal:
+            return _run_all(seeds, shape, stages, folder, reason, arguments.table, next_journal)
     except asyncio.CancelledError:
         print(f"stopped; logs are in {folder}")
         return 1
 
 
-def _run_all(seeds: list[int], shape: Shape, stages: Stages, folder: Path, reason: str, table: str) -> int:
+@contextlib.contextmanager
+def _journals(kind: str) -> Iterator[Callable[[], Sequence[str]]]:
+    """What gives each run's controllers their flags: for an empty journal in a PostgreSQL of our own, or none."""
+    if kind != "postgres":
+        yield lambda: ()
+        return
+    from tests.standby.postgres import Postgres  # late: only here is psycopg needed
+
+    with Postgres() as postgres:
+        yield lambda: ("--journal", postgres.url(postgres.new_schema()))
+
+
+def _run_all(
+    seeds: list[int],
+    shape: Shape,
+    stages: Stages,
+    folder: Path,
+    reason: str,
+    table: str,
+    next_journal: Callable[[], Sequence[str]],
+) -> int:
     lines, failed = [report.header()], []
     for seed in seeds:
         run_folder = folder / f"seed-{seed}"
-        found = runner.supervised(runner.run(make_plan(seed, shape), stages, run_folder, reason))
+        found = runner.supervised(runner.run(make_plan(seed, shape), stages, run_folder, reason, next_journal()))
         lines.append(found.row())
         print(f"{lines[-1]}\n  controller: {found.controller}", flush=True)
         if found.impairment == "tbf":
@@ -88,6 +114,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=0, help="jobs of a run")
     parser.add_argument("--faults", type=int, default=0, help="faults of a run")
     parser.add_argument("--seconds", type=float, default=0.0, help="over which they are spread")
+    parser.add_argument(
+        "--standby", choices=("sqlite", "postgres"), default="", help="two controllers, over this journal"
+    )
     parser.add_argument("--table", default="", help="write the rows to this file, in Markdown")
     parser.add_argument("--folder", default="", help="make the run's folder in this one (default: the system's)")
     parser.add_argument(network.INSIDE_FLAG, action="store_true", help=argparse.SUPPRESS)

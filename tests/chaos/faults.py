@@ -70,6 +70,8 @@ class Injector:
     def _how(self, kind: Kind) -> Callable[[Fault], Awaitable[str]]:
         if kind in (Kind.KILL, Kind.KILL_CONTROLLER):
             return self._kill
+        if kind is Kind.TAKEOVER:
+            return self._take_over
         if kind in (Kind.PAUSE_SHORT, Kind.PAUSE_LONG, Kind.PAUSE_CONTROLLER):
             return self._pause
         if kind in (Kind.PARTITION_SHORT, Kind.PARTITION_LONG):
@@ -85,9 +87,15 @@ class Injector:
         }.get(kind, self._fill)
 
     async def _kill(self, fault: Fault) -> str:
-        await self._fleet.end(fault.target)
-        await self._fleet.begin([fault.target])
+        name = await self._fleet.active(fault.target)
+        await self._fleet.end(name)
+        await self._fleet.begin([name])
         return ""
+
+    async def _take_over(self, fault: Fault) -> str:
+        name = await self._fleet.active(fault.target)
+        await self._stop_still(name, fault.duration_s)
+        return "" if await self._fleet.active(fault.target) != name else "nobody took over"
 
     async def _leave(self, fault: Fault) -> str:
         await self._fleet.leave(fault.target)
@@ -97,6 +105,7 @@ class Injector:
     async def _sicken(self, fault: Fault) -> str:
         """One that can write no file any more fails what it has made; one that can open none fails at once."""
         kind = random.Random(fault.at_s).choice((resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE))
+        await self._fleet.ready(fault.target)  # one that can open no file while it starts is no sick worker
         pid, before = self._fleet.pid(fault.target), self._fleet.limit(fault.target, kind, 0)
         await asyncio.sleep(fault.duration_s)
         if self._fleet.pid(fault.target) == pid:
@@ -148,10 +157,13 @@ class Injector:
         await self._fleet.begin(names)
 
     async def _pause(self, fault: Fault) -> str:
-        self._fleet.pause(fault.target)
-        await asyncio.sleep(fault.duration_s)
-        self._fleet.resume(fault.target)
+        await self._stop_still(await self._fleet.active(fault.target), fault.duration_s)
         return ""
+
+    async def _stop_still(self, name: str, duration_s: float) -> None:
+        self._fleet.pause(name)
+        await asyncio.sleep(duration_s)
+        self._fleet.resume(name)
 
     async def _partition(self, fault: Fault) -> str:
         if self._network is None:

@@ -19,6 +19,10 @@ WORKER_TIMEOUT_S = 2.0
 """Short: much is to happen in a run, and it asks only that every job ends well."""
 
 
+LEASE_S = 2.0
+"""Of two controllers."""
+
+
 class Kind(StrEnum):
     """Kinds of faults."""
 
@@ -48,6 +52,9 @@ class Kind(StrEnum):
     """SIGSTOP of a decoder that has a job, until well after another has done it; then it wakes and goes on."""
     MODEL_SWAP = "model-swap"
     """All workers are killed, and workers of another model come, while jobs wait; then those of the first come back."""
+    TAKEOVER = "takeover"
+    """SIGSTOP of the active one of two controllers for longer than its lease: the other takes over; then the first goes
+    on, must find out, and ends. It is started again, to stand by."""
 
 
 WEIGHTS: Mapping[Kind, int] = {
@@ -69,6 +76,8 @@ WEIGHTS: Mapping[Kind, int] = {
     Kind.MODEL_SWAP: 1,
 }
 """How many of each in a full plan; a shorter one keeps the shares, as far as whole numbers allow."""
+PAIR_WEIGHTS: Mapping[Kind, int] = {**WEIGHTS, Kind.TAKEOVER: 4}
+"""With two controllers. `KILL_CONTROLLER` and `PAUSE_CONTROLLER` are of the active one then."""
 _DURATIONS_S: Mapping[Kind, tuple[float, float]] = {
     Kind.KILL: (0.0, 0.0),
     Kind.PAUSE_SHORT: (0.3, 0.6 * WORKER_TIMEOUT_S),
@@ -86,6 +95,7 @@ _DURATIONS_S: Mapping[Kind, tuple[float, float]] = {
     Kind.SICK: (3.0, 8.0),
     Kind.LATE_DECODER: (1.5 * WORKER_TIMEOUT_S, 2.5 * WORKER_TIMEOUT_S),
     Kind.MODEL_SWAP: (1.0, 2.0),
+    Kind.TAKEOVER: (1.5 * LEASE_S, 2.5 * LEASE_S),
 }
 SWAP_S = 12.0
 """What a swap takes beside its duration: the dead are noticed, two fleets start."""
@@ -108,6 +118,8 @@ class Shape:
     seconds: float = 120.0
     """Over which jobs and faults are spread."""
     clients: int = 4
+    controllers: int = 1
+    """Two: one is active, the other stands by."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -191,10 +203,10 @@ def make_plan(seed: int, shape: Shape) -> Plan:
     return Plan(seed, shape, tuple(faults), tuple(submissions))
 
 
-def kinds(count: int) -> list[Kind]:
-    """So many kinds, in the shares of `WEIGHTS`: each once before any is left out, where there is room for all."""
-    total = sum(WEIGHTS.values())
-    turns = [((n + 0.5) / weight if weight else 0.0, kind) for kind, weight in WEIGHTS.items() for n in range(weight)]
+def kinds(count: int, weights: Mapping[Kind, int] = WEIGHTS) -> list[Kind]:
+    """So many kinds, in the shares of `weights`: each once before any is left out, where there is room for all."""
+    total = sum(weights.values())
+    turns = [((n + 0.5) / weight if weight else 0.0, kind) for kind, weight in weights.items() for n in range(weight)]
     order = [kind for _turn, kind in sorted(turns)]
     firsts = list(dict.fromkeys(order))
     rest = list(order)
@@ -204,7 +216,7 @@ def kinds(count: int) -> list[Kind]:
 
 
 def _faults(rng: random.Random, shape: Shape) -> list[Fault]:
-    order = kinds(shape.faults)
+    order = kinds(shape.faults, PAIR_WEIGHTS if shape.controllers > 1 else WEIGHTS)
     rng.shuffle(order)
     swaps_s = order.count(Kind.MODEL_SWAP) * (SWAP_S + RECOVERY_S)
     pause_s = max(0.0, shape.seconds - FIRST_FAULT_S - swaps_s) / max(1, shape.faults)
@@ -227,7 +239,7 @@ def _faults(rng: random.Random, shape: Shape) -> list[Fault]:
 
 
 def _targets(kind: Kind, shape: Shape) -> list[str]:
-    if kind in (Kind.KILL_CONTROLLER, Kind.PAUSE_CONTROLLER):
+    if kind in (Kind.KILL_CONTROLLER, Kind.PAUSE_CONTROLLER, Kind.TAKEOVER):
         return [CONTROLLER]
     if kind in (Kind.FILL_RESULTS, Kind.FILL_STATE):
         return [kind.removeprefix("fill-")]

@@ -7,7 +7,8 @@ import contextlib
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,18 +46,18 @@ class Surroundings:
     """Why there is none."""
 
 
-async def run(plan: Plan, stages: Stages, folder: Path, reason: str) -> Report:
+async def run(plan: Plan, stages: Stages, folder: Path, reason: str, controller_flags: Sequence[str] = ()) -> Report:
     """Run a plan in `folder`. `reason` says why there are no namespaces; empty where this process is inside them."""
     started_s = time.monotonic()
     clock = _Clock()
     left: list[str] = []
     async with _surroundings(plan, folder, reason, left) as around:
-        fleet = WatchedFleet(folder, plan.shape, stages.worker_flags, around.network)
+        fleet = WatchedFleet(folder, plan.shape, stages.worker_flags, around.network, controller_flags)
         load = Load(fleet, stages, folder, clock.elapsed_s)
         injector = Injector(fleet, load, stages.other_model_flags, around.network, around.disks, reason)
         try:
             await fleet.open()
-            before = Sample.of(fleet.pid(CONTROLLER))
+            before = Sample.of(fleet.pid(await fleet.active(CONTROLLER)))
             clock.start()
             jobs, found = await _work(plan, stages, injector, load, clock.elapsed_s)
             after, grown = await _quiet(fleet, before)
@@ -67,7 +68,7 @@ async def run(plan: Plan, stages: Stages, folder: Path, reason: str) -> Report:
         (folder / "faults.txt").write_text("\n".join(injector.log) + "\n")
         submissions = {s.request_id: stages.adapt(s) for s in plan.submissions}
         expected = {request_id: stages.digest(s) for request_id, s in submissions.items()}
-        counts = success_counts(folder / "controller.log")
+        counts = sum((success_counts(folder / f"{name}.log") for name in fleet.controllers), Counter())
         account = settle(jobs, submissions, load.acknowledged, expected, counts)
         impairment = around.network.impairment if around.network else ""
         violations = history.check(load.events)
@@ -122,7 +123,7 @@ async def _quiet(fleet: WatchedFleet, before: Sample) -> tuple[Sample, list[str]
     async with AsyncClient(fleet.endpoint) as client:
         deadline_s = time.monotonic() + QUIET_TIMEOUT_S
         while True:
-            after = Sample.of(fleet.pid(CONTROLLER))
+            after = Sample.of(fleet.pid(await fleet.active(CONTROLLER)))
             workers = (await client.get_fleet()).workers
             found = [f"the controller's {text}" for text in leaks.growth(before, after)]
             found += [

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.chaos.plan import ALL_WORKERS, CONTROLLER, RECOVERY_S, Kind, Shape, kinds, make_plan
+from tests.chaos.plan import ALL_WORKERS, CONTROLLER, RECOVERY_S, WEIGHTS, Kind, Shape, kinds, make_plan
 
 
 @pytest.mark.parametrize("seed", [1, 2, 77])
@@ -33,7 +33,7 @@ def test_more_jobs_leave_the_faults_as_they_are() -> None:
 def test_every_plan_has_every_kind_of_fault_and_of_job(seed: int) -> None:
     plan = make_plan(seed, Shape())
     counts = Counter(fault.kind for fault in plan.faults)
-    assert set(counts) == set(Kind)
+    assert set(counts) == set(WEIGHTS)
     assert len(plan.faults) >= 40
     assert len(plan.submissions) >= 500
     for wanted in ("encoder", "is_repeated", "is_watched", "is_refused", "cancel_after_s", "deadline_s"):
@@ -50,6 +50,13 @@ def test_faults_of_one_target_leave_it_time_between(seed: int) -> None:
             free_at_s[target] = fault.at_s + fault.duration_s + RECOVERY_S
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_two_controllers_have_takeovers_besides(seed: int) -> None:
+    counts = Counter(fault.kind for fault in make_plan(seed, Shape(controllers=2, faults=60)).faults)
+    assert set(counts) == set(Kind)
+    assert counts[Kind.TAKEOVER] == 4
+
+
 def test_a_short_plan_has_each_kind_once_before_any_twice() -> None:
-    assert set(kinds(len(Kind))) == set(Kind)
+    assert set(kinds(len(WEIGHTS))) == set(WEIGHTS)
     assert len(kinds(100)) == 100

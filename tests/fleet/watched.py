@@ -8,12 +8,18 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from tests.chaos.network import HUB_ADDRESS, Network
-from tests.chaos.plan import WORKER_TIMEOUT_S, Shape
+from tests.chaos.plan import LEASE_S, WORKER_TIMEOUT_S, Shape
 from tests.fleet.processes import CONTROLLER, READY_TIMEOUT_S, Fleet, free_port
+from triptych import rpc
+from triptych.rpc.several import ACTIVE_SERVICE
 from triptych.transport.shared_memory import NAME_PREFIX, SHARED_MEMORY
 from triptych_client import guarded_exec
 
@@ -27,6 +33,8 @@ RESTART_S = 1.0
 GUARD = (sys.executable, "-I", "-S", guarded_exec.__file__, str(os.getpid()), "--")
 """Put before a command: it can't outlive the run, not even one that is killed."""
 LAST_LINES = 15
+ASK_TIMEOUT_S = 1.0
+ASK_PAUSE_S = 0.1
 
 
 class WatchedFleet(Fleet):
@@ -45,17 +53,22 @@ class WatchedFleet(Fleet):
         worker_timeout_s: float = WORKER_TIMEOUT_S,
     ) -> None:
         results = ("--result-url", f"file://{folder / 'results'}")
+        self.controllers = [CONTROLLER, *(f"{CONTROLLER}-{n}" for n in range(1, shape.controllers))]
+        if shape.controllers > 1:
+            results += ("--lease-s", str(LEASE_S))
         super().__init__(
             folder,
             "",
             counts=shape.counts,
             controller_flags=("--rings", "rpc", *results, *controller_flags),
-            prefix=lambda name: (*GUARD, *(network.prefix(name) if network and name != CONTROLLER else ())),
+            prefix=lambda name: (*GUARD, *(network.prefix(name) if network and name in self.workers else ())),
             worker_timeout_s=worker_timeout_s,
         )
         self._flags_of = flags_of
         self._network = network
-        self.endpoint = f"{HUB_ADDRESS if network else '127.0.0.1'}:{free_port()}"
+        host = HUB_ADDRESS if network else "127.0.0.1"
+        self.addresses = {name: f"{host}:{free_port()}" for name in self.controllers}
+        self.endpoint = ",".join(self.addresses.values())
         self.pids: set[int] = set()
         """Of every process that ever was."""
         self.extra_flags: Sequence[str] = ()
@@ -71,12 +84,12 @@ class WatchedFleet(Fleet):
 
     async def open(self) -> None:
         """Start the controller, then all workers together, and wait until they are ready."""
-        await self.begin([CONTROLLER])
+        await self.begin(self.controllers)
         await self.begin(self.workers)
 
     async def close(self) -> None:
         """Stop the workers, then the controller; what doesn't stop is killed, and said."""
-        for group in (self.workers, [CONTROLLER]):
+        for group in (self.workers, self.controllers):
             started = [name for name in group if name in self.processes]
             for name in started:
                 self._end(name, signal.SIGTERM)
@@ -95,6 +108,7 @@ class WatchedFleet(Fleet):
         command = super().command(name)
         role, _, number = name.partition("-")
         if role == CONTROLLER:
+            command[command.index("--address") + 1] = self.addresses[name]
             return command
         command += ["--rings", "rpc", "--mover", "rpc" if int(number) % 2 else "local"]
         command += ["--address", self._network.address(name)] if self._network else []
@@ -107,6 +121,8 @@ class WatchedFleet(Fleet):
         self._wanted.add(name)
         self._paused.discard(name)
         self._may_end.discard(name)
+        if len(self.controllers) > 1 and name in self.controllers:
+            self._may_end.add(name)  # when its lease is over
         self._ready.setdefault(name, asyncio.Event()).clear()
         self._watches[name] = asyncio.create_task(self._watch(name, self.processes[name]))
 
@@ -116,6 +132,19 @@ class WatchedFleet(Fleet):
             await asyncio.wait_for(self._ready[name].wait(), READY_TIMEOUT_S)
         except TimeoutError:
             self._complain(name, f"wasn't ready within {READY_TIMEOUT_S:g} s")
+
+    async def active(self, name: str) -> str:
+        """The controller that serves, where `name` is one of several; else `name`."""
+        if name not in self.controllers or len(self.controllers) == 1:
+            return name
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            for one in self.controllers:
+                if await _is_active(self.addresses[one]):
+                    return one
+            await asyncio.sleep(ASK_PAUSE_S)
+        self._complain(name, "or another was not active in time")
+        return name
 
     async def end(self, name: str) -> None:
         """kill -9, and wait until it is gone."""
@@ -165,7 +194,9 @@ class WatchedFleet(Fleet):
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), process.stdout)
         while line := await reader.readline():
             if line.startswith(b"READY "):
+                endpoint = self.endpoint
                 self._hear(name, line.decode())
+                self.endpoint = endpoint
                 self._ready[name].set()
         code = process.wait()  # without its stdout it is all but gone
         if self._is_wanted(name, process):
@@ -193,3 +224,13 @@ class WatchedFleet(Fleet):
         if late:
             self._complain(name, f"didn't stop within {STOP_TIMEOUT_S:g} s")
             await self.end(name)
+
+
+async def _is_active(address: str) -> bool:
+    async with rpc.open_channel(address) as channel:
+        request = health_pb2.HealthCheckRequest(service=ACTIVE_SERVICE)
+        try:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=ASK_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
