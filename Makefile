@@ -24,7 +24,7 @@ IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --ti
 BARE := $(PYTHON) tests/bare
 
 .PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-fuzz
-.PHONY: test-autoscaling test-observability test-image test-chaos test-hosts test-standby test-model test-rdma test-wheel test-mesh check proto proto-baseline bench bench-rdma bench-recovery bench-journal bench-takeover fuzz soak clean
+.PHONY: test-autoscaling test-observability test-image test-chaos test-hosts test-ray test-standby test-model test-rdma test-wheel test-mesh check proto proto-baseline bench bench-rdma bench-recovery bench-journal bench-takeover fuzz soak clean
 
 setup: $(VENV)/.done
 	@.ci/install --or-else "tensors go by shared memory and gRPC only" $(MOONCAKE_PACKAGES)
@@ -46,7 +46,7 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows wheel hosts mesh autoscaling standby image observability,--ignore tests/$(suite))
+	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows wheel hosts ray mesh autoscaling standby image observability,--ignore tests/$(suite))
 
 # The tables of docs/failures.md, row by row, on real processes. As root it also fills disks.
 test-failures: setup
@@ -101,6 +101,10 @@ test-standby: setup-mesh
 # The Containerfile's steps in a Debian root, and a fleet of the image's user.
 test-image: setup-mesh setup-bare
 	$(BIN)/python -m pytest tests/image
+
+# A fleet on a Ray cluster of three nodes, one of which is killed.
+test-ray: setup-mesh
+	$(BIN)/python -m pytest tests/ray
 
 # The wheel, in an environment of its own.
 test-wheel: setup

@@ -143,7 +143,7 @@ class FleetPlan:
                     len(specs) + 1,
                     model=self.model,
                     controller=controller_address,
-                    device=self.roles[role].device or self._settings.get("device", ""),
+                    device=self.device_of(role),
                     dtype=self.roles[role].dtype or self._settings.get("dtype", ""),
                     threads=threads,
                 )
@@ -160,6 +160,10 @@ class FleetPlan:
         command = (sys.executable, "-P", "-m", f"{SERVICES}.{service}")
         assert len(command) == _COMMAND_WORDS
         return (*command, *as_flags({**settings, **own}))
+
+    def device_of(self, role: str) -> str:
+        """The device of a role's workers; empty for their default."""
+        return self.roles[role].device or str(self._settings.get("device", ""))
 
     def tls_folder(self, service: str) -> str:
         """The folder of a service's certificate; empty where there are none."""
@@ -224,6 +228,14 @@ class Fleet:
             names = [f"{role}-{index}" for index in range(self.plan.roles[role].count)]
             await self.supervisor.stop(names, max(end_s - time.monotonic(), config.lame_duck_s + STOP_MARGIN_S))
         await self.supervisor.stop([CONTROLLER], config.lame_duck_s + STOP_MARGIN_S)
+
+    async def wait(self) -> None:
+        """Wait until a process can't be kept running, and raise why."""
+        await self.supervisor.wait()
+
+    def kill_now(self) -> None:
+        """End all processes without waiting."""
+        self.supervisor.kill_now()
 
     async def _tell_end(self, spec: ProcessSpec, instance_id: str, how: str) -> None:
         """Tell the controller that a worker's process has ended, by the certificate of its role.

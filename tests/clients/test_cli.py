@@ -196,6 +196,14 @@ def test_up_says_when_its_port_is_taken(endpoint: str, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_without_ray_it_is_said_what_to_install(tmp_path: Path) -> None:
+    script = "import sys; sys.modules['ray'] = None; from triptych_client.cli import main; sys.exit(main())"
+    command = (sys.executable, "-c", script, "up", "--on", "ray", "--model", str(tmp_path), "--state", str(tmp_path))
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=TIMEOUT_S, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "a fleet on a Ray cluster needs the package 'ray': pip install 'triptych[ray]'" in done.stderr
+
+
 def test_dead_letters_are_listed_shown_and_retried(endpoint: str, tmp_path: Path) -> None:
     assert triptych("generate", "dead", "-o", tmp_path / "out.mp4", "--endpoint", endpoint).returncode == 1
     listed = triptych("jobs", "--dead", "--endpoint", endpoint)

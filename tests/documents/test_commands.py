@@ -22,6 +22,10 @@ UP, DEFAULT_ADDRESS = "triptych up ", "127.0.0.1:7070"
 SERVERS = {UP: " serves on ", "python -P -m services.": "READY "}
 """How commands begin that stay, and what they show of each process when it serves."""
 ELSEWHERE = {
+    "MODEL=/models/wan FOLDER=/opt/triptych bash deploy/ssh/fleet.sh "
+    "controller=node-1 encoder=node-1 transformer=node-2 transformer=node-3 decoder=node-1": "tests/hosts",
+    "sbatch --export=ALL,MODEL=/models/wan deploy/slurm/fleet.sbatch": "it takes SLURM",
+    "triptych up --on ray --model /models/wan --transformers 3 --device cuda --state /data/triptych": "tests/ray",
     "make demo": "tests/bare",
     "make test": "CI's first line",
     "make test-rdma": "CI",

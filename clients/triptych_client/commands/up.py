@@ -26,10 +26,12 @@ from triptych_client.local_fleet import (
     Fleet,
     FleetPlan,
 )
+from triptych_client.ray_fleet import RayFleet
 from triptych_client.terminal import Voice, say
 
 FLAG_NAMES = {"address": "endpoint", "client_address": "client_endpoint"}
 """Settings whose flags have the names that clients know."""
+LOCAL, RAY = "local", "ray"
 ABOUTS = {
     "state": "journal, results, logs",
     "tls": "mutual TLS; a folder that `triptych certs init` made (default: no TLS)",
@@ -45,6 +47,10 @@ ABOUTS = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for everything that a fleet can be told."""
+    parser.add_argument(
+        "--on", choices=(LOCAL, RAY), default=LOCAL, help="this machine, or a Ray cluster (default: %(default)s)"
+    )
+    parser.add_argument("--ray-address", default="", metavar="ADDRESS", help="the cluster; default: this machine's")
     for role in ROLE_NAMES:
         parser.add_argument(f"--{role}s", type=int, default=1, metavar="N", help=f"{role} processes (default: 1)")
     config.add_flags(parser, "every process", COMMON_SETTINGS, FLAG_NAMES, ABOUTS)
@@ -62,22 +68,23 @@ def run(args: argparse.Namespace) -> None:
         plan.log_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidRequest("state", str(plan.state), f"a folder, or a name for one ({error.strerror})") from error
-    if shortage := shared_memory.shortage(plan.arenas_bytes):
+    if args.on == LOCAL and (shortage := shared_memory.shortage(plan.arenas_bytes)):
         say(shortage)
     with Voice() as voice:
-        asyncio.run(_up(plan, voice))
+        fleet = Fleet(plan, voice.say) if args.on == LOCAL else RayFleet(plan, args.ray_address, voice.say)
+        asyncio.run(_up(fleet, voice))
 
 
-async def _up(plan: FleetPlan, voice: Voice) -> None:
+async def _up(fleet: Fleet | RayFleet, voice: Voice) -> None:
+    plan = fleet.plan
     stop = asyncio.Event()
     killed = asyncio.Event()
-    fleet = Fleet(plan, notice=voice.say)
 
     def on_signal(number: int) -> None:
         if stop.is_set() and number == signal.SIGINT and _has_person():
             voice.say("killing all processes")
             killed.set()
-            fleet.supervisor.kill_now()
+            fleet.kill_now()
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -87,7 +94,7 @@ async def _up(plan: FleetPlan, voice: Voice) -> None:
         if await _unless(stop, fleet.start()):
             more = f" and, for clients with a token, {address}" if (address := plan.config.client_address) else ""
             voice.say(f"the fleet is ready on {fleet.endpoint}{more}; logs are in {plan.log_folder}; Ctrl-C drains it")
-            await _unless(stop, fleet.supervisor.wait())
+            await _unless(stop, fleet.wait())
         voice.say("draining" + ("; Ctrl-C again kills" if _has_person() else ""))
         await fleet.stop()
     finally:
