@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 
 def open_device(uuid: str) -> Device | None:
-    """The device with a UUID as torch has it, without a prefix; None without a driver or a device of that UUID."""
+    """The device with a UUID, with or without NVML's prefix `GPU-`; None without a driver or such a device."""
     if not uuid:
         return None
     import pynvml  # late: few machines have such a device
 
     try:
         pynvml.nvmlInit()
-        return Device(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+        return Device(pynvml.nvmlDeviceGetHandleByUUID("GPU-" + uuid.removeprefix("GPU-")))
     except pynvml.NVMLError as error:
         log.info("no metrics of the device %s: %s", uuid, error)
         return None
