@@ -70,6 +70,11 @@ def test_nan_is_below_every_minimum() -> None:
         (["--stall-timeout-s", "5"], "stall_timeout_s is 5.0; accepted: 10 or more: worker_timeout_s"),
         (["--client-bytes-max", "1000"], "client_bytes_max is 1000; accepted: 0, or "),
         (["--address", "0.0.0.0:7070", "--client-address", "0.0.0.0:7070"], "client_address is"),
+        (["--lease-s", "0.5"], "lease_s is 0.5; accepted: 0, or 1 or more"),
+        (
+            ["--lease-s", "5", "--journal", "postgresql://db/x"],
+            "result_url is ''; accepted: a URL that all controllers",
+        ),
         (["--metrics-port", "70000"], "metrics_port is '70000'; accepted: 0 to 65535"),
     ],
 )

@@ -27,7 +27,7 @@ Work = Callable[[Database], Result]
 
 COMMIT_BATCH_MAX = 256
 """Calls that share a commit: bounds how long the first of them waits."""
-CLOSING_S = 30.0
+CLOSING_S = 10.0
 """How long what is waiting may take at the end: as long as a slow disk needs. A database that is cut off may take it
 all, and then ends with the process."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from triptych_client.commands.trace import read
 from triptych_client.job_states import is_over
 
 JOBS = 16
+SESSIONS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'triptych' ORDER BY backend_start"
+"""Of controllers."""
 BOUND_S = 2 * LEASE_S
 """Within twice the lease."""
 
@@ -164,3 +167,19 @@ def test_one_that_is_cut_off_from_its_database_ends(
             assert pair.active() == NAMES[1]
             pair.processes[NAMES[1]].send_signal(signal.SIGKILL)
             wait_until(lambda: pair.active() == NAMES[0], WAIT_S, "the first serves again")
+
+
+def test_one_whose_database_says_nothing_any_more_ends(postgres: Postgres, tmp_path: Path) -> None:
+    """Its session hangs; no connection breaks."""
+    schema = postgres.new_schema()
+    before = {pid for (pid,) in postgres.execute(SESSIONS)}
+    flags = ("--journal", postgres.url(schema), "--result-url", str(tmp_path / "results"))
+    with Pair(tmp_path / "pair", flags) as pair:
+        assert pair.active() == NAMES[0]
+        session = next(int(str(pid)) for (pid,) in postgres.execute(SESSIONS) if pid not in before)
+        try:
+            assert pair.taken_over_s(lambda _name: os.kill(session, signal.SIGSTOP)) < BOUND_S
+            assert pair.processes[NAMES[0]].wait(WAIT_S) == 1
+        finally:
+            os.kill(session, signal.SIGCONT)
+        assert "could not be renewed" in pair.log(NAMES[0]).splitlines()[-1]
