@@ -24,11 +24,7 @@ IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --ti
 BARE := $(PYTHON) tests/bare
 
 .PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-fuzz
-<<<<<<< HEAD
-.PHONY: test-autoscaling test-observability test-image test-chaos test-hosts test-ray test-standby test-model test-rdma test-wheel test-mesh check proto proto-baseline bench bench-rdma bench-recovery bench-journal bench-takeover fuzz soak clean
-=======
-.PHONY: test-autoscaling test-kube test-observability test-image test-chaos test-hosts test-standby test-model test-rdma test-wheel test-mesh check proto proto-baseline bench bench-rdma bench-recovery bench-journal fuzz soak clean
->>>>>>> 6f8bafa (A Helm chart, its flows as data, and a list that a fleet on the wire is compared with)
+.PHONY: test-autoscaling test-kube test-observability test-image test-chaos test-hosts test-ray test-standby test-model test-rdma test-wheel test-mesh check proto proto-baseline bench bench-rdma bench-recovery bench-journal bench-takeover fuzz soak clean
 
 setup: $(VENV)/.done
 	@.ci/install --or-else "tensors go by shared memory and gRPC only" $(MOONCAKE_PACKAGES)
@@ -50,11 +46,7 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-<<<<<<< HEAD
-	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows wheel hosts ray mesh autoscaling standby image observability,--ignore tests/$(suite))
-=======
-	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows wheel hosts mesh autoscaling standby image observability kube,--ignore tests/$(suite))
->>>>>>> 6f8bafa (A Helm chart, its flows as data, and a list that a fleet on the wire is compared with)
+	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows wheel hosts ray mesh autoscaling standby image observability kube,--ignore tests/$(suite))
 
 # The tables of docs/failures.md, row by row, on real processes. As root it also fills disks.
 test-failures: setup
@@ -105,14 +97,12 @@ test-autoscaling: setup
 # The journal in PostgreSQL, and controllers that take over from each other.
 test-standby: setup-mesh
 	$(BIN)/python -m pytest tests/standby
-<<<<<<< HEAD
 	$(BIN)/python -m tests.chaos --standby postgres --seeds 1 --jobs 150 --faults 24 --seconds 40
-=======
+
 # The chart, rendered and validated without a cluster.
 test-kube: setup-mesh
 	$(BIN)/python -m pytest tests/kube
 
->>>>>>> 6f8bafa (A Helm chart, its flows as data, and a list that a fleet on the wire is compared with)
 # The Containerfile's steps in a Debian root, and a fleet of the image's user.
 test-image: setup-mesh setup-bare
 	$(BIN)/python -m pytest tests/image
