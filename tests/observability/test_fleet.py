@@ -63,7 +63,7 @@ def test_every_query_has_an_answer_from_a_fleet_that_works(
         assert {name for name in queries.metrics(expression) if not name.startswith(queries.DEVICE)} <= names, key
     healths = {rule["name"]: (rule["health"], rule.get("lastError")) for rule in loaded(prometheus)}
     assert healths == dict.fromkeys(queries.alerts(), ("ok", None))
-    assert prometheus.states() == {}
+    wait_until(lambda: not prometheus.states(), ALERT_TIMEOUT_S, "a time without alerts")  # a busy machine reads late
 
 
 def loaded(prometheus: Prometheus) -> list[dict[str, object]]:
