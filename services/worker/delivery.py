@@ -77,7 +77,7 @@ class Delivery:
         def store() -> list[Artifact]:
             return [results.store(url, job_id, token, f.name, f.media_type, f.data) for f in files]
 
-        with telemetry.span("result.store", job_id=job_id, rank=self._link.membership.rank) as span:
+        with telemetry.span("result.store", job_id=job_id, rank=running.claimed.lease.rank) as span:
             while True:  # until there is space or the job is to stop; the controller's stall_timeout_s bounds it
                 if running.should_stop():
                     raise JobCancelled("the job was cancelled before its result was stored")
