@@ -18,6 +18,7 @@ MOONCAKE_PACKAGES := libibverbs1 libnuma1 libcurl4
 RDMA_PACKAGES := python3-pyverbs ibverbs-providers perftest $(MOONCAKE_PACKAGES)
 MODEL_PACKAGES := spin gcc libc6-dev
 MESH_PACKAGES := postgresql prometheus chromium iproute2 curl
+GO_PACKAGES := golang-go protobuf-compiler protoc-gen-go protoc-gen-go-grpc golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev
 # A virtual machine with two soft-RoCE devices. Mooncake's own default of workers would spin on all its processors.
 IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --timeout-s 1200
 
@@ -122,6 +123,7 @@ test-observability: setup-mesh
 # Through the real Envoy of deploy/envoy, from a real browser too; Debian's Node.js is one that serves.
 test-mesh: setup-mesh
 	@command -v npm >/dev/null || .ci/install nodejs npm
+	@.ci/install $(GO_PACKAGES)
 	$(BIN)/python -m pytest tests/mesh
 
 # Every command of the documents, as it is written.

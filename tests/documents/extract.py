@@ -9,6 +9,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 ELSEWHERE_WHOLE = {
     "clients/web/README.md",  # Node.js, and
+    "docs/clients.md",  # Node.js and Go: tests/mesh/test_languages.py runs its commands
+    "docs/mesh.md",
     "docs/rest.md",  # Envoy: tests/mesh
     "deploy/envoy/README.md",
     "docs/standby.md",  # several hosts: tests/standby does what its commands do

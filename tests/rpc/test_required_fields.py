@@ -100,6 +100,7 @@ async def test_a_call_without_them_is_refused_by_name(address: str, path: str, d
         return
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert re.match(rf"{required[0].name} is (''|0); accepted: a value", details)
+    assert ("keepCase" in details) is (data == b""), "who sends something is told of that field only"
 
 
 @pytest.mark.parametrize("path", [path for path, method in METHODS.items() if not method.client_streaming])

@@ -26,6 +26,10 @@ from triptych.v1 import rules_pb2
 LARGE_FIELDS_MAX = 1024
 """Fields that are walked over: 64 media have 192."""
 MESSAGE_ACCEPTED = "a message of the method's type"
+EMPTY_HINT = (
+    ", nor is anything else (are fields named as in the protos, job_id and not jobId? Node needs keepCase: true)"
+)
+"""Some libraries drop fields that they don't know before they send anything, and only say so here."""
 
 
 def parser(method: str, build: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -72,7 +76,9 @@ def _check_required(message: Any, descriptor: Descriptor, within: str = "") -> N
     for field in required_fields(descriptor):
         value = "" if field.has_presence else getattr(message, field.name)
         if not (message.HasField(field.name) if field.has_presence else value != field.default_value):
-            raise InvalidRequest(within + field.name, value, f"a value: {descriptor.name} needs it, and it isn't set")
+            hint = "" if message.ByteSize() else EMPTY_HINT
+            accepted = f"a value: {descriptor.name} needs it, and it isn't set{hint}"
+            raise InvalidRequest(within + field.name, value, accepted)
         if field.message_type is not None:
             _check_required(getattr(message, field.name), field.message_type, f"{within}{field.name}.")
 
