@@ -31,6 +31,7 @@ ELSEWHERE = {
     "make test-rdma": "CI",
     "make test-chaos": "CI",
     "make test-chaos SEED=7": "hours of machine time; CI runs its own seeds",
+    'make test-chaos CHAOS="--standby sqlite"': "minutes of machine time; make test-standby runs a shorter plan",
     "make test-chaos STAGES=real": "minutes of machine time",
     "make soak MINUTES=30": "half an hour",
     "make bench-recovery": "minutes of machine time",
