@@ -60,8 +60,10 @@ async function again(attempt) {
     try {
       return await attempt();
     } catch (error) {
-      const { code } = ConnectError.from(error);
-      const isBreak = code === Code.Unavailable || (code === Code.Internal && `${error}`.includes("RST_STREAM"));
+      // A controller's own errors have details; those of browsers and proxies, which have none, are breaks.
+      const { code, details } = ConnectError.from(error);
+      const isOnTheWay = details.length === 0 && (code === Code.Unknown || code === Code.Internal);
+      const isBreak = code === Code.Unavailable || isOnTheWay;
       if (!isBreak || breaks >= BREAKS_MAX) throw error;
       await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
     }

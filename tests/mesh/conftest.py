@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.fleet.processes import Fleet
+from tests.mesh.browser import build
 from tests.mesh.proxy import Proxy, envoy
 
 FAKE = ("--fake-stage-seconds", "0.3", "--mover", "rpc")
@@ -24,3 +26,11 @@ def proxy(mesh_fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Envoy before that fleet's controller."""
     with envoy(tmp_path_factory.mktemp("proxy") / "envoy", [mesh_fleet.endpoint]) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tests' page in a bundle."""
+    folder = tmp_path_factory.mktemp("web")
+    build(folder)
+    return folder

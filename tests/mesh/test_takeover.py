@@ -1,149 +1,130 @@
-"""Envoy before two controllers over one journal, workers of each role, and load: the active controller is killed, and
-no request fails that its callers' published policy repeats."""
+"""All of it at once: two controllers and workers of each role behind Envoy, called by HTTP, from a browser, by the
+Python client and by grpcurl, while the active controller is killed."""
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
+import http.client
 import json
 import subprocess
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import grpc
 import pytest
 
-from tests.e2e.test_grpcurl import GRPCURL, messages
-from tests.fleet.processes import eventually
+from tests.e2e.test_grpcurl import GRPCURL
+from tests.fleet.processes import wait_until
+from tests.mesh.browser import REPORT_TIMEOUT_S, visit
 from tests.mesh.proxy import Proxy, envoy
-from tests.mesh.rest import ask
-from tests.standby.pair import LEASE_S, Pair
-from triptych.v1 import generation_service_pb2 as pb
-from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
-from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, GenerationRequest, Job
+from tests.mesh.rest import Answer, ask
+from tests.mesh.test_rest import REQUEST
+from tests.standby.pair import Pair
+from triptych_client import Client, RetryPolicy
 
-FAKE = ("--fake-stage-seconds", "0.05")
-SERVICE_CONFIG = Path(__file__).parents[2] / "docs/service_config.json"
-PAUSE_S = 0.02
-"""Between two calls of a caller."""
-CREATE_PAUSE_S = 0.2
-"""The same where it creates jobs: they have to be generated, too."""
-CALLERS = 4
-"""Of each other method."""
-CALL_S_MAX = 60.0
-JOBS_TIMEOUT_S = 180.0
+WAIT_S = 100.0
+EACH = 4
+"""Jobs of each caller, one after the other."""
+CALLERS = 3
+"""By HTTP, and as many with the Python client."""
+JOBS = EACH * (2 * CALLERS + 1)
 
 
-class Load:
-    """Callers of some methods, with the published service config and nothing else, for the length of a block."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            endpoint, options=[("grpc.service_config", SERVICE_CONFIG.read_text())]
-        )
-        self._stub = GenerationServiceStub(self._channel)
-        self._is_over = False
-        self.calls: Counter[str] = Counter()
-        self.failures: list[str] = []
-        self.created: dict[str, str] = {}
-        """Jobs' ids by request id."""
-
-    async def __aenter__(self) -> Load:
-        await self._create()  # there is a job to ask for
-        reads = (self._get, self._list, self._describe) * CALLERS
-        repeated = [self._repeat(self._create, CREATE_PAUSE_S), *(self._repeat(call, PAUSE_S) for call in reads)]
-        self._callers = [asyncio.create_task(calls) for calls in repeated]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-        await self._channel.close()
-
-    async def stop(self) -> None:
-        """Let the calls under way end, and make no others."""
-        self._is_over = True
-        await asyncio.gather(*self._callers)
-
-    async def jobs(self) -> list[Job]:
-        """All jobs of the fleet, once all are over."""
-        async with asyncio.timeout(JOBS_TIMEOUT_S):
-            while True:
-                jobs = (await self._stub.ListJobs(pb.ListJobsRequest(page_size=1000), timeout=CALL_S_MAX)).jobs
-                if all(job.HasField("end_time") for job in jobs):
-                    return list(jobs)
-                await asyncio.sleep(PAUSE_S)
-
-    async def _repeat(self, call: Callable[[], Awaitable[None]], pause_s: float) -> None:
-        while not self._is_over:
-            try:
-                await call()
-            except grpc.aio.AioRpcError as error:
-                self.failures.append(f"{call.__name__}: {error.code().name} {error.details()}")
-            self.calls[call.__name__] += 1
-            await asyncio.sleep(pause_s)
-
-    async def _create(self) -> None:
-        request_id = uuid.uuid4().hex
-        request = GenerationRequest(prompt=f"job {len(self.created)}", seed=1)
-        asked = pb.CreateJobRequest(request_id=request_id, request=request)
-        self.created[request_id] = (await self._stub.CreateJob(asked, timeout=CALL_S_MAX)).job.job_id
-
-    async def _get(self) -> None:
-        job_id = next(iter(self.created.values()))
-        await self._stub.GetJob(pb.GetJobRequest(job_id=job_id), timeout=CALL_S_MAX)
-
-    async def _list(self) -> None:
-        await self._stub.ListJobs(pb.ListJobsRequest(page_size=5), timeout=CALL_S_MAX)
-
-    async def _describe(self) -> None:
-        await self._stub.DescribeModel(pb.DescribeModelRequest(), timeout=CALL_S_MAX)
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with Pair(tmp_path_factory.mktemp("pair"), (), FAKE, has_workers=True) as started:
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    with Pair(tmp_path / "pair", (), has_workers=True) as started:
         yield started
 
 
-@pytest.fixture(scope="module")
-def edge(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    with envoy(tmp_path_factory.mktemp("edge") / "envoy", pair.endpoint.split(",")) as started:
-        yield started
+def insist(address: str, method: str, path: str, body: object = None) -> Answer:
+    """A call as docs/rest.md asks for it: repeated while it ends with 503 or breaks."""
+    answers: list[Answer] = []
+
+    def is_answered() -> bool:
+        try:
+            answer = ask(address, method, path, body)
+        except (OSError, http.client.HTTPException):
+            return False
+        answers.append(answer)
+        return answer.status != 503
+
+    wait_until(is_answered, WAIT_S, f"{method} {path} is answered: {answers[-1:]}")
+    assert answers[-1].status == 200, answers[-1].body
+    return answers[-1]
 
 
-def by_rest(edge: Proxy) -> None:
-    """A job is created, watched and downloaded by HTTP."""
-    answer = ask(edge.address, "POST", "/v1/jobs", {"request": {"prompt": "a circle", "seed": 2}})
-    assert answer.status == 200, answer.body
-    job_id = answer.json["job"]["job_id"]
-    updates = ask(edge.address, "GET", f"/v1/jobs/{job_id}:watch").body.splitlines()
-    assert json.loads(updates[-1])["job"]["state"] == "JOB_STATE_SUCCEEDED"
-    file = ask(edge.address, "GET", f"/v1/jobs/{job_id}/artifacts/0")
-    assert (file.status, file.headers["content-type"]) == (200, "image/png")
+def ended(address: str, job_id: str) -> dict[str, Any]:
+    """A job once it is over; the watch is asked for again where it breaks."""
+    jobs: list[dict[str, Any]] = []
+
+    def is_over() -> bool:
+        try:
+            answer = ask(address, "GET", f"/v1/jobs/{job_id}:watch")
+        except (OSError, http.client.HTTPException):
+            return False
+        lines = answer.body.splitlines() if answer.status == 200 else []
+        jobs.extend(json.loads(line)["job"] for line in lines if line.startswith(b'{"job"'))
+        return bool(jobs) and "end_time" in jobs[-1]
+
+    wait_until(is_over, WAIT_S, f"{job_id} is over")
+    return jobs[-1]
 
 
-def by_grpcurl(edge: Proxy) -> None:
-    """The newest job is listed."""
-    call = [str(GRPCURL), "-plaintext", "-d", '{"page_size": 1}', edge.address]
-    call.append("triptych.v1.GenerationService/ListJobs")
-    listed = subprocess.run(call, capture_output=True, text=True, timeout=CALL_S_MAX, check=True)
-    (answer,) = messages(listed.stdout)
-    assert len(answer["jobs"]) == 1
+def by_http(proxy: Proxy, caller: int) -> list[str]:
+    made = []
+    for number in range(EACH):
+        body = {"request_id": uuid.uuid4().hex, "request": {**REQUEST, "seed": caller * 100 + number}}
+        job_id = insist(proxy.address, "POST", "/v1/jobs", body).json["job"]["job_id"]
+        assert ended(proxy.address, job_id)["state"] == "JOB_STATE_SUCCEEDED"
+        assert insist(proxy.address, "GET", f"/v1/jobs/{job_id}/artifacts/0").body
+        made.append(job_id)
+    return made
 
 
-async def test_no_request_fails_when_the_active_one_is_killed_under_load(pair: Pair, edge: Proxy) -> None:
-    async with Load(edge.address) as load:
-        await eventually(lambda: len(load.created) > 5)
-        taken_over_s = await asyncio.to_thread(pair.taken_over_s, pair.kill)
-        before = load.calls.copy()
-        await eventually(lambda: all(load.calls[name] > count + 5 for name, count in before.items()))
-        await load.stop()
-        jobs = await load.jobs()
-    print(f"{load.calls.total()} calls; taken over after {taken_over_s / LEASE_S:.2f} times the lease")
-    assert load.failures == []
-    assert {job.request_id: job.job_id for job in jobs} == load.created
-    assert len(jobs) == len(load.created), "none is there twice"
-    assert {job.state for job in jobs} == {JOB_STATE_SUCCEEDED}
-    for use in (by_rest, by_grpcurl):
-        await asyncio.to_thread(use, edge)
+def by_client(proxy: Proxy, caller: int, folder: Path) -> list[str]:
+    made = []
+    with Client(proxy.address, RetryPolicy(total_s_max=WAIT_S)) as client:
+        for number in range(EACH):
+            done = client.generate("by the client", folder / f"{caller}-{number}.png", seed=number, height=32, width=48)
+            assert hashlib.sha256(done.paths[0].read_bytes()).digest() == done.job.artifacts[0].sha256
+            made.append(done.job.job_id)
+    return made
+
+
+def grpcurl(proxy: Proxy, method: str) -> dict[str, Any]:
+    command = [str(GRPCURL), "-plaintext", "-d", "{}", proxy.address, method]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_nobody_fails_when_the_active_controller_is_killed(pair: Pair, site: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    addresses = [pair.addresses[name] for name in ("controller", "controller-1")]
+    with envoy(tmp_path / "envoy", addresses) as proxy, ThreadPoolExecutor(2 * CALLERS) as threads:
+        killed = pair.active()
+        with visit(site, f"edge=http://{proxy.address}&jobs={EACH}", profile) as reports:
+            calls = [threads.submit(by_http, proxy, caller) for caller in range(CALLERS)]
+            calls += [threads.submit(by_client, proxy, caller, tmp_path) for caller in range(CALLERS)]
+
+            def done_count() -> int:
+                jobs = insist(proxy.address, "GET", "/v1/jobs?states=JOB_STATE_SUCCEEDED").json["jobs"]
+                return len(jobs)
+
+            wait_until(lambda: done_count() >= JOBS // 4, WAIT_S, "a part is done")
+            pair.kill(killed)
+            made = [job_id for call in calls for job_id in call.result(WAIT_S)]
+            page = reports.get(timeout=REPORT_TIMEOUT_S)["many"]
+        assert "error" not in page, page
+        assert pair.active() == pair.other(killed)
+        assert proxy.healthy() == {pair.addresses[pair.active()]}
+        listed = grpcurl(proxy, "triptych.v1.GenerationService/ListJobs")["jobs"]
+        assert Counter(job["job_id"] for job in listed) == Counter([*made, *page["jobIds"]]), "none is lost or doubled"
+        assert {job["state"] for job in listed} == {"JOB_STATE_SUCCEEDED"}
+        assert len(listed) == JOBS
+        assert len(grpcurl(proxy, "triptych.v1.FleetService/GetFleet")["workers"]) == 3

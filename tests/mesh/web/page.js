@@ -4,7 +4,9 @@ import { ErrorInfoSchema } from "./gen/google/rpc/error_details_pb.js";
 import { JobState } from "./gen/triptych/v1/job_pb.js";
 import { connect, download, generate } from "./triptych.js";
 
-const edge = new URLSearchParams(location.search).get("edge");
+const told = new URLSearchParams(location.search);
+const edge = told.get("edge");
+const jobs = Number(told.get("jobs"));
 const hex = (bytes) => [...new Uint8Array(bytes)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 const request = { prompt: "a circle", height: 32, width: 48, seed: 3n };
 
@@ -50,8 +52,19 @@ async function byRest() {
   return { jobId: job.job_id, states };
 }
 
+async function many() {
+  const client = connect(edge);
+  const made = [];
+  for (let seed = 1; seed <= jobs; seed++) {
+    const job = await generate(client, { ...request, prompt: "from a page", seed: BigInt(seed) });
+    await download(client, job);
+    made.push(job.jobId);
+  }
+  return { jobIds: made };
+}
+
 const report = {};
-for (const [name, run] of Object.entries({ byGrpcWeb, anError, byRest })) {
+for (const [name, run] of Object.entries(jobs ? { many } : { byGrpcWeb, anError, byRest })) {
   report[name] = await run().catch((error) => ({ error: String(error) }));
 }
 await fetch("/report", { method: "POST", body: JSON.stringify(report) });
