@@ -103,7 +103,7 @@ class AsyncClient:
         self._retry = retry or RetryPolicy()
         access = access or config.client_access()
         security = auth.open_security(access.tls, "", access.token_file, access.token)
-        self._channel = rpc.open_channel(self.endpoint, security, through, is_repeating=True)
+        self._channel = rpc.open_channel(self.endpoint, security, through)
         self._jobs = generation_service_pb2_grpc.GenerationServiceStub(self._channel)
         self._files = file_service_pb2_grpc.FileServiceStub(self._channel)
         self._fleet = fleet_service_pb2_grpc.FleetServiceStub(self._channel)

@@ -122,7 +122,6 @@ async def call(
     when it is not transient or the policy's time is over.
     """
     attempts = Attempts(policy, size_bytes)
-    absent: Unreachable | None = None
     while True:
         attempt_s = attempts.attempt_s
         try:
@@ -140,11 +139,7 @@ async def call(
                 raise DeadlinePassed(sentence) from error  # another try would send all of it again, as slowly
             if not _is_worth_retrying(error, found):
                 raise found from error
-            if isinstance(found, Unreachable):
-                absent = found
-            is_cut = type(found) is DeadlinePassed and not rpc.is_named(error)
-            # gRPC's own tries of an attempt end with the attempt's time, and then don't say why they failed.
-            await attempts.wait(absent if is_cut and absent is not None else found)
+            await attempts.wait(found)
 
 
 REASON_CHARS_MAX = 200

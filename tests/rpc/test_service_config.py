@@ -12,7 +12,7 @@ import pytest
 from tests.rpc.test_codes import COMMENTS
 from triptych import rpc
 from triptych.errors import NotFound, TriptychError, Unavailable
-from triptych.rpc.service_config import ATTEMPTS_MAX, service_config
+from triptych.rpc.service_config import ATTEMPTS_MAX, FIRST_PAUSE_S, LAST_PAUSE_S, service_config
 from triptych.security.rules import RULES
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1 import generation_service_pb2_grpc as pb_grpc
@@ -58,7 +58,8 @@ async def asked(servicer: Refusing) -> grpc.StatusCode:
     service = (pb_grpc.add_GenerationServiceServicer_to_server, servicer, "triptych.v1.GenerationService")
     server = await rpc.start_server("127.0.0.1:0", [service])
     try:
-        async with rpc.open_channel(server.address, is_repeating=True) as channel:
+        hasty = service_config().replace(f'"{FIRST_PAUSE_S:g}s"', '"0.01s"').replace(f'"{LAST_PAUSE_S:g}s"', '"0.1s"')
+        async with grpc.aio.insecure_channel(server.address, options=[("grpc.service_config", hasty)]) as channel:
             await pb_grpc.GenerationServiceStub(channel).GetJob(pb.GetJobRequest(job_id="a"), timeout=30)
     except grpc.aio.AioRpcError as error:
         return error.code()

@@ -16,7 +16,6 @@ import grpc
 
 from triptych import addresses, telemetry
 from triptych.rpc.options import CHANNEL_OPTIONS
-from triptych.rpc.service_config import BRISK, service_config
 from triptych.rpc.several import SeveralChannel
 from triptych.security import auth
 from triptych.security.certificates import Certificates
@@ -30,24 +29,18 @@ def open_channel(
     address: str,
     security: auth.Security = auth.OPEN,
     proxy: addresses.Proxy | None = None,
-    *,
-    is_repeating: bool = False,
 ) -> grpc.aio.Channel:
     """Open a traced channel to `host:port`. It connects lazily and reconnects by itself. Of several addresses with
     commas between them it goes to that of the active controller.
 
-    It goes through `proxy`, or through none: gRPC alone would take what `http_proxy` says, for loopback, too. Where
-    `is_repeating`, gRPC itself meets UNAVAILABLE with another try, as the service config says; what lasts longer is
-    the caller's.
+    It goes through `proxy`, or through none: gRPC alone would take what `http_proxy` says, for loopback, too.
     """
     several = addresses.parse_several("address", address)
     if len(several) > 1:
-        one = functools.partial(open_channel, security=security, proxy=proxy, is_repeating=is_repeating)
+        one = functools.partial(open_channel, security=security, proxy=proxy)
         return SeveralChannel([functools.partial(one, str(part)) for part in several])
     target = f"dns:///{several[0]}"  # a host called `unix` is no file
     options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, *addresses.proxy_options(proxy)]
-    if is_repeating:
-        options.append(("grpc.service_config", service_config(BRISK)))
     interceptors: Any = telemetry.client_interceptors()
     certificates = security.certificates
 

@@ -1,5 +1,8 @@
 """gRPC's service config for clients: which calls a channel repeats by itself, and with which pauses.
 
+Our own client doesn't use it. It repeats by itself (`triptych_client/retry.py`), for longer, heeds servers that are
+full, and says why nobody answered: an attempt that gRPC repeats inside of its deadline no longer knows.
+
 Which calls those are is an option of each RPC in the protos (`idempotency_level`). `make proto` writes it to
 docs/service_config.json, for clients in other languages.
 """
@@ -8,30 +11,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from triptych.rpc.backoff import FIRST_S
 from triptych.security.rules import RULES, WORKERS
 
 ATTEMPTS_MAX = 5
 """The most that gRPC takes."""
+FIRST_PAUSE_S, PAUSE_FACTOR, LAST_PAUSE_S = 0.25, 3, 6
+"""The pauses, 7.4 s and more in all: a standby that waits for a lease of 5 s serves by then."""
 
 
-class Pauses(NamedTuple):
-    """What lies between the attempts, in seconds. gRPC varies each by a fifth."""
-
-    first_s: float
-    factor: float
-    max_s: float
-
-
-PATIENT = Pauses(0.25, 3, 6)
-"""For clients that have nothing else: 7.4 s and more in all. A standby that waits for a lease of 5 s serves by then."""
-BRISK = Pauses(FIRST_S / 4, 2, FIRST_S)
-"""For a client that goes on by itself, and says better than a deadline what was wrong: a quarter of a second in all."""
-
-
-def service_config(pauses: Pauses = PATIENT) -> str:
+def service_config() -> str:
     """The service config as JSON, for the channel option `grpc.service_config`.
 
     Only UNAVAILABLE is met with another try: nobody hedges. What is full says so to the caller, who knows whether its
@@ -39,9 +28,9 @@ def service_config(pauses: Pauses = PATIENT) -> str:
     """
     policy = {
         "maxAttempts": ATTEMPTS_MAX,
-        "initialBackoff": f"{pauses.first_s:g}s",
-        "maxBackoff": f"{pauses.max_s:g}s",
-        "backoffMultiplier": pauses.factor,
+        "initialBackoff": f"{FIRST_PAUSE_S:g}s",
+        "maxBackoff": f"{LAST_PAUSE_S:g}s",
+        "backoffMultiplier": PAUSE_FACTOR,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
     names = [dict(zip(("service", "method"), path[1:].split("/"), strict=True)) for path in _repeatable()]
