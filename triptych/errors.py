@@ -177,7 +177,7 @@ class UploadsFull(Full):
 
 
 class JournalFull(Full):
-    """The controller's disk takes no change now; nothing was changed."""
+    """The journal takes no change now: its disk is full, or PostgreSQL doesn't answer. Nothing was changed."""
 
     retry_after_s = 1.0
     """A person has to make space, and work should go on soon after that."""

@@ -38,7 +38,8 @@ RENEWALS = 3
 """In the time of a lease: two may fail."""
 LOOKS = 12
 """Of a standby, in the time of a lease. They add to the time until it takes over."""
-NAMES = (rpc.WHOLE, *(f"triptych.v1.{name}" for name in ("GenerationService", "FleetService", "RingService")))
+_SERVICES = ("GenerationService", "FileService", "FleetService", "RingService")
+NAMES = (rpc.WHOLE, *(f"triptych.v1.{name}" for name in _SERVICES))
 """What a standby says NOT_SERVING of, by which proxies, clients and workers find the active controller."""
 
 
