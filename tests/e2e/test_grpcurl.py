@@ -19,7 +19,7 @@ GRPCURL = Path(sys.executable).parent / "grpcurl"
 TIMEOUT_S = 120.0
 
 SERVICES = {
-    "controller": {"GenerationService", "FileService", "FleetService", "RingService"},
+    "controller": {"GenerationService", "FileService", "FleetService", "RingService", "externalscaler.ExternalScaler"},
     "encoder-0": {"WorkerService", "EncoderService"},
     "transformer-0": {"WorkerService"},
     "decoder-0": {"WorkerService"},
@@ -62,8 +62,9 @@ def test_every_process_lists_its_services_and_is_healthy(name: str, wan_fleet: F
     address = wan_fleet.addresses[name]
     listed = set(grpcurl(address, "list").split())
     standard = {"grpc.health.v1.Health", *(f"grpc.reflection.{v}.ServerReflection" for v in ("v1", "v1alpha"))}
-    assert listed == {f"triptych.v1.{service}" for service in SERVICES[name]} | standard
-    for service in ("", *sorted(service for service in listed if service.startswith("triptych."))):
+    own = {service if "." in service else f"triptych.v1.{service}" for service in SERVICES[name]}
+    assert listed == own | standard
+    for service in ("", *sorted(own)):
         answer = grpcurl(address, "grpc.health.v1.Health/Check", data={"service": service})
         assert json.loads(answer) == {"status": "SERVING"}
 
