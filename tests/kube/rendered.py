@@ -44,6 +44,11 @@ def of_kind(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
     return {component(one): one for one in manifests if one["kind"] == kind}
 
 
+def services(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """The Services' definitions by name: controllers have two."""
+    return {one["metadata"]["name"]: one["spec"] for one in manifests if one["kind"] == "Service"}
+
+
 def component(manifest: Manifest) -> str:
     """Which process it belongs to; empty for all."""
     return str(manifest["metadata"]["labels"].get("app.kubernetes.io/component", ""))

@@ -22,7 +22,7 @@ def holds(values: dict[str, Any], path: str) -> bool:
 def listed(values: dict[str, Any]) -> set[Flow]:
     found = set()
     for flow in TABLE["flows"]:
-        if not flow.get("when") or holds(values, flow["when"]):
+        if all(holds(values, path) for path in flow.get("when", ())):
             ports = TABLE["ports"].get(flow["port"], {"first": flow["port"]})
             found.add((flow["from"], flow["to"], ports["first"], ports.get("last", ports["first"])))
     return found
@@ -66,6 +66,15 @@ def test_exactly_the_listed_flows(name: str) -> None:
                 assert rule, f"{source} -> {target}: {first} has no {direction}"
     for _direction, pairs, first, last in rules:
         assert any((*pair, first, last) in wanted for pair in pairs), f"{sorted(pairs)}: {first} is in no flow"
+
+
+def test_a_flow_of_several_conditions_takes_all_of_them() -> None:
+    """Envoy's way to the port for tokens is there with both."""
+    for name, is_there in (("istio-tls", True), ("cpu-demo", False)):
+        assert (("envoy", "controller", 7071, 7071) in listed(merged(example(name)))) == is_there
+    values = example("istio-tls") | {"envoy": {"enabled": False}}
+    rules = allowed(render(values), merged(values))
+    assert not [pair for _, pairs, *_ in rules for pair in pairs if "envoy" in pair]
 
 
 def test_every_pod_has_a_policy() -> None:

@@ -15,11 +15,20 @@ app.kubernetes.io/component: {{ . }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
-{{/* "yes" where a value, named by its path, is set. */}}
+{{/* "yes" where all values, named by their paths, are set. */}}
 {{- define "triptych.holds" -}}
-{{- $found := .values }}
-{{- range splitList "." .path }}{{ $found = get $found . }}{{ end }}
-{{- if $found }}yes{{ end }}
+{{- $all := true }}
+{{- range $path := .paths }}
+{{- $found := $.values }}
+{{- range splitList "." $path }}{{ $found = get $found . }}{{ end }}
+{{- if not $found }}{{ $all = false }}{{ end }}
+{{- end }}
+{{- if $all }}yes{{ end }}
+{{- end }}
+
+{{/* The Service of the controller that is active, alone. */}}
+{{- define "triptych.activeHost" -}}
+{{ include "triptych.name" . }}-controller-active.{{ .Release.Namespace }}.svc
 {{- end }}
 
 {{/* Where the controllers serve: each by its pod's name, so that callers find the active one. */}}
@@ -71,19 +80,23 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
 {{/* What a mesh must know of a pod. Mooncake's ports are left alone: no Service names them, what they carry isn't HTTP,
-and Istio takes no ranges. A proxy stays until the worker has drained. */}}
+and Istio takes no ranges. So is that of metrics, for a Prometheus outside of the mesh. A proxy stays until the worker
+has drained. */}}
 {{- define "triptych.meshAnnotations" -}}
-{{- $ports := (.root.Files.Get "flows.yaml" | fromYaml).ports.mooncake }}
+{{- $all := (.root.Files.Get "flows.yaml" | fromYaml).ports }}
+{{- $ports := $all.mooncake }}
 {{- $each := list }}
 {{- range untilStep (int $ports.first) (add1 $ports.last | int) 1 }}{{ $each = append $each (toString .) }}{{ end }}
+{{- $pages := list }}
+{{- if .root.Values.metrics.enabled }}{{ $pages = list (toString $all.metrics.first) }}{{ end }}
 {{- if eq .root.Values.mesh.kind "istio" }}
 sidecar.istio.io/inject: "true"
-traffic.sidecar.istio.io/excludeInboundPorts: {{ join "," $each | quote }}
+traffic.sidecar.istio.io/excludeInboundPorts: {{ join "," (concat $each $pages) | quote }}
 traffic.sidecar.istio.io/excludeOutboundPorts: {{ join "," $each | quote }}
 proxy.istio.io/config: '{"holdApplicationUntilProxyStarts": true, "terminationDrainDuration": "{{ .grace }}s"}'
 {{- else if eq .root.Values.mesh.kind "linkerd" }}
 linkerd.io/inject: enabled
-config.linkerd.io/skip-inbound-ports: "{{ $ports.first }}-{{ $ports.last }}"
+config.linkerd.io/skip-inbound-ports: {{ join "," (concat (list (printf "%v-%v" $ports.first $ports.last)) $pages) | quote }}
 config.linkerd.io/skip-outbound-ports: "{{ $ports.first }}-{{ $ports.last }}"
 config.alpha.linkerd.io/proxy-wait-before-exit-seconds: {{ .grace | quote }}
 {{- end }}
@@ -101,7 +114,7 @@ config.alpha.linkerd.io/proxy-wait-before-exit-seconds: {{ .grace | quote }}
 - {name: OTEL_EXPORTER_PROMETHEUS_HOST, value: "0.0.0.0"}
 {{- end }}
 {{- with .root.Values.telemetry.otlpEndpoint }}
-- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+- {name: OTEL_EXPORTER_OTLP_{{ if $.root.Values.metrics.enabled }}TRACES_{{ end }}ENDPOINT, value: {{ . | quote }}}
 {{- end }}
 {{- end }}
 
