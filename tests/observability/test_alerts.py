@@ -54,22 +54,43 @@ def waiting(values: str) -> dict[str, str]:
     return {'triptych_jobs_unfinished{state="queued"}': values, 'triptych_jobs_unfinished{state="denoising"}': "500x90"}
 
 
+def unfinished(values: str) -> dict[str, str]:
+    return {'triptych_jobs_unfinished{state="queued"}': values, 'triptych_jobs_unfinished{state="denoising"}': values}
+
+
+def rings(**sizes: str) -> dict[str, str]:
+    """What waits in each ring."""
+    return {f'queue_sizes{{ring="{ring}",instance="a:1"}}': values for ring, values in sizes.items()}
+
+
 def device(used: str) -> dict[str, str]:
     labels = '{hw_id="GPU-1",instance="a:1"}'
     return {f"hw_gpu_memory_usage_bytes{labels}": used, f"hw_gpu_memory_limit_bytes{labels}": "100x90"}
 
 
 TRANSFORMER = {"role": "transformer"}
+NO_TRANSFORMER = {**workers("idle", encoder="1x9", transformer="0x9"), **workers("quarantined", transformer="1x9")}
 CASES = {
     "TriptychControllerDown": Case({"up": "1x9"}, "2m", {}, "No controller shows its metrics.", (all_workers("0x9"),)),
     "TriptychFleetDown": Case(
-        *(all_workers("0x9"), "2m", {}, "The controller runs, and no worker is registered."),
-        (workers("idle", encoder="1x9", transformer="0x9"), workers("draining", encoder="1x9"), {"up": "1x9"}),
+        *({**all_workers("0x9"), **waiting("1x9")}, "6m", {}),
+        "The controller runs, jobs wait, and no worker is registered.",
+        (
+            {**workers("idle", encoder="1x9", transformer="0x9"), **waiting("1x9")},
+            {**workers("draining", encoder="1x9"), **waiting("1x9")},
+            {"up": "1x9"},
+            {**all_workers("0x9"), **unfinished("0x9")},
+            {**all_workers("0x4 1x5"), **waiting("1x9")},
+        ),
     ),
     "TriptychNoWorker": Case(
-        {**workers("idle", encoder="1x9", transformer="0x9"), **workers("quarantined", transformer="1x9")},
-        *("3m", TRANSFORMER, "No transformer takes work."),
-        (workers("full", encoder="1x9", transformer="1x9"), all_workers("0x9")),
+        {**NO_TRANSFORMER, **rings(phase1="1x9")},
+        *("6m", TRANSFORMER, "Jobs wait for a transformer, and none takes work."),
+        (
+            {**workers("full", encoder="1x9", transformer="1x9"), **rings(phase1="1x9")},
+            {**all_workers("0x9"), **rings(phase1="1x9")},
+            {**NO_TRANSFORMER, **rings(request="3x9", phase1="0x9", phase2="3x9"), **waiting("1x9")},
+        ),
     ),
     "TriptychPageDown": Case(
         {'up{job="triptych",instance="a:1"}': "0x9"},

@@ -74,6 +74,8 @@ def loaded(prometheus: Prometheus) -> list[dict[str, object]]:
 def test_workers_that_are_gone_raise_an_alert_and_their_return_ends_it(fleet: Fleet, prometheus: Prometheus) -> None:
     for name in fleet.workers:
         fleet.kill(name)
+    with fleet.client() as client:
+        client.create_job("a cat that waits", height=32, width=48)
     wait_until(
         lambda: prometheus.states().get("TriptychFleetDown") == "firing",
         ALERT_TIMEOUT_S,
