@@ -5,8 +5,9 @@ Other workers fetch its rooms there. What can't be reached would otherwise show 
 | the controller finds | the worker |
 | --- | --- |
 | the instance that registers | is taken |
+| a worker of a version that can't confirm which instance it is | is taken: it was reached |
 | no such name, a refused connection, another process, a certificate that isn't for that name | ends with a sentence |
-| no answer, or no way there for now | says so and asks again: a firewall may open, a network heal |
+| no answer, no way there for now, or any other error | says so and asks again: a firewall may open, a network heal |
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import re
 import socket
+
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from triptych import addresses, ids, rpc
 from triptych.addresses import Address
-from triptych.errors import InvalidRequest, TriptychError, Unavailable, Unreachable
+from triptych.errors import InvalidRequest, NoSuchMethod, NotFound, TriptychError, Unavailable, Unreachable
 from triptych.security import auth
+from triptych.v1 import worker_service_pb2
 from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest
 from triptych.v1.worker_service_pb2 import ConfirmInstanceRequest
 from triptych.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -30,9 +36,13 @@ log = logging.getLogger(__name__)
 
 CALL_BACK_TIMEOUT_S = 10.0
 """Bound of a call back. A worker that registers first has nothing else to do; its own bound is three times as long."""
-TLS_REASON_CHARS_MAX = 200
-"""Longest piece of what gRPC says: the whole sentence must fit into a status."""
+SAID_CHARS_MAX = 200
+"""Longest piece of what the other side or gRPC says: the whole sentence must fit into a status."""
 ANOTHER = "another process than this worker"
+_SERVICE = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
+_VERIFICATION = re.compile("CERTIFICATE_VERIFY_FAILED|Hostname Verification", re.IGNORECASE)
+"""What gRPC says where the other side's certificate is no good for the address. Other failures of TLS may
+pass: a reset, a worker that is just starting."""
 
 
 class CallBack:
@@ -71,14 +81,19 @@ class CallBack:
         async with rpc.open_channel(str(address), self._security) as channel:
             confirmation = ConfirmInstanceRequest(instance_sha256=ids.instance_sha256(instance_id))
             try:
-                await rpc.translate(WorkerServiceStub(channel).ConfirmInstance(confirmation))
-            except Unavailable as error:
-                said = " ".join(str(error).rpartition("last error: ")[2].split())[:TLS_REASON_CHARS_MAX]
-                if self._security.certificates is None:
-                    raise _silent(address, said) from error
-                raise _refusal(address, f"a server with which TLS fails ({said})") from error
-            except TriptychError as error:
+                try:
+                    await rpc.translate(WorkerServiceStub(channel).ConfirmInstance(confirmation))
+                except NoSuchMethod:  # an older worker, or no worker at all: that one doesn't know the service
+                    await rpc.translate(HealthStub(channel).Check(HealthCheckRequest(service=_SERVICE)))
+            except (NotFound, NoSuchMethod) as error:
                 raise _refusal(address, ANOTHER) from error
+            except Unavailable as error:
+                said = _short(str(error).rpartition("last error: ")[2])
+                if _VERIFICATION.search(str(error)):
+                    raise _refusal(address, f"a server with which TLS fails ({said})") from error
+                raise _silent(address, said) from error
+            except TriptychError as error:
+                raise Unreachable(str(_refusal(address, f"a server that says: {_short(str(error))}"))) from error
 
 
 async def _connect(address: Address) -> None:
@@ -94,6 +109,10 @@ async def _connect(address: Address) -> None:
             raise _refusal(address, "nothing that listens") from error
         raise _silent(address, f"no way there ({error.strerror or error})") from error
     writer.close()
+
+
+def _short(said: str) -> str:
+    return " ".join(said.split())[:SAID_CHARS_MAX]
 
 
 def _refusal(address: Address, found: str) -> InvalidRequest:
