@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping
 
-from triptych.errors import InvalidRequest
+from triptych.errors import InvalidRequest, Unavailable
 from triptych.externalscaler import externalscaler_pb2 as pb
 from triptych.externalscaler import externalscaler_pb2_grpc as pb_grpc
 from triptych.roles import ROLE_NAMES, ROLES, role_name
@@ -59,6 +59,10 @@ def _number(metadata: Mapping[str, str], key: str, default: float, minimum: floa
     return value
 
 
+def _metric_of(goal: autoscaling.Goal) -> str:
+    return f"triptych-{role_name(goal.role)}"
+
+
 class Autoscaler:
     """What the controller knows, as the pure core wants it."""
 
@@ -69,13 +73,24 @@ class Autoscaler:
         """The replicas that a role should have now.
 
         A fleet whose model nobody has described yet takes no jobs, so each role needs a worker that describes it.
+        Raises Unavailable after a start, while workers are still expected: too few would be counted, and no stage time
+        is known that says how many are needed.
         """
+        if count := self.expected_count:
+            raise Unavailable(
+                f"{count} workers have yet to register again; until then nobody knows how many are needed"
+            )
         if self._core.model.present is None:
             return max(1, goal.workers_min)
         load = {role: self._load(role) for role in ROLES}
         window_s = autoscaling.window_s(goal, load)
         busy_count = self._core.stage_times.busy_count(goal.role, asyncio.get_running_loop().time(), window_s)
         return autoscaling.wanted_count(goal, load, busy_count)
+
+    @property
+    def expected_count(self) -> int:
+        """Workers that may still come back to a controller that has just started."""
+        return self._core.fleet.expected_count(self._core.config.worker_timeout_s)
 
     def _load(self, role: Role.ValueType) -> autoscaling.RoleLoad:
         core = self._core
@@ -95,26 +110,23 @@ class AutoscalingServicer(pb_grpc.ExternalScalerServicer):
     def __init__(self, core: Core) -> None:
         self._autoscaler = Autoscaler(core)
 
-    def _wanted(self, reference: pb.ScaledObjectRef) -> tuple[str, int]:
-        """The metric's name, and its value now. Raises InvalidRequest."""
-        goal = goal_of(reference.scalerMetadata)
-        return f"triptych-{role_name(goal.role)}", self._autoscaler.wanted_count(goal)
-
     async def IsActive(self, request: pb.ScaledObjectRef, context: Context) -> pb.IsActiveResponse:
-        return pb.IsActiveResponse(result=self._wanted(request)[1] > 0)
+        return pb.IsActiveResponse(result=self._autoscaler.wanted_count(goal_of(request.scalerMetadata)) > 0)
 
     async def StreamIsActive(self, request: pb.ScaledObjectRef, context: Context) -> AsyncIterator[pb.IsActiveResponse]:
-        """As long as KEDA listens, or the server runs."""
+        """As long as KEDA listens, or the server runs. It says nothing while workers are still expected."""
+        goal = goal_of(request.scalerMetadata)
         said: bool | None = None
         while True:
-            is_active = self._wanted(request)[1] > 0
-            if is_active != said:
-                said = is_active
-                yield pb.IsActiveResponse(result=is_active)
+            if not self._autoscaler.expected_count:
+                is_active = self._autoscaler.wanted_count(goal) > 0
+                if is_active != said:
+                    said = is_active
+                    yield pb.IsActiveResponse(result=is_active)
             await asyncio.sleep(LOOK_S)
 
     async def GetMetricSpec(self, request: pb.ScaledObjectRef, context: Context) -> pb.GetMetricSpecResponse:
-        name, _count = self._wanted(request)
+        name = _metric_of(goal_of(request.scalerMetadata))
         return pb.GetMetricSpecResponse(
             metricSpecs=[pb.MetricSpec(metricName=name, targetSize=TARGET, targetSizeFloat=TARGET)]
         )
@@ -127,8 +139,10 @@ class AutoscalingServicer(pb_grpc.ExternalScalerServicer):
         await asyncio.Event().wait()
 
     async def GetMetrics(self, request: pb.GetMetricsRequest, context: Context) -> pb.GetMetricsResponse:
-        name, count = self._wanted(request.scaledObjectRef)
+        goal = goal_of(request.scaledObjectRef.scalerMetadata)
+        name = _metric_of(goal)
         if request.metricName != name:
             raise InvalidRequest("metricName", request.metricName, name)
+        count = self._autoscaler.wanted_count(goal)
         value = pb.MetricValue(metricName=name, metricValue=count, metricValueFloat=count)
         return pb.GetMetricsResponse(metricValues=[value])

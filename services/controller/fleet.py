@@ -161,6 +161,11 @@ class Fleet:
         """Members that have registered in this epoch."""
         return [member for member in self.members.values() if member.registration is not None]
 
+    def expected_count(self, timeout_s: float) -> int:
+        """How many members may still come back: they haven't registered in this epoch, nor run out of the timeout."""
+        now_s = asyncio.get_running_loop().time()
+        return sum(m.registration is None and now_s - m.seen_s <= timeout_s for m in self.members.values())
+
     def counts(self) -> Counter[tuple[str, pb.WorkerState.ValueType]]:
         """How many registered members there are by role and state. Metrics call it from another thread."""
         members = [member for member in list(self.members.values()) if member.registration is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from services.controller import autoscaling
 from services.controller.autoscaling import Goal, RoleLoad, StageTimes, wanted_count
-from services.controller.autoscaling_service import AutoscalingServicer
+from services.controller.autoscaling_service import LOOK_S, AutoscalingServicer
 from tests.autoscaling.hpa import Hpa
 from tests.autoscaling.queues import Queues
 from tests.messages import token_for
@@ -146,18 +147,19 @@ def test_the_hpa_follows_kubernetes_formula() -> None:
     assert hpa.wanted(701.0, 1, 0, False) == 0
 
 
+@asynccontextmanager
+async def serving(bench: Bench) -> AsyncIterator[ExternalScalerStub]:
+    service = (add_ExternalScalerServicer_to_server, AutoscalingServicer(bench.core), "externalscaler.ExternalScaler")
+    server = await rpc.start_server("127.0.0.1:0", [service])
+    async with rpc.open_channel(server.address) as channel:
+        yield ExternalScalerStub(channel)
+    await server.stop(0)
+
+
 @pytest.fixture
 async def served(open_bench: OpenBench) -> AsyncIterator[tuple[Bench, ExternalScalerStub]]:
-    async with open_bench() as bench:
-        service = (
-            add_ExternalScalerServicer_to_server,
-            AutoscalingServicer(bench.core),
-            "externalscaler.ExternalScaler",
-        )
-        server = await rpc.start_server("127.0.0.1:0", [service])
-        async with rpc.open_channel(server.address) as channel:
-            yield bench, ExternalScalerStub(channel)
-        await server.stop(0)
+    async with open_bench() as bench, serving(bench) as stub:
+        yield bench, stub
 
 
 def reference(role: str, **metadata: str) -> pb.ScaledObjectRef:
@@ -174,6 +176,13 @@ async def polled(stub: ExternalScalerStub, asked: pb.ScaledObjectRef) -> tuple[f
     assert value.metricName == spec.metricName
     assert value.metricValue == value.metricValueFloat
     return value.metricValueFloat, (await stub.IsActive(asked, timeout=WAIT_S)).result
+
+
+async def until_said(stub: ExternalScalerStub, asked: pb.ScaledObjectRef) -> None:
+    """Return when the stream says something."""
+    activity = stub.StreamIsActive(asked, timeout=WAIT_S)
+    await activity.read()
+    activity.cancel()
 
 
 async def test_as_keda_calls_it(served: tuple[Bench, ExternalScalerStub]) -> None:
@@ -223,6 +232,41 @@ async def test_a_fleet_without_a_model_asks_for_a_worker_of_each_role(
     bench, stub = served
     bench.core.model.present = None
     assert await polled(stub, reference("decoder")) == (1, True)
+
+
+async def test_nothing_is_said_while_workers_come_back(
+    open_bench: OpenBench,
+) -> None:
+    """After a restart: fewer than there are would be counted. KEDA keeps what there is where a call fails."""
+    async with open_bench() as bench:
+        rank = await bench.encoder()
+        await bench.create()
+    async with open_bench(worker_timeout_s=600.0) as bench, serving(bench) as stub:
+        await bench.controller.holdings.recover()
+        asked = reference("encoder")
+        (spec,) = (await stub.GetMetricSpec(asked, timeout=WAIT_S)).metricSpecs
+        request = pb.GetMetricsRequest(scaledObjectRef=asked, metricName=spec.metricName)
+        for call in (stub.IsActive(asked, timeout=WAIT_S), stub.GetMetrics(request, timeout=WAIT_S)):
+            with pytest.raises(grpc.aio.AioRpcError, match="1 workers have yet to register again") as caught:
+                await call
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        activity = stub.StreamIsActive(asked, timeout=WAIT_S)
+        said = asyncio.ensure_future(activity.read())
+        assert not (await asyncio.wait([said], timeout=4 * LOOK_S))[0], "nothing yet"
+        assert await bench.encoder() == rank
+        assert (await said).result
+        assert await polled(stub, asked) == (1, True)
+        activity.cancel()
+
+
+async def test_a_worker_that_stays_away_is_not_waited_for(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        await bench.encoder()
+        await bench.create()
+    async with open_bench(worker_timeout_s=0.2, heartbeat_interval_s=0.05) as bench, serving(bench) as stub:
+        await bench.controller.holdings.recover()
+        await asyncio.wait_for(until_said(stub, reference("encoder")), WAIT_S)
+        assert len(bench.core.fleet.members) == 1, "nobody has evicted it yet"
 
 
 @pytest.mark.parametrize(
