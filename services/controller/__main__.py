@@ -140,14 +140,22 @@ async def _work(
         group.create_task(forever(metrics, "prune", pruner.once, INTERVAL_S))
         group.create_task(forever(metrics, "uploads", controller.core.uploads.prune, INTERVAL_S))
         group.create_task(forever(metrics, "sweep", sweeper.once, SWEEP_PAUSE_S))
-        group.create_task(_accept(controller.core.model, server))
-        group.create_task(server.leave(leaving))
+        accepting = group.create_task(_accept(controller.core.model, server))
+        group.create_task(_leave(server, leaving, accepting))
 
 
 async def _accept(model: ServedModel, server: rpc.Server) -> None:
     """Say SERVING of what takes jobs once it does. A model that was known once stays so over restarts."""
     await model.known.wait()
     await server.set_serving(True, ACCEPTING)
+
+
+async def _leave(server: rpc.Server, leaving: asyncio.Event, accepting: asyncio.Task[None]) -> None:
+    """From `leaving` on, say NOT_SERVING for good, and serve as before. The process stays alive, and says so."""
+    await leaving.wait()
+    accepting.cancel()
+    await asyncio.wait([accepting])
+    await server.set_serving(False)
 
 
 def _services(controller: Controller, rings: Rings) -> list[rpc.Service]:

@@ -13,6 +13,7 @@ from tests.e2e.conftest import channel_to, generate_directly
 from tests.failures.loads import check, request, wait_over
 from tests.fleet.held import WAIT_S
 from tests.fleet.processes import STOP_TIMEOUT_S, Fleet, wait_until
+from triptych.rpc import ALIVE
 from triptych.v1.encoder_service_pb2 import GenerateRequest
 
 FLAGS = ("--fake-stage-seconds", "0.3", "--mover", "local", "--rings", "rpc")
@@ -30,6 +31,7 @@ def leave(fleet: Fleet, name: str) -> None:
     fleet.processes[name].send_signal(signal.SIGTERM)
     wait_until(lambda: not is_serving(fleet, name, SERVICE[name]), WAIT_S, f"{name} says that it leaves")
     assert not is_serving(fleet, name, "")
+    assert is_serving(fleet, name, ALIVE), "a probe of liveness would end it"
 
 
 def test_who_leaves_still_takes_jobs_and_finishes_them(tmp_path: Path) -> None:
@@ -47,6 +49,18 @@ def test_who_leaves_still_takes_jobs_and_finishes_them(tmp_path: Path) -> None:
         for name in reversed(SERVICE):  # a second signal, and that of a person at a terminal, end the wait
             fleet.processes[name].send_signal(signal.SIGTERM if name == "controller" else signal.SIGINT)
             assert fleet.processes[name].wait(STOP_TIMEOUT_S) == 0, fleet.log(name)
+
+
+def test_a_first_worker_does_not_take_it_back(tmp_path: Path) -> None:
+    """A controller without a model says SERVING when the first worker comes, but not while it leaves."""
+    counts = dict.fromkeys(("encoder", "transformer", "decoder"), 0)
+    with Fleet(tmp_path / "fleet", "", counts=counts, worker_flags=FLAGS, controller_flags=LONG) as fleet:
+        fleet.processes["controller"].send_signal(signal.SIGTERM)
+        fleet_service = "triptych.v1.FleetService"
+        wait_until(lambda: not is_serving(fleet, "controller", fleet_service), WAIT_S, "the controller leaves")
+        fleet.start("encoder-0")
+        assert not is_serving(fleet, "controller", SERVICE["controller"])
+        assert is_serving(fleet, "controller", ALIVE)
 
 
 def test_nobody_waits_for_it_where_it_is_0(tmp_path: Path) -> None:

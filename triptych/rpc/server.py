@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,15 +39,10 @@ class Server:
         return int(self.address.rpartition(":")[2])
 
     async def set_serving(self, serving: bool, names: Sequence[str] = ()) -> None:
-        """Set what `grpc.health.v1` answers for the named services, or for `WHOLE` and all services."""
+        """Set what `grpc.health.v1` answers for the named services, or for `WHOLE` and all services; `ALIVE` stays."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in names or (WHOLE, *self.names):
             await self._health.set(name, status)
-
-    async def leave(self, when: asyncio.Event) -> None:
-        """From `when` on, answer NOT_SERVING for everything for good, and serve as before."""
-        await when.wait()
-        await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Refuse new calls, give running ones `grace_s` seconds, then cancel them. May be called again."""
