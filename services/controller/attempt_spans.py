@@ -57,13 +57,14 @@ def record(before: JournalEntry, after: JournalEntry) -> None:
         return
     end = _end_of(before, after, failed[-1] if failed else None)
     end_ns = after.job.update_time.ToNanoseconds()
+    start_ns = end_ns  # where the job waited, and its room was lost, or an older controller noted no time
+    if was_running and before.HasField("attempt_time"):
+        start_ns = before.attempt_time.ToNanoseconds()
     role = role_name(failed[-1].role if failed else jobs.role_of(before))
     telemetry.record(
         f"attempt {role}",
         parent=before.traceparent,
-        start_ns=before.attempt_time.ToNanoseconds()
-        if was_running
-        else end_ns,  # of a job that waited: its room was lost
+        start_ns=start_ns,
         end_ns=end_ns,
         reserved=before.attempt_traceparent if was_running else "",
         error=end.error,

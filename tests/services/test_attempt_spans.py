@@ -205,6 +205,27 @@ async def test_the_next_controller_records_what_the_last_one_began(open_bench: O
     assert cancelled.start_ns == began_ns
 
 
+async def test_an_attempt_of_an_older_controller_does_not_begin_in_1970(
+    open_bench: OpenBench, receiver: Receiver
+) -> None:
+    """It ran while the controller was upgraded: the older one wrote neither its time nor its span's id."""
+    with telemetry.setup("controller"):
+        async with open_bench() as bench:
+            rank = await register(bench, "e1", ROLE_ENCODER)
+            job = await create(bench)
+            await start(bench, ROLE_ENCODER, rank)
+            entry = bench.core.ledger.active[job.job_id]
+            for field in ("attempt_time", "attempt_traceparent", "ready_time"):
+                entry.ClearField(field)  # type: ignore[arg-type]
+            await bench.journal.save(entry)
+        async with open_bench() as bench:
+            async for _entry in bench.core.ledger.load():
+                pass
+            await bench.controller.lifecycle.cancel(job.job_id)
+    (cancelled,) = attempts(receiver)
+    assert cancelled.start_ns == cancelled.end_ns > 0
+
+
 async def test_what_was_not_sampled_is_not_recorded(
     open_bench: OpenBench, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,17 @@ def drawn(path: Path, wanted: str, *, whole: bool = True, width: int = 80) -> st
     return "\n".join(row.rstrip() for row in console.file.getvalue().rstrip().splitlines())
 
 
+def test_a_time_of_0_is_left_out(tmp_path: Path) -> None:
+    """As JSON of protobuf does with every field that is 0."""
+    whole = json.loads(line("other", "old", 1, 0, 0, 0))
+    span = whole["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
+    del span["startTimeUnixNano"], span["endTimeUnixNano"]
+    path = tmp_path / "trace.jsonl"
+    path.write_text(json.dumps(whole) + "\n")
+    ((_depth, found),) = read(path, TRACE).spans
+    assert (found.start_ns, found.end_ns) == (0, 0)
+
+
 @pytest.mark.parametrize("wanted", ["job-1", TRACE, TRACE.upper()])
 def test_snapshot(trace_file: Path, wanted: str) -> None:
     assert drawn(trace_file, wanted) == SNAPSHOT

@@ -163,8 +163,8 @@ def _spans_of(request: dict[str, Any]) -> Iterator[Span]:
                     parent_id=span.get("parentSpanId", "").lower(),
                     service=service,
                     name=span["name"].rpartition("/")[2],  # gRPC's are /package.Service/Method
-                    start_ns=int(span["startTimeUnixNano"]),
-                    end_ns=int(span["endTimeUnixNano"]),
+                    start_ns=int(span.get("startTimeUnixNano", 0)),  # JSON of protobuf leaves a 0 out
+                    end_ns=int(span.get("endTimeUnixNano", 0)),
                     failed=span.get("status", {}).get("code", 0) == _STATUS_ERROR,
                     error=span.get("status", {}).get("message", ""),
                     attributes=_attributes(span),
