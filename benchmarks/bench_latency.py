@@ -22,8 +22,8 @@ from rich.table import Table
 
 from triptych.config import WorkerConfig
 from triptych_client import AsyncClient, build_request, embedded_fleet
+from triptych_client.fleet_plan import threads_default
 from triptych_client.fused import FusedModel
-from triptych_client.local_fleet import threads_default
 
 PROMPTS = (
     "a big red circle moving right on a blue background",

@@ -17,7 +17,7 @@ from triptych.config import ControllerConfig, WorkerConfig, load
 from triptych.environment import metrics_host
 from triptych.errors import InvalidRequest
 from triptych_client import Client, RetryPolicy
-from triptych_client.local_fleet import FleetPlan, RolePlan
+from triptych_client.fleet_plan import FleetPlan, RolePlan
 from triptych_client.request import build_request
 
 LABELS = st.from_regex(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,20}[A-Za-z0-9_])?", fullmatch=True)

@@ -16,7 +16,7 @@ import pytest
 
 from triptych.config import ControllerConfig, WorkerConfig
 from triptych_client.cli import build_parser
-from triptych_client.local_fleet import OWN_SETTINGS
+from triptych_client.fleet_plan import OWN_SETTINGS
 
 ROOT = Path(__file__).parent.parent
 FUNCTION_LINES_MAX = 60

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from triptych_client.client import AsyncClient as AsyncClient
+    from triptych_client.fleet_plan import FleetPlan as FleetPlan
+    from triptych_client.fleet_plan import RolePlan as RolePlan
     from triptych_client.job_states import Generated as Generated
     from triptych_client.job_states import is_over as is_over
-    from triptych_client.local_fleet import FleetPlan as FleetPlan
-    from triptych_client.local_fleet import RolePlan as RolePlan
     from triptych_client.local_fleet import embedded_fleet as embedded_fleet
     from triptych_client.local_fleet import run_fleet as run_fleet
     from triptych_client.request import GenerationFields as GenerationFields
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 _MODULE_BY_NAME = {
     "AsyncClient": "client",
     "Client": "sync",
-    "FleetPlan": "local_fleet",
+    "FleetPlan": "fleet_plan",
     "Generated": "job_states",
     "GenerationFields": "request",
     "RetryPolicy": "retry",
-    "RolePlan": "local_fleet",
+    "RolePlan": "fleet_plan",
     "build_request": "request",
     "embedded_fleet": "local_fleet",
     "is_over": "job_states",

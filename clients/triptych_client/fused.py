@@ -22,7 +22,7 @@ from triptych.v1 import job_pb2
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER
 from triptych.v1.generation_service_pb2 import WatchJobResponse
 from triptych.v1.job_pb2 import GenerationRequest, Job, TokensCut
-from triptych_client.local_fleet import RolePlan, threads_default
+from triptych_client.fleet_plan import RolePlan, threads_default
 from triptych_client.result_files import spare_paths, write_file
 
 try:

@@ -14,7 +14,6 @@ import contextlib
 import functools
 import os
 import signal
-import time
 from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +21,8 @@ from typing import Any
 
 from triptych import addresses
 from triptych.errors import FAILURE_CHARS_MAX, InvalidRequest, MissingExtra, TriptychError, Unavailable
-from triptych.roles import ROLE_NAMES
+from triptych_client.fleet_plan import STOP_MARGIN_S, FleetPlan
 from triptych_client.launcher import Notice, Supervisor
-from triptych_client.local_fleet import STOP_MARGIN_S, FleetPlan
 from triptych_client.processes import ProcessSpec
 
 WORKER_CPUS = 1
@@ -120,11 +118,8 @@ class RayFleet:
 
     async def stop(self) -> None:
         """Drain the workers in the order in which a job passes them, then the controller."""
-        end_s = time.monotonic() + self.plan.config.drain_timeout_s + STOP_MARGIN_S
-        for role in (*ROLE_NAMES, ""):
-            timeout_s = max(end_s - time.monotonic(), STOP_MARGIN_S)
-            names = [name for name in self._keepers if name.rpartition("-")[0] == role]
-            drained = [self._keepers[name].stop.remote(timeout_s) for name in names]
+        for names, timeout_s in self.plan.drains():
+            drained = [self._keepers[name].stop.remote(timeout_s) for name in names if name in self._keepers]
             with contextlib.suppress(TimeoutError):  # an actor that waits for a node has nothing to drain
                 await asyncio.wait_for(asyncio.gather(*drained, return_exceptions=True), timeout_s + STOP_MARGIN_S)
 

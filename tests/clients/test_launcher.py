@@ -22,8 +22,8 @@ from tests.fleet.processes import eventually
 from triptych.config import ControllerConfig, WorkerConfig, load
 from triptych.errors import InvalidRequest, Unavailable
 from triptych_client import AsyncClient, FleetPlan, RolePlan
+from triptych_client.fleet_plan import CONTROLLER_SETTINGS, SETTING_BY_NAME, STOP_MARGIN_S, WORKER_SETTINGS
 from triptych_client.launcher import RestartPolicy, Supervisor
-from triptych_client.local_fleet import CONTROLLER_SETTINGS, SETTING_BY_NAME, WORKER_SETTINGS
 from triptych_client.processes import ProcessSpec, last_message, last_words
 
 TOY = Path(__file__).with_name("toy_controller.py")
@@ -210,6 +210,19 @@ def test_a_plan_names_each_process_and_its_settings(tmp_path: Path) -> None:
     for part in ("services.transformer", "--device cuda:1", "--dtype bfloat16", "--threads 3", "--metrics-port 9003"):
         assert part in line
     assert "--mover" not in line
+
+
+def test_a_drain_begins_when_balancers_have_seen_it(tmp_path: Path) -> None:
+    """Each process has its lame duck, the workers share what is left of the drain timeout."""
+    roles = {"encoder": RolePlan(), "transformer": RolePlan(2), "decoder": RolePlan()}
+    plan = FleetPlan("a/b", tmp_path, roles, lame_duck_s=300, drain_timeout_s=600)
+    groups, bounds_s = zip(*plan.drains(), strict=True)
+    assert list(groups) == [["encoder-0"], ["transformer-0", "transformer-1"], ["decoder-0"], ["controller"]]
+    workers_s = 300 + 600 + STOP_MARGIN_S
+    assert bounds_s == (*[pytest.approx(workers_s, abs=60)] * 3, 300 + STOP_MARGIN_S)
+    assert list(bounds_s[:3]) == sorted(bounds_s[:3], reverse=True)
+    spent = FleetPlan("a/b", tmp_path, roles, lame_duck_s=300, drain_timeout_s=0)
+    assert all(bound_s >= 300 for _names, bound_s in spent.drains())
 
 
 def another(setting: Field[Any]) -> object:

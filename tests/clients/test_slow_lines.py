@@ -16,7 +16,7 @@ from tests.slow_line import slow_line
 from triptych import rpc
 from triptych.errors import DeadlinePassed, InvalidRequest, Unreachable
 from triptych_client import AsyncClient, RetryPolicy
-from triptych_client.local_fleet import START_TIMEOUT_S, FleetPlan
+from triptych_client.fleet_plan import START_TIMEOUT_S, FleetPlan
 
 PICTURE_BYTES = 400_000
 LINE_BYTES_PER_S = 200_000

@@ -24,8 +24,9 @@ from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 from triptych_client.client import AsyncClient
 from triptych_client.commands.output import print_paths
 from triptych_client.commands.session import access, add_access, add_devices, connect, role_plans, run_async
+from triptych_client.fleet_plan import SETTING_BY_NAME, check_model
 from triptych_client.job_states import cut_sentences, is_over
-from triptych_client.local_fleet import SETTING_BY_NAME, check_model, embedded_fleet
+from triptych_client.local_fleet import embedded_fleet
 from triptych_client.progress import Display, display
 from triptych_client.request import PRIORITIES, GenerationFields, build_request
 from triptych_client.result_files import PreviewFile, check_outputs, output_format

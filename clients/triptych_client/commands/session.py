@@ -13,8 +13,8 @@ from triptych.config import DTYPES, ClientAccess, ControllerConfig, client_acces
 from triptych.errors import InvalidRequest, NotAllowed, NotFound
 from triptych.roles import ROLE_NAMES
 from triptych_client.client import AsyncClient
+from triptych_client.fleet_plan import RolePlan
 from triptych_client.job_states import SHOWN_MAX, ambiguous
-from triptych_client.local_fleet import RolePlan
 from triptych_client.retry import RetryPolicy
 
 Result = TypeVar("Result")

@@ -18,14 +18,14 @@ from triptych.errors import InvalidRequest
 from triptych.roles import ROLE_NAMES
 from triptych.transport import shared_memory
 from triptych_client.commands.session import add_devices, role_plans
-from triptych_client.local_fleet import (
+from triptych_client.fleet_plan import (
     COMMON_SETTINGS,
     CONTROLLER_SETTINGS,
     SETTING_BY_NAME,
     WORKER_SETTINGS,
-    Fleet,
     FleetPlan,
 )
+from triptych_client.local_fleet import Fleet
 from triptych_client.ray_fleet import RayFleet
 from triptych_client.terminal import Voice, say
 
