@@ -64,8 +64,8 @@ def parse(field: str, text: str, *, to_serve: bool = False) -> Address:
 
 
 def parse_several(field: str, text: str) -> list[Address]:
-    """Parse addresses with commas between them, one at least. Raises InvalidRequest."""
-    return [parse(field, part.strip()) for part in text.split(",")]
+    """Parse addresses with commas, and maybe spaces, between them, one at least. Raises InvalidRequest."""
+    return [parse(field, part) for part in re.split(" *, *", text)]
 
 
 def parse_host(field: str, text: str) -> str:
