@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
-from tests.kube.rendered import EXAMPLES, NAMESPACE, WORKERS, Manifest, example, of_kind, render, services
+import pytest
+import yaml
+from helm_python.chart import Chart
+
+from tests.kube.rendered import (
+    CHART,
+    EXAMPLES,
+    NAMESPACE,
+    RELEASE,
+    WORKERS,
+    Manifest,
+    example,
+    of_kind,
+    render,
+    services,
+)
+
+DOCS = CHART.parents[2] / "docs"
 
 
 @pytest.fixture(params=EXAMPLES)
@@ -48,6 +65,32 @@ def test_who_scales_owns_the_number() -> None:
         assert int(port) in {one["port"] for one in service["ports"]}
         assert all(isinstance(value, str) for value in trigger["metadata"].values())
     assert "replicas" in of_kind(render(example("cpu-demo")), "StatefulSet")["encoder"]["spec"]
+
+
+def test_the_document_s_scaled_object_is_the_chart_s() -> None:
+    found = re.search(r"```yaml\n(.*?)```", (DOCS / "autoscaling.md").read_text(), re.DOTALL)
+    assert found
+    text = found[1].replace("name: triptych-", f"name: {RELEASE}-triptych-")
+    text = text.replace("triptych-controller-active.triptych.", f"{RELEASE}-triptych-controller-active.{NAMESPACE}.")
+    mine = yaml.safe_load(text)
+    values = {"transformer": {"minReplicas": 0, "maxReplicas": 8}, "keda": {"enabled": True}, "fakeStageSeconds": 1}
+    charts = of_kind(render(values), "ScaledObject")["transformer"]
+    assert mine["metadata"]["name"] == charts["metadata"]["name"]
+    times = {"pollingInterval", "cooldownPeriod"}
+    assert mine["spec"] == {name: value for name, value in charts["spec"].items() if name not in times}
+
+
+def test_the_first_words_lead_to_a_service_that_there_is() -> None:
+    with Chart.load(CHART) as chart:
+        texts = chart.render(values={"fakeStageSeconds": 1}, name=RELEASE, namespace=NAMESPACE)
+    (notes,) = [text for path, text in texts.items() if path.endswith("NOTES.txt")]
+    known = services(render({"fakeStageSeconds": 1}))
+    for text in (notes, (DOCS / "kubernetes.md").read_text()):
+        led = re.findall(r"port-forward service/(\S+) (\d+)", text)
+        assert led
+        assert all(
+            int(port) in {one["port"] for one in known[name]["ports"]} for name, port in led if "envoy" not in name
+        )
 
 
 def test_a_mesh_is_told_which_ports_speak_tls(manifests: list[Manifest]) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -59,10 +60,18 @@ def get(url: str) -> bytes:
 
 
 @contextmanager
-def envoy(folder: Path, controllers: Sequence[str], otlp: str = "", *, flags: Sequence[str] = ()) -> Iterator[Proxy]:
+def envoy(
+    folder: Path,
+    controllers: Sequence[str],
+    otlp: str = "",
+    *,
+    flags: Sequence[str] = (),
+    authority: Path | None = None,
+) -> Iterator[Proxy]:
     """Run Envoy before one or two controllers, once it can pass calls on to one of them.
 
-    `otlp` is where its spans go.
+    `otlp` is where its spans go. With the certificate of a fleet's `authority` it calls controllers as the README says
+    for those with TLS.
     """
     folder.mkdir(parents=True)
     shutil.copy(DEPLOYED / "triptych.binpb", folder)
@@ -70,6 +79,9 @@ def envoy(folder: Path, controllers: Sequence[str], otlp: str = "", *, flags: Se
     ports |= {LISTENER: 0, ADMIN: 0, OTLP: _port(otlp) if otlp else free_port()}
     ports |= {port: free_port() for port in CONTROLLERS if port not in ports}
     text = (DEPLOYED / "envoy.yaml").read_text()
+    if authority:
+        shutil.copy(authority, folder / "ca.crt")
+        text = text.replace("    common_lb_config:", f"{_transport_socket()}    common_lb_config:")
     (folder / "envoy.yaml").write_text(
         re.sub(r"port_value: (\d+)", lambda found: f"port_value: {ports[int(found[1])]}", text)
     )
@@ -85,6 +97,13 @@ def envoy(folder: Path, controllers: Sequence[str], otlp: str = "", *, flags: Se
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _transport_socket() -> str:
+    """What the README gives both clusters of controllers with TLS."""
+    block = re.search(r"```yaml\n(transport_socket:.*?)```", (DEPLOYED / "README.md").read_text(), re.DOTALL)
+    assert block
+    return textwrap.indent(block[1], " " * 4)
 
 
 def _started(process: subprocess.Popen[bytes], folder: Path, log: Path) -> Proxy:
