@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from triptych import rpc, telemetry
 from triptych.config import RESULTS_FOLDER, ControllerConfig, load
 from triptych.externalscaler import externalscaler_pb2_grpc
 from triptych.media import results
+from triptych.security import auth
 from triptych.v1 import (
     file_service_pb2_grpc,
     fleet_service_pb2_grpc,
@@ -63,69 +64,81 @@ async def main() -> None:
             active = await stand_by(config, lease, security, stop.now)
             if active is None:
                 return
-            epoch, served = active
+            epoch, config = active
             telemetry.identify(0, epoch)
-            sweeper = Sweeper(result_url)
             fleet = Fleet()
-            rings = open_rings(config, epoch, fleet.hint)
-            metrics = telemetry.ControllerMetrics(measured.meter)
-            core = Core(
-                config,
-                journal,
-                fleet,
-                rings,
-                await stored_model(journal),
-                epoch=epoch,
-                result_url=result_url,
-                metrics=metrics,
-            )
-            media = MediaChecks()
-            controller = Controller(core, media, sweeper.ended, call_back=CallBack(journal, security))
-            metrics.watch_rings(lambda: controller.upkeep.depths)
-            metrics.watch_jobs(core.ledger.state_counts)
-            metrics.watch_workers(fleet.counts)
-            metrics.watch_journal(lambda: journal.full_count)
-            await controller.holdings.recover()
-            server = await rpc.start_server(
-                served.address,
-                _services(controller, rings),
-                security=security,
-                client_address=served.client_address,
-                not_serving=() if core.model.known.is_set() else ACCEPTING,
-                metrics=measured,
-                gate=lease.check,
-            )
-            pruner = Pruner(journal, result_url, Keep(config.keep_days, config.keep_jobs, config.keep_bytes))
-            if not config.lease_s:
-                process.announce(server.address, server.client_address)
-            background = [_work(controller, pruner, sweeper, server, stop.leaving), lease.keep()]
-            try:
-                # Media are closed, or a check would hold the stop up.
-                await _until_end(journal, server, stop.now, background, media.close)
-            finally:
-                rings.close()
-                await lease.release()
+            async with lease.kept():
+                # Given back before the lease, after which another may have the card.
+                with contextlib.closing(open_rings(config, epoch, fleet.hint)) as rings:
+                    core = Core(
+                        config,
+                        journal,
+                        fleet,
+                        rings,
+                        await stored_model(journal),
+                        epoch=epoch,
+                        result_url=result_url,
+                        metrics=telemetry.ControllerMetrics(measured.meter),
+                    )
+                    await _serve(core, rings, security, measured, stop, lease.check)
+
+
+async def _serve(
+    core: Core,
+    rings: Rings,
+    security: auth.Security,
+    measured: telemetry.Metrics,
+    stop: process.Stop,
+    gate: Callable[[], None],
+) -> None:
+    """Take up what the journal holds, and serve until the process is told to stop."""
+    config = core.config
+    journal = core.ledger.journal
+    sweeper = Sweeper(core.result_url)
+    media = MediaChecks()
+    controller = Controller(core, media, sweeper.ended, call_back=CallBack(journal, security))
+    core.metrics.watch_rings(lambda: controller.upkeep.depths)
+    core.metrics.watch_jobs(core.ledger.state_counts)
+    core.metrics.watch_workers(core.fleet.counts)
+    core.metrics.watch_journal(lambda: journal.full_count)
+    await controller.holdings.recover()
+    server = await rpc.start_server(
+        config.address,
+        _services(controller, rings),
+        security=security,
+        client_address=config.client_address,
+        not_serving=() if core.model.known.is_set() else ACCEPTING,
+        metrics=measured,
+        gate=gate,
+    )
+    pruner = Pruner(journal, core.result_url, Keep(config.keep_days, config.keep_jobs, config.keep_bytes))
+    if not config.lease_s:
+        process.announce(server.address, server.client_address)
+    work = _work(controller, pruner, sweeper, server, stop.leaving)
+    # Media are closed, or a check would hold the stop up.
+    await _until_end(journal, server, stop.now, work, media.close)
 
 
 async def _until_end(
     journal: Journal,
     server: rpc.Server,
     stop: asyncio.Event,
-    background: Sequence[Coroutine[Any, Any, None]],
+    work: Coroutine[Any, Any, None],
     on_end: Callable[[], None],
 ) -> None:
-    """Serve until the process is told to stop. Raises what ends it otherwise."""
-    tasks = [asyncio.create_task(one) for one in background]
+    """Serve until the process is told to stop, or the lease ends. Raises what ends it otherwise."""
+    working = asyncio.create_task(work)
     stopping = asyncio.create_task(stop.wait())
-    ends: list[asyncio.Future[Any]] = [stopping, *tasks, journal.ended]
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    on_end()
-    await server.stop(STOP_GRACE_S if stop.is_set() else 0.0)  # what it could say now may be old
-    for task in (stopping, *tasks):
-        task.cancel()
-    for task in tasks:
+    try:
+        ends: list[asyncio.Future[Any]] = [stopping, working, journal.ended]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        on_end()
+        await server.stop(STOP_GRACE_S if stop.is_set() else 0.0)  # what it could say now may be old
+        stopping.cancel()
+        working.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await task  # raises what ended it, unless it was cancelled here
+            await working  # raises what ended it, unless it was cancelled here
     if journal.ended.done():
         raise journal.ended.result()
 

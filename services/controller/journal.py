@@ -1,23 +1,28 @@
-"""The job journal: a database on a thread of its own (`journal_thread.py`). A call ends when it is on disk."""
+"""The job journal: a database on a thread of its own (`journal_thread.py`). A call ends when it is on disk.
+
+All share the thread, the lease's renewals too. What reads many entries does so in pages, each a call of its own: nobody
+waits longer than a page takes, here or, where they share the database, at another controller.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from triptych.errors import JournalDamaged, JournalFull, TakenOver, WrongState
-from triptych.ids import RANK_MAX
+from triptych.errors import JournalDamaged, JournalFull, TakenOver
 from triptych.v1.job_pb2 import GenerationRequest, JobState
 from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.model_pb2 import ModelDescription
 
-from .journal_database import EPOCH_KEY, Database, Store
+from . import journal_meta
+from .journal_database import PAGE_ENTRIES, Database, Store
 from .journal_file import digest_of, ended_s, kept_bytes
 from .journal_sqlite import SqliteStore
 from .journal_thread import JournalThread
@@ -26,20 +31,6 @@ Result = TypeVar("Result")
 
 PAGE_BYTES_MAX = 2**20
 """Of the entries in a page: one with a hundred attempts has some 30 KiB. It is copied to the client in some 10 ms."""
-COUNTER_MAX = 2**63 - 1
-"""SQLite's largest integer: the last epoch, and the last job's sequence."""
-
-
-LEASE_KEY = "lease"
-"""In the table `meta`: what the controller that may write changes again and again (`standby.py`)."""
-
-
-class Standing(NamedTuple):
-    """Who may write."""
-
-    epoch: int
-    lease: bytes
-    """Another with each renewal; empty where nobody holds it."""
 
 
 class Journal:
@@ -67,54 +58,23 @@ class Journal:
 
     async def next_epoch(self) -> int:
         """Count up and return the controller's epoch: from now on nobody of an older one writes."""
-
-        def take(db: Database) -> int:
-            db.exclude()
-            return _increment(db, EPOCH_KEY)
-
-        self._thread.epoch = await self.run(take)
+        self._thread.epoch = await self.run(journal_meta.next_epoch)
         return self._thread.epoch
 
-    async def standing(self) -> Standing:
+    async def standing(self) -> journal_meta.Standing:
         """Who may write at this moment."""
-        return await self.run(_standing)
+        return await self.run(journal_meta.standing)
 
-    async def take_over(self, seen: Standing, lease: bytes) -> int | None:
-        """As `next_epoch`, and hold the lease; None where somebody else has changed what was `seen`."""
-
-        def take(db: Database) -> int | None:
-            db.exclude()
-            if _standing(db) != seen:
-                return None
-            _set(db, LEASE_KEY, lease)
-            return _increment(db, EPOCH_KEY)
-
-        epoch = await self.run(take)
+    async def take_over(self, seen: journal_meta.Standing, lease: bytes) -> int | None:
+        """As `next_epoch`, and hold the lease; None where somebody else has changed what was `seen`. Raises
+        InvalidRequest for a journal in which the one before found damage."""
+        epoch = await self.run(lambda db: journal_meta.take_over(db, seen, lease))
         self._thread.epoch = epoch if epoch is not None else self._thread.epoch
         return epoch
 
-    async def check(self) -> None:
-        """Look at the whole of it, as a start alone does. Raises InvalidRequest."""
-        await self.run(lambda db: db.check())
-
     async def rank_of(self, instance_id: str) -> int:
         """The rank of a worker's process, or one never given before. Raises WrongState when there is none left."""
-
-        def find(db: Database) -> int:
-            row = db.execute("SELECT rank FROM workers WHERE instance_id = ?", (instance_id,)).fetchone()
-            if row:
-                return int(row[0])
-            (last,) = db.execute("SELECT value FROM meta WHERE key = 'rank'").fetchone() or (0,)
-            if int(last) >= RANK_MAX:
-                raise WrongState(
-                    f"all {RANK_MAX} ranks have been given to workers: those that run go on, and new ones need a "
-                    "controller with another state folder"
-                )
-            rank = _increment(db, "rank")
-            db.execute("INSERT INTO workers VALUES (?, ?)", (instance_id, rank))
-            return rank
-
-        return await self.run(find)
+        return await self.run(lambda db: journal_meta.rank_of(db, instance_id))
 
     async def known_rank(self, instance_id: str) -> int:
         """The rank of a worker's process; 0 for one that isn't known, or not any more."""
@@ -131,31 +91,24 @@ class Journal:
 
     async def get_meta(self, key: str) -> bytes:
         """A stored value, empty when there is none."""
-        rows = await self._rows("SELECT value FROM meta WHERE key = ?", key)
-        return bytes(rows[0][0]) if rows else b""
+        return await self.run(lambda db: journal_meta.get(db, key))
 
     async def set_meta(self, key: str, value: bytes) -> None:
-        await self.run(lambda db: _set(db, key, value))
+        await self.run(lambda db: journal_meta.put(db, key, value))
+
+    # -- jobs -------------------------------------------------------------------------------------------------
+
+    async def check(self) -> None:
+        """Look at every entry, while other controllers go on. Raises InvalidRequest for one that can't be read."""
+        await self._in_pages(lambda last, db: db.check_entries(last))
 
     async def name_models(self) -> None:
         """Once for each journal: jobs that name no model are of the one that it served so far."""
-
-        def name(db: Database) -> None:
-            if db.execute("SELECT 1 FROM meta WHERE key = 'models_named'").fetchone():
-                return
-            row = db.execute("SELECT value FROM meta WHERE key = 'model'").fetchone()
-            model = ModelDescription.FromString(row[0]) if row else ModelDescription()
-            for job_id, data in db.execute("SELECT job_id, entry FROM jobs").fetchall():
-                entry = JournalEntry.FromString(data)
-                if not entry.job.model_digest:
-                    entry.job.model = model.model
-                    entry.job.model_digest = model.config_digest
-                    db.execute("UPDATE jobs SET entry = ? WHERE job_id = ?", (entry.SerializeToString(), job_id))
-            _set(db, "models_named", b"1")
-
-        await self.run(name)
-
-    # -- jobs -------------------------------------------------------------------------------------------------
+        if await self.get_meta("models_named"):
+            return
+        model = ModelDescription.FromString(await self.get_meta("model"))
+        await self._in_pages(functools.partial(_name_page, model))
+        await self.set_meta("models_named", b"1")
 
     async def add(self, entry: JournalEntry, request: GenerationRequest) -> JournalEntry | None:
         """Accept a job. Returns the entry that has its client's `request_id`, or its `retry_of`, already; else None."""
@@ -218,8 +171,12 @@ class Journal:
     async def unfinished(self, over: Sequence[JobState.ValueType]) -> list[JournalEntry]:
         """Every entry whose state is not in `over`, oldest first."""
         condition = f"WHERE state NOT IN ({marks(over)})" if over else ""
-        sql = f"SELECT entry FROM jobs {condition} ORDER BY sequence"
-        return await self.run(lambda db: [_entry(row) for row in db.execute(sql, tuple(over))])
+        # Of these an index tells, be there ever so many that are over.
+        sequences = sorted(row[0] for row in await self._rows(f"SELECT sequence FROM jobs {condition}", *over))
+        found: list[JournalEntry] = []
+        for start in range(0, len(sequences), PAGE_ENTRIES):
+            found += await self.run(functools.partial(_entries, sequences[start : start + PAGE_ENTRIES]))
+        return found
 
     async def page(
         self,
@@ -292,6 +249,16 @@ class Journal:
                 self.ended.set_result(error)
             raise
 
+    async def _in_pages(self, page: Callable[[int, Database], int | None]) -> None:
+        """Run `page` with the sequence of the last entry that it saw, until it says None. Half of the time is others':
+        who waits for SQLite's lock looks only now and then whether it is free."""
+        clock = asyncio.get_running_loop().time
+        last: int | None = 0
+        while last is not None:
+            start_s = clock()
+            last = await self.run(functools.partial(page, last))
+            await asyncio.sleep(clock() - start_s)
+
     async def _rows(self, sql: str, *values: object) -> list[Any]:
         return await self.run(lambda db: db.execute(sql, values).fetchall())
 
@@ -300,23 +267,22 @@ class Journal:
         return _entry(rows[0]) if rows else None
 
 
-def _increment(db: Database, key: str) -> int:
-    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    value = int(row[0]) + 1 if row else 1
-    if value > COUNTER_MAX:
-        raise WrongState(f"the journal's counter {key} is at its end: use another state folder")
-    _set(db, key, b"%d" % value)
-    return value
+def _name_page(model: ModelDescription, last: int, db: Database) -> int | None:
+    """Name the model in a page of entries behind sequence `last`; the last one's, None where there are no more."""
+    sql = "SELECT sequence, entry FROM jobs WHERE sequence > ? ORDER BY sequence LIMIT ?"
+    rows = db.execute(sql, (last, PAGE_ENTRIES)).fetchall()
+    for sequence, data in rows:
+        entry = JournalEntry.FromString(data)
+        if not entry.job.model_digest:
+            entry.job.model = model.model
+            entry.job.model_digest = model.config_digest
+            db.execute("UPDATE jobs SET entry = ? WHERE sequence = ?", (entry.SerializeToString(), sequence))
+    return int(rows[-1][0]) if rows else None
 
 
-def _standing(db: Database) -> Standing:
-    keys = (EPOCH_KEY, LEASE_KEY)
-    values = dict(db.execute("SELECT key, value FROM meta WHERE key IN (?, ?)", keys).fetchall())
-    return Standing(int(values.get(EPOCH_KEY, 0)), bytes(values.get(LEASE_KEY, b"")))
-
-
-def _set(db: Database, key: str, value: bytes) -> None:
-    db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value))
+def _entries(sequences: Sequence[int], db: Database) -> list[JournalEntry]:
+    sql = f"SELECT entry FROM jobs WHERE sequence IN ({marks(sequences)}) ORDER BY sequence"
+    return [_entry(row) for row in db.execute(sql, sequences).fetchall()]
 
 
 def _entry(row: Sequence[bytes]) -> JournalEntry:

@@ -22,7 +22,7 @@ from triptych.errors import InvalidRequest
 from triptych.v1.job_pb2 import GenerationRequest
 from triptych.v1.journal_pb2 import JournalEntry
 
-from .journal_database import Database
+from .journal_database import PAGE_ENTRIES, Database
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,9 @@ def open_file(folder: Path, *, is_shared: bool = False, is_first: bool = True) -
         is_new = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,)
         found = FORMAT_VERSION if is_new else _check_format(db, folder)
         if not is_new:
-            check_content(db, folder)
+            check_structure(db, folder)
+            if not is_shared or found == 2:  # else `Lease.wait` does: others wait for the folder's lock
+                check_entries(db, "state", str(folder))
         else:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # or the file would never shrink
         # A log's index is in memory, which hosts don't share.
@@ -162,25 +164,38 @@ def _check_format(db: sqlite3.Connection, folder: Path) -> int:
     return int(found[0])
 
 
-def check_content(db: sqlite3.Connection, folder: Path) -> None:
-    """SQLite looks at its own structure, and every entry must be one. Requests are read when they are needed; where one
-    could not be, the next start looks at all of the file."""
-    mark = folder / SUSPECT
-    for table in ("",) if mark.exists() else ("meta", "workers", "jobs"):
+def is_suspect(folder: Path) -> bool:
+    """Whether it shall."""
+    return (folder / SUSPECT).exists()
+
+
+def check_structure(db: sqlite3.Connection, folder: Path) -> None:
+    """SQLite looks at its own structure. Requests are read when they are needed; where one could not be, this looks at
+    all of the file. Raises InvalidRequest."""
+    for table in ("",) if is_suspect(folder) else ("meta", "workers", "jobs"):
         (answer,) = db.execute(f"PRAGMA quick_check({table or 1})").fetchone()
         if answer != "ok":
             raise InvalidRequest("state", str(folder), f"{UNDAMAGED} ({answer})")
-    check_entries(db, "state", str(folder))
-    mark.unlink(missing_ok=True)
+    (folder / SUSPECT).unlink(missing_ok=True)
 
 
 def check_entries(db: sqlite3.Connection | Database, field: str, name: str) -> None:
     """Raise InvalidRequest unless each job's entry can be read. `field` and `name` say where the journal is."""
-    for job_id, entry in db.execute("SELECT job_id, entry FROM jobs"):
+    last: int | None = 0
+    while last is not None:
+        last = check_page(db, field, name, last)
+
+
+def check_page(db: sqlite3.Connection | Database, field: str, name: str, last: int) -> int | None:
+    """As `check_entries`, of a page of entries behind sequence `last`; the last one's, None where there are no more."""
+    sql = "SELECT sequence, job_id, entry FROM jobs WHERE sequence > ? ORDER BY sequence LIMIT ?"
+    rows = db.execute(sql, (last, PAGE_ENTRIES)).fetchall()
+    for _, job_id, entry in rows:
         try:
             JournalEntry.FromString(entry)
         except DecodeError as error:
             raise InvalidRequest(field, name, f"{UNDAMAGED} (job {job_id!r} can't be read: {error})") from error
+    return int(rows[-1][0]) if rows else None
 
 
 def _migrate(db: sqlite3.Connection) -> None:

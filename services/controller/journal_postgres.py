@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from triptych.errors import InvalidRequest, JournalDamaged, JournalFull, MissingExtra, Unavailable
 
-from .journal_file import FORMAT_VERSION, check_entries
+from .journal_file import FORMAT_VERSION, check_entries, check_page
 
 if TYPE_CHECKING:
     import psycopg
@@ -132,7 +132,10 @@ class PostgresDatabase:
 
     def check(self) -> None:
         """See `Database.check`. PostgreSQL looks after its own structure."""
-        check_entries(self, "journal", self._store.name)
+
+    def check_entries(self, last: int) -> int | None:
+        """See `Database.check_entries`."""
+        return check_page(self, "journal", self._store.name, last)
 
     def shrink(self) -> bool:
         """See `Database.shrink`. Its autovacuum does that."""
@@ -169,7 +172,7 @@ class PostgresStore:
             self._make(database)
             self._wait_lock(database)
             if not self._lease_s:
-                database.check()
+                check_entries(database, "journal", self.name)
         except psycopg.Error as error:
             database.close()
             raise InvalidRequest(

@@ -94,7 +94,12 @@ class SqliteDatabase:
 
     def check(self) -> None:
         """See `Database.check`."""
-        journal_file.check_content(self._db, self._folder)
+        if journal_file.is_suspect(self._folder):
+            journal_file.check_structure(self._db, self._folder)
+
+    def check_entries(self, last: int) -> int | None:
+        """See `Database.check_entries`."""
+        return journal_file.check_page(self._db, "state", str(self._folder), last)
 
     def shrink(self) -> bool:
         """See `Database.shrink`."""

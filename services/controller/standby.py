@@ -22,6 +22,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from triptych import rpc
@@ -30,7 +31,8 @@ from triptych.errors import JournalFull, TakenOver, TriptychError, Unavailable
 from triptych.security import auth
 
 from .. import process
-from .journal import LEASE_KEY, Journal, Standing
+from .journal import Journal
+from .journal_meta import LEASE_KEY, Standing
 
 log = logging.getLogger(__name__)
 
@@ -59,35 +61,65 @@ class Lease:
         self._until_s = float("-inf") if lease_s else float("inf")
 
     async def wait(self) -> int:
-        """Wait until it is this controller's; its epoch. Raises InvalidRequest for a journal with damage."""
+        """Wait until it is this controller's; its epoch. Raises InvalidRequest for a journal with damage.
+
+        The journal is looked at while standing by: it may take longer than a lease.
+        """
         if not self._lease_s:
             return await self._journal.next_epoch()
         seen: Standing | None = None
         seen_s = now_s()
+        is_checked = False
         while True:
             with contextlib.suppress(JournalFull):  # it is busy or away; then nothing is known
+                if not is_checked:
+                    await self._journal.check()
+                    is_checked = True
                 found = await self._journal.standing()
                 if seen is None or found.epoch != seen.epoch:
                     log.info("standing by: epoch %d is of %s", found.epoch, found.lease.decode() or "nobody any more")
                 if found != seen:
                     seen, seen_s = found, now_s()
-                start_s = now_s()
-                if not found.lease or start_s - seen_s >= self._lease_s:
-                    epoch = await self._journal.take_over(found, self._value())
+                if not found.lease or now_s() - seen_s >= self._lease_s:
+                    epoch = await self._take_over(found)
                     if epoch is not None:
-                        self._until_s = start_s + self._lease_s
                         log.warning("took over in epoch %d", epoch)
-                        await self._journal.check()
                         return epoch
             await asyncio.sleep(self._lease_s / LOOKS)
+
+    async def _take_over(self, seen: Standing) -> int | None:
+        """See `Journal.take_over`. Cancelled, it gives back what the journal's thread takes all the same."""
+        until_s = now_s() + self._lease_s
+        taking = asyncio.create_task(self._journal.take_over(seen, self._value()))
+        try:
+            epoch = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            with contextlib.suppress(TriptychError, TimeoutError):  # then it runs out
+                async with asyncio.timeout(max(until_s - now_s(), 0.0)):
+                    if await taking is not None:
+                        self._until_s = until_s
+                        await self.release()
+            raise
+        if epoch is not None:
+            self._until_s = until_s
+        return epoch
+
+    @contextlib.asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """It is renewed in the block, and released after it. Raises as `keep`, which ends the block."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                keeping = group.create_task(self.keep())
+                yield
+                keeping.cancel()
+        finally:
+            await self.release()
 
     async def keep(self) -> None:
         """Renew it indefinitely; cancel to stop. Raises TakenOver when that failed for too long, JournalDamaged."""
         if not self._lease_s:
             await asyncio.get_running_loop().create_future()
-        pause_s = self._lease_s / RENEWALS
         while True:
-            await asyncio.sleep(pause_s)
             start_s = now_s()
             try:
                 async with asyncio.timeout(max(self._until_s - start_s, 0.0)):
@@ -100,13 +132,16 @@ class Lease:
             else:
                 self._until_s = start_s + self._lease_s
                 pause_s = self._lease_s / RENEWALS
+            await asyncio.sleep(pause_s)
 
     async def release(self) -> None:
-        """Let another take over immediately. Nothing may be answered after it."""
-        if self._lease_s and now_s() < self._until_s:
+        """Let another take over immediately; it tries until the lease's end. Nothing may be answered after it."""
+        left_s = self._until_s - now_s()
+        if self._lease_s and left_s > 0:
             self._until_s = float("-inf")
-            with contextlib.suppress(TriptychError):  # then it runs out
-                await self._journal.set_meta(LEASE_KEY, b"")
+            with contextlib.suppress(TriptychError, TimeoutError):  # then it runs out
+                async with asyncio.timeout(left_s):
+                    await self._journal.set_meta(LEASE_KEY, b"")
 
     def check(self) -> None:
         """Raise TakenOver when its time is over: another may be active by now."""
@@ -123,7 +158,7 @@ async def stand_by(
 ) -> tuple[int, ControllerConfig] | None:
     """Wait for the lease, and refuse calls meanwhile; the epoch, and the settings with the addresses that are kept.
 
-    None when `stop` is set first. Raises as `Lease.wait`.
+    None when `stop` is set first: then the lease is nobody's. Raises as `Lease.wait`.
     """
     if not config.lease_s:
         return await lease.wait(), config
@@ -142,6 +177,7 @@ async def stand_by(
     finally:
         for task in (waiting, stopping):
             task.cancel()
+        await asyncio.wait([waiting, stopping])  # within a lease: it may have just been taken
         await server.stop(0)
 
 

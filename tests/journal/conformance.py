@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.controller import jobs
 from services.controller.journal import Journal
-from services.controller.journal_database import Database, Store
+from services.controller.journal_database import PAGE_ENTRIES, Database, Store
 from services.controller.pruning import Keep, Pruner
 from tests.services.test_pruning import NOW_S, State
 from triptych.errors import InvalidRequest, TakenOver
@@ -126,6 +128,21 @@ class JournalConformance:
             found = await journal.get("job-1")
             assert found is not None
             assert found.job.model_digest == model.config_digest
+
+    @pytest.mark.parametrize("read", [Journal.check, Journal.name_models, lambda journal: journal.unfinished([])])
+    async def test_who_reads_all_entries_lets_others_in_between(
+        self, store: Store, read: Callable[[Journal], Coroutine[Any, Any, object]]
+    ) -> None:
+        """They share the thread: a lease must be renewed meanwhile."""
+        async with Journal(store) as journal:
+            count = 3 * PAGE_ENTRIES
+            await asyncio.gather(*(journal.add(entry(number), GenerationRequest()) for number in range(count)))
+            reading = asyncio.create_task(read(journal))
+            await asyncio.sleep(0)  # its first call is on its way
+            assert await journal.counts() == {JOB_STATE_QUEUED: count}
+            assert not reading.done()
+            await reading
+            assert len(await journal.unfinished([JOB_STATE_CANCELLED])) == count
 
     async def test_pages_are_newest_first_and_filtered(self, store: Store) -> None:
         async with Journal(store) as journal:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from services.controller.journal import Journal
 from services.controller.journal_database import Store
-from services.controller.standby import Lease
+from services.controller.journal_meta import Standing
+from services.controller.standby import Lease, stand_by
 from tests.journal.conformance import entry, ids
+from triptych.config import ControllerConfig
 from triptych.errors import InvalidRequest, TakenOver
+from triptych.security.auth import Security
 from triptych.v1.job_pb2 import GenerationRequest
 
 LEASE_S = 1.0
@@ -39,6 +43,12 @@ async def kept(lease: Lease) -> AsyncIterator[asyncio.Task[None]]:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError, TakenOver):
         await task
+
+
+async def work_on(lease: Lease) -> None:
+    """As a controller does."""
+    async with lease.kept():
+        await asyncio.Event().wait()
 
 
 class LeaseConformance:
@@ -95,6 +105,38 @@ class LeaseConformance:
             with pytest.raises(TakenOver, match="could not be renewed"):
                 await asyncio.wait_for(lease.keep(), WAIT_S)
 
+    async def test_a_start_may_take_most_of_a_lease(self, open_store: OpenStore) -> None:
+        """What is left is less than the time between two renewals."""
+        async with controllers(open_store(LEASE_S), 1) as [(_, lease)]:
+            await lease.wait()
+            lease._until_s -= 0.7 * LEASE_S  # as if so much time had passed since
+            async with kept(lease) as keeping:
+                await asyncio.wait([keeping], timeout=LEASE_S)
+                lease.check()
+
+    async def test_who_can_not_renew_does_nothing_more_and_gives_back(self, open_store: OpenStore) -> None:
+        async with controllers(open_store(LEASE_S), 2) as [(_, lease), (_, other)]:
+            await lease.wait()
+            async with lease.kept():
+                lease.check()
+            assert await asyncio.wait_for(other.wait(), LEASE_S / 2) == 2, "it was given back"
+            other._until_s -= 2 * LEASE_S  # as if so much time had passed since
+            with pytest.raises(ExceptionGroup) as ended:
+                await asyncio.wait_for(work_on(other), WAIT_S)
+            assert ended.group_contains(TakenOver, match="could not be renewed")
+
+    async def test_damage_is_found_while_standing_by(self, open_store: OpenStore) -> None:
+        """Before anything is taken over, and beside the one that is active."""
+        async with controllers(open_store(LEASE_S), 2) as [(journal, lease), (_, other)]:
+            await lease.wait()
+            async with kept(lease):
+                await journal.add(entry(1), GenerationRequest())
+                await journal.run(lambda db: db.execute("UPDATE jobs SET entry = ?", (b"\xff",)).rowcount)
+                with pytest.raises(InvalidRequest, match="job 'job-1' can't be read"):
+                    await asyncio.wait_for(other.wait(), 10 * LEASE_S)
+                lease.check()
+                assert (await journal.standing()).epoch == 1
+
     async def test_one_that_is_given_back_is_free(self, open_store: OpenStore) -> None:
         async with controllers(open_store(LEASE_S), 2) as [(_, lease), (_, other)]:
             await lease.wait()
@@ -102,6 +144,39 @@ class LeaseConformance:
             with pytest.raises(TakenOver):
                 lease.check()
             assert await asyncio.wait_for(other.wait(), LEASE_S / 2) == 2, "no time had to pass"
+
+    async def test_giving_it_back_takes_no_longer_than_it_lasts(self, open_store: OpenStore) -> None:
+        """Where the database stands still."""
+        async with controllers(open_store(LEASE_S), 1) as [(journal, lease)]:
+            await lease.wait()
+            goes_on = threading.Event()
+            still = asyncio.create_task(journal.run(lambda db: goes_on.wait(WAIT_S)))
+            try:
+                await asyncio.wait_for(lease.release(), 10 * LEASE_S)
+            finally:
+                goes_on.set()
+                await asyncio.gather(still, return_exceptions=True)  # PostgreSQL may have ended its session
+
+    async def test_who_is_told_to_stop_while_it_takes_over_gives_it_back(self, open_store: OpenStore) -> None:
+        """The journal's thread takes over all the same."""
+        stop = asyncio.Event()
+
+        class Told(Journal):
+            """Tells the controller to stop while the transaction waits for its turn."""
+
+            async def take_over(self, seen: Standing, lease: bytes) -> int | None:
+                before = asyncio.create_task(self.run(lambda db: threading.Event().wait(LEASE_S / 4)))
+                await asyncio.sleep(0)  # it is on its way
+                stop.set()
+                epoch = await super().take_over(seen, lease)
+                await before
+                return epoch
+
+        store = open_store(LEASE_S)
+        async with Told(store) as journal, Journal(store) as other:
+            config = ControllerConfig(address="127.0.0.1:0", lease_s=LEASE_S)
+            assert await stand_by(config, Lease(journal, LEASE_S), Security(), stop) is None
+            assert await other.standing() == Standing(1, b""), "it was taken, and is nobody's now"
 
     async def test_who_has_no_lease_shares_with_nobody(self, open_store: OpenStore) -> None:
         async with Journal(open_store(0.0)):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.controller.journal import COUNTER_MAX, Journal
+from services.controller.journal import Journal
+from services.controller.journal_meta import COUNTER_MAX
 from tests.services.conftest import OpenBench
 from triptych import ids
 from triptych.errors import InvalidRequest, JournalFull, WrongState

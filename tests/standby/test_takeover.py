@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections import Counter
@@ -11,16 +12,20 @@ from pathlib import Path
 import grpc
 import pytest
 
+from services.controller.journal import Journal
+from services.controller.journal_postgres import PostgresStore
 from tests.chaos.report import success_counts
 from tests.clients.test_cli import triptych
 from tests.failures import loads
 from tests.failures.proxy import Proxy
 from tests.fleet.processes import wait_until
+from tests.journal.conformance import entry
 from tests.standby.pair import LEASE_S, NAMES, WAIT_S, Pair
 from tests.standby.postgres import PASSWORD, Postgres
 from triptych.rpc import ALIVE
 from triptych.v1 import generation_service_pb2 as pb
 from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
+from triptych.v1.job_pb2 import GenerationRequest
 from triptych_client.commands.trace import read
 from triptych_client.job_states import is_over
 
@@ -29,6 +34,8 @@ SESSIONS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'triptych'
 """Of controllers."""
 BOUND_S = 2 * LEASE_S
 """Within twice the lease."""
+UPDATE_S = 0.003
+"""Of a slow database, for a row: a page of them takes less than a lease."""
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -38,6 +45,12 @@ def flags(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ...]:
         return ()
     postgres: Postgres = request.getfixturevalue("postgres")
     return ("--journal", postgres.url(postgres.new_schema()), "--result-url", str(tmp_path / "results"))
+
+
+async def add_jobs(store: PostgresStore, count: int) -> None:
+    """So many, of no model yet."""
+    async with Journal(store) as journal:
+        await asyncio.gather(*(journal.add(entry(number), GenerationRequest()) for number in range(count)))
 
 
 @pytest.fixture
@@ -84,6 +97,23 @@ def test_a_standby_that_is_told_to_stop_ends(pair: Pair) -> None:
     standby.terminate()
     assert standby.wait(WAIT_S) == 0
     assert pair.is_serving(active)
+
+
+def test_a_start_may_take_longer_than_the_lease(postgres: Postgres, tmp_path: Path) -> None:
+    """The lease is renewed meanwhile: here the database takes its time over each old job."""
+    schema = postgres.new_schema()
+    count = int(1.5 * LEASE_S / UPDATE_S)
+    asyncio.run(add_jobs(PostgresStore(postgres.url(schema)), count))
+    postgres.execute(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
+        f"'BEGIN PERFORM pg_sleep({UPDATE_S}); RETURN NEW; END'",
+        schema,
+    )
+    postgres.execute("CREATE TRIGGER waits BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION wait()", schema)
+    flags = ("--journal", postgres.url(schema), "--result-url", str(tmp_path / "results"))
+    with Pair(tmp_path / "pair", flags) as pair:
+        assert f"recovered {count} unfinished jobs in epoch 1" in pair.log(pair.active())
+        assert postgres.execute("SELECT value FROM meta WHERE key = 'epoch'", schema) == [(b"1",)]
 
 
 def test_one_that_stood_still_ends_when_it_goes_on(pair: Pair) -> None:
@@ -169,7 +199,8 @@ def test_one_that_is_cut_off_from_its_database_ends(
             wait_until(lambda: pair.active() == NAMES[0], WAIT_S, "the first serves again")
 
 
-def test_one_whose_database_says_nothing_any_more_ends(postgres: Postgres, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_told", [False, True], ids=["by itself", "when it is told to stop"])
+def test_one_whose_database_says_nothing_any_more_ends(postgres: Postgres, tmp_path: Path, is_told: bool) -> None:
     """Its session hangs; no connection breaks."""
     schema = postgres.new_schema()
     before = {pid for (pid,) in postgres.execute(SESSIONS)}
@@ -177,9 +208,15 @@ def test_one_whose_database_says_nothing_any_more_ends(postgres: Postgres, tmp_p
     with Pair(tmp_path / "pair", flags) as pair:
         assert pair.active() == NAMES[0]
         session = next(int(str(pid)) for (pid,) in postgres.execute(SESSIONS) if pid not in before)
+
+        def stand_still(name: str) -> None:
+            os.kill(session, signal.SIGSTOP)
+            if is_told:
+                pair.processes[name].terminate()
+
         try:
-            assert pair.taken_over_s(lambda _name: os.kill(session, signal.SIGSTOP)) < BOUND_S
-            assert pair.processes[NAMES[0]].wait(WAIT_S) == 1
+            assert pair.taken_over_s(stand_still) < BOUND_S
+            assert pair.processes[NAMES[0]].wait(WAIT_S) == int(not is_told)
         finally:
             os.kill(session, signal.SIGCONT)
-        assert "could not be renewed" in pair.log(NAMES[0]).splitlines()[-1]
+        assert is_told or "could not be renewed" in pair.log(NAMES[0]).splitlines()[-1]
