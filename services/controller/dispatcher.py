@@ -141,7 +141,6 @@ class Dispatcher:
     async def _publish(self, entry: JournalEntry) -> None:
         role = jobs.role_of(entry)
         dispatch = jobs.dispatch_of(entry)
-        dispatch.publish_time.GetCurrentTime()
         dispatch.sender_rank = 0
         wanted = {ROLE_TRANSFORMER: entry.transformer_rank, ROLE_DECODER: entry.decoder_rank}
         if role == ROLE_TRANSFORMER:

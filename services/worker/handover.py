@@ -82,11 +82,6 @@ class Handover:
         """Hand a room to the next role. After a restart the controller does it, from its journal."""
         sink = self._access.ring(dispatch.role)
         rank = self._link.membership.rank
-
-        async def publish() -> None:
-            dispatch.publish_time.GetCurrentTime()
-            await sink.publish(dispatch, dispatch.receiver_rank)
-
         ring = ring_name(RING_OF[dispatch.role])
         with telemetry.span(
             f"publish {ring}",
@@ -97,7 +92,7 @@ class Handover:
             ring=ring,
             latent_shape=shape_of(dispatch),
         ):
-            await self._until_taken(running, publish)
+            await self._until_taken(running, lambda: sink.publish(dispatch, dispatch.receiver_rank))
 
     async def ack(self, running: Running) -> None:
         """End the lease: the phase is over."""
@@ -107,7 +102,7 @@ class Handover:
         """Give the dispatch back, for another worker."""
         await self._until_taken(running, lambda: self._source.nack(running.claimed.lease))
 
-    async def _until_taken(self, running: Running, call: Callable[[], Awaitable[None]]) -> None:
+    async def _until_taken(self, running: Running, call: Callable[[], Awaitable[object]]) -> None:
         backoff = Backoff()
         while self._link.membership.epoch == running.epoch and not running.lost:
             try:

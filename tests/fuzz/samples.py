@@ -93,7 +93,6 @@ def dispatches() -> list[bytes]:
     """Dispatches, as they stand in slots."""
     whole = dispatch_pb2.Dispatch(job_id="job-1", role=dispatch_pb2.ROLE_TRANSFORMER, sender_rank=1, traceparent="00-")
     whole.room.ParseFromString(room_refs()[0])
-    whole.publish_time.GetCurrentTime()
     whole.deadline_time.GetCurrentTime()
     small = dispatch_pb2.Dispatch(job_id="job-2", receiver_rank=2)
     return [small.SerializeToString(), whole.SerializeToString(), b"", *_filled(dispatch_pb2.Dispatch, 6)]

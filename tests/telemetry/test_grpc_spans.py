@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.trace import SpanKind
@@ -16,6 +17,7 @@ from tests.filled import filled
 from tests.telemetry.receiver import Received, Receiver, of_job, the_root
 from triptych import rpc, telemetry
 from triptych.errors import LeaseLost, NotFound
+from triptych.security.rules import RULES
 from triptych.v1 import fleet_service_pb2 as fleet
 from triptych.v1 import fleet_service_pb2_grpc as fleet_grpc
 from triptych.v1 import generation_service_pb2 as generation
@@ -24,6 +26,7 @@ from triptych.v1 import ring_service_pb2 as ring
 from triptych.v1 import ring_service_pb2_grpc as ring_grpc
 from triptych.v1 import worker_service_pb2 as worker
 from triptych.v1 import worker_service_pb2_grpc as worker_grpc
+from triptych.v1.rules_pb2 import SPAN_UNSPECIFIED
 
 JOB = "job-7"
 
@@ -151,6 +154,16 @@ async def test_polling_streams_and_a_workers_calls_make_no_spans(exporting: Rece
             with telemetry.span("a job"):
                 await poll()
     assert [span.name for span in exporting.spans] == ["a job"]
+
+
+def test_no_stream_says_that_it_makes_a_span() -> None:
+    """Nobody would make it."""
+    pool = descriptor_pool.Default()
+    for path, rules in RULES.items():
+        service, _, name = path[1:].partition("/")
+        method = pool.FindServiceByName(service).methods_by_name[name]
+        is_stream = method.client_streaming or method.server_streaming
+        assert not is_stream or rules.span == SPAN_UNSPECIFIED, path
 
 
 async def test_a_call_without_a_trace_begins_one_at_the_controller(exporting: Receiver) -> None:

@@ -132,17 +132,11 @@ def test_errors_mark_a_span_without_telling_prompts(exporting: Receiver) -> None
     assert (other.status_code, other.status_message, other.event_names) == (2, "KeyError", ())
 
 
-def test_a_span_can_be_dated_back_and_holds_every_step(exporting: Receiver) -> None:
-    published_s = time.time() - 100
-    with telemetry.setup("worker"):
-        with telemetry.span("queue.wait", start_s=published_s):
-            pass
-        with telemetry.span("stage.run") as run:
-            for step in range(1000):
-                run.add_event("step", {"step": step, "step_count": 1000})
-    wait, stage = exporting.spans
-    assert wait.start_ns == round(published_s * 1e9)
-    assert wait.end_ns - wait.start_ns >= 100 * 10**9
+def test_a_span_holds_every_step(exporting: Receiver) -> None:
+    with telemetry.setup("worker"), telemetry.span("stage.run") as run:
+        for step in range(1000):
+            run.add_event("step", {"step": step, "step_count": 1000})
+    (stage,) = exporting.spans
     assert stage.event_names == ("step",) * 1000
 
 

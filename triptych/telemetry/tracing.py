@@ -59,22 +59,19 @@ def span(
     *,
     kind: Kind = "internal",
     parent: Context | None = None,
-    start_s: float | None = None,
     also: Mapping[str, Value] | None = None,
     **attributes: Value | None,
 ) -> Iterator[trace.Span]:
     """Run a block as a span, the child of `parent` or else of the current span.
 
-    `start_s` (Unix seconds) dates it back, as `queue.wait` needs. Attributes are put under `triptych.`; those that
-    are None are left out. `also` are attributes with names of the semantic conventions. An exception marks the span as
-    failed, with its `errors.public_text`, and is raised on.
+    Attributes are put under `triptych.`; those that are None are left out. `also` are attributes with names of the
+    semantic conventions. An exception marks the span as failed, with its `errors.public_text`, and is raised on.
     """
     with _tracer().start_as_current_span(
         name,
         context=parent,
         kind=trace.SpanKind[kind.upper()],
         attributes=_named(attributes, also),
-        start_time=None if start_s is None else round(start_s * 1e9),
         record_exception=False,
         set_status_on_exception=False,
     ) as current:

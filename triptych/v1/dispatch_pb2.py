@@ -27,7 +27,7 @@ from triptych.v1 import room_pb2 as triptych_dot_v1_dot_room__pb2
 from triptych.v1 import tensor_pb2 as triptych_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atriptych/v1/dispatch.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16triptych/v1/room.proto\x1a\x18triptych/v1/tensor.proto\"\x9e\x03\n\x08\x44ispatch\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x1f\n\x04role\x18\x03 \x01(\x0e\x32\x11.triptych.v1.Role\x12\"\n\x04room\x18\x04 \x01(\x0b\x32\x14.triptych.v1.RoomRef\x12\'\n\x07tensors\x18\x05 \x03(\x0b\x32\x16.triptych.v1.TensorRef\x12.\n\x0clatent_shape\x18\x06 \x01(\x0b\x32\x18.triptych.v1.LatentShape\x12\x13\n\x0bsender_rank\x18\x07 \x01(\r\x12\x15\n\rreceiver_rank\x18\x08 \x01(\r\x12\x14\n\x0c\x64\x65\x63oder_rank\x18\t \x01(\r\x12\x31\n\rdeadline_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x0b \x01(\t\x12\x30\n\x0cpublish_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmodel_digest\x18\r \x01(\t*V\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_ENCODER\x10\x01\x12\x14\n\x10ROLE_TRANSFORMER\x10\x02\x12\x10\n\x0cROLE_DECODER\x10\x03*P\n\x04Ring\x12\x14\n\x10RING_UNSPECIFIED\x10\x00\x12\x10\n\x0cRING_REQUEST\x10\x01\x12\x0f\n\x0bRING_PHASE1\x10\x02\x12\x0f\n\x0bRING_PHASE2\x10\x03\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atriptych/v1/dispatch.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16triptych/v1/room.proto\x1a\x18triptych/v1/tensor.proto\"\xa2\x03\n\x08\x44ispatch\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x1f\n\x04role\x18\x03 \x01(\x0e\x32\x11.triptych.v1.Role\x12\"\n\x04room\x18\x04 \x01(\x0b\x32\x14.triptych.v1.RoomRef\x12\'\n\x07tensors\x18\x05 \x03(\x0b\x32\x16.triptych.v1.TensorRef\x12.\n\x0clatent_shape\x18\x06 \x01(\x0b\x32\x18.triptych.v1.LatentShape\x12\x13\n\x0bsender_rank\x18\x07 \x01(\r\x12\x15\n\rreceiver_rank\x18\x08 \x01(\r\x12\x14\n\x0c\x64\x65\x63oder_rank\x18\t \x01(\r\x12\x31\n\rdeadline_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x0b \x01(\t\x12\x34\n\x0cpublish_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x02\x18\x01\x12\x14\n\x0cmodel_digest\x18\r \x01(\t*V\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_ENCODER\x10\x01\x12\x14\n\x10ROLE_TRANSFORMER\x10\x02\x12\x10\n\x0cROLE_DECODER\x10\x03*P\n\x04Ring\x12\x14\n\x10RING_UNSPECIFIED\x10\x00\x12\x10\n\x0cRING_REQUEST\x10\x01\x12\x0f\n\x0bRING_PHASE1\x10\x02\x12\x0f\n\x0bRING_PHASE2\x10\x03\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,12 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.dispatch_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\013triptych.v1P\001Z\026triptych/v1;triptychv1\252\002\013Triptych.V1'
-  _globals['_ROLE']._serialized_start=543
-  _globals['_ROLE']._serialized_end=629
-  _globals['_RING']._serialized_start=631
-  _globals['_RING']._serialized_end=711
+  _globals['_DISPATCH'].fields_by_name['publish_time']._loaded_options = None
+  _globals['_DISPATCH'].fields_by_name['publish_time']._serialized_options = b'\030\001'
+  _globals['_ROLE']._serialized_start=547
+  _globals['_ROLE']._serialized_end=633
+  _globals['_RING']._serialized_start=635
+  _globals['_RING']._serialized_end=715
   _globals['_DISPATCH']._serialized_start=127
-  _globals['_DISPATCH']._serialized_end=541
+  _globals['_DISPATCH']._serialized_end=545
 # @@protoc_insertion_point(module_scope)

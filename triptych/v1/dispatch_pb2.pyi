@@ -20,6 +20,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _Role:
@@ -138,8 +143,9 @@ class Dispatch(_message.Message):
         """When the job expires. Absent means never."""
 
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def publish_time(self) -> _timestamp_pb2.Timestamp:
-        """When this was published, for people."""
+        """Not set any more, and read by nobody: StartPhase says how long a job waited."""
 
     def __init__(
         self,

@@ -71,7 +71,9 @@ class _SpanEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Span.ValueType],
     """When its caller is in a trace."""
 
 class Span(_Span, metaclass=_SpanEnumTypeWrapper):
-    """When a call makes a span, at its server, named after the RPC."""
+    """When a call makes a span, at its server, named after the RPC. Only RPCs without
+    streams make any.
+    """
 
 SPAN_UNSPECIFIED: Span.ValueType  # 0
 """Never: it polls, is a stream, belongs to no job, or is a small part of what
