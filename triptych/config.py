@@ -259,20 +259,6 @@ def as_flags(settings: Mapping[str, object]) -> list[str]:
     return flags
 
 
-@dataclass(frozen=True)
-class ClientAccess:
-    """How a client proves who it is; each empty where it doesn't."""
-
-    tls: str = ""
-    token_file: str = ""
-    token: str = ""
-
-
-def client_access(environ: Mapping[str, str] = os.environ) -> ClientAccess:
-    """From `TRIPTYCH_TLS`, `TRIPTYCH_TOKEN_FILE` and `TRIPTYCH_TOKEN`."""
-    return ClientAccess(*(environ.get(f"TRIPTYCH_{name}", "") for name in ("TLS", "TOKEN_FILE", "TOKEN")))
-
-
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

@@ -1,9 +1,10 @@
-"""Environment variables that are no settings: of OpenTelemetry, of proxies, of Python and of the desktop."""
+"""Environment variables that are no settings: clients' proofs, and OpenTelemetry, proxies, Python and desktops."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,17 @@ def metrics_host(environ: Mapping[str, str] = os.environ) -> str:
     """The address that the Prometheus page is served on. Raises InvalidRequest."""
     name = "OTEL_EXPORTER_PROMETHEUS_HOST"
     return addresses.parse_host(name, environ.get(name) or "127.0.0.1")
+
+
+@dataclass(frozen=True)
+class ClientAccess:
+    """How a client proves who it is; each empty where it doesn't."""
+
+    tls: str = ""
+    token_file: str = ""
+    token: str = ""
+
+
+def client_access(environ: Mapping[str, str] = os.environ) -> ClientAccess:
+    """From `TRIPTYCH_TLS`, `TRIPTYCH_TOKEN_FILE` and `TRIPTYCH_TOKEN`."""
+    return ClientAccess(*(environ.get(f"TRIPTYCH_{name}", "") for name in ("TLS", "TOKEN_FILE", "TOKEN")))

@@ -14,7 +14,8 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from triptych import addresses, config, environment, limits, rpc, telemetry
+from triptych import addresses, environment, limits, rpc, telemetry
+from triptych.environment import ClientAccess, client_access
 from triptych.errors import (
     DeadlinePassed,
     InvalidRequest,
@@ -80,7 +81,7 @@ class AsyncClient:
         self,
         endpoint: str,
         retry: RetryPolicy | None = None,
-        access: config.ClientAccess | None = None,
+        access: ClientAccess | None = None,
         proxy: str | None = None,
     ) -> None:
         """`endpoint` is the controller's host:port, or those of several with commas, of which one is active.
@@ -101,7 +102,7 @@ class AsyncClient:
         elif not addresses.is_loopback(address.host) and (ignored := environment.ignored_proxy()):
             self._peer += f", without the proxy of {ignored} (only TRIPTYCH_PROXY counts),"
         self._retry = retry or RetryPolicy()
-        access = access or config.client_access()
+        access = access or client_access()
         security = auth.open_security(access.tls, "", access.token_file, access.token)
         self._channel = rpc.open_channel(self.endpoint, security, through)
         self._jobs = generation_service_pb2_grpc.GenerationServiceStub(self._channel)

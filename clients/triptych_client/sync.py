@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych_client.client import AsyncClient
 from triptych_client.retry import RetryPolicy
 

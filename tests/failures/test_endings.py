@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych.v1.job_pb2 import ATTEMPT_KIND_WORKER_DIED, JOB_STATE_DENOISING, Job
 from triptych_client import AsyncClient, FleetPlan, authority
 from triptych_client.local_fleet import Fleet, run_fleet

@@ -16,7 +16,7 @@ import pytest
 from tests.failures.loads import check, fake_fleet, request, wait_over
 from tests.fleet.processes import Fleet, wait_until
 from tests.media.decoding import files
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych.errors import ChecksFull, DeadlinePassed, InvalidRequest
 from triptych.media.decoding import bounds
 from triptych.media.decoding.headers import File

@@ -17,7 +17,7 @@ import pytest
 from services.controller.generation_service import WATCH_SHARES
 from tests.failures.loads import check, fake_fleet, request, wait_over
 from tests.fleet.processes import Fleet, wait_until
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych.errors import BacklogFull, WatchesFull
 from triptych.security import tokens
 from triptych.v1 import generation_service_pb2 as pb

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych_client import Client
 from triptych_client.retry import RetryPolicy
 

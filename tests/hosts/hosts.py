@@ -15,7 +15,7 @@ from tests.chaos.network import WORKER_PORT, Network, run
 from tests.fleet.processes import CONTROLLER, ROLES, Fleet, worker_names
 from tests.fleet.watched import GUARD
 from triptych.addresses import Address
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 
 SUBNET_6 = "fd77"
 HUB_ADDRESS_6 = f"{SUBNET_6}::1"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fleet.processes import ROLES, Fleet
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych.security import tokens
 from triptych_client import authority
 

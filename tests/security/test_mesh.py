@@ -17,7 +17,7 @@ from tests.filled import filled
 from tests.fleet.processes import ROLES, Fleet, free_port
 from tests.messages import registration
 from tests.security.test_roles import HARMFUL, is_refused, process_of, refusal
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych.errors import NotFound, Unauthenticated
 from triptych.security import tokens
 from triptych.security.rules import RULES

@@ -15,7 +15,7 @@ from tests.security.papers import issue
 from tests.security.test_certificates import folder as folder
 from tests.security.test_certificates import name_of, serving
 from tests.security.test_strangers import channel_to
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych.errors import NotAllowed, NotFound, Unauthenticated
 from triptych.security import auth, tokens
 from triptych.v1 import fleet_service_pb2 as fleet_pb

@@ -18,7 +18,7 @@ from tests.messages import registration
 from tests.security.conftest import SCOPES, Guarded, make_guarded
 from tests.security.test_strangers import channel_to
 from triptych import rpc
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych.errors import NotFound, QuotaFull, Unauthenticated
 from triptych.security import tokens
 from triptych.security.auth import SCOPES_BY_ROLE

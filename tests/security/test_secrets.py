@@ -9,7 +9,7 @@ import pytest
 from tests.fleet.processes import wait_until
 from tests.security.conftest import make_guarded
 from tests.security.test_roles import client_of
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych.errors import InvalidRequest, Unauthenticated
 from triptych_client import Client
 from triptych_client.retry import RetryPolicy

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fleet.processes import CONTROLLER, ROLES, Fleet, free_port
 from tests.telemetry.pages import Page, scrape
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych.errors import JobFailed
 from triptych.security import tokens
 from triptych.security.rules import RULES

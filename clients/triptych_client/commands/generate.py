@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from triptych import config, limits, telemetry
-from triptych.config import ClientAccess
+from triptych.environment import ClientAccess
 from triptych.errors import InvalidRequest, TriptychError
 from triptych.media.formats import FORMATS
 from triptych.v1.generation_service_pb2 import WatchJobResponse

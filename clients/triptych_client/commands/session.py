@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from triptych.config import DTYPES, ClientAccess, ControllerConfig, client_access
+from triptych.config import DTYPES, ControllerConfig
+from triptych.environment import ClientAccess, client_access
 from triptych.errors import InvalidRequest, NotAllowed, NotFound
 from triptych.roles import ROLE_NAMES
 from triptych_client.client import AsyncClient
