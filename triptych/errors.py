@@ -176,6 +176,13 @@ class UploadsFull(Full):
     """A place becomes free when a call that writes ends, an upload is deleted, or one is an hour old."""
 
 
+class UploadBusy(UploadsFull):
+    """Another call writes this upload."""
+
+    retry_after_s = 1.0
+    """On a usual line, the other call ends within seconds."""
+
+
 class JournalFull(Full):
     """The journal takes no change now: its disk is full, or PostgreSQL doesn't answer. Nothing was changed."""
 

@@ -19,8 +19,6 @@ from triptych.environment import ClientAccess, client_access
 from triptych.errors import (
     DeadlinePassed,
     InvalidRequest,
-    NotFound,
-    SourceCorrupt,
     TriptychError,
     Unavailable,
     Unreachable,
@@ -35,20 +33,19 @@ from triptych.v1 import (
     job_pb2,
     model_pb2,
 )
+from triptych_client.downloading import Downloads
 from triptych_client.job_states import Generated, check_succeeded, is_over
 from triptych_client.request import GenerationFields, build_request
 from triptych_client.result_files import (
-    PartFile,
     check_free,
     check_outputs,
     check_target,
-    download,
     output_format,
     output_paths,
     spare_paths,
 )
-from triptych_client.retry import Attempts, RetryPolicy, call, transient
-from triptych_client.uploading import upload_files
+from triptych_client.retry import Attempts, RetryPolicy, call_method, closed, transient
+from triptych_client.uploading import Uploads
 
 Response = TypeVar("Response")
 
@@ -56,12 +53,6 @@ log = logging.getLogger(__name__)
 
 PAGE_SIZE = 100
 """Jobs asked for in one call: a few tens of KiB."""
-
-UPLOAD_ATTEMPTS_MAX = 2
-"""An upload that was found may be an hour old, and gone when the job comes; then it is sent anew."""
-
-DOWNLOAD_ATTEMPTS_MAX = 2
-"""A file whose digest is wrong is read once more, as rooms are."""
 
 GEN_AI = {"gen_ai.operation.name": "generate_content", "gen_ai.provider.name": "triptych"}
 """Attributes of a generation by OpenTelemetry's conventions (https://opentelemetry.io/docs/specs/semconv/gen-ai/)."""
@@ -106,8 +97,9 @@ class AsyncClient:
         security = auth.open_security(access.tls, "", access.token_file, access.token)
         self._channel = rpc.open_channel(self.endpoint, security, through)
         self._jobs = generation_service_pb2_grpc.GenerationServiceStub(self._channel)
-        self._files = file_service_pb2_grpc.FileServiceStub(self._channel)
         self._fleet = fleet_service_pb2_grpc.FleetServiceStub(self._channel)
+        self._uploads = Uploads(file_service_pb2_grpc.FileServiceStub(self._channel), self._retry, self._peer)
+        self._downloads = Downloads(self._jobs, self._retry, self._peer)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -116,13 +108,12 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection. Calls under way, and later ones, raise WrongState."""
         await self._channel.close()
 
     async def _call(self, method: Callable[..., Awaitable[Response]], message: Message) -> Response:
         """Call a method of a server until it answers, within the policy."""
-        size_bytes = message.ByteSize()
-        return await call(lambda left_s: method(message, timeout=left_s), self._retry, self._peer, size_bytes)
+        return await call_method(method, message, self._retry, self._peer)
 
     async def check_reachable(self) -> None:
         """Return when a server gives any answer. Raises Unreachable where none does."""
@@ -146,16 +137,7 @@ class AsyncClient:
 
     async def submit(self, request: job_pb2.GenerationRequest, request_id: str = "") -> job_pb2.Job:
         """As `create_job`, from a ready message. Its large files go ahead of it, as uploads."""
-        request_id = request_id or str(uuid.uuid4())
-        for attempt in range(1, UPLOAD_ATTEMPTS_MAX + 1):
-            lean = await upload_files(self._files, request, self._retry, self._peer)
-            message = generation_service_pb2.CreateJobRequest(request_id=request_id, request=lean)
-            try:
-                return (await self._call(self._jobs.CreateJob, message)).job
-            except NotFound:
-                if attempt == UPLOAD_ATTEMPTS_MAX:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
+        return await self._uploads.submit(self._jobs, request, request_id or str(uuid.uuid4()))
 
     async def get_job(self, job_id: str) -> job_pb2.Job:
         """Return a job. Raises NotFound."""
@@ -213,6 +195,8 @@ class AsyncClient:
             except asyncio.CancelledError:
                 if not rpc.was_cut():
                     raise
+            except grpc.aio.UsageError as error:
+                raise closed() from error
             except grpc.aio.AioRpcError as error:
                 if end_s is not None and time.monotonic() >= end_s:
                     raise DeadlinePassed(f"{job_id} was not over after {timeout_s:g} s") from error
@@ -251,20 +235,8 @@ class AsyncClient:
         """
         target = Path(path)
         check_target(target)
-        await self._download_to(target, job_id, artifact_index)
+        await self._downloads.fetch(target, job_id, artifact_index)
         return target
-
-    async def _download_to(self, target: Path, job_id: str, artifact_index: int, *, overwrites: bool = True) -> None:
-        message = generation_service_pb2.DownloadResultRequest(job_id=job_id, artifact_index=artifact_index)
-        for attempt in range(1, DOWNLOAD_ATTEMPTS_MAX + 1):
-            try:
-                with PartFile(target, overwrites=overwrites) as part:
-                    part.check(await download(self._jobs, message, part, self._retry, self._peer))
-                    part.commit()
-                break
-            except SourceCorrupt:
-                if attempt == DOWNLOAD_ATTEMPTS_MAX:
-                    raise
 
     async def download_results(self, job: job_pb2.Job, path: Path | str) -> tuple[Path, ...]:
         """Write all files of a job that succeeded: to `path`, or numbered beside it where there are several.
@@ -276,12 +248,7 @@ class AsyncClient:
         for target in targets:
             if target != told:
                 check_free(target)
-        return await self._download_all(job, told, targets)
-
-    async def _download_all(self, job: job_pb2.Job, told: Path, targets: tuple[Path, ...]) -> tuple[Path, ...]:
-        for index, target in enumerate(targets):
-            await self._download_to(target, job.job_id, index, overwrites=target == told)
-        return targets
+        return await self._downloads.fetch_all(job, told, targets)
 
     async def describe_model(self) -> model_pb2.ModelDescription:
         """Return what the loaded model accepts."""
@@ -327,4 +294,4 @@ class AsyncClient:
             targets = spare_paths(target, [artifact.name for artifact in job.artifacts], job.job_id)
             size_bytes = sum(artifact.size_bytes for artifact in job.artifacts)
             with telemetry.span("result.download", job_id=job.job_id, size_bytes=size_bytes):
-                return Generated(job, await self._download_all(job, target, targets))
+                return Generated(job, await self._downloads.fetch_all(job, target, targets))

@@ -1,4 +1,4 @@
-"""Results on this machine: their names, fetching them, and writing them whole or not at all.
+"""Results on this machine: their names, and writing them whole or not at all.
 
 Only the name that the caller gave is ever overwritten. Names that are derived from it (of several outputs, of a file
 of another kind) must be free, and temporary names are random and new, so that no other file is overwritten or deleted.
@@ -6,7 +6,6 @@ of another kind) must be free, and temporary names are random and new, so that n
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import re
@@ -14,19 +13,11 @@ import stat
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
-import grpc
-
-from triptych import limits, rpc
-from triptych.errors import DeadlinePassed, InvalidRequest, SourceCorrupt, TriptychError, Unavailable
+from triptych.errors import InvalidRequest, SourceCorrupt
 from triptych.media.formats import FORMATS
-from triptych.v1.generation_service_pb2 import DownloadResultRequest
 from triptych.v1.job_pb2 import Artifact
-from triptych_client.retry import Attempts, RetryPolicy, transient
-
-if TYPE_CHECKING:  # it exists for type checkers only
-    from triptych.v1.generation_service_pb2_grpc import GenerationServiceAsyncStub
 
 SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}")
 """What a file of a result may end in; another suffix isn't taken over from a controller."""
@@ -220,47 +211,3 @@ class PreviewFile:
     def __exit__(self, *_: object) -> None:
         if self._is_ours:
             self._path.unlink(missing_ok=True)
-
-
-async def download(
-    stub: GenerationServiceAsyncStub, message: DownloadResultRequest, part: PartFile, policy: RetryPolicy, peer: str
-) -> Artifact:
-    """Write a file to `part`, and return what it is said to be. Retries as long as there is progress.
-
-    Each try goes on where the last one ended. It may take as long as any call, and, once the size is known, as long as
-    the missing bytes take. Raises as the controller does, Unavailable and DeadlinePassed when no more comes for as long
-    as the policy says.
-    """
-    attempts = Attempts(policy)
-    while True:
-        before = message.offset_bytes = part.size_bytes
-        artifact: Artifact | None = None
-        stream = stub.DownloadResult(message)
-        timeout_s = policy.attempt_s_max
-        try:
-            async with asyncio.timeout(timeout_s) as bound:
-                async for response in stream:
-                    if artifact is None:
-                        artifact = response.artifact
-                        if response.offset_bytes != part.size_bytes:
-                            part.restart()  # an older controller sends all of it
-                        missing = max(0, artifact.size_bytes - part.size_bytes)
-                        timeout_s += limits.allowance_s(missing, policy.bytes_per_s_min)
-                        bound.reschedule(asyncio.get_running_loop().time() + timeout_s)
-                    part.write(response.chunk)
-            return artifact or Artifact()
-        except asyncio.CancelledError:
-            if not rpc.was_cut():
-                raise
-            found: TriptychError = Unavailable(f"the connection to {peer} was given up")
-        except grpc.aio.AioRpcError as error:
-            found = transient(error, peer)
-        except TimeoutError:
-            had = limits.bytes_text(part.size_bytes)
-            had = f"{had} of {limits.bytes_text(artifact.size_bytes)}" if artifact else "nothing"
-            found = DeadlinePassed(f"{peer} sent {had} of a result within {timeout_s:.0f} s")
-        finally:
-            stream.cancel()
-        if part.size_bytes > before:
-            attempts.reset()
-        await attempts.wait(found)

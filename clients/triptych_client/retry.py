@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from triptych import limits, rpc
-from triptych.errors import DeadlinePassed, Full, InvalidRequest, TriptychError, Unavailable, Unreachable
+from triptych.errors import DeadlinePassed, Full, InvalidRequest, TriptychError, Unavailable, Unreachable, WrongState
 from triptych.rpc.backoff import Backoff
 
 Result = TypeVar("Result")
@@ -110,6 +111,12 @@ def error_of(error: grpc.aio.AioRpcError, address: str) -> TriptychError:
     return found
 
 
+def closed() -> WrongState:
+    """What gRPC's UsageError means: its channels are closed for good. A call that this cuts looks like any broken one,
+    and finds out when it tries again."""
+    return WrongState("this client is closed")
+
+
 async def call(
     attempt: Callable[[float], Awaitable[Result]],
     policy: RetryPolicy,
@@ -119,7 +126,7 @@ async def call(
     """Call `attempt(timeout_s)` until it answers. A server that says itself that it is full is asked again, too.
 
     `size_bytes` is what an attempt carries; it adds to its time. Raises the last error, as one of `triptych.errors`,
-    when it is not transient or the policy's time is over.
+    when it is not transient or the policy's time is over, and WrongState when the client has been closed.
     """
     attempts = Attempts(policy, size_bytes)
     while True:
@@ -130,6 +137,8 @@ async def call(
             if not rpc.was_cut():
                 raise
             await attempts.wait(Unavailable(f"the connection to {address} was given up"))
+        except grpc.aio.UsageError as error:
+            raise closed() from error
         except grpc.aio.AioRpcError as error:
             found = error_of(error, address)
             if type(found) is DeadlinePassed and not rpc.is_named(error) and size_bytes > limits.LARGE_BYTES:
@@ -140,6 +149,13 @@ async def call(
             if not _is_worth_retrying(error, found):
                 raise found from error
             await attempts.wait(found)
+
+
+async def call_method(
+    method: Callable[..., Awaitable[Result]], message: Message, policy: RetryPolicy, address: str
+) -> Result:
+    """As `call`, of a stub's method that takes one message."""
+    return await call(lambda left_s: method(message, timeout=left_s), policy, address, message.ByteSize())
 
 
 REASON_CHARS_MAX = 200

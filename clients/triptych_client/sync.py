@@ -6,11 +6,12 @@ import asyncio
 import functools
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from triptych.environment import ClientAccess
 from triptych_client.client import AsyncClient
-from triptych_client.retry import RetryPolicy
+from triptych_client.retry import RetryPolicy, closed
 
 Item = TypeVar("Item")
 Args = ParamSpec("Args")
@@ -53,20 +54,32 @@ class _LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        """Under the lock, so that nothing is begun that `close` doesn't see."""
         self._thread = threading.Thread(target=self._loop.run_forever, name="triptych-client", daemon=True)
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, Item]) -> Item:
         """Run a coroutine and return its result or raise its error. An interrupted caller cancels it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._lock:
+            if self._is_closed:
+                coroutine.close()
+                raise closed()
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
+        except CancelledError as error:  # by `close`
+            raise closed() from error
         except BaseException:
             future.cancel()
             raise
 
     def close(self) -> None:
-        """Stop the loop and wait for the thread."""
+        """Stop the loop and wait for the thread. What other threads have run ends with WrongState."""
+        with self._lock:
+            self._is_closed = True
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -122,6 +135,13 @@ async def _open(
     endpoint: str, retry: RetryPolicy | None, access: ClientAccess | None, proxy: str | None
 ) -> AsyncClient:
     return AsyncClient(endpoint, retry, access, proxy)  # in the loop, because gRPC binds a channel to the running one
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _next(items: AsyncGenerator[Item, None]) -> Item:

@@ -11,9 +11,19 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
 from triptych import limits
-from triptych.errors import AlreadyExists, DeadlinePassed, InvalidRequest, NotFound, UploadsFull, WrongState
+from triptych.errors import (
+    AlreadyExists,
+    DeadlinePassed,
+    InvalidRequest,
+    NotFound,
+    SourceCorrupt,
+    UploadBusy,
+    UploadsFull,
+    WrongState,
+)
 from triptych.media import results, uploads
 from triptych.media.uploads import Stored
+from triptych.model.parameters import check_media_count
 from triptych.v1.file_service_pb2 import UploadFileRequest
 from triptych.v1.job_pb2 import GenerationRequest
 
@@ -34,7 +44,9 @@ UPLOADS_BYTES_MAX = 8 * 2**30
 UPLOAD_SHARES = 4
 """One client may have this part of both."""
 STREAMS_MAX = 32
-"""Calls that write at a time; each holds a piece and a message. One client has half."""
+"""Calls that write at a time; each holds a piece and a message."""
+STREAM_SHARES = 2
+"""One client may have this part of them: half."""
 SILENCE_S_MAX = 60.0
 """Longest wait for the next message: at the slowest line, a piece takes 8 s."""
 THREADS = 8
@@ -58,14 +70,17 @@ class Uploads:
         return await self._run(client, uploads.find, self._url, uploads.owner_of(client), upload_id, time.time())
 
     async def delete(self, client: str, upload_id: str) -> None:
-        """Remove an upload of a client. Raises as `get`, and UploadsFull while a call writes it."""
+        """Remove an upload of a client. Raises as `get`, and UploadBusy while a call writes it."""
         stored = await self.get(client, upload_id)
-        with self._writes(client, stored.owner, upload_id):
+        with self._alone(stored.owner, upload_id):
             await self._run(client, uploads.remove, self._url, stored.owner, upload_id)
 
     async def receive(self, client: str, messages: AsyncIterator[UploadFileRequest]) -> Stored:
-        """Write what comes. Raises InvalidRequest, AlreadyExists, UploadsFull, DeadlinePassed."""
-        message = await _next(messages)
+        """Write what comes. Raises InvalidRequest, AlreadyExists, UploadsFull, UploadBusy, DeadlinePassed.
+
+        A place is kept as long as the missing bytes take on the slowest line, and no longer than the upload itself.
+        """
+        message = await _next(messages, SILENCE_S_MAX)
         if message is None:
             raise InvalidRequest("body", "", "at least one message")
         first, owner = message, uploads.owner_of(client)
@@ -74,8 +89,9 @@ class Uploads:
         size_max = first.size_bytes or UPLOAD_BYTES_MAX
         if size_max > UPLOAD_BYTES_MAX:
             raise InvalidRequest("size_bytes", size_max, f"at most {UPLOAD_BYTES_MAX}")
-        with self._writes(client, owner, upload_id):
+        with self._alone(owner, upload_id), self._stream(client):
             stored = await self._opened(client, owner, upload_id, first.offset_bytes)
+            end_s = time.monotonic() + call_s_max(stored, size_max, time.time())
             pending = bytearray()
             while message is not None:
                 pending += message.body.data
@@ -84,7 +100,7 @@ class Uploads:
                 if len(pending) >= PIECE_BYTES:
                     stored = await self._run(client, uploads.append, self._url, stored, bytes(pending))
                     pending.clear()
-                message = await _next(messages)
+                message = await _next(messages, end_s - time.monotonic())
             if pending:
                 stored = await self._run(client, uploads.append, self._url, stored, bytes(pending))
             if stored.size_bytes < first.size_bytes:
@@ -121,27 +137,40 @@ class Uploads:
                 )
 
     @contextlib.contextmanager
-    def _writes(self, client: str, owner: str, upload_id: str) -> Iterator[None]:
-        share = STREAMS_MAX // 2 if client else STREAMS_MAX
-        if self._writing.total() >= STREAMS_MAX or self._writing[client] >= share:
-            raise UploadsFull(f"{self._writing[client]} uploads are being written; try again later")
+    def _stream(self, client: str) -> Iterator[None]:
+        """Keep a place for a call that writes."""
+        shares = STREAM_SHARES if client else 1
+        for who, count, share in (
+            ("all clients", self._writing.total(), 1),
+            (f"client {client!r}", self._writing[client], shares),
+        ):
+            if count >= STREAMS_MAX // share:
+                raise UploadsFull(f"{count} uploads of {who} are being written, the most at a time; try again later")
+        with counted(self._writing, client):
+            yield
+
+    @contextlib.contextmanager
+    def _alone(self, owner: str, upload_id: str) -> Iterator[None]:
+        """Keep other calls from changing an upload."""
         if (owner, upload_id) in self._written:
-            raise UploadsFull(f"another call writes the upload {upload_id!r}; try again later")
+            raise UploadBusy(f"another call writes the upload {upload_id!r}; ask GetUpload, or try again later")
         self._written.add((owner, upload_id))
         try:
-            with counted(self._writing, client):
-                yield
+            yield
         finally:
             self._written.discard((owner, upload_id))
 
     async def find_media(self, client: str, request: GenerationRequest) -> dict[str, Stored]:
         """The uploads that a request's media name. Raises NotFound, WrongState, InvalidRequest."""
+        check_media_count(request)  # each costs a listing of the store
         found: dict[str, Stored] = {}
         for media in request.media:
             if not media.upload_id:
                 continue
             if media.data:
                 raise InvalidRequest(f"media.{media.name}", media.upload_id, "either data or upload_id")
+            if media.upload_id in found:
+                continue
             stored = await self.get(client, media.upload_id)
             if not stored.is_complete:
                 raise WrongState(f"the upload {media.upload_id!r} isn't complete: {stored.size_bytes} bytes are there")
@@ -149,10 +178,15 @@ class Uploads:
         return found
 
     async def fill(self, client: str, request: GenerationRequest, found: dict[str, Stored]) -> None:
-        """Put the bytes of the uploads that were found into a request. Raises SourceCorrupt."""
+        """Put the bytes of the uploads that were found into a request. Raises SourceCorrupt, NotFound."""
         for media in request.media:
-            if media.upload_id:
+            if not media.upload_id:
+                continue
+            try:
                 media.data = await self._run(client, uploads.read, self._url, found[media.upload_id])
+            except SourceCorrupt:
+                await self.get(client, media.upload_id)  # NotFound, where it has been deleted since
+                raise
 
     async def prune(self) -> None:
         """Remove what is too old. Raises the store's own errors."""
@@ -170,6 +204,15 @@ class Uploads:
             raise
 
 
+def call_s_max(stored: Stored, size_max: int, now_s: float) -> float:
+    """How long a call may write an upload of up to `size_max` bytes, in seconds; `now_s` in Unix seconds.
+
+    What is missing may come over the slowest line, and nothing is written to an upload that is too old.
+    """
+    missing_s = SILENCE_S_MAX + limits.allowance_s(size_max - stored.size_bytes)
+    return min(missing_s, stored.until_s - now_s)
+
+
 def whole_bytes(request: GenerationRequest, message_bytes: int, found: dict[str, Stored]) -> int:
     """A request's size with its uploads. Raises InvalidRequest where that is more than a request may have."""
     added = sum(found[media.upload_id].size_bytes for media in request.media if media.upload_id)
@@ -179,9 +222,13 @@ def whole_bytes(request: GenerationRequest, message_bytes: int, found: dict[str,
     return added + message_bytes
 
 
-async def _next(messages: AsyncIterator[UploadFileRequest]) -> UploadFileRequest | None:
+async def _next(messages: AsyncIterator[UploadFileRequest], left_s: float) -> UploadFileRequest | None:
+    """The next message, or None at the end. Raises DeadlinePassed where the call's time or the client's is over."""
+    if left_s <= 0:
+        raise DeadlinePassed("the upload came too slowly for its size; go on where GetUpload says")
+    wait_s = min(left_s, SILENCE_S_MAX)
     try:
-        async with asyncio.timeout(SILENCE_S_MAX):
+        async with asyncio.timeout(wait_s):
             return await anext(messages, None)
     except TimeoutError as error:
-        raise DeadlinePassed(f"nothing came for {SILENCE_S_MAX:g} s; go on where GetUpload says") from error
+        raise DeadlinePassed(f"nothing came for {wait_s:.0f} s; go on where GetUpload says") from error

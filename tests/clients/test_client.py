@@ -6,9 +6,11 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -32,7 +34,7 @@ from triptych.errors import (
     Unavailable,
     WrongState,
 )
-from triptych.v1 import job_pb2
+from triptych.v1 import generation_service_pb2, job_pb2
 from triptych.v1.generation_service_pb2 import CreateJobRequest
 from triptych.v1.generation_service_pb2_grpc import GenerationServiceStub
 from triptych_client import AsyncClient, Client, RetryPolicy, build_request
@@ -284,6 +286,70 @@ def _use_sync_client(address: str, tmp_path: Path) -> None:
         list(client.watch_job(dead.job_id))
         assert [job.job_id for job in client.list_jobs(dead_letters_only=True)] == [dead.job_id]
         assert client.retry_job(dead.job_id).retry_of == dead.job_id
+
+
+class Silent(ToyController):
+    """One that never answers some calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def GetFleet(self, request: Any, context: Any) -> Any:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+    async def DownloadResult(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield generation_service_pb2.DownloadResultResponse()
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+async def _watch(client: AsyncClient, silent: Silent) -> None:
+    job = await client.create_job("forever")
+    async for _ in client.watch_job(job.job_id):
+        silent.asked.set()
+
+
+CALLS: dict[str, Callable[[AsyncClient, Silent, Path], Coroutine[Any, Any, Any]]] = {
+    "get_fleet": lambda client, silent, path: client.get_fleet(),
+    "watch_job": lambda client, silent, path: _watch(client, silent),
+    "download_result": lambda client, silent, path: client.download_result("job-0", path / "out.mp4"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_client_that_is_closed_says_so_to_its_calls(call: str, count: int, tmp_path: Path) -> None:
+    silent = Silent()
+    server = await rpc.start_server("127.0.0.1:0", silent.services)
+    client = AsyncClient(",".join([server.address] * count), QUICK)
+    running = asyncio.create_task(CALLS[call](client, silent, tmp_path))
+    async with asyncio.timeout(30):
+        await silent.asked.wait()
+        await client.close()
+        with pytest.raises(WrongState, match="client is closed"):
+            await running
+        with pytest.raises(WrongState, match="client is closed"):
+            await CALLS[call](client, silent, tmp_path)
+    await server.stop(0)
+
+
+async def test_a_sync_client_that_is_closed_leaves_no_thread_waiting(server: rpc.Server) -> None:
+    def watch() -> None:
+        for _ in client.watch_job(client.create_job("forever").job_id):
+            loop.call_soon_threadsafe(begun.set)
+
+    loop, begun = asyncio.get_running_loop(), asyncio.Event()
+    client = await asyncio.to_thread(Client, server.address, QUICK)
+    async with asyncio.timeout(30):
+        watching = asyncio.create_task(asyncio.to_thread(watch))
+        await begun.wait()
+        await asyncio.to_thread(client.close)
+        with pytest.raises(WrongState, match="client is closed"):
+            await watching
+        with pytest.raises(WrongState, match="client is closed"):
+            await asyncio.to_thread(client.get_fleet)
 
 
 def test_the_client_and_the_launcher_import_no_torch() -> None:

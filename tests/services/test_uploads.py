@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +16,15 @@ import pytest
 from services.controller import uploads as subject
 from services.controller.journal_file import digest_of
 from tests.services.conftest import Bench, OpenBench
-from triptych.errors import AlreadyExists, InvalidRequest, NotFound, UploadsFull, WrongState
+from triptych.errors import (
+    AlreadyExists,
+    DeadlinePassed,
+    InvalidRequest,
+    NotFound,
+    UploadBusy,
+    UploadsFull,
+    WrongState,
+)
 from triptych.media import uploads as at_rest
 from triptych.security.identity import ANYONE, Identity, set_caller
 from triptych.v1 import file_service_pb2 as pb
@@ -186,7 +195,7 @@ async def test_one_call_writes_an_upload(open_bench: OpenBench) -> None:
         set_caller(ALICE)
         first = asyncio.create_task(bench.files.UploadFile(slow(), None))
         await begun.wait()
-        with pytest.raises(UploadsFull, match="another call"):
+        with pytest.raises(UploadBusy, match="another call"):
             await upload(bench, b"second", upload_id=ID)
         go_on.set()
         assert (await first).upload.complete
@@ -209,3 +218,71 @@ def test_a_repeated_request_is_told_by_its_upload() -> None:
     assert digest_of(by_id) == digest_of(filled)
     assert filled.media[0].data == b"bytes"
     assert generation_pb.CreateJobRequest(request=filled).request == filled
+
+
+async def test_many_mentions_are_refused_before_anything_is_looked_for(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        with pytest.raises(InvalidRequest, match="media is '24000 files'; accepted: at most 64"):
+            await bench.create(ALICE, media=[Media(name="image", upload_id=ID)] * 24_000)
+
+
+async def test_a_trickle_keeps_its_place_no_longer_than_the_upload_is_kept(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        url, owner = bench.core.result_url, at_rest.owner_of(ALICE.name)
+        at_rest.begin(url, owner, ID, int(time.time()) + 2)
+
+        async def trickle() -> AsyncIterator[pb.UploadFileRequest]:
+            yield pb.UploadFileRequest(upload_id=ID)
+            for _ in range(200):
+                await asyncio.sleep(0.05)
+                message = pb.UploadFileRequest()
+                message.body.data = b"x"
+                yield message
+
+        set_caller(ALICE)
+        with pytest.raises(DeadlinePassed, match="GetUpload"):
+            await bench.files.UploadFile(trickle(), None)
+        await bench.core.uploads.prune()
+        assert at_rest.find_all(url) == []
+
+
+def test_a_call_has_the_time_that_its_bytes_take_on_the_slowest_line() -> None:
+    begun = at_rest.Stored("owner", ID, 0, b"", 10_000)
+    whole_s = subject.call_s_max(begun, subject.UPLOAD_BYTES_MAX, 0.0)
+    assert whole_s == pytest.approx(60 + 16 * MIB / 125_000)
+    assert subject.call_s_max(begun._replace(size_bytes=8 * MIB), 8 * MIB, 0.0) == 60
+    assert subject.call_s_max(begun, subject.UPLOAD_BYTES_MAX, 9_990.0) == 10
+
+
+async def test_the_refusal_says_how_many_are_written_and_by_whom(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        go_on = asyncio.Event()
+
+        async def slow() -> AsyncIterator[pb.UploadFileRequest]:
+            yield pb.UploadFileRequest()
+            await go_on.wait()
+
+        def start(client: Identity, count: int) -> list[asyncio.Task[pb.UploadFileResponse]]:
+            set_caller(client)
+            return [asyncio.create_task(bench.files.UploadFile(slow(), None)) for _ in range(count)]
+
+        calls = start(ALICE, 16)
+        await until_written(bench, 16)
+        with pytest.raises(UploadsFull, match=r"16 uploads of client 'token:alice' are being written"):
+            await upload(bench, b"one more")
+        calls += start(BOB, 16)
+        await until_written(bench, 32)
+        with pytest.raises(UploadsFull, match=r"32 uploads of all clients are being written"):
+            await upload(bench, b"one more", client=Identity("token:carol", frozenset({"submit"})))
+        go_on.set()
+        await asyncio.gather(*calls)
+        made = await upload(bench, b"a place again")
+        set_caller(ALICE)
+        await bench.files.DeleteUpload(pb.DeleteUploadRequest(upload_id=made.upload_id), None)
+
+
+async def until_written(bench: Bench, count: int) -> None:
+    """Wait until so many uploads are begun."""
+    async with asyncio.timeout(60):
+        while len(at_rest.find_all(bench.core.result_url)) < count:  # noqa: ASYNC110  (files)
+            await asyncio.sleep(0.02)

@@ -115,10 +115,15 @@ def _whole(value: Any) -> Any:
     return value
 
 
-def check_media(request: job_pb2.GenerationRequest, description: Description) -> None:
-    """Raise InvalidRequest for files that the model doesn't take, or too many, and for one that is missing."""
+def check_media_count(request: job_pb2.GenerationRequest) -> None:
+    """Raise InvalidRequest for too many files."""
     if len(request.media) > MEDIA_COUNT_MAX:
         raise InvalidRequest("media", f"{len(request.media)} files", f"at most {MEDIA_COUNT_MAX}")
+
+
+def check_media(request: job_pb2.GenerationRequest, description: Description) -> None:
+    """Raise InvalidRequest for files that the model doesn't take, or too many, and for one that is missing."""
+    check_media_count(request)
     takers = {name: one for name, one in description.inputs.items() if one.kind in MEDIA_KINDS}
     for media in request.media:
         if media.name not in takers:

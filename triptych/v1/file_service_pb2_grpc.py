@@ -89,8 +89,9 @@ class FileServiceServicer(object):
         and go on at that offset. Codes: INVALID_ARGUMENT (another offset, an id of
         another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
         RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
-        another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
-        Retry: with an `upload_id` of one's own, at the offset that GetUpload says.
+        another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute, or
+        the rest at less than 1 Mbit/s). Retry: with an `upload_id` of one's own, at the
+        offset that GetUpload says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,8 +53,9 @@ class FileServiceStub:
     and go on at that offset. Codes: INVALID_ARGUMENT (another offset, an id of
     another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
     RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
-    another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
-    Retry: with an `upload_id` of one's own, at the offset that GetUpload says.
+    another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute, or
+    the rest at less than 1 Mbit/s). Retry: with an `upload_id` of one's own, at the
+    offset that GetUpload says.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.GetUploadRequest, _file_service_pb2.GetUploadResponse]
     """Says how much of an upload is there. Codes: INVALID_ARGUMENT (an id of another
@@ -90,8 +91,9 @@ class FileServiceAsyncStub(FileServiceStub):
     and go on at that offset. Codes: INVALID_ARGUMENT (another offset, an id of
     another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
     RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
-    another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
-    Retry: with an `upload_id` of one's own, at the offset that GetUpload says.
+    another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute, or
+    the rest at less than 1 Mbit/s). Retry: with an `upload_id` of one's own, at the
+    offset that GetUpload says.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_file_service_pb2.GetUploadRequest, _file_service_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Says how much of an upload is there. Codes: INVALID_ARGUMENT (an id of another
@@ -136,8 +138,9 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         and go on at that offset. Codes: INVALID_ARGUMENT (another offset, an id of
         another form, more than 16 MiB), ALREADY_EXISTS (it is complete),
         RESOURCE_EXHAUSTED (too many uploads, or their bytes, or the disk is full, or
-        another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute).
-        Retry: with an `upload_id` of one's own, at the offset that GetUpload says.
+        another call writes this one), DEADLINE_EXCEEDED (nothing came for a minute, or
+        the rest at less than 1 Mbit/s). Retry: with an `upload_id` of one's own, at the
+        offset that GetUpload says.
         """
 
     @_abc_1.abstractmethod
