@@ -17,6 +17,7 @@ from triptych import rpc
 from triptych.errors import AlreadyExists, NotFound
 from triptych.media import uploads as at_rest
 from triptych.v1 import generation_service_pb2 as pb
+from triptych.v1.file_service_pb2 import UploadFileRequest
 from triptych.v1.file_service_pb2_grpc import add_FileServiceServicer_to_server
 from triptych_client import AsyncClient
 from triptych_client import uploading as subject
@@ -55,6 +56,28 @@ class Controller(ToyController):
                     self.missed += 1
                     raise NotFound(f"there is no upload {media.upload_id!r}")
         return await super().CreateJob(request, context)
+
+
+class Overtaken(FileServicer):
+    """Whoever asks it for an upload is overtaken by another, who writes a part before the answer is there."""
+
+    def __init__(self, uploads: Uploads, *parts: bytes) -> None:
+        super().__init__(None, uploads)  # type: ignore[arg-type]
+        self.parts = list(parts)
+        self.size_bytes = 0
+
+    async def GetUpload(self, request: Any, context: Any) -> Any:
+        try:
+            return await super().GetUpload(request, context)
+        finally:
+            if self.parts:
+                await self.UploadFile(self._messages(request.upload_id, self.parts.pop(0)), context)
+
+    async def _messages(self, upload_id: str, part: bytes) -> AsyncIterator[UploadFileRequest]:
+        first = UploadFileRequest(upload_id=upload_id, offset_bytes=self.size_bytes, size_bytes=len(LARGE))
+        first.body.data = part
+        self.size_bytes += len(part)
+        yield first
 
 
 @pytest.fixture
@@ -133,6 +156,24 @@ async def test_an_upload_goes_with_its_last_job(address: str, controller: Contro
         assert (len(controller.jobs), controller.missed) == (2, 0)
         assert all(one.media[0].upload_id for one in controller.requests)
         assert at_rest.find_all(url) == []
+
+
+@pytest.mark.parametrize("sizes", [[len(LARGE)], [2**20], [2**20, len(LARGE) - 2**20]])
+async def test_who_is_overtaken_looks_again(tmp_path: Path, sizes: list[int]) -> None:
+    rest, parts = LARGE, []
+    for size in sizes:
+        parts.append(rest[:size])
+        rest = rest[size:]
+    overtaken: Any = Overtaken(Uploads(str(tmp_path)), *parts)
+    server = await rpc.start_server(
+        "127.0.0.1:0", [(add_FileServiceServicer_to_server, overtaken, "triptych.v1.FileService")]
+    )
+    request = build_request("a circle", media={"image": LARGE})
+    async with AsyncClient(server.address, QUICK) as client, client._uploads.forms(request) as forms:
+        (stored,) = at_rest.find_all(str(tmp_path))
+        assert (forms[0].media[0].upload_id, overtaken.parts) == (stored.upload_id, [])
+        assert at_rest.read(str(tmp_path), stored) == LARGE
+    await server.stop(0)
 
 
 async def test_jobs_with_the_same_file_may_come_at_the_same_time(
