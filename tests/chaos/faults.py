@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import resource
@@ -50,6 +51,8 @@ class Injector:
         self.skipped: dict[str, Counter[Kind]] = defaultdict(Counter)
         """Faults left out, by reason."""
         self.log: list[str] = []
+        self._free: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By target: where a machine is so slow that a fault isn't over when the next is due, that waits for it."""
 
     async def run(self, faults: Sequence[Fault], elapsed_s: Callable[[], float]) -> None:
         """Inject all of them, each at its time; returns when the last is over and its target is back."""
@@ -59,8 +62,13 @@ class Injector:
                 group.create_task(self._inject(fault, elapsed_s))
 
     async def _inject(self, fault: Fault, elapsed_s: Callable[[], float]) -> None:
-        started_s = elapsed_s()
-        reason = await self._how(fault.kind)(fault)
+        is_of_all = fault.kind is Kind.MODEL_SWAP
+        targets = [*self._fleet.controllers, *self._fleet.workers] if is_of_all else [fault.target]
+        async with contextlib.AsyncExitStack() as stack:
+            for target in sorted(targets):
+                await stack.enter_async_context(self._free[target])
+            started_s = elapsed_s()
+            reason = await self._how(fault.kind)(fault)
         if reason:
             self.skipped[reason][fault.kind] += 1
         else:
