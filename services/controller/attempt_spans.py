@@ -102,7 +102,7 @@ def refused(entry: JournalEntry, token: pb.PhaseToken, reason: str) -> None:
 
 def _end_of(before: JournalEntry, after: JournalEntry, failed: job_pb2.Attempt | None) -> End:
     if failed is not None:
-        kind = job_pb2.AttemptKind.Name(failed.kind).removeprefix("ATTEMPT_KIND_").lower()
+        kind = telemetry.kind_name(failed.kind)
         return End("failed", failed.reason or kind, kind)
     if jobs.is_running(after):
         return End("failed", f"its lease was lost: rank {after.lease.rank} runs the job now", "lease_lost")

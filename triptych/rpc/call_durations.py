@@ -12,17 +12,9 @@ import grpc
 from google.protobuf import descriptor_pool
 
 from triptych import telemetry
+from triptych.rpc.handlers import method_of, with_method
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-_MAKERS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
-"""Handlers by whether requests and responses stream."""
-
 
 UNKNOWN_METHOD = "_OTHER"
 """The conventions' name for a method that the server doesn't have."""
@@ -51,21 +43,19 @@ class CallDurations(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         assert handler, "the edge answers for methods that nobody serves"
         method = _recognized(str(handler_call_details.method))
-        codec = handler.request_deserializer, handler.response_serializer
-        one_answer: Any = handler.unary_unary or handler.stream_unary  # the stubs have the types of blocking servers
-        answers: Any = handler.unary_stream or handler.stream_stream
+        call = method_of(handler)
 
         async def single(request: Any, context: Context) -> Any:
             with self._measured(method, context):
-                return await one_answer(request, context)
+                return await call(request, context)
 
         async def streamed(request: Any, context: Context) -> AsyncIterator[Any]:
             with self._measured(method, context):
-                async for response in answers(request, context):
+                async for response in call(request, context):
                     yield response
 
-        make = _MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
-        return make(streamed if handler.response_streaming else single, *codec)
+        measured = streamed if handler.response_streaming else single
+        return with_method(handler, measured, handler.request_deserializer, handler.response_serializer)
 
     @contextmanager
     def _measured(self, method: str, context: Context) -> Iterator[None]:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from triptych import errors, telemetry
+from triptych.rpc.handlers import method_of, with_method
 from triptych.rpc.requests import parser
 from triptych.rpc.status import Result, ending_of
 from triptych.security import auth, identity
@@ -56,19 +57,11 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
                 identity.set_caller(self._security.authorize(method, context.auth_context(), metadata))
 
         parse = parser(method, handler.request_deserializer or bytes)
-        serialize = handler.response_serializer
-        if handler.unary_unary:
-            guarded = _guard_unary(handler.unary_unary, parse, method, admit, gate)
-            return grpc.unary_unary_rpc_method_handler(guarded, None, serialize)
-        if handler.unary_stream:
-            stream = _guard_stream(handler.unary_stream, parse, method, admit, gate)
-            return grpc.unary_stream_rpc_method_handler(stream, None, serialize)
-        if handler.stream_unary:
-            guarded = _guard_unary(handler.stream_unary, functools.partial(_parsed_stream, parse), method, admit, gate)
-            return grpc.stream_unary_rpc_method_handler(guarded, None, serialize)
-        assert handler.stream_stream, "a call has one of four shapes"
-        stream = _guard_stream(handler.stream_stream, parse, method, admit, gate)
-        return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
+        if handler.request_streaming:
+            parse = functools.partial(_parsed_stream, parse)
+        guard = _guard_stream if handler.response_streaming else _guard_unary
+        guarded = guard(method_of(handler), parse, method, admit, gate)
+        return with_method(handler, guarded, None, handler.response_serializer)
 
 
 async def _refuse(method: str, gate: Gate, requests: Any, context: Context) -> AsyncIterator[bytes]:
@@ -82,12 +75,13 @@ async def _refuse(method: str, gate: Gate, requests: Any, context: Context) -> A
     yield b""
 
 
-Parse = Callable[[bytes], Any]
+Parse = Callable[[Any], Any]
+"""Makes a message of bytes, or a stream of messages of a stream of bytes."""
 Admit = Callable[[Context], None]
 
 
 def _guard_unary(
-    call: Callable[..., Awaitable[Any]], parse: Callable[[Any], Any], method: str, admit: Admit, gate: Gate
+    call: Callable[..., Awaitable[Any]], parse: Parse, method: str, admit: Admit, gate: Gate
 ) -> Callable[..., Awaitable[Any]]:
     async def guarded(data: Any, context: Context) -> Any:
         _message_bytes.set(len(data) if isinstance(data, bytes) else 0)
@@ -112,8 +106,7 @@ def _guard_stream(
         loop_watch.METHOD.set(method)
         try:
             admit(context)
-            request = parse(data) if isinstance(data, bytes) else _parsed_stream(parse, data)
-            responses = call(request, context)
+            responses = call(parse(data), context)
             if inspect.isawaitable(responses):  # gRPC's health service writes its answers by itself
                 await responses
                 return

@@ -6,7 +6,7 @@ Call `setup` before opening channels or starting servers: interceptors look at i
 from __future__ import annotations
 
 from triptych.telemetry.calls import client_interceptors, mark_failed, server_interceptors
-from triptych.telemetry.controller_metrics import ControllerMetrics, Outcome, RingDepth, Task
+from triptych.telemetry.controller_metrics import ControllerMetrics, Outcome, RingDepth, Task, kind_name
 from triptych.telemetry.exporters import setup
 from triptych.telemetry.logs import log_context, setup_logging
 from triptych.telemetry.metrics import Metrics
@@ -26,6 +26,7 @@ __all__ = [
     "extract",
     "identify",
     "inject",
+    "kind_name",
     "link",
     "log_context",
     "mark_failed",

@@ -24,9 +24,14 @@ UNFINISHED_STATES = ("queued", "encoding", "encoded", "denoising", "denoised", "
 WORKER_STATES = tuple(
     WorkerState.Name(state).removeprefix("WORKER_STATE_").lower() for state in WorkerState.values() if state
 )
-ATTEMPT_KINDS = tuple(
-    AttemptKind.Name(kind).removeprefix("ATTEMPT_KIND_").lower() for kind in AttemptKind.values() if kind
-)
+
+
+def kind_name(kind: AttemptKind.ValueType) -> str:
+    """How metrics and spans name a kind of failed attempt, for example `worker_sick`."""
+    return AttemptKind.Name(kind).removeprefix("ATTEMPT_KIND_").lower()
+
+
+ATTEMPT_KINDS = tuple(kind_name(kind) for kind in AttemptKind.values() if kind)
 
 
 class RingDepth(NamedTuple):
@@ -73,8 +78,7 @@ class ControllerMetrics:
 
     def attempt_failed(self, role: str, kind: AttemptKind.ValueType) -> None:
         """An attempt at a job's phase ended badly."""
-        name = AttemptKind.Name(kind).removeprefix("ATTEMPT_KIND_").lower()
-        self._failed_attempts.add(1, {"role": role, "kind": name})
+        self._failed_attempts.add(1, {"role": role, "kind": kind_name(kind)})
 
     def dead_lettered(self, stage: str) -> None:
         """A job failed because `stage` reached the attempts cap."""
