@@ -45,6 +45,7 @@ WELL_KNOWN: dict[str, Json] = {
     ".google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
     ".google.protobuf.Duration": {"type": "string", "pattern": r"^-?\d+(\.\d+)?s$"},
     ".google.protobuf.Struct": {"type": "object", "additionalProperties": True},
+    ".google.protobuf.NullValue": {"type": "null"},
 }
 STATUS: Json = {
     "type": "object",

@@ -27,7 +27,7 @@ from tests.fuzz.nasty import Known, Nasty, mutate
 from triptych import telemetry
 from triptych.errors import InvalidRequest, LeaseLost, RingFull, RingMismatch, SourceCorrupt, TransferFailed
 from triptych.media.decoding import decode, headers
-from triptych.media.decoding.headers import Budget, File
+from triptych.media.decoding.headers import IMAGE, VIDEO, Budget, File
 from triptych.model import fields, parameters
 from triptych.model.description import Description
 from triptych.model.inputs import resolve
@@ -229,12 +229,12 @@ def page_token(data: bytes) -> None:
 def picture(data: bytes) -> None:
     """A picture of a request. Pillow's parsers are other people's; what they raise must still be a refusal."""
     with contextlib.suppress(InvalidRequest):
-        decode.decode_all([File("image", False, data)])
+        decode.decode_all([File("image", IMAGE, data)])
 
 
 def video(data: bytes) -> None:
     """A video of a request: what its headers say, in FFmpeg's hands after that, which may ask for what there isn't."""
-    file = File("video", True, data)
+    file = File("video", VIDEO, data)
     with contextlib.suppress(InvalidRequest, MemoryError):
         headers.check([file])
         assert not list(decode.pictures(file, Budget(), wants_pixels=False))

@@ -15,7 +15,7 @@ from PIL import Image
 from triptych.errors import InvalidRequest
 from triptych.media import encoding
 from triptych.media.decoding import decode
-from triptych.media.decoding.headers import File
+from triptych.media.decoding.headers import VIDEO, File
 from triptych.media.formats import FORMATS
 
 FRAMES, HEIGHT, WIDTH = 5, 34, 50
@@ -40,7 +40,7 @@ def as_pil(video: np.ndarray) -> list[Image.Image]:
 
 def frames_of(data: bytes) -> list[Image.Image]:
     """A video's frames, as a request that brought it would have them."""
-    (frames,) = decode.decode_all([File("x", True, data)])
+    (frames,) = decode.decode_all([File("x", VIDEO, data)])
     return frames
 
 

@@ -14,7 +14,7 @@ from tests.security.test_roles import client_of
 from tests.security.test_strangers import channel_to
 from triptych.errors import InvalidRequest
 from triptych.media.decoding import decode
-from triptych.media.decoding.headers import File
+from triptych.media.decoding.headers import IMAGE, File
 from triptych.rpc.options import MESSAGE_BYTES_MAX
 
 
@@ -33,7 +33,7 @@ def png(width: int, height: int) -> bytes:
 def test_a_picture_that_unpacks_to_gigabytes_is_refused_by_its_header(width: int, height: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InvalidRequest, match=r"media\.image is"):
-        decode.decode_all([File("image", False, png(width, height))])
+        decode.decode_all([File("image", IMAGE, png(width, height))])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024, "KiB"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf import struct_pb2
 
 from triptych.errors import InvalidRequest
-from triptych.media.decoding.headers import File
+from triptych.media.decoding.headers import IMAGE, VIDEO, File
 from triptych.model.description import MEDIA_KINDS, OUTPUT_COUNT_INPUT, Description, accepted_names
 from triptych.model.fields import INPUT_FIELDS
 from triptych.v1 import job_pb2, model_pb2
@@ -147,8 +147,8 @@ def files(request: job_pb2.GenerationRequest, description: Description, values: 
     return tuple(
         File(
             media.name,
-            is_video=described.kind == model_pb2.INPUT_KIND_VIDEO,
-            data=media.data,
+            VIDEO if described.kind == model_pb2.INPUT_KIND_VIDEO else IMAGE,
+            media.data,
             frame_pixels=height * width,
             takes_alpha=described.takes_alpha,
             is_crop_mask=is_cropped and media.name == MASK_INPUT,

@@ -54,6 +54,34 @@ PRIORITY_LOW: Priority.ValueType  # 3
 """When nothing else waits."""
 Global___Priority: _TypeAlias = Priority  # noqa: Y015
 
+class _MediaKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MediaKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MediaKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEDIA_KIND_UNSPECIFIED: _MediaKind.ValueType  # 0
+    """Not said."""
+    MEDIA_KIND_IMAGE: _MediaKind.ValueType  # 1
+    """One picture."""
+    MEDIA_KIND_VIDEO: _MediaKind.ValueType  # 2
+    """Pictures one after another."""
+    MEDIA_KIND_AUDIO: _MediaKind.ValueType  # 3
+    """Sound."""
+
+class MediaKind(_MediaKind, metaclass=_MediaKindEnumTypeWrapper):
+    """What a file is."""
+
+MEDIA_KIND_UNSPECIFIED: MediaKind.ValueType  # 0
+"""Not said."""
+MEDIA_KIND_IMAGE: MediaKind.ValueType  # 1
+"""One picture."""
+MEDIA_KIND_VIDEO: MediaKind.ValueType  # 2
+"""Pictures one after another."""
+MEDIA_KIND_AUDIO: MediaKind.ValueType  # 3
+"""Sound."""
+Global___MediaKind: _TypeAlias = MediaKind  # noqa: Y015
+
 class _JobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -168,6 +196,27 @@ class GenerationRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class InputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___InputValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___InputValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PROMPT_FIELD_NUMBER: _builtins.int
     NEGATIVE_PROMPT_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
@@ -186,6 +235,8 @@ class GenerationRequest(_message.Message):
     FRAMES_PER_SECOND_FIELD_NUMBER: _builtins.int
     PREVIEW_EVERY_STEPS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    SEEDS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Text to generate from. At most 64 KiB of UTF-8."""
     negative_prompt: _builtins.str
@@ -237,6 +288,20 @@ class GenerationRequest(_message.Message):
     def deadline_time(self) -> _timestamp_pb2.Timestamp:
         """When to give up. Absent means never."""
 
+    @_builtins.property
+    def inputs(self) -> _containers.MessageMap[_builtins.str, Global___InputValue]:
+        """Inputs by name, as trees of values: everything that a field above, `parameters`
+        or `media` says can be said here, and what they can't: files inside objects and
+        lists, tensors, several prompts. The same input given twice is an error. See
+        docs/inputs.md.
+        """
+
+    @_builtins.property
+    def seeds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In place of `seed`: one for each result, in their order. With several prompts
+        the results of the first come first.
+        """
+
     def __init__(
         self,
         *,
@@ -258,10 +323,12 @@ class GenerationRequest(_message.Message):
         frames_per_second: _builtins.float = ...,
         preview_every_steps: _builtins.int = ...,
         priority: Global___Priority.ValueType = ...,
+        inputs: _abc.Mapping[_builtins.str, Global___InputValue] | None = ...,
+        seeds: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "deadline_time", b"deadline_time", "guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "parameters", b"parameters", "seed", b"seed", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "frames_per_second", b"frames_per_second", "guidance_scale", b"guidance_scale", "height", b"height", "media", b"media", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "num_outputs", b"num_outputs", "output_format", b"output_format", "parameters", b"parameters", "preview_every_steps", b"preview_every_steps", "priority", b"priority", "prompt", b"prompt", "seed", b"seed", "transformer_rank", b"transformer_rank", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "frames_per_second", b"frames_per_second", "guidance_scale", b"guidance_scale", "height", b"height", "inputs", b"inputs", "media", b"media", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "num_outputs", b"num_outputs", "output_format", b"output_format", "parameters", b"parameters", "preview_every_steps", b"preview_every_steps", "priority", b"priority", "prompt", b"prompt", "seed", b"seed", "seeds", b"seeds", "transformer_rank", b"transformer_rank", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
@@ -295,17 +362,182 @@ class GenerationRequest(_message.Message):
 Global___GenerationRequest: _TypeAlias = GenerationRequest  # noqa: Y015
 
 @_typing.final
+class InputValue(_message.Message):
+    """A value of an input: a tree, at most 16 deep."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NULL_VALUE_FIELD_NUMBER: _builtins.int
+    BOOL_VALUE_FIELD_NUMBER: _builtins.int
+    INT_VALUE_FIELD_NUMBER: _builtins.int
+    NUMBER_VALUE_FIELD_NUMBER: _builtins.int
+    STRING_VALUE_FIELD_NUMBER: _builtins.int
+    LIST_VALUE_FIELD_NUMBER: _builtins.int
+    MAP_VALUE_FIELD_NUMBER: _builtins.int
+    MEDIA_FIELD_NUMBER: _builtins.int
+    TENSOR_FIELD_NUMBER: _builtins.int
+    null_value: _struct_pb2.NullValue.ValueType
+    """Nothing: Python's None."""
+    bool_value: _builtins.bool
+    """true or false."""
+    int_value: _builtins.int
+    """A whole number."""
+    number_value: _builtins.float
+    """A finite number."""
+    string_value: _builtins.str
+    """Text. At most 64 KiB of UTF-8."""
+    @_builtins.property
+    def list_value(self) -> Global___InputList:
+        """A list. One of one item stays a list."""
+
+    @_builtins.property
+    def map_value(self) -> Global___InputMap:
+        """An object: values by name."""
+
+    @_builtins.property
+    def media(self) -> Global___Media:
+        """A picture, a video or sound. Its `name` stays empty."""
+
+    @_builtins.property
+    def tensor(self) -> Global___TensorFile:
+        """A tensor."""
+
+    def __init__(
+        self,
+        *,
+        null_value: _struct_pb2.NullValue.ValueType = ...,
+        bool_value: _builtins.bool = ...,
+        int_value: _builtins.int = ...,
+        number_value: _builtins.float = ...,
+        string_value: _builtins.str = ...,
+        list_value: Global___InputList | None = ...,
+        map_value: Global___InputMap | None = ...,
+        media: Global___Media | None = ...,
+        tensor: Global___TensorFile | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bool_value", b"bool_value", "int_value", b"int_value", "kind", b"kind", "list_value", b"list_value", "map_value", b"map_value", "media", b"media", "null_value", b"null_value", "number_value", b"number_value", "string_value", b"string_value", "tensor", b"tensor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_value", b"bool_value", "int_value", b"int_value", "kind", b"kind", "list_value", b"list_value", "map_value", b"map_value", "media", b"media", "null_value", b"null_value", "number_value", b"number_value", "string_value", b"string_value", "tensor", b"tensor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["null_value", "bool_value", "int_value", "number_value", "string_value", "list_value", "map_value", "media", "tensor"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___InputValue: _TypeAlias = InputValue  # noqa: Y015
+
+@_typing.final
+class InputList(_message.Message):
+    """A list of values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputValue]:
+        """In their order."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___InputValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputList: _TypeAlias = InputList  # noqa: Y015
+
+@_typing.final
+class InputMap(_message.Message):
+    """Values by name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FieldsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___InputValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___InputValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FIELDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fields(self) -> _containers.MessageMap[_builtins.str, Global___InputValue]:
+        """The object's fields, or a mapping's keys."""
+
+    def __init__(
+        self,
+        *,
+        fields: _abc.Mapping[_builtins.str, Global___InputValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputMap: _TypeAlias = InputMap  # noqa: Y015
+
+@_typing.final
+class TensorFile(_message.Message):
+    """A tensor of a safetensors file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    TENSOR_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The file's bytes. Empty where `upload_id` is set."""
+    upload_id: _builtins.str
+    """In place of `data`: an upload of the same client that is complete."""
+    tensor: _builtins.str
+    """Which of the file's tensors. May be empty where it holds one."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        upload_id: _builtins.str = ...,
+        tensor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "tensor", b"tensor", "upload_id", b"upload_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorFile: _TypeAlias = TensorFile  # noqa: Y015
+
+@_typing.final
 class Media(_message.Message):
-    """An image or a video that comes with a request."""
+    """An image, a video or sound that comes with a request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the input that takes it, for example `image`. Several with one name
-    form a list.
+    form a list. Empty in `inputs`.
     """
     data: _builtins.bytes
     """The file's bytes: PNG, JPEG, WebP, GIF or MP4. Empty where `upload_id` is set."""
@@ -314,16 +546,26 @@ class Media(_message.Message):
     FileService). The job takes its bytes when it is accepted, and doesn't need it
     any more. With its bytes a request may be as large as without: 16 MiB.
     """
+    url: _builtins.str
+    """In place of both: where to fetch the bytes when the job is accepted. Refused
+    unless the controller allows the address.
+    """
+    kind: Global___MediaKind.ValueType
+    """What it is, where the input takes several kinds. Not said: as the input's
+    description has it, or else as the file's first bytes tell.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         data: _builtins.bytes = ...,
         upload_id: _builtins.str = ...,
+        url: _builtins.str = ...,
+        kind: Global___MediaKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "name", b"name", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "kind", b"kind", "name", b"name", "upload_id", b"upload_id", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -361,6 +603,7 @@ class Job(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     TOKENS_CUT_FIELD_NUMBER: _builtins.int
     LATENT_SHAPE_FIELD_NUMBER: _builtins.int
+    SEEDS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identity, chosen by the controller."""
     request_id: _builtins.str
@@ -382,7 +625,7 @@ class Job(_message.Message):
     decoder_rank: _builtins.int
     """Rank of the decoder."""
     seed: _builtins.int
-    """The seed in use."""
+    """The seed in use; the first where each result has one of its own."""
     trace_id: _builtins.str
     """W3C trace id, 32 hexadecimal digits. Empty where tracing is off."""
     priority: Global___Priority.ValueType
@@ -440,6 +683,10 @@ class Job(_message.Message):
         a pipeline has none.
         """
 
+    @_builtins.property
+    def seeds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The seeds of its results, in their order, where each has one of its own."""
+
     def __init__(
         self,
         *,
@@ -469,10 +716,11 @@ class Job(_message.Message):
         model_digest: _builtins.str = ...,
         tokens_cut: _abc.Iterable[Global___TokensCut] | None = ...,
         latent_shape: _tensor_pb2.LatentShape | None = ...,
+        seeds: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "latent_shape", b"latent_shape", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "client", b"client", "create_time", b"create_time", "dead_letter", b"dead_letter", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "encoder_rank", b"encoder_rank", "end_time", b"end_time", "error", b"error", "generation", b"generation", "job_id", b"job_id", "latent_shape", b"latent_shape", "model", b"model", "model_digest", b"model_digest", "priority", b"priority", "request_id", b"request_id", "retry_of", b"retry_of", "seed", b"seed", "state", b"state", "step", b"step", "step_count", b"step_count", "tokens_cut", b"tokens_cut", "trace_id", b"trace_id", "transformer_rank", b"transformer_rank", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "client", b"client", "create_time", b"create_time", "dead_letter", b"dead_letter", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "encoder_rank", b"encoder_rank", "end_time", b"end_time", "error", b"error", "generation", b"generation", "job_id", b"job_id", "latent_shape", b"latent_shape", "model", b"model", "model_digest", b"model_digest", "priority", b"priority", "request_id", b"request_id", "retry_of", b"retry_of", "seed", b"seed", "seeds", b"seeds", "state", b"state", "step", b"step", "step_count", b"step_count", "tokens_cut", b"tokens_cut", "trace_id", b"trace_id", "transformer_rank", b"transformer_rank", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _InputArity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InputArityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InputArity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INPUT_ARITY_UNSPECIFIED: _InputArity.ValueType  # 0
+    """Not said, as by older workers: as `kind` and `takes_several` have it."""
+    INPUT_ARITY_ONE: _InputArity.ValueType  # 1
+    """One value."""
+    INPUT_ARITY_LIST: _InputArity.ValueType  # 2
+    """A list, also of one."""
+    INPUT_ARITY_ONE_OR_LIST: _InputArity.ValueType  # 3
+    """One value or a list; the pipeline tells them apart."""
+
+class InputArity(_InputArity, metaclass=_InputArityEnumTypeWrapper):
+    """Whether an input takes one value or a list."""
+
+INPUT_ARITY_UNSPECIFIED: InputArity.ValueType  # 0
+"""Not said, as by older workers: as `kind` and `takes_several` have it."""
+INPUT_ARITY_ONE: InputArity.ValueType  # 1
+"""One value."""
+INPUT_ARITY_LIST: InputArity.ValueType  # 2
+"""A list, also of one."""
+INPUT_ARITY_ONE_OR_LIST: InputArity.ValueType  # 3
+"""One value or a list; the pipeline tells them apart."""
+Global___InputArity: _TypeAlias = InputArity  # noqa: Y015
+
 class _InputKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -44,7 +72,13 @@ class _InputKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InputKind.V
     INPUT_KIND_VIDEO: _InputKind.ValueType  # 8
     """A video or videos, given in `media`."""
     INPUT_KIND_INTERNAL: _InputKind.ValueType  # 9
-    """A tensor or another object that no request can carry."""
+    """An object that no request can carry; `not_given_reason` says why."""
+    INPUT_KIND_AUDIO: _InputKind.ValueType  # 10
+    """Sound, given as a file."""
+    INPUT_KIND_TENSOR: _InputKind.ValueType  # 11
+    """A tensor, given as safetensors."""
+    INPUT_KIND_OBJECT: _InputKind.ValueType  # 12
+    """An object of a class of diffusers, given by its fields."""
 
 class InputKind(_InputKind, metaclass=_InputKindEnumTypeWrapper):
     """What values an input takes."""
@@ -68,7 +102,13 @@ INPUT_KIND_IMAGE: InputKind.ValueType  # 7
 INPUT_KIND_VIDEO: InputKind.ValueType  # 8
 """A video or videos, given in `media`."""
 INPUT_KIND_INTERNAL: InputKind.ValueType  # 9
-"""A tensor or another object that no request can carry."""
+"""An object that no request can carry; `not_given_reason` says why."""
+INPUT_KIND_AUDIO: InputKind.ValueType  # 10
+"""Sound, given as a file."""
+INPUT_KIND_TENSOR: InputKind.ValueType  # 11
+"""A tensor, given as safetensors."""
+INPUT_KIND_OBJECT: InputKind.ValueType  # 12
+"""An object of a class of diffusers, given by its fields."""
 Global___InputKind: _TypeAlias = InputKind  # noqa: Y015
 
 @_typing.final
@@ -222,8 +262,14 @@ class InputDescription(_message.Message):
     TYPE_HINT_FIELD_NUMBER: _builtins.int
     TAKES_SEVERAL_FIELD_NUMBER: _builtins.int
     TAKES_ALPHA_FIELD_NUMBER: _builtins.int
+    ARITY_FIELD_NUMBER: _builtins.int
+    ITEM_KINDS_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    TENSOR_SHAPE_FIELD_NUMBER: _builtins.int
+    TENSOR_DTYPES_FIELD_NUMBER: _builtins.int
+    NOT_GIVEN_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name in `parameters` (or in `media`)."""
+    """Name in `inputs` (also in `parameters` or `media`, where these can say it)."""
     kind: Global___InputKind.ValueType
     """Kind of value that is accepted."""
     required: _builtins.bool
@@ -244,6 +290,30 @@ class InputDescription(_message.Message):
     """Whether pictures reach the pipeline with their transparency, as RGBA. Others
     are laid over white.
     """
+    arity: Global___InputArity.ValueType
+    """Whether the pipeline takes one value, a list of them, or either."""
+    not_given_reason: _builtins.str
+    """Why no request can give it, in one sentence. Empty where one can."""
+    @_builtins.property
+    def item_kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___InputKind.ValueType]:
+        """Kinds of the value, or of each item of a list, the likeliest first. Where a kind
+        is a list, `kind` says so.
+        """
+
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputDescription]:
+        """Fields of an object, where its class is known."""
+
+    @_builtins.property
+    def tensor_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sizes of a tensor's dimensions, where they are known: numbers, or names of what
+        may differ. Empty means not known.
+        """
+
+    @_builtins.property
+    def tensor_dtypes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Dtypes that a tensor may have, as safetensors writes them. Empty means any."""
+
     def __init__(
         self,
         *,
@@ -255,10 +325,16 @@ class InputDescription(_message.Message):
         type_hint: _builtins.str = ...,
         takes_several: _builtins.bool = ...,
         takes_alpha: _builtins.bool = ...,
+        arity: Global___InputArity.ValueType = ...,
+        item_kinds: _abc.Iterable[Global___InputKind.ValueType] | None = ...,
+        fields: _abc.Iterable[Global___InputDescription] | None = ...,
+        tensor_shape: _abc.Iterable[_builtins.str] | None = ...,
+        tensor_dtypes: _abc.Iterable[_builtins.str] | None = ...,
+        not_given_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_json", b"default_json", "description", b"description", "kind", b"kind", "name", b"name", "required", b"required", "takes_alpha", b"takes_alpha", "takes_several", b"takes_several", "type_hint", b"type_hint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arity", b"arity", "default_json", b"default_json", "description", b"description", "fields", b"fields", "item_kinds", b"item_kinds", "kind", b"kind", "name", b"name", "not_given_reason", b"not_given_reason", "required", b"required", "takes_alpha", b"takes_alpha", "takes_several", b"takes_several", "tensor_dtypes", b"tensor_dtypes", "tensor_shape", b"tensor_shape", "type_hint", b"type_hint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from triptych.media.decoding.headers import File
+from triptych.media.decoding.headers import IMAGE, VIDEO, File
 from triptych.media.encoding import encode_outputs
 
 
@@ -127,12 +127,12 @@ def box(kind: bytes, data: bytes) -> bytes:
 
 def picture(data: bytes) -> list[File]:
     """One file, as an input `image` takes it."""
-    return [File("image", False, data)]
+    return [File("image", IMAGE, data)]
 
 
 def clip(data: bytes) -> list[File]:
     """One file, as an input `video` takes it."""
-    return [File("video", True, data)]
+    return [File("video", VIDEO, data)]
 
 
 REFUSED: dict[str, Callable[[], list[File]]] = {
@@ -143,7 +143,7 @@ REFUSED: dict[str, Callable[[], list[File]]] = {
     "a GIF of large frames": lambda: clip(gif(4096, 4096, 4000)),
     "a GIF whose frame is larger than it": lambda: picture(gif_of_a_frame_beyond_its_canvas()),
     "videos of many frames together": lambda: clip(gif(1, 1, 4096)) * 3,
-    "tiny frames that are to become large": lambda: [File("video", True, gif(1, 1, 4096), 512 * 512)],
+    "tiny frames that are to become large": lambda: [File("video", VIDEO, gif(1, 1, 4096), 512 * 512)],
     "a JPEG of many scans": lambda: picture(jpeg_of_many_scans(4096, 2000)),
     "a small JPEG of very many scans": lambda: picture(jpeg_of_many_scans(1024, 200_000)),
     "a PNG of 16,000 a side": lambda: picture(png(16_000, 16_000)),

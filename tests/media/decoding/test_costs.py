@@ -18,7 +18,7 @@ from tests.fleet.processes import wait_until
 from tests.media.decoding import files
 from triptych.errors import InvalidRequest, Unavailable
 from triptych.media.decoding import bounds, decode
-from triptych.media.decoding.headers import File
+from triptych.media.decoding.headers import IMAGE, VIDEO, File
 from triptych.media.decoding.pool import REQUESTS_MAX, Decoders
 from triptych.media.encoding import encode_outputs
 
@@ -183,7 +183,7 @@ def test_closing_ends_a_check_that_is_under_way() -> None:
 
 def test_pixels_come_back_as_they_would_be_in_this_process() -> None:
     clip, turned = files.mp4(frames=5, side=64), files.jpeg_turned(64)
-    brought = [File("video", True, clip), File("image", False, turned), File("image", False, files.png(31, 1))]
+    brought = [File("video", VIDEO, clip), File("image", IMAGE, turned), File("image", IMAGE, files.png(31, 1))]
     with Decoders() as decoders:
         started_s = time.monotonic()
         frames, first, second = decoders.decode(brought)

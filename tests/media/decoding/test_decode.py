@@ -13,17 +13,17 @@ from PIL import Image
 from tests.media.test_media import FRAMES, HEIGHT, WIDTH, A, as_bytes, as_pil
 from triptych.errors import InvalidRequest
 from triptych.media.decoding import bounds, decode
-from triptych.media.decoding.headers import File
+from triptych.media.decoding.headers import IMAGE, VIDEO, File
 from triptych.media.encoding import encode_outputs
 
 
 def image_of(data: bytes) -> Image.Image:
-    (picture,) = decode.decode_all([File("image", False, data)])
+    (picture,) = decode.decode_all([File("image", IMAGE, data)])
     return picture
 
 
 def video_of(data: bytes) -> list[Image.Image]:
-    (frames,) = decode.decode_all([File("video", True, data)])
+    (frames,) = decode.decode_all([File("video", VIDEO, data)])
     return frames
 
 
@@ -85,9 +85,9 @@ def test_broken_videos_are_named(data):
 
 
 def test_the_first_broken_file_is_named():
-    good = [File("image", False, encoded_image("PNG")), File("video", True, VIDEO_FILES["mp4"])]
+    good = [File("image", IMAGE, encoded_image("PNG")), File("video", VIDEO, VIDEO_FILES["mp4"])]
     assert len(decode.decode_all(good)) == 2
-    bad = [File("video", True, VIDEO_FILES["mp4"][:-600]), File("image", False, b"broken")]
+    bad = [File("video", VIDEO, VIDEO_FILES["mp4"][:-600]), File("image", IMAGE, b"broken")]
     with pytest.raises(InvalidRequest, match=r"^media.video is .*MP4 or GIF"):
         decode.decode_all([*good, bad[0]])
     with pytest.raises(InvalidRequest, match=r"^media.image is .*PNG"):

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from tests.media.decoding.files import gif
 from triptych.errors import InvalidRequest
 from triptych.media.decoding import decode
-from triptych.media.decoding.headers import File
+from triptych.media.decoding.headers import IMAGE, VIDEO, File
 from triptych.media.decoding.pool import Decoders
 
 MEDIA = Path(__file__).parent / "media"
@@ -26,12 +26,12 @@ def read(name: str) -> bytes:
 
 
 def frames_of(data: bytes) -> list[np.ndarray]:
-    (frames,) = decode.decode_all([File("video", True, data)])
+    (frames,) = decode.decode_all([File("video", VIDEO, data)])
     return [np.asarray(frame) for frame in frames]
 
 
 def pixels_of(data: bytes, name: str = "image", *, takes_alpha: bool = False) -> np.ndarray:
-    (picture,) = decode.decode_all([File(name, False, data, takes_alpha=takes_alpha)])
+    (picture,) = decode.decode_all([File(name, IMAGE, data, takes_alpha=takes_alpha)])
     return np.asarray(picture)
 
 
@@ -102,7 +102,7 @@ def test_fragments_that_were_cut_short_are_refused_wherever_that_is() -> None:
     ],
 )
 def test_a_video_that_would_look_wrong_is_refused(name: str, said: str) -> None:
-    file = File("video", True, read(name))
+    file = File("video", VIDEO, read(name))
     with Decoders() as decoders, pytest.raises(InvalidRequest, match=f"^media.video is .*{said}"):
         decoders.check([file])
     with pytest.raises(InvalidRequest, match=f"^media.video is .*{said}"):
@@ -208,7 +208,7 @@ def test_a_png_of_hdr_is_refused_and_one_that_says_srgb_is_not() -> None:
 
 def test_children_hand_out_transparency_where_the_input_takes_it() -> None:
     picture = Image.new("RGBA", (4, 2), (200, 0, 0, 9))
-    file = File("image", False, png(picture), takes_alpha=True)
+    file = File("image", IMAGE, png(picture), takes_alpha=True)
     with Decoders() as decoders:
         (decoded,) = decoders.decode([file])
     assert (decoded.mode, decoded.tobytes()) == ("RGBA", picture.tobytes())

@@ -16,7 +16,7 @@ from PIL import Image
 
 from triptych.errors import InvalidRequest
 from triptych.media.decoding import decode
-from triptych.media.decoding.headers import File
+from triptych.media.decoding.headers import IMAGE, VIDEO, File
 
 TURNED = Path(__file__).parent / "media" / "turned.m4v"
 UPRIGHT = TURNED.with_name("turned-first.png")
@@ -25,7 +25,7 @@ UPRIGHT = TURNED.with_name("turned-first.png")
 def picture_of(image: Image.Image, name: str = "image") -> np.ndarray:
     file = io.BytesIO()
     image.save(file, "PNG")
-    (picture,) = decode.decode_all([File(name, False, file.getvalue())])
+    (picture,) = decode.decode_all([File(name, IMAGE, file.getvalue())])
     return np.asarray(picture)
 
 
@@ -37,7 +37,7 @@ def test_grey_of_16_bits_keeps_its_ramp():
 def test_grey_of_16_bits_is_transparent_where_all_of_them_say_so():
     grey, file = Image.fromarray(np.array([[0x00FF, 0xFFFF, 0x0100]], np.uint16)), io.BytesIO()
     grey.save(file, "PNG", transparency=0x00FF)
-    (picture,) = decode.decode_all([File("image", False, file.getvalue(), takes_alpha=True)])
+    (picture,) = decode.decode_all([File("image", IMAGE, file.getvalue(), takes_alpha=True)])
     shown = np.asarray(picture)
     assert shown[0, :, 3].tolist() == [0, 255, 255]
     assert shown[0, :, 0].tolist() == [0, 255, 1]
@@ -59,7 +59,7 @@ def test_a_transparent_mask_is_refused_and_an_opaque_one_is_not():
 
 def test_a_turned_video_is_upright():
     data = TURNED.read_bytes()
-    (frames,) = decode.decode_all([File("video", True, data)])
+    (frames,) = decode.decode_all([File("video", VIDEO, data)])
     assert {frame.size for frame in frames} == {(16, 32)}
     with Image.open(UPRIGHT) as upright:
         difference = np.abs(np.asarray(frames[0]).astype(int) - np.asarray(upright.convert("RGB")))
@@ -70,4 +70,4 @@ def test_a_mirrored_video_is_refused():
     start = (data := bytearray(TURNED.read_bytes())).index(b"tkhd") + 44
     data[start : start + 20] = struct.pack(">5i", -(2**16), 0, 0, 0, 2**16)
     with pytest.raises(InvalidRequest, match=r"^media.video is .*mirrored"):
-        decode.decode_all([File("video", True, bytes(data))])
+        decode.decode_all([File("video", VIDEO, bytes(data))])

@@ -97,10 +97,7 @@ def _read_request(source: BinaryIO) -> tuple[list[File], bool]:
     if not line.endswith(b"\n"):
         return [], False
     asked: dict[str, Any] = json.loads(line)
-    files = [
-        File(name, is_video, _read(source, size_bytes), *others)
-        for name, is_video, size_bytes, *others in asked["files"]
-    ]
+    files = [File(name, kind, _read(source, size_bytes), *others) for name, kind, size_bytes, *others in asked["files"]]
     return files, asked["pixels"]
 
 

@@ -62,13 +62,13 @@ def _picture(file: File, budget: Budget) -> Image.Image:
         with Image.open(io.BytesIO(file.data), formats=headers.IMAGE_FORMATS) as opened:
             budget.take(file, opened.width, opened.height)
             if opened.format != "MPO" and getattr(opened, "is_animated", False):  # MPO: a camera's second picture
-                raise InvalidRequest(f"media.{file.name}", "animated", "a picture of one frame")
+                raise InvalidRequest(file.place, "animated", "a picture of one frame")
             opened.load()
             ImageOps.exif_transpose(opened, in_place=True)
             picture = as_rgb(file, in_srgb(file, in_8_bits(opened)))
             if file.is_crop_mask and picture.convert("L").getbbox() is None:
                 accepted = "a picture that isn't black everywhere: parameters.padding_mask_crop cuts out what it shows"
-                raise InvalidRequest(f"media.{file.name}", "black", accepted)
+                raise InvalidRequest(file.place, "black", accepted)
             return picture
     except (InvalidRequest, MemoryError):  # FFmpeg's MemoryError is an OSError, too
         raise
@@ -89,12 +89,12 @@ def _frames(file: File, budget: Budget) -> Iterator[av.VideoFrame]:
             if aspect and abs(aspect - 1) > ASPECT_DIFFERENCE_MAX:
                 shown = f"of pixels {aspect.numerator}:{aspect.denominator}"
                 accepted = "a video of square pixels: scale it to the size that players show"
-                raise InvalidRequest(f"media.{file.name}", shown, accepted)
+                raise InvalidRequest(file.place, shown, accepted)
             stream.codec_context.thread_count = 1  # more threads take more memory and as much CPU time
             for frame in container.decode(stream):
                 if count == bounds.VIDEO_FRAMES_MAX:
                     accepted = f"at most {bounds.VIDEO_FRAMES_MAX}"
-                    raise InvalidRequest(f"media.{file.name}", f"more than {count} frames", accepted)
+                    raise InvalidRequest(file.place, f"more than {count} frames", accepted)
                 budget.take(file, frame.width, frame.height)
                 count += 1
                 check_frame(file, frame)
@@ -119,10 +119,10 @@ def _check_whole(file: File, stream: av.VideoStream, count: int) -> None:
     if shown:
         count = min(count, sum(entry.pos + entry.size <= len(file.data) for entry in shown))
     if count < promised:
-        raise InvalidRequest(f"media.{file.name}", f"{count} readable of {promised} frames", headers.VIDEO_ACCEPTED)
+        raise InvalidRequest(file.place, f"{count} readable of {promised} frames", headers.VIDEO_ACCEPTED)
 
 
 def too_much_memory(file: File, memory_bytes: int = 0) -> InvalidRequest:
     """The error for a file that takes more memory than there is, or than these bytes."""
     memory = f"{memory_bytes >> 20} MiB of memory" if memory_bytes else "the memory that there is"
-    return InvalidRequest(f"media.{file.name}", f"{len(file.data)} bytes", f"a file that is decoded within {memory}")
+    return InvalidRequest(file.place, f"{len(file.data)} bytes", f"a file that is decoded within {memory}")

@@ -28,11 +28,16 @@ _JPEG_BARE = frozenset((0x01, *range(0xD0, 0xD9)))
 _MP4_FOLDERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf")
 
 
+IMAGE, VIDEO, AUDIO = "image", "video", "audio"
+"""What an input wants of a file: a picture, frames, sound."""
+
+
 class File(NamedTuple):
-    """A file of a request, under the name of the input that takes it."""
+    """A file of a request, under the name of the input that takes it, or its path within it: `conditions[0].image`."""
 
     name: str
-    is_video: bool
+    kind: str
+    """What is wanted of it: `IMAGE`, `VIDEO` or `AUDIO`."""
     data: bytes
     frame_pixels: int = 0
     """Size that the request asks for, to which the pipeline scales each picture or frame. It counts if it is larger
@@ -41,6 +46,18 @@ class File(NamedTuple):
     """Whether the pipeline gets the picture's transparency, too."""
     is_crop_mask: bool = False
     """Whether the pipeline crops to this mask, so that it mustn't be empty."""
+    field: str = ""
+    """The request's field that holds it, for errors. Empty means `media.` and its name."""
+
+    @property
+    def place(self) -> str:
+        """The request's field that holds it."""
+        return self.field or f"media.{self.name}"
+
+    @property
+    def is_video(self) -> bool:
+        """Whether its frames are wanted."""
+        return self.kind == VIDEO
 
     @property
     def is_mask(self) -> bool:
@@ -68,7 +85,7 @@ def check(files: Sequence[File]) -> None:
         if scan_pixels > bounds.SCAN_PIXELS_MAX:
             shown = f"{said.width} × {said.height} pixels in {said.scans} scans or more"
             accepted = f"at most {bounds.SCAN_PIXELS_MAX} pixels times scans, all files together"
-            raise InvalidRequest(f"media.{file.name}", shown, accepted)
+            raise InvalidRequest(file.place, shown, accepted)
 
 
 class Budget:
@@ -80,7 +97,7 @@ class Budget:
 
     def take(self, file: File, width: int, height: int, frames: int = 1) -> None:
         """Count frames of a file. Raises InvalidRequest if they are too large, or too many with those before."""
-        name = f"media.{file.name}"
+        name = file.place
         if width * height > bounds.IMAGE_PIXELS_MAX:
             raise InvalidRequest(name, f"{width} × {height}", f"at most {bounds.IMAGE_PIXELS_MAX} pixels a picture")
         if frames > bounds.VIDEO_FRAMES_MAX:
@@ -118,7 +135,7 @@ def _read(file: File) -> Said:
 def refusal(file: File) -> InvalidRequest:
     """The error for a file that can't be read."""
     shown = f"{len(file.data)} bytes that begin with {file.data[:8].hex(' ')}"
-    return InvalidRequest(f"media.{file.name}", shown, VIDEO_ACCEPTED if file.is_video else IMAGE_ACCEPTED)
+    return InvalidRequest(file.place, shown, VIDEO_ACCEPTED if file.is_video else IMAGE_ACCEPTED)
 
 
 def _png(data: bytes) -> Said:
@@ -221,10 +238,10 @@ def _mp4(file: File) -> Said:
             samples += count
             frames += count if is_video and kind != b"trun" else 0  # `trun` doesn't name its track
         elif kind == b"elst" and (count := struct.unpack_from(">I", data, start + 4)[0]) > bounds.EDITS_MAX:
-            raise InvalidRequest(f"media.{file.name}", f"{count} edits", f"at most {bounds.EDITS_MAX} in an edit list")
+            raise InvalidRequest(file.place, f"{count} edits", f"at most {bounds.EDITS_MAX} in an edit list")
         if samples > bounds.SAMPLES_MAX:
             accepted = f"at most {bounds.SAMPLES_MAX}, all tracks together"
-            raise InvalidRequest(f"media.{file.name}", f"{samples} samples or more", accepted)
+            raise InvalidRequest(file.place, f"{samples} samples or more", accepted)
     return Said(width, height, frames)
 
 

@@ -74,7 +74,7 @@ def in_srgb(file: File, picture: Image.Image) -> Image.Image:
         said = picture.info.get("chromaticity", SRGB_CHROMATICITIES)
         if max(abs(a - b) for a, b in zip(said, SRGB_CHROMATICITIES, strict=True)) > CHROMATICITY_DIFFERENCE_MAX:
             accepted = "a picture in sRGB, or with a colour profile (ICC)"
-            raise InvalidRequest(f"media.{file.name}", "of other primaries than sRGB's", accepted)
+            raise InvalidRequest(file.place, "of other primaries than sRGB's", accepted)
         if abs(gamma - SRGB_GAMMA) > GAMMA_DIFFERENCE_MAX:
             return _by_gamma(picture, gamma)
     return picture
@@ -85,7 +85,7 @@ def _check_code_points(file: File) -> None:
     for kind, content in png_chunks(file.data) if file.data.startswith(PNG_SIGNATURE) else ():
         if kind == b"cICP" and content[:2] not in _CODE_POINTS:
             accepted = "a picture in sRGB: tone-map it first"
-            raise InvalidRequest(f"media.{file.name}", "HDR, or of a wide gamut", accepted)
+            raise InvalidRequest(file.place, "HDR, or of a wide gamut", accepted)
         if kind in (b"cICP", b"IDAT"):  # cICP comes before the samples
             return
 
@@ -103,7 +103,7 @@ def _by_profile(file: File, picture: Image.Image, profile: bytes) -> Image.Image
         shown = ImageCms.applyTransform(plain, transform)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
         accepted = "a picture with a sound profile of its own kind of colours (ICC), or with none"
-        raise InvalidRequest(f"media.{file.name}", "a picture whose colour profile can't be used", accepted) from error
+        raise InvalidRequest(file.place, "a picture whose colour profile can't be used", accepted) from error
     assert shown is not None
     if alpha is not None:
         shown.putalpha(alpha)
@@ -153,7 +153,7 @@ def as_rgb(file: File, picture: Image.Image) -> Image.Image:
         return picture.convert("RGB")
     if file.is_mask:
         accepted = "a mask without transparency, which may mean either side: white and black say which"
-        raise InvalidRequest(f"media.{file.name}", "partly transparent", accepted)
+        raise InvalidRequest(file.place, "partly transparent", accepted)
     return over_white(picture)
 
 
@@ -169,12 +169,12 @@ def check_frame(file: File, frame: av.VideoFrame) -> None:
     is_wide = frame.color_primaries in WIDE_GAMUTS or frame.colorspace in BT2020_MATRICES
     if frame.color_trc in HDR or is_wide:
         accepted = "a video of standard range in BT.709's colours: tone-map it first"
-        raise InvalidRequest(f"media.{file.name}", "HDR, or of a wide gamut", accepted)
+        raise InvalidRequest(file.place, "HDR, or of a wide gamut", accepted)
     if frame.interlaced_frame:
-        raise InvalidRequest(f"media.{file.name}", "interlaced", "a progressive video: deinterlace it first")
+        raise InvalidRequest(file.place, "interlaced", "a progressive video: deinterlace it first")
     side_data: Any = frame.side_data  # PyAV's own types leave most kinds out
     if Type.DISPLAYMATRIX in side_data:
         a, b, _, c, d = struct.unpack_from("=5i", bytes(side_data[Type.DISPLAYMATRIX]))
         if a * d - b * c <= 0 or frame.rotation not in (0, *_TURNS):
             shown = f"to be mirrored, or turned by {frame.rotation} degrees"
-            raise InvalidRequest(f"media.{file.name}", shown, "a video turned by quarters, and not mirrored")
+            raise InvalidRequest(file.place, shown, "a video turned by quarters, and not mirrored")

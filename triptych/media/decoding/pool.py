@@ -153,7 +153,7 @@ class _Child:
         """See `Decoders`. Raises _Idle if the process ended before the request."""
         self._output.deadline_s = time.monotonic() + self._limits.wall_s
         self.is_waiting = False
-        described = [(file.name, file.is_video, len(file.data), *file[3:]) for file in files]
+        described = [(file.name, file.kind, len(file.data), *file[3:]) for file in files]
         try:
             self._write(json.dumps({"pixels": wants_pixels, "files": described}).encode() + b"\n")
             for file in files:
