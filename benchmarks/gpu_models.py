@@ -1,4 +1,4 @@
-"""Models of full size with random weights, written as folders that any pipeline of diffusers loads: no hub, no download.
+"""Models of full size with random weights, written as folders that any pipeline of diffusers loads, without a hub.
 
 A model is laid out on the meta device, and its weights are drawn tensor by tensor on the device and written in shards,
 so that one shard has to fit, not the model. Time and memory of a pipeline don't depend on what its weights are.
@@ -54,8 +54,7 @@ class Architecture:
 
 
 def full() -> tuple[Architecture, ...]:
-    """As published: sizes of Wan 2.1 T2V 1.3B and Qwen-Image are the defaults of diffusers' and transformers' classes,
-    but for what stands here."""
+    """As published. Sizes that don't stand here are the defaults of the classes."""
     return (
         Architecture("Wan 2.1 1.3B", "WanPipeline", 30, Request(480, 832, 20, 81), _wan_full),
         Architecture("Qwen-Image", "QwenImagePipeline", 60, Request(928, 1664, 20), _qwen_full),
@@ -231,8 +230,8 @@ def _shards(model: torch.nn.Module) -> list[dict[str, torch.Size]]:
 
 
 def _drawn(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Vectors are a norm's, and 1, or a bias, and 0. Matrices keep the variance of what they are applied to: each number
-    has the variance 1 / fan-in (LeCun et al., Efficient BackProp, 1998), so that activations stay finite."""
+    """Vectors are a norm's, and 1, or a bias, and 0. Matrices keep the variance of what they are applied to, so that
+    activations stay finite: their own is 1 / fan-in (LeCun et al., Efficient BackProp, 1998)."""
     if len(shape) < 2:
         return torch.full(shape, float(name.endswith(_NORM_SUFFIXES)), dtype=DTYPE)
     spread = shape[1:].numel() ** -0.5

@@ -1,4 +1,4 @@
-"""One side of `bench_gpu` in a process of its own, so that its peak memory is its own: diffusers' pipeline, or `--fused`.
+"""One side of `bench_gpu`, diffusers' pipeline or `--fused`, in a process of its own, whose peak memory is its own.
 
 python -m benchmarks.gpu_side {diffusers,fused} FOLDER DEVICE SEED FIELDS OUT.npy, with FIELDS as JSON
 """
@@ -9,7 +9,6 @@ import json
 import resource
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,13 +29,12 @@ def main() -> None:
     """Run one side and print its seconds and its peak memory as JSON."""
     side, folder, device, seed, fields, out = sys.argv[1:]
     make = {"diffusers": _diffusers, "fused": _fused}[side]
-    with torch.inference_mode(False):
-        run = make(folder, device, int(seed), json.loads(fields))
-        seconds = 0.0
-        for _ in range(RUNS):
-            started_s = time.perf_counter()
-            value = run()
-            seconds = time.perf_counter() - started_s
+    run = make(folder, device, int(seed), json.loads(fields))
+    seconds = 0.0
+    for _ in range(RUNS):
+        started_s = time.perf_counter()
+        value = run()
+        seconds = time.perf_counter() - started_s
     np.save(out, value)
     print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes(device)}))
 
