@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from PIL import Image
 
-from triptych.media.decoding.headers import PNG_SIGNATURE, gif_blocks_end, gif_table_bytes, png_chunks
+from triptych.media.decoding.picture_headers import PNG_SIGNATURE, gif_blocks_end, gif_table_bytes, png_chunks
 
 _GIF_HEADER_BYTES = 13
 _GIF_FOREVER = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"

@@ -19,7 +19,7 @@ from triptych.security.privacy import texts_in
 from triptych.v1 import job_pb2, model_pb2
 
 if TYPE_CHECKING:
-    from triptych.media.decoding.decode import Decoded
+    from triptych.media.decoding.values import Decoded
 
 Decode = Callable[[Sequence[File]], "Sequence[Decoded]"]
 """Makes pictures, or lists of frames, of files; raises InvalidRequest."""

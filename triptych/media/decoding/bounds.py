@@ -16,10 +16,13 @@ SCAN_PIXELS_MAX = 3 * 2**30
 libraries write about ten scans, and this allows twelve for the most pixels of a request."""
 SAMPLES_MAX = 2**20
 """Most samples of all tracks of a video, including sound. FFmpeg makes an index of them all from the count alone."""
+SOUND_SAMPLES_MAX = 64 * 2**20
+"""Most samples of sound of all files and channels: 256 MiB as float32, and 11 minutes of stereo at 48 kHz."""
 EDITS_MAX = 64
 """Most entries of a track's edit list. FFmpeg goes over all samples for each; editors write one or two."""
 BOXES_MAX = 100_000
-"""Most boxes that are read in an MP4. A fragmented one has a dozen for each fragment."""
+"""Most parts of a container that are read: boxes of an MP4, of which a fragment has a dozen; elements of a Matroska
+file and frames of AAC, about a hundred for a second; pages of an Ogg."""
 
 CPU_S_MAX = 20
 """CPU seconds for all files of a request: about three times the need of the largest honest request on a slow core."""

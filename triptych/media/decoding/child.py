@@ -6,8 +6,9 @@ The kernel bounds its memory for its whole life, and its CPU time for each reque
 its parent or after a while without work.
 
 Standard input has, for each request, a line of JSON (whether pixels are wanted; each file's name, kind and length) and
-the files' bytes. Standard output gets, if pixels are wanted, a line (`file`, `width`, `height`) and the RGB or RGBA of
-each picture or frame; then a line with `refused`, which has the error or is empty.
+the files' bytes. Standard output gets, if pixels are wanted, a line (`file`, `width`, `height`, and when it is shown)
+and the samples of each picture or frame, and a line (`file`, `channels`, `samples`, `rate`) and the float32 samples of
+each piece of sound, one channel after another; then a line with `refused`, which has the error or is empty.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from PIL import Image
 
 from triptych.errors import InvalidRequest
 from triptych.media.decoding import bounds, headers
-from triptych.media.decoding.decode import pictures, too_much_memory
+from triptych.media.decoding.decode import pieces, too_much_memory
 from triptych.media.decoding.headers import Budget, File
+from triptych.media.decoding.values import Frame, Sound
 
 OOM_SCORE = 500
 """If the machine runs out of memory, the kernel ends this process before those with jobs and queues."""
@@ -57,8 +59,11 @@ def _serve(source: BinaryIO, sink: BinaryIO, cpu_s: int, memory_bytes: int, idle
             headers.check(files)
             budget = Budget()
             for number, file in enumerate(files):
-                for picture in pictures(file, budget, wants_pixels=wants_pixels):
-                    _send(sink, number, picture)
+                for piece in pieces(file, budget, wants_pixels=wants_pixels):
+                    if isinstance(piece, Frame):
+                        _send(sink, number, piece)
+                    else:
+                        _send_sound(sink, number, piece)
         except InvalidRequest as error:
             refused = str(error)
         except MemoryError:
@@ -108,13 +113,21 @@ def _read(source: BinaryIO, size_bytes: int) -> bytes:
     return data
 
 
-def _send(sink: BinaryIO, number: int, picture: Image.Image) -> None:
+def _send(sink: BinaryIO, number: int, frame: Frame) -> None:
     """Send a picture's samples in strips, to avoid a copy of the whole."""
-    width, height = picture.size
-    _line(sink, file=number, width=width, height=height)
+    width, height = frame.picture.size
+    times = [time_s.as_integer_ratio() for time_s in frame.shown or ()]  # a float isn't exact
+    rate = frame.frames_per_second.as_integer_ratio() if frame.frames_per_second else None
+    _line(sink, file=number, width=width, height=height, shown=times, frames_per_second=rate)
     rows = max(1, 2**20 // width)
     for top in range(0, height, rows):
-        sink.write(picture.crop((0, top, width, min(top + rows, height))).tobytes())
+        sink.write(frame.picture.crop((0, top, width, min(top + rows, height))).tobytes())
+
+
+def _send_sound(sink: BinaryIO, number: int, piece: Sound) -> None:
+    channels, samples = piece.samples_CN.shape
+    _line(sink, file=number, channels=channels, samples=samples, rate=piece.sample_rate)
+    sink.write(piece.samples_CN.astype("<f4").tobytes())
 
 
 def _line(sink: BinaryIO, **values: object) -> None:

@@ -1,35 +1,44 @@
 """Reads and checks a file's size, frames and scans from its headers only, so nothing is decoded or allocated.
 
 Headers may lie. They are checked first, because that gives a good message for little work; decoding has bounds of its
-own. Formats: PNG (RFC 2083), JPEG (ITU-T T.81), WebP (RFC 9649), GIF89a and MP4 (ISO/IEC 14496-12).
+own. Each family of formats has a module that reads it; here are the bounds, and which file is read by which.
 """
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from triptych.errors import InvalidRequest
-from triptych.media.decoding import bounds
+from triptych.media.decoding import bounds, matroska_headers, mp4_headers, picture_headers, sound_headers
+from triptych.media.decoding.said import Said
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-IMAGE_ACCEPTED = "the bytes of a whole picture: " + ", ".join(IMAGE_FORMATS)
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MASK = "mask"
 """Part of diffusers' names of inputs that are masks."""
-VIDEO_ACCEPTED = "the bytes of a whole video: MP4 or GIF"
-_JPEG_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
-"""The next marker after a scan's data: not a stuffed zero, and not a restart."""
-_JPEG_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_BARE = frozenset((0x01, *range(0xD0, 0xD9)))
-"""Markers without a length."""
-_MP4_FOLDERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf")
-
-
 IMAGE, VIDEO, AUDIO = "image", "video", "audio"
 """What an input wants of a file: a picture, frames, sound."""
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    IMAGE: ("png", "jpeg", "webp", "gif"),
+    VIDEO: ("mp4", "matroska", "gif", "png", "webp"),
+    AUDIO: ("wav", "flac", "mp3", "ogg", "aac", "mp4", "matroska"),
+}
+"""The formats of each. `mp4` stands for MOV and M4A, too, and `matroska` for WebM; `png` and `webp` are animated where
+a video is wanted. Names are FFmpeg's, for those that it reads."""
+ACCEPTED: Mapping[str, str] = {
+    IMAGE: "the bytes of a whole picture: PNG, JPEG, WEBP, GIF",
+    VIDEO: "the bytes of a whole video: MP4, MOV, WebM, MKV, GIF, animated PNG or animated WebP",
+    AUDIO: "the bytes of whole sound: WAV, FLAC, MP3, Ogg (Opus, Vorbis), M4A, AAC, or a video's",
+}
+_SIGNATURES: Mapping[bytes, str] = {
+    picture_headers.PNG_SIGNATURE: "png",
+    b"\xff\xd8\xff": "jpeg",
+    b"GIF8": "gif",
+    matroska_headers.SIGNATURE: "matroska",
+    b"fLaC": "flac",
+    b"OggS": "ogg",
+}
+"""What files begin with; some formats have no such beginning."""
 
 
 class File(NamedTuple):
@@ -48,6 +57,10 @@ class File(NamedTuple):
     """Whether the pipeline crops to this mask, so that it mustn't be empty."""
     field: str = ""
     """The request's field that holds it, for errors. Empty means `media.` and its name."""
+    frames_per_second: float = 0
+    """The pipeline's rate, which a video of uneven times is brought to. 0 where it has none."""
+    sample_rate: int = 0
+    """The pipeline's rate, which sound is brought to, in Hz. 0 keeps the file's own."""
 
     @property
     def place(self) -> str:
@@ -64,14 +77,10 @@ class File(NamedTuple):
         """Whether it is a mask, which has no colours."""
         return MASK in self.name
 
-
-class Said(NamedTuple):
-    """The promises of a file's headers. A size or count that they don't tell is 0."""
-
-    width: int
-    height: int
-    frames: int = 1
-    scans: int = 1
+    @property
+    def mode(self) -> str:
+        """How its pictures are given, in Pillow's terms: grey for masks, RGBA or RGB for others."""
+        return "L" if self.is_mask else "RGBA" if self.takes_alpha else "RGB"
 
 
 def check(files: Sequence[File]) -> None:
@@ -81,6 +90,7 @@ def check(files: Sequence[File]) -> None:
     for file in files:
         said = _read(file)
         budget.take(file, said.width, said.height, said.frames)
+        budget.take_sound(file, said.samples)
         scan_pixels += said.width * said.height * said.scans
         if scan_pixels > bounds.SCAN_PIXELS_MAX:
             shown = f"{said.width} × {said.height} pixels in {said.scans} scans or more"
@@ -89,11 +99,12 @@ def check(files: Sequence[File]) -> None:
 
 
 class Budget:
-    """Counts the frames and pixels of a request's files: those that headers promise, or those that are decoded."""
+    """Counts frames, pixels and samples of a request's files: what headers promise, or what is decoded."""
 
     def __init__(self) -> None:
         self._frames = 0
         self._pixels = 0
+        self._samples = 0
 
     def take(self, file: File, width: int, height: int, frames: int = 1) -> None:
         """Count frames of a file. Raises InvalidRequest if they are too large, or too many with those before."""
@@ -112,160 +123,68 @@ class Budget:
             )
             raise InvalidRequest(name, shown, accepted)
 
+    def take_sound(self, file: File, samples: int) -> None:
+        """Count samples of a file's channels. Raises InvalidRequest if they are too many with those before."""
+        self._samples += samples
+        if self._samples > bounds.SOUND_SAMPLES_MAX:
+            shown = f"{self._samples} samples of sound with the files before it"
+            raise InvalidRequest(file.place, shown, f"at most {bounds.SOUND_SAMPLES_MAX}, all files together")
+
+
+def format_of(data: bytes) -> str:
+    """The format that a file's first bytes say: a name of `FORMATS`, or nothing."""
+    if data.startswith(b"RIFF"):
+        return {b"WEBP": "webp", b"WAVE": "wav"}.get(data[8:12], "")
+    for signature, name in _SIGNATURES.items():
+        if data.startswith(signature):
+            return name
+    if data[4:8] in mp4_headers.FIRST_BOXES:
+        return "mp4"
+    start = sound_headers.after_id3(data)
+    if sound_headers.is_aac(data, start):
+        return "aac"
+    return "mp3" if sound_headers.is_mp3(data, start) else ""
+
 
 def _read(file: File) -> Said:
     """Read a file's headers. Raises InvalidRequest for an unknown format, or headers that can't be read."""
-    data = file.data
+    name = format_of(file.data)
+    if name not in FORMATS[file.kind]:
+        raise refusal(file)
     try:
-        if data.startswith(b"GIF8"):
-            return _gif(data, file.is_video)
-        if file.is_video and data[4:8] == b"ftyp":
-            return _mp4(file)
-        if not file.is_video and data.startswith(PNG_SIGNATURE):
-            return _png(data)
-        if not file.is_video and data.startswith(b"\xff\xd8\xff"):
-            return _jpeg(data)
-        if not file.is_video and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            return _webp(data)
+        said = _READERS[name](file)
     except (struct.error, IndexError) as error:
         raise refusal(file) from error
-    raise refusal(file)
+    if file.kind == IMAGE:
+        return said._replace(frames=1)  # an animation is refused when it is opened
+    if file.kind == AUDIO:
+        return said._replace(width=0, height=0, frames=0)
+    if name in ("png", "webp") and not is_animated(file.data, name):
+        raise refusal(file)
+    return said
+
+
+_READERS: Mapping[str, Callable[[File], Said]] = {
+    "png": lambda file: picture_headers.png(file.data),
+    "jpeg": lambda file: picture_headers.jpeg(file.data),
+    "webp": lambda file: picture_headers.webp(file.data),
+    "gif": lambda file: picture_headers.gif(file.data, file.is_video),
+    "mp4": lambda file: mp4_headers.mp4(file.data, file.place),
+    "matroska": lambda file: matroska_headers.matroska(file.data, file.place),
+    "wav": lambda file: sound_headers.wav(file.data),
+    "flac": lambda file: sound_headers.flac(file.data),
+    "ogg": lambda file: sound_headers.ogg(file.data, file.place),
+    "mp3": lambda file: sound_headers.mp3(file.data),
+    "aac": lambda file: sound_headers.aac(file.data, file.place),
+}
+
+
+def is_animated(data: bytes, name: str) -> bool:
+    """Whether a PNG or WebP holds an animation. Raises struct.error."""
+    return bool(picture_headers.apng_frames(data) if name == "png" else picture_headers.webp_frames(data))
 
 
 def refusal(file: File) -> InvalidRequest:
     """The error for a file that can't be read."""
     shown = f"{len(file.data)} bytes that begin with {file.data[:8].hex(' ')}"
-    return InvalidRequest(file.place, shown, VIDEO_ACCEPTED if file.is_video else IMAGE_ACCEPTED)
-
-
-def _png(data: bytes) -> Said:
-    if data[12:16] != b"IHDR":
-        raise struct.error("a PNG that doesn't begin with its header")
-    return Said(*struct.unpack_from(">II", data, 16))
-
-
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the kind and content of each chunk of a PNG. Raises struct.error."""
-    position = len(PNG_SIGNATURE)
-    while position < len(data):
-        size_bytes, kind = struct.unpack_from(">I4s", data, position)
-        yield kind, data[position + 8 : position + 8 + size_bytes]
-        position += 12 + size_bytes
-
-
-def _jpeg(data: bytes) -> Said:
-    position = 2
-    scans = width = height = 0
-    while scans * width * height <= bounds.SCAN_PIXELS_MAX:
-        found = _JPEG_MARKER.search(data, position)
-        if found is None or data[found.end() - 1] == 0xD9:
-            break
-        position = found.end()
-        marker = data[position - 1]
-        if marker in _JPEG_BARE:
-            continue
-        (length,) = struct.unpack_from(">H", data, position)
-        if marker in _JPEG_SOF and not width:
-            height, width = struct.unpack_from(">HH", data, position + 3)
-        scans += marker == 0xDA
-        position += max(length, 2)
-    return Said(width, height, scans=max(scans, 1))
-
-
-def _webp(data: bytes) -> Said:
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return Said(int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1)
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return Said((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
-    if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", data, 26)
-        return Said(width & 0x3FFF, height & 0x3FFF)
-    raise struct.error("a WebP of an unknown kind")
-
-
-def _gif(data: bytes, is_video: bool) -> Said:
-    """The size and the number of frames. A picture's frames after the first are ignored."""
-    frames = 0
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    position = 13 + gif_table_bytes(flags)
-    while position < len(data) and data[position] != 0x3B:
-        if data[position] == 0x2C:
-            left, top, own_width, own_height, flags = struct.unpack_from("<HHHHB", data, position + 1)
-            width = max(width, left + own_width)
-            height = max(height, top + own_height)
-            frames += 1
-            if not is_video or frames > bounds.VIDEO_FRAMES_MAX:
-                break
-            position += 11 + gif_table_bytes(flags)
-        elif data[position] == 0x21:
-            position += 2
-        else:
-            break  # decoders stop here as well
-        position = gif_blocks_end(data, position)
-    return Said(width, height, frames if is_video else 1)
-
-
-def gif_blocks_end(data: bytes, position: int) -> int:
-    """Where a GIF's sequence of sub-blocks ends, after its block of length 0."""
-    while position < len(data) and data[position]:
-        position += 1 + data[position]
-    return position + 1
-
-
-def gif_table_bytes(flags: int) -> int:
-    """The length of a GIF's colour table, by the flags before it."""
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-
-def _mp4(file: File) -> Said:
-    """The largest frame of all video tracks, and the sum of their frames: FFmpeg reads each track."""
-    data = file.data
-    is_video = False
-    width = height = frames = samples = 0
-    for kind, start, end in _boxes(data):
-        if kind == b"trak":
-            is_video = False
-        elif kind == b"hdlr":
-            is_video = data[start + 8 : start + 12] == b"vide"
-        elif kind == b"stsd" and is_video and end - start >= 44:
-            own_width, own_height = struct.unpack_from(">HH", data, start + 40)
-            width = max(width, own_width)
-            height = max(height, own_height)
-        elif kind in (b"stsz", b"stz2", b"trun"):
-            (count,) = struct.unpack_from(">I", data, start + (4 if kind == b"trun" else 8))
-            samples += count
-            frames += count if is_video and kind != b"trun" else 0  # `trun` doesn't name its track
-        elif kind == b"elst" and (count := struct.unpack_from(">I", data, start + 4)[0]) > bounds.EDITS_MAX:
-            raise InvalidRequest(file.place, f"{count} edits", f"at most {bounds.EDITS_MAX} in an edit list")
-        if samples > bounds.SAMPLES_MAX:
-            accepted = f"at most {bounds.SAMPLES_MAX}, all tracks together"
-            raise InvalidRequest(file.place, f"{samples} samples or more", accepted)
-    return Said(width, height, frames)
-
-
-def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each box's kind and the start and end of its content, in the file's order. Raises struct.error."""
-    rest = [(0, len(data))]
-    for _ in range(bounds.BOXES_MAX):
-        while rest and rest[-1][0] + 8 > rest[-1][1]:
-            rest.pop()
-        if not rest:
-            return
-        start, limit = rest.pop()
-        size, kind = struct.unpack_from(">I4s", data, start)
-        head = 8
-        if size == 1:
-            (size,) = struct.unpack_from(">Q", data, start + 8)
-            head = 16
-        if kind == b"moof" and start + size > limit:
-            raise struct.error("a fragment that was cut")  # the file would look whole, up to the fragment before
-        end = limit if size == 0 else min(start + size, limit)
-        if end < start + head:
-            raise struct.error("a box that ends before its content")
-        rest.append((end, limit))
-        yield kind, start + head, end
-        if kind in _MP4_FOLDERS:
-            rest.append((start + head, end))
-    raise struct.error("too many boxes")
+    return InvalidRequest(file.place, shown, ACCEPTED[file.kind])

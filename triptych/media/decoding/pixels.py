@@ -1,4 +1,4 @@
-"""Converts a file's samples to sRGB of eight bits: depth, colours, transparency, orientation. See docs/files.md."""
+"""Converts a picture's samples to sRGB of eight bits: depth, colours, transparency, orientation. See docs/files.md."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from av.video.reformatter import ColorPrimaries, ColorTrc
 from PIL import Image, ImageCms
 
 from triptych.errors import InvalidRequest
-from triptych.media.decoding.headers import PNG_SIGNATURE, File, png_chunks
+from triptych.media.decoding.headers import File
+from triptych.media.decoding.picture_headers import PNG_SIGNATURE, png_chunks
 
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, Image.DecompressionBombError)
+"""Errors of Pillow's parsers on broken files."""
 _TURNS = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
@@ -138,29 +141,29 @@ def over_white(picture: Image.Image) -> Image.Image:
     return page
 
 
-def as_rgb(file: File, picture: Image.Image) -> Image.Image:
-    """A picture as RGBA if the input takes that, else as RGB, with transparency laid over white.
+def as_wanted(file: File, picture: Image.Image) -> Image.Image:
+    """A picture in the file's `mode`: transparency is kept where the input takes it, and else laid over white.
 
     Raises InvalidRequest for a mask with transparency.
     """
-    if file.takes_alpha:
+    if file.mode == "RGBA":
         return picture.convert("RGBA")
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture.convert("RGB").convert(file.mode)
     picture = picture.convert("RGBA")
     opacity_min, _ = picture.getchannel("A").getextrema()
     if opacity_min == 255:
-        return picture.convert("RGB")
+        return picture.convert("RGB").convert(file.mode)
     if file.is_mask:
         accepted = "a mask without transparency, which may mean either side: white and black say which"
         raise InvalidRequest(file.place, "partly transparent", accepted)
     return over_white(picture)
 
 
-def frame_as_rgb(file: File, frame: av.VideoFrame) -> Image.Image:
-    """A video's frame as RGB, turned upright. Raises InvalidRequest for a mask with transparency."""
+def frame_as_wanted(file: File, frame: av.VideoFrame) -> Image.Image:
+    """A video's frame in the file's `mode`, turned upright. Raises InvalidRequest for a mask with transparency."""
     has_alpha = any(component.is_alpha for component in frame.format.components)
-    picture = as_rgb(file, Image.fromarray(frame.to_ndarray(format="rgba" if has_alpha else "rgb24")))
+    picture = as_wanted(file, Image.fromarray(frame.to_ndarray(format="rgba" if has_alpha else "rgb24")))
     return picture.transpose(_TURNS[frame.rotation]) if frame.rotation in _TURNS else picture
 
 

@@ -18,15 +18,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import InvalidRequest, TriptychError, Unavailable
 from triptych.media.decoding import bounds
-from triptych.media.decoding.headers import Budget, File
+from triptych.media.decoding.headers import AUDIO, Budget, File
 
 if TYPE_CHECKING:
-    from triptych.media.decoding.decode import Decoded  # late elsewhere: a controller needs no decoders
+    from triptych.media.decoding.values import Decoded, Frame, Sound  # late elsewhere: a controller needs none
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Decoders:
         self._exchange(files, wants_pixels=False)
 
     def decode(self, files: Sequence[File]) -> list[Decoded]:
-        """Each file as RGB: a picture, or a list of a video's frames. Raises as `check` does."""
+        """Each file as its `mode` says: a picture, a video's frames, or sound. Raises as `check` does."""
         return self._exchange(files, wants_pixels=True)
 
     def close(self) -> None:
@@ -164,7 +165,7 @@ class _Child:
             raise self._why(files) from None
         except TimeoutError:
             raise Unavailable(f"media are not decoded within {self._limits.wall_s:g} s; try again later") from None
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError) as error:
             log.error("the process that decodes media gave an impossible answer (%s)", type(error).__name__)
             raise Unavailable("the process that decodes media failed") from error
         self.is_waiting = True
@@ -181,24 +182,55 @@ class _Child:
             pass
 
     def _read_answer(self, files: Sequence[File], wants_pixels: bool) -> tuple[str, list[Decoded]]:
-        from PIL import Image
+        from triptych.media.decoding.values import whole
 
-        frames: list[list[Image.Image]] = [[] for _ in files]
+        found: list[list[Frame | Sound]] = [[] for _ in files]
         budget = Budget()
         while "refused" not in (line := self._read_line()):
-            number, width, height = (int(line[name]) for name in ("file", "width", "height"))
-            if not wants_pixels or not 0 <= number < len(files) or min(width, height) < 1:
-                raise ValueError("a picture that wasn't asked for")
-            budget.take(files[number], width, height)
-            mode = "RGBA" if files[number].takes_alpha else "RGB"
-            samples = self._answers.read(len(mode) * width * height)
-            if len(samples) < len(mode) * width * height:
-                raise EOFError
-            frames[number].append(Image.frombytes(mode, (width, height), samples))
+            number = int(line["file"])
+            if not wants_pixels or not 0 <= number < len(files):
+                raise ValueError("a file that wasn't asked for")
+            file = files[number]
+            found[number].append(
+                self._sound(file, line, budget) if file.kind == AUDIO else self._frame(file, line, budget)
+            )
         answer = str(line["refused"])
         if not wants_pixels or answer:
             return answer, []
-        return "", [found if file.is_video else found[0] for file, found in zip(files, frames, strict=True)]
+        return "", [whole(file, pieces) for file, pieces in zip(files, found, strict=True)]
+
+    def _frame(self, file: File, line: Mapping[str, Any], budget: Budget) -> Frame:
+        from PIL import Image
+
+        from triptych.media.decoding.timing import Shown
+        from triptych.media.decoding.values import Frame
+
+        width, height = int(line["width"]), int(line["height"])
+        if min(width, height) < 1:
+            raise ValueError("a picture without pixels")
+        budget.take(file, width, height)
+        picture = Image.frombytes(file.mode, (width, height), self._read(len(file.mode) * width * height))
+        times = [Fraction(*ratio) for ratio in line["shown"]]
+        rate = Fraction(*line["frames_per_second"]) if line["frames_per_second"] else None
+        return Frame(picture, Shown(*times) if times else None, rate)
+
+    def _sound(self, file: File, line: Mapping[str, Any], budget: Budget) -> Sound:
+        import numpy as np
+
+        from triptych.media.decoding.values import Sound
+
+        channels, samples, rate = (int(line[name]) for name in ("channels", "samples", "rate"))
+        if min(channels, samples, rate) < 1:
+            raise ValueError("sound without samples")
+        budget.take_sound(file, channels * samples)
+        data = self._read(4 * channels * samples)
+        return Sound(np.frombuffer(data, "<f4").reshape(channels, samples), rate)
+
+    def _read(self, size_bytes: int) -> bytes:
+        data = self._answers.read(size_bytes)
+        if len(data) < size_bytes:
+            raise EOFError
+        return data
 
     def _why(self, files: Sequence[File]) -> TriptychError:
         """Why the child ended. Its CPU time or a decoder's crash is the files' fault."""
