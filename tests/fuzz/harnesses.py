@@ -27,7 +27,7 @@ from tests.fuzz.nasty import Known, Nasty, mutate
 from triptych import telemetry
 from triptych.errors import InvalidRequest, LeaseLost, RingFull, RingMismatch, SourceCorrupt, TransferFailed
 from triptych.media.decoding import decode, headers
-from triptych.media.decoding.headers import IMAGE, VIDEO, Budget, File
+from triptych.media.decoding.headers import AUDIO, IMAGE, VIDEO, Budget, File
 from triptych.model import fields, parameters
 from triptych.model.description import Description
 from triptych.model.inputs import resolve
@@ -234,10 +234,18 @@ def picture(data: bytes) -> None:
 
 def video(data: bytes) -> None:
     """A video of a request: what its headers say, in FFmpeg's hands after that, which may ask for what there isn't."""
-    file = File("video", VIDEO, data)
+    _checked(File("video", VIDEO, data, frames_per_second=24))
+
+
+def sound(data: bytes) -> None:
+    """Sound of a request, or that of a video."""
+    _checked(File("sound", AUDIO, data, sample_rate=16_000))
+
+
+def _checked(file: File) -> None:
     with contextlib.suppress(InvalidRequest, MemoryError):
         headers.check([file])
-        assert not list(decode.pictures(file, Budget(), wants_pixels=False))
+        assert not list(decode.pieces(file, Budget(), wants_pixels=False))
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------
@@ -294,6 +302,7 @@ HARNESSES: dict[str, Harness] = {
     "page_token": Harness(page_token, lambda: [b"MTIz", b"LTE=", b"OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5"]),
     "picture": Harness(picture, samples.pictures),
     "video": Harness(video, samples.videos),
+    "sound": Harness(sound, samples.sounds),
 }
 """By name. Those of rings and rooms read what workers write, the others what clients send."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from triptych.rings.memory import MemoryDriver
 from triptych.transport import codec, room, shared_memory
 from triptych.v1 import dispatch_pb2, job_pb2, model_pb2, ring_service_pb2, room_pb2
 
+MEDIA = Path(__file__).parents[1] / "media" / "decoding" / "media"
+"""Files that other tools made."""
 MODULES = [
     "os",
     "subprocess",
@@ -202,7 +205,15 @@ def pictures() -> list[bytes]:
 def videos() -> list[bytes]:
     """A small video in each format that is taken."""
     noise = np.random.default_rng(0).random((1, 3, 16, 16, 3), np.float32)
-    return [encoding.encode_outputs({"videos": noise}, name, 16)[0].data for name in ("mp4", "gif")]
+    own = [encoding.encode_outputs({"videos": noise}, name, 16)[0].data for name in ("mp4", "gif")]
+    names = ("vp8.webm", "vp9.webm", "transparent.webm", "lossless.mkv", "uneven.mp4", "animated.png", "animated.webp")
+    return own + [(MEDIA / name).read_bytes() for name in names]
+
+
+def sounds() -> list[bytes]:
+    """A short sound in each format that is taken."""
+    names = ("sound.flac", "sound.mp3", "sound.ogg", "sound.opus", "sound.m4a", "sound.aac", "with-sound.webm")
+    return [(MEDIA / name).read_bytes() for name in ("sound.wav", *names)]
 
 
 def _filled(cls: Any, count: int) -> list[bytes]:

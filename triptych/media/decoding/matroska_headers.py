@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 
 from triptych.errors import InvalidRequest
@@ -19,6 +20,8 @@ _NUMBER, _TYPE, _WIDTH, _HEIGHT = 0xD7, 0x83, 0xB0, 0xBA
 _BLOCKS = (0xA3, 0xA1)
 """SimpleBlock and Block: a frame each."""
 _IS_VIDEO = 1
+_CHECKSUM = 0xBF
+"""CRC-32: the first element of a folder, about the rest of it. Some programs write none."""
 
 
 def matroska(data: bytes, place: str) -> Said:
@@ -48,6 +51,7 @@ def matroska(data: bytes, place: str) -> Said:
 def _elements(data: bytes, place: str) -> Iterator[tuple[int, int, int]]:
     """Yield each element's id and the start and end of its content, those of a folder after it. Raises struct.error."""
     position, limit = 0, len(data)
+    opened_end = 0
     for _ in range(bounds.BOXES_MAX):
         if position >= limit:
             return
@@ -60,7 +64,14 @@ def _elements(data: bytes, place: str) -> Iterator[tuple[int, int, int]]:
             raise struct.error("an element that was cut")
         if kind == _SEGMENT:
             limit = end
+        if (
+            kind == _CHECKSUM
+            and opened_end
+            and data[position:end] != zlib.crc32(data[end:opened_end]).to_bytes(4, "little")
+        ):
+            raise struct.error("a folder whose checksum is another's")
         yield kind, position, end
+        opened_end = end if kind in _FOLDERS and not is_open else 0
         if kind not in _FOLDERS:
             position = end
     raise InvalidRequest(place, f"more than {bounds.BOXES_MAX} elements", f"at most {bounds.BOXES_MAX}")
