@@ -50,7 +50,9 @@ def pieces(file: File, budget: Budget, *, wants_pixels: bool = True) -> Iterator
 def _picture(file: File, budget: Budget) -> Image.Image:
     """A picture, turned upright as its EXIF data says."""
     try:
-        with Image.open(io.BytesIO(file.data), formats=[name.upper() for name in headers.FORMATS[IMAGE]]) as opened:
+        with Image.open(
+            io.BytesIO(file.data), formats=[name.upper() for name in headers.WANTED_FORMATS[IMAGE]]
+        ) as opened:
             budget.take(file, opened.width, opened.height)
             if opened.format != "MPO" and getattr(opened, "is_animated", False):  # MPO: a camera's second picture
                 raise InvalidRequest(file.place, "animated", "a picture of one frame")

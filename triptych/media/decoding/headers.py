@@ -18,14 +18,14 @@ MASK = "mask"
 """Part of diffusers' names of inputs that are masks."""
 IMAGE, VIDEO, AUDIO = "image", "video", "audio"
 """What an input wants of a file: a picture, frames, sound."""
-FORMATS: Mapping[str, tuple[str, ...]] = {
+WANTED_FORMATS: Mapping[str, tuple[str, ...]] = {
     IMAGE: ("png", "jpeg", "webp", "gif"),
     VIDEO: ("mp4", "matroska", "gif", "png", "webp"),
     AUDIO: ("wav", "flac", "mp3", "ogg", "aac", "mp4", "matroska"),
 }
 """The formats of each. `mp4` stands for MOV and M4A, too, and `matroska` for WebM; `png` and `webp` are animated where
 a video is wanted. Names are FFmpeg's, for those that it reads."""
-ACCEPTED: Mapping[str, str] = {
+WANTED_FILES: Mapping[str, str] = {
     IMAGE: "the bytes of a whole picture: PNG, JPEG, WEBP, GIF",
     VIDEO: "the bytes of a whole video: MP4, MOV, WebM, MKV, GIF, animated PNG or animated WebP",
     AUDIO: "the bytes of whole sound: WAV, FLAC, MP3, Ogg (Opus, Vorbis), M4A, AAC, or a video's",
@@ -132,7 +132,7 @@ class Budget:
 
 
 def format_of(data: bytes) -> str:
-    """The format that a file's first bytes say: a name of `FORMATS`, or nothing."""
+    """The format that a file's first bytes say: a name of `WANTED_FORMATS`, or nothing."""
     if data.startswith(b"RIFF"):
         return {b"WEBP": "webp", b"WAVE": "wav"}.get(data[8:12], "")
     for signature, name in _SIGNATURES.items():
@@ -149,7 +149,7 @@ def format_of(data: bytes) -> str:
 def _read(file: File) -> Said:
     """Read a file's headers. Raises InvalidRequest for an unknown format, or headers that can't be read."""
     name = format_of(file.data)
-    if name not in FORMATS[file.kind]:
+    if name not in WANTED_FORMATS[file.kind]:
         raise refusal(file)
     try:
         said = _READERS[name](file)
@@ -187,4 +187,4 @@ def is_animated(data: bytes, name: str) -> bool:
 def refusal(file: File) -> InvalidRequest:
     """The error for a file that can't be read."""
     shown = f"{len(file.data)} bytes that begin with {file.data[:8].hex(' ')}"
-    return InvalidRequest(file.place, shown, ACCEPTED[file.kind])
+    return InvalidRequest(file.place, shown, WANTED_FILES[file.kind])

@@ -17,7 +17,7 @@ from triptych.media.decoding.values import Sound
 
 CHANNELS_MAX = 2
 """More than stereo would have to be mixed down, which can be done in several ways."""
-RATE_MIN, RATE_MAX = 1000, 768_000
+SAMPLE_RATE_MIN, SAMPLE_RATE_MAX = 1000, 768_000
 """Of sound, in Hz: telephones have 8000, the finest recorders 768,000."""
 PADDING_MAX = 4096
 """Most samples that an encoder adds to fill its last frame: AAC's longest frame has 2048, half of Vorbis' 4096."""
@@ -32,7 +32,7 @@ def pieces(file: File, budget: Budget) -> Iterator[Sound]:
         # The container is named, never probed, as for videos.
         with av.open(io.BytesIO(file.data), "r", format=name) as container:
             if not container.streams.audio:
-                raise InvalidRequest(file.place, "a file without sound", headers.ACCEPTED[headers.AUDIO])
+                raise InvalidRequest(file.place, "a file without sound", headers.WANTED_FILES[headers.AUDIO])
             stream = container.streams.audio[0]
             if stream.codec_context is None:  # FFmpeg lacks the codec
                 raise headers.refusal(file)
@@ -52,8 +52,8 @@ def _check_kind(file: File, stream: av.AudioStream) -> None:
     channels, rate = stream.codec_context.channels, stream.codec_context.sample_rate
     if not 1 <= channels <= CHANNELS_MAX:
         raise InvalidRequest(file.place, f"sound of {channels} channels", "mono or stereo: mix it down first")
-    if not RATE_MIN <= rate <= RATE_MAX:
-        raise InvalidRequest(file.place, f"sound at {rate} Hz", f"{RATE_MIN} to {RATE_MAX} Hz")
+    if not SAMPLE_RATE_MIN <= rate <= SAMPLE_RATE_MAX:
+        raise InvalidRequest(file.place, f"sound at {rate} Hz", f"{SAMPLE_RATE_MIN} to {SAMPLE_RATE_MAX} Hz")
 
 
 def _arrays(file: File, container: Any, stream: av.AudioStream, budget: Budget) -> Iterator[npt.NDArray[np.float32]]:
@@ -73,9 +73,9 @@ def _check_whole(file: File, stream: av.AudioStream, name: str, arrays: Sequence
     count = sum(samples_CN.shape[1] for samples_CN in arrays)
     promised = _promised(stream) if name == "flac" else 1
     if name == "mp4" and any(entry.pos + entry.size > len(file.data) for entry in stream.index_entries):
-        raise InvalidRequest(file.place, "sound that was cut", headers.ACCEPTED[headers.AUDIO])
+        raise InvalidRequest(file.place, "sound that was cut", headers.WANTED_FILES[headers.AUDIO])
     if count < promised:
-        raise InvalidRequest(file.place, f"{count} readable of {promised} samples", headers.ACCEPTED[headers.AUDIO])
+        raise InvalidRequest(file.place, f"{count} readable of {promised} samples", headers.WANTED_FILES[headers.AUDIO])
 
 
 def _promised(stream: av.AudioStream) -> int:

@@ -38,7 +38,7 @@ def frames(file: File) -> Iterator[tuple[VideoFrame, Shown | None, Fraction | No
             count = 0
             for frame in _decoded(container, stream):
                 if frame.is_corrupt:
-                    raise InvalidRequest(file.place, f"damaged at frame {count}", headers.ACCEPTED[headers.VIDEO])
+                    raise InvalidRequest(file.place, f"damaged at frame {count}", headers.WANTED_FILES[headers.VIDEO])
                 check_frame(file, frame)
                 yield frame, _shown(frame, stream.average_rate), stream.average_rate
                 count += 1
@@ -91,4 +91,4 @@ def _check_whole(file: File, stream: av.VideoStream, count: int) -> None:
         if shown:
             count = min(count, sum(entry.pos + entry.size <= len(file.data) for entry in shown))
     if count < promised:
-        raise InvalidRequest(file.place, f"{count} readable of {promised} frames", headers.ACCEPTED[headers.VIDEO])
+        raise InvalidRequest(file.place, f"{count} readable of {promised} frames", headers.WANTED_FILES[headers.VIDEO])
