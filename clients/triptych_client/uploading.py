@@ -32,6 +32,7 @@ from triptych.errors import (
     UploadsFull,
     WrongState,
 )
+from triptych.model import trees
 from triptych.v1.file_service_pb2 import DeleteUploadRequest, GetUploadRequest, Upload, UploadFileRequest
 from triptych.v1.generation_service_pb2 import CreateJobRequest
 from triptych.v1.job_pb2 import GenerationRequest, Job
@@ -105,17 +106,19 @@ class Uploads:
         the controller takes none now, or `uploads` is False. At a good end the uploads are deleted. After an error they
         stay, as the same may be sent again.
         """
-        large = [index for index, media in enumerate(request.media) if len(media.data) > UPLOADED_FROM_BYTES]
+        leaves = [leaf for _place, leaf in trees.file_leaves(request)]
+        large = [index for index, leaf in enumerate(leaves) if len(leaf.data) > UPLOADED_FROM_BYTES]
         if not large:
             yield [request]
             return
         lean = GenerationRequest()
         lean.CopyFrom(request)
+        lean_leaves = [leaf for _place, leaf in trees.file_leaves(lean)]
         for index in large:
-            media = lean.media[index]
-            media.upload_id = (await asyncio.to_thread(hashlib.sha256, media.data)).hexdigest()[:32]
-            media.ClearField("data")
-        files = {lean.media[index].upload_id: request.media[index].data for index in large}
+            leaf = lean_leaves[index]
+            leaf.upload_id = (await asyncio.to_thread(hashlib.sha256, leaf.data)).hexdigest()[:32]
+            leaf.ClearField("data")
+        files = {lean_leaves[index].upload_id: leaves[index].data for index in large}
         self._users.update(files.keys())
         try:
             yield [lean, request] if uploads and await self._send_all(files) else [request, lean]

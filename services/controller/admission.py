@@ -90,7 +90,7 @@ class Admission:
         self._check_ranks(request)
         stored = GenerationRequest()
         stored.CopyFrom(request)
-        if not request.HasField("seed"):
+        if not request.HasField("seed") and not request.seeds:
             stored.seed = secrets.randbelow(limits.SEED_LIMIT)
         job = Job(client=client, request_id=request_id, model=model.model, model_digest=model.config_digest)
         return await self._add(job, stored)
@@ -155,7 +155,8 @@ class Admission:
         """Write a job down, in a place that the caller keeps. Returns it and False, or the one before it and True."""
         job.job_id = ids.new_job_id()
         job.state = JOB_STATE_QUEUED
-        job.seed = request.seed
+        job.seed = request.seeds[0] if request.seeds else request.seed
+        job.seeds.extend(request.seeds)
         job.request_id = job.request_id or job.job_id
         job.priority = request.priority or PRIORITY_NORMAL
         job.trace_id = telemetry.trace_id()

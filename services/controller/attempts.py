@@ -115,6 +115,9 @@ def fields_of(request: pb.GenerationRequest) -> str:
     for name, value in request.parameters.fields.items():
         kind = value.WhichOneof("kind")
         values[f"parameters.{name}"] = getattr(value, kind) if kind in ("number_value", "bool_value") else None
+    for name, tree in request.inputs.items():
+        one = tree.WhichOneof("kind")
+        values[f"inputs.{name}"] = getattr(tree, one) if one in ("int_value", "number_value", "bool_value") else None
     values |= {f"media.{media.name}": None for media in request.media}
     shown = [_shown(name, value) for name, value in values.items()]
     shown.sort(key=lambda words: " " not in words)  # numbers are wrong most often

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from triptych.config import JOURNAL_FILE
 from triptych.errors import InvalidRequest
+from triptych.model import trees
 from triptych.v1.job_pb2 import GenerationRequest
 from triptych.v1.journal_pb2 import JournalEntry
 
@@ -127,19 +128,19 @@ def suspect(folder: Path) -> None:
 
 def digest_of(request: GenerationRequest) -> bytes:
     """A digest of a request in 32 bytes, as the client sent it: without a seed, which may have been drawn and stands in
-    the job, and without the bytes of uploads, which have their ids."""
+    the job, and without the bytes of uploads, which have their ids. The request's trees are of checked size."""
     seed = request.seed if request.HasField("seed") else None
     request.ClearField("seed")  # and back: a copy of a large request takes as long as all the rest
-    uploaded = [(media, media.data) for media in request.media if media.upload_id]
-    for media, _data in uploaded:
-        media.ClearField("data")
+    uploaded = [(leaf, leaf.data) for _place, leaf in trees.file_leaves(request) if leaf.upload_id]
+    for leaf, _data in uploaded:
+        leaf.ClearField("data")
     try:
         return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
     finally:
         if seed is not None:
             request.seed = seed
-        for media, data in uploaded:
-            media.data = data
+        for leaf, data in uploaded:
+            leaf.data = data
 
 
 def kept_bytes(entry: JournalEntry) -> int:

@@ -23,7 +23,7 @@ from triptych.errors import (
 )
 from triptych.media import results, uploads
 from triptych.media.uploads import Stored
-from triptych.model.parameters import check_media_count
+from triptych.model import trees
 from triptych.v1.file_service_pb2 import UploadFileRequest
 from triptych.v1.job_pb2 import GenerationRequest
 
@@ -161,31 +161,31 @@ class Uploads:
             self._written.discard((owner, upload_id))
 
     async def find_media(self, client: str, request: GenerationRequest) -> dict[str, Stored]:
-        """The uploads that a request's media name. Raises NotFound, WrongState, InvalidRequest."""
-        check_media_count(request)  # each costs a listing of the store
+        """The uploads that a request's files name. Raises NotFound, WrongState, InvalidRequest."""
+        trees.check_size(request)  # each file costs a listing of the store
         found: dict[str, Stored] = {}
-        for media in request.media:
-            if not media.upload_id:
+        for place, leaf in trees.file_leaves(request):
+            if not leaf.upload_id:
                 continue
-            if media.data:
-                raise InvalidRequest(f"media.{media.name}", media.upload_id, "either data or upload_id")
-            if media.upload_id in found:
+            if leaf.data:
+                raise InvalidRequest(place, leaf.upload_id, "either data or upload_id")
+            if leaf.upload_id in found:
                 continue
-            stored = await self.get(client, media.upload_id)
+            stored = await self.get(client, leaf.upload_id)
             if not stored.is_complete:
-                raise WrongState(f"the upload {media.upload_id!r} isn't complete: {stored.size_bytes} bytes are there")
-            found[media.upload_id] = stored
+                raise WrongState(f"the upload {leaf.upload_id!r} isn't complete: {stored.size_bytes} bytes are there")
+            found[leaf.upload_id] = stored
         return found
 
     async def fill(self, client: str, request: GenerationRequest, found: dict[str, Stored]) -> None:
         """Put the bytes of the uploads that were found into a request. Raises SourceCorrupt, NotFound."""
-        for media in request.media:
-            if not media.upload_id:
+        for _place, leaf in trees.file_leaves(request):
+            if not leaf.upload_id:
                 continue
             try:
-                media.data = await self._run(client, uploads.read, self._url, found[media.upload_id])
+                leaf.data = await self._run(client, uploads.read, self._url, found[leaf.upload_id])
             except SourceCorrupt:
-                await self.get(client, media.upload_id)  # NotFound, where it has been deleted since
+                await self.get(client, leaf.upload_id)  # NotFound, where it has been deleted since
                 raise
 
     async def prune(self) -> None:
@@ -215,7 +215,7 @@ def call_s_max(stored: Stored, size_max: int, now_s: float) -> float:
 
 def whole_bytes(request: GenerationRequest, message_bytes: int, found: dict[str, Stored]) -> int:
     """A request's size with its uploads. Raises InvalidRequest where that is more than a request may have."""
-    added = sum(found[media.upload_id].size_bytes for media in request.media if media.upload_id)
+    added = sum(found[leaf.upload_id].size_bytes for _place, leaf in trees.file_leaves(request) if leaf.upload_id)
     if added and added + message_bytes > limits.REQUEST_BYTES_MAX + limits.LARGE_BYTES:
         shown = f"{added} bytes by uploads in a request of {message_bytes} bytes"
         raise InvalidRequest("media", shown, f"at most {limits.REQUEST_BYTES_MAX} bytes in all")

@@ -28,7 +28,7 @@ from triptych import telemetry
 from triptych.errors import InvalidRequest, LeaseLost, RingFull, RingMismatch, SourceCorrupt, TransferFailed
 from triptych.media.decoding import decode, headers
 from triptych.media.decoding.headers import AUDIO, IMAGE, VIDEO, Budget, File
-from triptych.model import fields, parameters
+from triptych.model import fields, parameters, trees
 from triptych.model.description import Description
 from triptych.model.inputs import resolve
 from triptych.rings import attach, layout, protocol
@@ -214,7 +214,7 @@ def request(data: bytes) -> None:
     with contextlib.suppress(InvalidRequest):
         resolve(asked, samples.description())
     with contextlib.suppress(InvalidRequest):
-        parameters.parse(asked.parameters, Description(samples.description()))
+        parameters.parse(trees.gather(asked), Description(samples.description()))
     with contextlib.suppress(InvalidRequest):
         fields.check_deadline(asked, time.time())
     fields.values_of(asked)

@@ -9,7 +9,7 @@ import pytest
 
 from services.worker.running import Running
 from triptych.errors import InvalidRequest
-from triptych.model import parameters
+from triptych.model import parameters, trees
 from triptych.model.description import Description
 from triptych.model.inputs import resolve
 from triptych.rings.ring import Claimed
@@ -40,7 +40,7 @@ def test_a_name_of_megabytes_is_refused_at_once() -> None:
     request.media.add(name="x" * 10_000_000, data=b"x")
     started_s = time.process_time()
     with pytest.raises(InvalidRequest):
-        parameters.parse(request.parameters, Description(MODEL))
+        parameters.parse(trees.gather(request), Description(MODEL))
     with pytest.raises(InvalidRequest):
         resolve(request, MODEL)
     assert time.process_time() - started_s < 2.0

@@ -238,7 +238,7 @@ def test_both_variants_in_one_folder_are_two_models(
         ({"negative_prompt": 3}, "negative_prompt is 3; accepted: text"),
         ({"max_sequence_length": "many"}, "parameters.max_sequence_length is 'many'; accepted: a whole number"),
         ({"guider.guidance_rescale": [1]}, "parameters.guider.guidance_rescale is [1.0]; accepted: a finite number"),
-        ({"latents": [0]}, "parameters.latents is [0.0]; accepted: nothing; this input is internal"),
+        ({"latents": [0]}, "parameters.latents is [0]; accepted: a tensor, as safetensors in inputs"),
     ],
 )
 def test_recommended_defaults_are_checked_as_requests_are(

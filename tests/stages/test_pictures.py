@@ -16,6 +16,7 @@ from triptych.v1.model_pb2 import INPUT_KIND_IMAGE
 SEVERAL = {
     *(f"{name}.image" for name in ("Flux2", "Flux2Klein", "Flux2KleinBase", "Flux3", "Flux3Distilled")),
     *(f"{name}.image" for name in ("QwenImage21", "QwenImage21Turbo", "QwenImageEditPlus")),
+    "Echo.memory_images",
     "Wan22Vace.reference_images",
 }
 ONE_DESPITE_THEIR_HINT = {

@@ -101,18 +101,23 @@ def _counted(count: int, more: int) -> int:
     return count + more
 
 
-def check_ranges(parameters: Mapping[str, Any], description: Description, steps: float) -> None:
-    """Raise InvalidRequest for numbers that no pipeline can work with, and that it would notice late, if at all."""
+def check_ranges(
+    requested: Mapping[str, Any], places: Mapping[str, str], description: Description, steps: float
+) -> None:
+    """Raise InvalidRequest for numbers that no pipeline can work with, and that it would notice late, if at all.
+
+    The request's own fields have bounds of their own (`fields`).
+    """
     for name, described in description.inputs.items():
-        if is_number(parameters.get(name)):
+        if is_number(requested.get(name)) and places.get(name, name) != name and name not in WORK_INPUTS:
             least, most = RANGES.get(name) or _range_of(described, description.defaults.get(name))
-            if not least <= parameters[name] <= most:
+            if not least <= requested[name] <= most:
                 accepted = f"{least:g} or more" if most == math.inf else f"{least:g} to {most}"
-                raise InvalidRequest(f"parameters.{name}", f"{parameters[name]:g}", accepted)
-    strength = parameters.get("strength")
+                raise InvalidRequest(places[name], f"{requested[name]:g}", accepted)
+    strength = requested.get("strength")
     if is_number(strength) and 1 < steps < 1 / strength - 1e-6:
         accepted = f"{1 / steps:g} to 1, so that one of {steps:g} steps is left"
-        raise InvalidRequest("parameters.strength", f"{strength:g}", accepted)
+        raise InvalidRequest(places["strength"], f"{strength:g}", accepted)
 
 
 def _range_of(described: model_pb2.InputDescription, default: Any) -> tuple[float, float]:

@@ -9,14 +9,14 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from triptych.v1 import model_pb2
 
 NAME_CHARS_MAX = 128
 """Longest name that names are compared with: no input's is half as long, and the comparison takes time."""
 
-MEDIA_KINDS = (model_pb2.INPUT_KIND_IMAGE, model_pb2.INPUT_KIND_VIDEO)
+MEDIA_KINDS = (model_pb2.INPUT_KIND_IMAGE, model_pb2.INPUT_KIND_VIDEO, model_pb2.INPUT_KIND_AUDIO)
 
 OUTPUT_COUNT_INPUT = re.compile(r"num_\w+_per_prompt")
 """Name of the input that `num_outputs` sets, for example `num_videos_per_prompt`."""
@@ -24,6 +24,15 @@ OUTPUT_COUNT_INPUT = re.compile(r"num_\w+_per_prompt")
 DIGEST_CHARS = 12
 """Digits of a digest that are shown, and the fewest by which a model can be named: 48 bits, so no two models meet."""
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+
+
+class Given(NamedTuple):
+    """What a request gives, by the input's name, and the request's field that says it."""
+
+    values: dict[str, Any]
+    """Plain Python values. Files are messages, `Media` or `TensorFile`, until they are looked at."""
+    places: dict[str, str]
+    """For example `parameters.strength`."""
 
 
 class Description:

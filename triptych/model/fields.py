@@ -11,8 +11,9 @@ from triptych.errors import InvalidRequest
 from triptych.ids import RANK_MAX
 from triptych.media.formats import FORMATS
 from triptych.model import rates
+from triptych.model.accepting import shown
 from triptych.model.costs import check_text_bytes
-from triptych.model.description import Description
+from triptych.model.description import Description, Given
 from triptych.v1 import job_pb2
 
 SIDE_PIXELS_MAX = 8192
@@ -36,6 +37,12 @@ LATENT = "latent"
 OUTPUT_TYPES = ("pil", "np", "pt", LATENT)
 """What a pipeline's `output_type` may be: pictures of PIL, numpy or torch, or latents. Not every pipeline has all."""
 
+GENERATOR = "generator"
+"""diffusers' name of the input that takes a generator, or a list with one for each result."""
+
+EMBEDDED_PROMPT = "prompt_embeds"
+"""Begins diffusers' names of inputs that stand for an encoded prompt."""
+
 TEXTS = ("prompt", "negative_prompt")
 NUMBERS = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
 INPUT_FIELDS = (*TEXTS, *NUMBERS)
@@ -49,56 +56,92 @@ def values_of(request: job_pb2.GenerationRequest) -> dict[str, Any]:
     return found
 
 
-def check_texts(request: job_pb2.GenerationRequest, description: Description) -> None:
-    """Raise InvalidRequest for a text that is too long, or a prompt that is missing or one too many."""
+def check_texts(request: job_pb2.GenerationRequest) -> None:
+    """Raise InvalidRequest for a text that is too long."""
     for name in TEXTS:
         check_text_bytes(name, getattr(request, name))
+
+
+def check_prompt(given: Mapping[str, Any], place: str, description: Description, *, has_files: bool) -> None:
+    """Raise InvalidRequest for a prompt that is missing or one too many; `given` are all values by input."""
     prompt = description.inputs.get("prompt")
     if prompt is None:
-        if request.prompt:
-            raise InvalidRequest("prompt", "text", "nothing; this pipeline takes no prompt")
-    elif not request.prompt.strip() and (prompt.required or not request.media):
-        raise InvalidRequest("prompt", request.prompt, "text that is not empty")
+        if given.get("prompt"):
+            raise InvalidRequest(place, "text", "nothing; this pipeline takes no prompt")
+        return
+    prompts = prompts_of(given)
+    if given.get("prompt") == [] or len(prompts) > OUTPUTS_MAX:
+        raise InvalidRequest(place, f"{len(prompts)} texts", f"1 to {OUTPUTS_MAX}")
+    is_encoded = any(name.startswith(EMBEDDED_PROMPT) and value is not None for name, value in given.items())
+    if (prompt.required or not has_files) and not is_encoded:
+        for text in prompts or [""]:
+            if not text.strip():
+                raise InvalidRequest(place, text, "text that is not empty")
 
 
-def check_values(request: job_pb2.GenerationRequest, description: Description) -> None:
+def prompts_of(given: Mapping[str, Any]) -> list[str]:
+    """The prompts: none, one, or those of a batch."""
+    prompt = given.get("prompt")
+    return prompt if isinstance(prompt, list) else [] if prompt is None else [prompt]
+
+
+def check_values(given: Given, description: Description) -> None:
     """Raise InvalidRequest for the first field that sets nothing, or whose value this model can't take."""
-    given = values_of(request)
-    for name, value in given.items():
+    values = {name: given.values[name] for name in INPUT_FIELDS if given.values.get(name) is not None}
+    for name, value in values.items():
         has_guider = name == "guidance_scale" and description.message.HasField("guidance_scale")
         if name != "prompt" and name not in description.inputs and not has_guider:
-            raise InvalidRequest(name, value, "nothing; this pipeline has no such input")
-    _check_sizes(given, description)
+            raise InvalidRequest(given.places[name], value, "nothing; this pipeline has no such input")
+    for name in values.keys() & set(NUMBERS):
+        types = (int, float) if name == "guidance_scale" else (int,)
+        if not isinstance(values[name], types) or isinstance(values[name], bool) or not math.isfinite(values[name]):
+            accepted = "a finite number" if name == "guidance_scale" else "a whole number"
+            raise InvalidRequest(given.places[name], shown(values[name]), accepted)
+    _check_sizes(values, given.places, description)
     steps_max = description.message.num_inference_steps_max or STEPS_MAX
-    if not 1 <= given.get("num_inference_steps", 1) <= steps_max:
+    steps = values.get("num_inference_steps", 1)
+    if not 1 <= steps <= steps_max:
         whose = " (this model's scheduler can do no more)" if steps_max < STEPS_MAX else ""
-        raise InvalidRequest(
-            "num_inference_steps", request.num_inference_steps, f"a whole number, 1 to {steps_max}{whose}"
-        )
-    if not math.isfinite(request.guidance_scale):
-        raise InvalidRequest("guidance_scale", request.guidance_scale, "a finite number")
-    _check_outputs(request, description)
+        accepted = f"a whole number, 1 to {steps_max}{whose}"
+        raise InvalidRequest(given.places["num_inference_steps"], steps, accepted)
 
 
-def _check_sizes(given: Mapping[str, Any], description: Description) -> None:
+def _check_sizes(values: Mapping[str, Any], places: Mapping[str, str], description: Description) -> None:
     step = max(description.message.size_multiple, 1)
-    for name in given.keys() & {"height", "width"}:
-        value = given[name]
+    for name in values.keys() & {"height", "width"}:
+        value = values[name]
         if not 1 <= value <= SIDE_PIXELS_MAX or value % step:
             accepted = f"{step} to {SIDE_PIXELS_MAX} pixels" + (f" in multiples of {step}" if step > 1 else "")
-            raise InvalidRequest(name, value, accepted)
+            raise InvalidRequest(places[name], value, accepted)
     step = max(description.message.frame_multiple, 1)
-    frames = given.get("num_frames", 1)
+    frames = values.get("num_frames", 1)
     if not 1 <= frames <= FRAMES_MAX or (frames - 1) % step:
         rule = f", one more than a multiple of {step}" if step > 1 else ""
-        raise InvalidRequest("num_frames", frames, f"1 to {FRAMES_MAX}{rule}")
+        raise InvalidRequest(places["num_frames"], frames, f"1 to {FRAMES_MAX}{rule}")
 
 
-def _check_outputs(request: job_pb2.GenerationRequest, description: Description) -> None:
+def check_seeds(request: job_pb2.GenerationRequest, result_count: int, description: Description) -> None:
+    """Raise InvalidRequest for other than one seed for each result, and for `seed` beside them."""
+    if not request.seeds:
+        return
+    if request.HasField("seed"):
+        raise InvalidRequest("seed", request.seed, "nothing beside seeds")
+    if len(request.seeds) != result_count:
+        accepted = f"{result_count}: one for each result (prompts x num_outputs)"
+        raise InvalidRequest("seeds", f"{len(request.seeds)} seeds", accepted)
+    if description.inputs and GENERATOR not in description.inputs:
+        raise InvalidRequest("seeds", f"{len(request.seeds)} seeds", "nothing; this pipeline takes no generators")
+
+
+def check_outputs(request: job_pb2.GenerationRequest, prompt_count: int, description: Description) -> None:
+    """Raise InvalidRequest for a number of results, or a format, that this model can't make."""
     count = request.num_outputs
     output_format = request.output_format
     if not 0 <= count <= OUTPUTS_MAX:
         raise InvalidRequest("num_outputs", count, f"1 to {OUTPUTS_MAX}")
+    if max(count, 1) * prompt_count > OUTPUTS_MAX:
+        each = f"{count} for each of {prompt_count} prompts"
+        raise InvalidRequest("num_outputs", each, f"at most {OUTPUTS_MAX} results in all")
     if count > 1 and description.output_count_input is None:
         raise InvalidRequest("num_outputs", count, "1; this pipeline makes one result a job")
     if output_format and output_format not in FORMATS:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.errors import InvalidRequest
 from triptych.media.decoding.headers import File
-from triptych.model import costs, fields, guidance, parameters, rates
+from triptych.model import accepting, costs, fields, guidance, parameters, rates, trees
 from triptych.model.description import Description
 from triptych.security.privacy import texts_in
 from triptych.v1 import job_pb2, model_pb2
@@ -39,39 +39,42 @@ class Inputs:
     """A request that its model can run."""
 
     values: Mapping[str, object]
-    """What the blocks take, by the input's name; media aside. What it leaves out is left to the pipeline."""
+    """What the blocks take, by the input's name, with files as `File` and tensors as `Tensor` of `tensor_files`, at any
+    depth. What it leaves out is left to the pipeline."""
     files: tuple[File, ...]
-    """The media, to be decoded."""
+    """The files among the values, to be decoded."""
     work: costs.Work
     seed: int | None
+    seeds: tuple[int, ...]
+    """One for each result, or none."""
     preview_every_steps: int
     guider_options: guidance.Options
 
     def for_encoder(self, decode: Decode | None = None) -> dict[str, object]:
-        """What the encoder's stage takes: `values`, the decoded media, and the job's settings under `SETTINGS`.
+        """What the encoder's stage takes: `values` with their files decoded, and the job's settings under `SETTINGS`.
 
         Draws a seed where the request has none. Media are decoded by `decode`, in this process where it isn't given.
         Raises `InvalidRequest` for media that can't be decoded.
         """
-        settings = {
+        settings: dict[str, object] = {
             "seed": secrets.randbits(63) if self.seed is None else self.seed,
             "preview_every_steps": self.preview_every_steps,
             "overrides": self.guider_options,
         }
-        return {**self.values, **self._decoded(decode), SETTINGS: settings}
+        if self.seeds:
+            settings["seeds"] = list(self.seeds)
+        return {**self._decoded(decode), SETTINGS: settings}
 
     def _decoded(self, decode: Decode | None) -> dict[str, object]:
-        """Images and videos by input name. Several of one name form a list, as does one of a name in the plural."""
+        """The values with pictures, frames and sound in place of files."""
         if not self.files:
-            return {}
+            return dict(self.values)
         if decode is None:
             from triptych.media.decoding.decode import decode_all
 
             decode = decode_all
-        found: dict[str, list[Any]] = {}
-        for file, value in zip(self.files, decode(self.files), strict=True):
-            found.setdefault(file.name, []).append(value)
-        return {name: items if len(items) > 1 or name.endswith("images") else items[0] for name, items in found.items()}
+        decoded = iter(decode(self.files))  # in the order in which `replaced` comes by
+        return {name: accepting.replaced(value, lambda _file: next(decoded)) for name, value in self.values.items()}
 
 
 def resolve(request: job_pb2.GenerationRequest, message: model_pb2.ModelDescription) -> Inputs:
@@ -81,27 +84,35 @@ def resolve(request: job_pb2.GenerationRequest, message: model_pb2.ModelDescript
     and `costs.check_result` check what a fleet allows beyond that.
     """
     description = Description(message)
-    fields.check_texts(request, description)
-    fields.check_values(request, description)
-    parameters.check_media(request, description)
-    parameters.check_required(request.parameters, description)
+    fields.check_texts(request)
     costs.check_parameters_size(request.parameters)
-    given = parameters.parse(request.parameters, description)
-    requested = {**fields.values_of(request), **given}
+    trees.check_size(request)
+    given = trees.gather(request)
+    fields.check_values(given, description)
+    parameters.check_required(given, description)
+    requested = parameters.parse(given, description)
+    files = [file for value in requested.values() for file in accepting.files_in(value)]
+    fields.check_prompt(requested, given.places.get("prompt", "prompt"), description, has_files=bool(files))
+    prompt_count = max(1, len(fields.prompts_of(requested)))
+    fields.check_outputs(request, prompt_count, description)
+    results = prompt_count * max(1, request.num_outputs)
+    fields.check_seeds(request, results, description)
     in_force = {**description.defaults, **requested}
-    work = costs.work_of(request.num_outputs, in_force)
+    work = costs.work_of(results, in_force)
     guidance.check_guidance(requested, description)
-    _check_workflow(request, in_force, description)
-    fields.check_output_type(given.get("output_type"), request.output_format)
-    rates.check(request.frames_per_second, given, description)
-    costs.check_ranges(given, description, work["num_inference_steps"])
+    _check_workflow(in_force, description)
+    fields.check_output_type(requested.get("output_type"), request.output_format)
+    rates.check(request.frames_per_second, requested, description)
+    costs.check_ranges(requested, given.places, description, work["num_inference_steps"])
     fields.check_delivery(request)
-    requested.update(rates.input_values(request.frames_per_second, given, description))
+    requested.update(rates.input_values(request.frames_per_second, requested, description))
+    values = parameters.sized(_values(request, requested, description), in_force)
     return Inputs(
-        values=_values(request, requested, description),
-        files=parameters.files(request, description, in_force),
+        values=values,
+        files=tuple(file for value in values.values() for file in accepting.files_in(value)),
         work=work,
-        seed=request.seed if request.HasField("seed") else None,
+        seed=request.seeds[0] if request.seeds else request.seed if request.HasField("seed") else None,
+        seeds=tuple(request.seeds),
         preview_every_steps=request.preview_every_steps,
         guider_options=guidance.overrides(description, requested),
     )
@@ -115,10 +126,10 @@ def texts_of(inputs: Mapping[str, object]) -> list[str]:
     return [text for mapping in (values, *options) for text in texts_in(mapping)]
 
 
-def _check_workflow(request: job_pb2.GenerationRequest, in_force: Mapping[str, Any], description: Description) -> None:
+def _check_workflow(in_force: Mapping[str, Any], description: Description) -> None:
     """Raise InvalidRequest for a job of a workflow that this fleet hasn't loaded."""
     given = {name for name, value in in_force.items() if value is not None and value is not False}
-    given |= {"prompt", *(one.name for one in request.media)}
+    given |= {"prompt"}
     matching = [one for one in description.message.workflows if given.issuperset(one.inputs)]
     most = max((len(one.inputs) for one in matching), default=0)
     meant = [one for one in matching if len(one.inputs) == most]
@@ -134,7 +145,7 @@ def _values(
     """What the blocks take of the request and the folder's defaults. Options of guiders have a dot in their name."""
     named = {**description.recommended, **requested}.items()
     values = {name: value for name, value in named if name in description.inputs and "." not in name}
-    if "prompt" in description.inputs:
+    if "prompt" in description.inputs and not any(name.startswith(fields.EMBEDDED_PROMPT) for name in requested):
         values.setdefault("prompt", "")
     if request.num_outputs > 1 and description.output_count_input is not None:
         values[description.output_count_input] = request.num_outputs
@@ -150,12 +161,13 @@ def check_defaults(description: Description) -> None:
     for name, value in description.recommended.items():
         if value is not None:  # else it counts as left out
             _set_default(request, name, value)
-    for name in fields.TEXTS:
-        costs.check_text_bytes(name, getattr(request, name))
+    fields.check_texts(request)
     costs.check_parameters_size(request.parameters)
-    parsed = parameters.parse(request.parameters, description)
-    fields.check_values(request, description)
-    costs.check_ranges(parsed, description, costs.work_of(0, description.defaults)["num_inference_steps"])
+    given = trees.gather(request)
+    parsed = parameters.parse(given, description)
+    fields.check_values(given, description)
+    steps = costs.work_of(0, description.defaults)["num_inference_steps"]
+    costs.check_ranges(parsed, given.places, description, steps)
 
 
 def _set_default(request: job_pb2.GenerationRequest, name: str, value: Any) -> None:

@@ -38,7 +38,12 @@ def frames_per_second(request: job_pb2.GenerationRequest, message: model_pb2.Mod
     """The rate of a valid request's video."""
     description = Description(message)
     fields = request.parameters.fields.items()
-    parameters = {name: value.number_value for name, value in fields if value.HasField("number_value")}
+    parameters: dict[str, float] = {
+        name: value.number_value for name, value in fields if value.HasField("number_value")
+    }
+    for name, tree in request.inputs.items():
+        if (kind := tree.WhichOneof("kind")) in ("int_value", "number_value"):
+            parameters[name] = float(getattr(tree, kind))
     told = _told(request.frames_per_second, parameters, description, description.defaults)
     return float(told) if _is_rate(told) else FRAMES_PER_SECOND_DEFAULT
 

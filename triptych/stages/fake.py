@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from triptych.errors import InvalidRequest, JobCancelled
+from triptych.media.tensor_files import Tensor
 from triptych.model.inputs import SETTINGS, resolve
 from triptych.roles import ROLES
 from triptych.stages import Step
@@ -49,6 +50,19 @@ FAKE_MODEL = model_pb2.ModelDescription(
         _input("num_inference_steps", model_pb2.INPUT_KIND_INTEGER, "8"),
         InputDescription(name="image", kind=model_pb2.INPUT_KIND_IMAGE, default_json="null", takes_several=True),
         _input("video", model_pb2.INPUT_KIND_VIDEO, "null"),
+        InputDescription(
+            name="conditions",
+            kind=model_pb2.INPUT_KIND_OBJECT,
+            arity=model_pb2.INPUT_ARITY_LIST,
+            description="Pictures with their strengths, as pipelines take them that bind frames.",
+            fields=[
+                InputDescription(name="image", kind=model_pb2.INPUT_KIND_IMAGE, required=True),
+                _input("strength", model_pb2.INPUT_KIND_NUMBER, "1.0"),
+            ],
+        ),
+        InputDescription(
+            name="embeds", kind=model_pb2.INPUT_KIND_TENSOR, tensor_dtypes=["F32"], tensor_shape=["n", "4"]
+        ),
         _input("refuse", model_pb2.INPUT_KIND_BOOLEAN, "false", "Have the encoder refuse the job, as blocks do."),
         _input("fail", model_pb2.INPUT_KIND_BOOLEAN, "false", "Have the transformer fail the job, as a bug would."),
     ],
@@ -128,7 +142,7 @@ def encode(values: Mapping[str, Any]) -> dict[str, Any]:
     shape = (values["height"], values["width"], CHANNELS)
     return {
         "prompt_embeds": _words(f"prompt {values['prompt']}{_media_text(values)}", (EMBEDDING_WORDS,)),
-        "latents": _words(f"seed {values[SETTINGS]['seed']}", shape),
+        "latents": _words(f"seed {values[SETTINGS].get('seeds', values[SETTINGS]['seed'])}", shape),
         "num_inference_steps": values["num_inference_steps"],
         "fail": bool(values.get("fail")),
     }
@@ -157,15 +171,24 @@ def expected_outputs(request: job_pb2.GenerationRequest, model: str = FAKE_MODEL
 
 def _media_text(values: Mapping[str, Any]) -> str:
     """A text that stands for the pixels of a request's pictures and videos; empty where there are none."""
-    pictures = [(name, picture) for name in ("image", "video") for picture in _flat(values.get(name, []))]
-    digest = hashlib.sha256()
-    for name, picture in pictures:
-        digest.update(f"{name} {picture.size} {picture.mode} ".encode() + picture.tobytes())
-    return f" with {digest.hexdigest()}" if pictures else ""
+    found = [piece for name in ("image", "video", "conditions", "embeds") for piece in _pieces(name, values.get(name))]
+    return f" with {hashlib.sha256(b''.join(found)).hexdigest()}" if found else ""
 
 
-def _flat(value: Any) -> list[Any]:
-    return [one for item in value for one in _flat(item)] if isinstance(value, list) else [value]
+def _pieces(place: str, value: Any) -> Iterator[bytes]:
+    """What an input holds, piece by piece: pixels, tensors, plain values."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _pieces(place, item)
+    elif isinstance(value, dict):
+        for name, item in sorted(value.items()):
+            yield from _pieces(f"{place}.{name}", item)
+    elif hasattr(value, "tobytes"):
+        yield f"{place} {value.size} {value.mode} ".encode() + value.tobytes()
+    elif isinstance(value, Tensor):
+        yield f"{place} {value.dtype} {value.shape} ".encode() + value.data
+    elif value is not None:
+        yield f"{place} {value!r} ".encode()
 
 
 def _words(text: str, shape: tuple[int, ...]) -> Words:

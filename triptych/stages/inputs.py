@@ -1,82 +1,96 @@
-"""One input of a pipeline: the kind of its values, whether it takes several pictures, and their transparency."""
+"""One input of a pipeline: what a request gives for it, and options of guiders and schedulers as inputs."""
 
 from __future__ import annotations
 
-import json
-import types
+import inspect
+import re
 import typing
 from typing import Any
 
 import PIL.Image
+import torch
 
 from triptych.media.decoding.headers import MASK
+from triptych.model.fields import GENERATOR
+from triptych.stages import hints
 from triptych.stages.handoff import walk
+from triptych.stages.hints import json_or_empty, meaning, options_of
 from triptych.stages.library import INPUT_PARAM_TEMPLATES, InputParam, ModularPipelineBlocks
 from triptych.v1 import model_pb2
 
 RGBA_CHANNELS = 4
 _CHANNEL_OPTIONS = ("in_channels", "input_channels")
 """How the configurations of VAEs call the channels of a picture."""
-_PLAIN_KINDS: dict[object, model_pb2.InputKind.ValueType] = {
-    str: model_pb2.INPUT_KIND_TEXT,
-    bool: model_pb2.INPUT_KIND_BOOLEAN,
-    int: model_pb2.INPUT_KIND_INTEGER,
-    float: model_pb2.INPUT_KIND_NUMBER,
-    list: model_pb2.INPUT_KIND_LIST,
-    tuple: model_pb2.INPUT_KIND_LIST,
-    dict: model_pb2.INPUT_KIND_MAPPING,
-}
 _REQUIRABLE_KINDS = (model_pb2.INPUT_KIND_TEXT, model_pb2.INPUT_KIND_IMAGE, model_pb2.INPUT_KIND_VIDEO)
 """Kinds whose `required` can be trusted. Some blocks require numbers and tensors that others fill in; where one is
 really missing, its block says so when the job runs."""
+_NUMBERED = re.compile(r"_\d+$")
+"""Ends the names of inputs for the second and third text encoder, which the glossary lacks."""
+_REASONS: dict[object, str] = {
+    torch.Generator: "nothing here; the request's seed, or its seeds, make the generators",
+    torch.dtype: "nothing; the workers' own dtype counts",
+}
+"""Why a request can't give objects of these classes."""
 
 
 def describe_input(parameter: InputParam, blocks: ModularPipelineBlocks) -> model_pb2.InputDescription:
     """One input of the blocks. Where a block gives no type, diffusers' glossary of names, then its default, decides."""
-    hint = parameter.type_hint or INPUT_PARAM_TEMPLATES.get(parameter.name, {}).get("type_hint")
-    if hint is None and parameter.default is not None:
-        hint = type(parameter.default)
-    kind = kind_of(parameter.name, hint)
+    name = parameter.name
+    about = " ".join((parameter.description or "").split())
+    hint = _hint_of(parameter)
+    reason = _REASONS.get(torch.Generator if name == GENERATOR else hint, "")
+    leaves = [block for block in walk(blocks) if not block.sub_blocks]
+    meant = meaning(name, hint, hints.named_classes(name, about, leaves))
+    if meant.kind == model_pb2.INPUT_KIND_IMAGE:
+        meant = meant._replace(arity=_pictures_arity(name, hint, blocks))
+    if meant.kind == model_pb2.INPUT_KIND_TEXT and takes_texts(name, leaves):
+        meant = meant._replace(arity=model_pb2.INPUT_ARITY_ONE_OR_LIST)
+    if meant.kind == model_pb2.INPUT_KIND_INTERNAL and not reason:
+        reason = f"nothing; no file and no JSON gives {hints.shown(hint)}"
+    several = meant.arity in (model_pb2.INPUT_ARITY_LIST, model_pb2.INPUT_ARITY_ONE_OR_LIST)
+    kind = model_pb2.INPUT_KIND_INTERNAL if reason else meant.kind
     return model_pb2.InputDescription(
-        name=parameter.name,
+        name=name,
         kind=kind,
+        item_kinds=() if reason else meant.items,
+        arity=meant.arity,
         required=bool(parameter.required) and kind in _REQUIRABLE_KINDS,
-        default_json=_json_or_empty(parameter.default),
-        description=" ".join((parameter.description or "").split()),
-        type_hint="" if hint is None else getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint),
-        takes_several=kind == model_pb2.INPUT_KIND_IMAGE and takes_several(parameter.name, hint, blocks),
+        default_json=json_or_empty(parameter.default),
+        description=about,
+        type_hint=hints.shown(hint),
+        takes_several=kind == model_pb2.INPUT_KIND_IMAGE and several,
+        fields=hints.described_fields(meant.classes),
+        choices=hints.choices_of(hint),
+        not_given_reason=reason,
     )
 
 
-def kind_of(name: str, hint: Any) -> model_pb2.InputKind.ValueType:
-    """The kind of value that a type hint allows a request to carry.
-
-    Pictures win over everything else that a union allows, plain values over tensors. A list of pictures with no
-    single picture beside it is a video, and so is an input for pictures with `video` in its name.
-    """
-    if hint is None:
-        return model_pb2.INPUT_KIND_VIDEO if name.endswith("video") else model_pb2.INPUT_KIND_UNSPECIFIED
-    options = options_of(hint)
-    if pictures := pictures_of(hint):
-        is_video = "video" in name or PIL.Image.Image not in pictures
-        return model_pb2.INPUT_KIND_VIDEO if is_video else model_pb2.INPUT_KIND_IMAGE
-    kinds = {
-        _PLAIN_KINDS[plain] for option in options if (plain := typing.get_origin(option) or option) in _PLAIN_KINDS
-    }
-    holds_object = any(_holds_object(option) for option in options)
-    if kinds == {model_pb2.INPUT_KIND_INTEGER, model_pb2.INPUT_KIND_NUMBER}:
-        return model_pb2.INPUT_KIND_NUMBER
-    if kinds == {model_pb2.INPUT_KIND_TEXT, model_pb2.INPUT_KIND_LIST}:
-        return model_pb2.INPUT_KIND_TEXT
-    if not kinds or (holds_object and kinds <= {model_pb2.INPUT_KIND_LIST}):
-        return model_pb2.INPUT_KIND_INTERNAL
-    return kinds.pop() if len(kinds) == 1 else model_pb2.INPUT_KIND_UNSPECIFIED
+def classes_of(parameter: InputParam, blocks: ModularPipelineBlocks) -> tuple[type, ...]:
+    """The classes of the objects that an input takes, of which its description tells the fields."""
+    leaves = [block for block in walk(blocks) if not block.sub_blocks]
+    about = parameter.description or ""
+    return meaning(parameter.name, _hint_of(parameter), hints.named_classes(parameter.name, about, leaves)).classes
 
 
-def _holds_object(option: Any) -> bool:
-    """Whether a container's items are objects that no JSON value gives, as in `list[torch.Tensor]`."""
-    items = [plain for item in typing.get_args(option) for plain in options_of(item)]
-    return any(isinstance(item, type) and item not in _PLAIN_KINDS for item in items)
+def _hint_of(parameter: InputParam) -> Any:
+    glossary = (INPUT_PARAM_TEMPLATES.get(name, {}) for name in (parameter.name, _NUMBERED.sub("", parameter.name)))
+    hint = parameter.type_hint or next((found for one in glossary if (found := one.get("type_hint"))), None)
+    return type(parameter.default) if hint is None and parameter.default is not None else hint
+
+
+def takes_texts(name: str, leaves: list[ModularPipelineBlocks]) -> bool:
+    """Whether a block takes a list of texts, one for each result: hints say `str` for both, so its code is read."""
+    asks = rf"isinstance\([\w.]*\b{name}, (list|\(str, list\))\)"
+    makes = rf"list\([\w.]*\b{name}\)|\[{name}\] if isinstance\({name}, str"
+    taking = (block for block in leaves if any(parameter.name == name for parameter in block.inputs))
+    return any(re.search(f"{asks}|{makes}", inspect.getsource(type(block))) for block in taking)
+
+
+def _pictures_arity(name: str, hint: Any, blocks: ModularPipelineBlocks) -> model_pb2.InputArity.ValueType:
+    """A name in the plural is a list's, also of one."""
+    if name.endswith("images"):
+        return model_pb2.INPUT_ARITY_LIST
+    return model_pb2.INPUT_ARITY_ONE_OR_LIST if takes_several(name, hint, blocks) else model_pb2.INPUT_ARITY_ONE
 
 
 def guider_options(name: str, guider: Any, *, is_first: bool) -> list[model_pb2.InputDescription]:
@@ -84,21 +98,14 @@ def guider_options(name: str, guider: Any, *, is_first: bool) -> list[model_pb2.
     return [
         model_pb2.InputDescription(
             name=f"{name}.{option}",
-            kind=_PLAIN_KINDS.get(type(default), model_pb2.INPUT_KIND_UNSPECIFIED),
-            default_json=_json_or_empty(default),
+            kind=hints.PLAIN_KINDS.get(type(default), model_pb2.INPUT_KIND_UNSPECIFIED),
+            default_json=json_or_empty(default),
             description=f"Option {option} of {type(guider).__name__}.",
             type_hint=type(default).__name__ if default is not None else "",
         )
         for option, default in guider.config.items()
         if not option.startswith("_") and not (is_first and option == "guidance_scale")
     ]
-
-
-def _json_or_empty(value: object) -> str:
-    try:
-        return "" if value is None else json.dumps(value)
-    except (TypeError, ValueError):
-        return ""
 
 
 def takes_several(name: str, hint: Any, blocks: ModularPipelineBlocks) -> bool:
@@ -119,12 +126,6 @@ def takes_alpha(name: str, pipeline: Any) -> bool:
     """Whether an input's pictures go into a VAE of four channels: red, green, blue and transparency."""
     config = getattr(getattr(pipeline, "vae", None), "config", {})
     return MASK not in name and any(config.get(key) == RGBA_CHANNELS for key in _CHANNEL_OPTIONS)
-
-
-def options_of(hint: Any) -> list[Any]:
-    """The members of a union, or the hint alone; without None."""
-    is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    return [option for option in (typing.get_args(hint) if is_union else (hint,)) if option is not types.NoneType]
 
 
 def pictures_of(hint: Any) -> list[Any]:

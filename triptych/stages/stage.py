@@ -15,11 +15,12 @@ import torch
 
 from triptych.config import DTYPES
 from triptych.errors import InvalidRequest, JobCancelled
-from triptych.model.fields import LATENT
+from triptych.model.fields import GENERATOR, LATENT
 from triptych.roles import ROLES, role_name
-from triptych.stages import Step, finite, guidance, handoff
+from triptych.stages import Step, finite, guidance, handoff, objects
 from triptych.stages.describe import describe
 from triptych.stages.device import global_rng, open_device, rng_state, settings_of
+from triptych.stages.inputs import classes_of
 from triptych.stages.library import ModularPipeline, PipelineState
 from triptych.stages.library_errors import as_invalid_request, explained, is_refusal
 from triptych.stages.observer import Observer, Stop, insert_observers
@@ -44,6 +45,9 @@ class Stage:
         self._needs = whole.needs_after(role)
         self._outputs = whole.outputs() if role == ROLE_DECODER else []
         self._input_defaults = {one.name: one.default for one in whole.pipeline._blocks.inputs if one.name}
+        self._classes = {
+            one.name: classes_of(one, whole.pipeline._blocks) for one in whole.pipeline._blocks.inputs if one.name
+        }
         self._required_negatives = guidance.required_negatives(whole.blocks[role])
         self._encodes_both = False
         """Whether the encoder's blocks have failed without the unconditional branch."""
@@ -162,12 +166,12 @@ class Stage:
         if on or self._encodes_both:
             _switch_on(pipeline, guiders)
         try:
-            return self._seeded(pipeline, self._initial_state(inputs, seed), seed, None)
+            return self._seeded(pipeline, self._initial_state(inputs, pipeline.device), seed, None)
         except InvalidRequest:
             if on or self._encodes_both or not guiders:
                 raise
         _switch_on(pipeline, guiders)
-        result = self._seeded(pipeline, self._initial_state(inputs, seed), seed, None)
+        result = self._seeded(pipeline, self._initial_state(inputs, pipeline.device), seed, None)
         self._encodes_both = True
         return result
 
@@ -203,16 +207,20 @@ class Stage:
             accepted = f"inputs of the loaded workflows {', '.join(self._whole.workflows)}"
             raise InvalidRequest("request", f"a job that needs {', '.join(sorted(missing))}", accepted)
 
-    def _initial_state(self, inputs: Mapping[str, object], seed: int) -> PipelineState:
+    def _initial_state(self, inputs: Mapping[str, object], device: torch.device) -> PipelineState:
         """The whole pipeline's inputs with the whole pipeline's defaults; roles' own defaults differ for some."""
         given = {name: value for name, value in inputs.items() if not name.startswith(handoff.RESERVED_PREFIX)}
         state = PipelineState()
         for parameter in self._whole.pipeline._blocks.inputs:
             name = parameter.name
-            if name == "generator":
-                state.set(name, given.pop(name, None) or torch.Generator().manual_seed(seed))
+            if name == GENERATOR:
+                state.set(name, given.pop(name, None) or _generators(inputs))
+            elif name in given:
+                classes = self._classes.get(name, ())
+                value = objects.ready(given.pop(name), device, classes, f"inputs.{name}")
+                state.set(name, value, parameter.kwargs_type)
             elif name is not None:
-                state.set(name, given.pop(name, parameter.default), parameter.kwargs_type)
+                state.set(name, parameter.default, parameter.kwargs_type)
         if given:
             raise InvalidRequest("inputs", sorted(given), "inputs of the pipeline")
         return state
@@ -231,6 +239,14 @@ class Stage:
             if not is_refusal(error):
                 raise
             raise as_invalid_request(error, values) from error
+
+
+def _generators(inputs: Mapping[str, object]) -> torch.Generator | list[torch.Generator]:
+    """The job's generator, or one for each result."""
+    settings: Any = inputs.get(handoff.SETTINGS, {})
+    if seeds := settings.get("seeds"):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.Generator().manual_seed(int(settings.get("seed", 0)))
 
 
 def _switch_on(pipeline: ModularPipeline, guiders: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ class TokenWatch:
 
     def begin(self, values: Mapping[str, Any]) -> None:
         """Forget the job before; `values` are the inputs of this one."""
-        self._texts = {name: value for name, value in values.items() if isinstance(value, str) and value.strip()}
+        self._texts = {name: text for key, value in values.items() for name, text in _named(key, value) if text.strip()}
         length_max = values.get(LENGTH_INPUT)
         self._length_max = length_max if isinstance(length_max, int) else None
         self._cut = {}
@@ -91,6 +91,14 @@ class TokenWatch:
         shared = {name: len(words & set(_plain(value).split())) for name, value in self._texts.items()}
         best = max(shared, key=lambda name: shared[name], default="")
         return best if best and shared[best] else ""
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """An input's texts with their names; those of a list are numbered."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, list):
+        yield from ((f"{name}[{number}]", one) for number, one in enumerate(value) if isinstance(one, str))
 
 
 def _count(original: Callable[..., Any], special: bool, text: str) -> int:

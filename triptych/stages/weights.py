@@ -7,21 +7,18 @@ another system, don't count.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from triptych.errors import ModelInvalid
+from triptych.media.tensor_files import HEADER_BYTES_MAX, LENGTH_BYTES, parse_header
 from triptych.stages.folder import check_whole, folder_of, read_json, visible_files
 
 WEIGHTS_SUFFIX = ".safetensors"
 INDEX = ".safetensors.index"
 BASES = ("diffusion_pytorch_model", "model")
 """Names under which diffusers' and transformers' models look for their weights."""
-HEADER_BYTES_MAX = 100 << 20
-"""Largest safetensors header, as the format's own reader has it."""
-LENGTH_BYTES = 8
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Weights written by Python's pickle: reading such a file may run code that somebody put into it."""
 _FILE_SUFFIXES = (WEIGHTS_SUFFIX, ".gguf", *_PICKLED_SUFFIXES)
@@ -34,7 +31,6 @@ _COUNT_MAX = 10_000
 def read_header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: dtype, shape and byte range of each tensor by name.
 
-    Layout (safetensors format): u64 little-endian length of the header, the header as JSON, the tensors' bytes.
     Raises `ModelInvalid` where the file can't be read or is shorter than its header says.
     """
     check_whole(path)
@@ -44,12 +40,11 @@ def read_header(path: Path) -> dict[str, Any]:
             header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if header_bytes > min(HEADER_BYTES_MAX, size_bytes - LENGTH_BYTES):
                 raise ModelInvalid(f"{path} is not a safetensors file, or truncated ({size_bytes} bytes)")
-            header: dict[str, Any] = json.loads(file.read(header_bytes))
-            header.pop("__metadata__", None)
-            end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+            header = parse_header(file.read(header_bytes))
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except OSError as error:
         raise ModelInvalid(f"{path} can't be read: {error.strerror or error}") from error
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
+    except ValueError as error:
         raise ModelInvalid(f"{path} is not a safetensors file: {error}") from error
     expected_bytes = LENGTH_BYTES + header_bytes + end
     if size_bytes != expected_bytes:

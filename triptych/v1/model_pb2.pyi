@@ -268,6 +268,7 @@ class InputDescription(_message.Message):
     TENSOR_SHAPE_FIELD_NUMBER: _builtins.int
     TENSOR_DTYPES_FIELD_NUMBER: _builtins.int
     NOT_GIVEN_REASON_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name in `inputs` (also in `parameters` or `media`, where these can say it)."""
     kind: Global___InputKind.ValueType
@@ -314,6 +315,10 @@ class InputDescription(_message.Message):
     def tensor_dtypes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Dtypes that a tensor may have, as safetensors writes them. Empty means any."""
 
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The only texts that are accepted. Empty means any."""
+
     def __init__(
         self,
         *,
@@ -331,10 +336,11 @@ class InputDescription(_message.Message):
         tensor_shape: _abc.Iterable[_builtins.str] | None = ...,
         tensor_dtypes: _abc.Iterable[_builtins.str] | None = ...,
         not_given_reason: _builtins.str = ...,
+        choices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arity", b"arity", "default_json", b"default_json", "description", b"description", "fields", b"fields", "item_kinds", b"item_kinds", "kind", b"kind", "name", b"name", "not_given_reason", b"not_given_reason", "required", b"required", "takes_alpha", b"takes_alpha", "takes_several", b"takes_several", "tensor_dtypes", b"tensor_dtypes", "tensor_shape", b"tensor_shape", "type_hint", b"type_hint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arity", b"arity", "choices", b"choices", "default_json", b"default_json", "description", b"description", "fields", b"fields", "item_kinds", b"item_kinds", "kind", b"kind", "name", b"name", "not_given_reason", b"not_given_reason", "required", b"required", "takes_alpha", b"takes_alpha", "takes_several", b"takes_several", "tensor_dtypes", b"tensor_dtypes", "tensor_shape", b"tensor_shape", "type_hint", b"type_hint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,8 +33,8 @@ IDLE_S = 60.0
 CHILD_BYTES_MAX = 2**30
 """Memory that a child may take beyond its size at the start: for the files, and for the largest picture in the most
 expensive format (WebP: two canvases, a copy and the RGB)."""
-LINE_BYTES_MAX = 64 * 2**10
-"""Longest line between the two processes: 64 files' names."""
+LINE_BYTES_MAX = 256 * 2**10
+"""Longest line between the two processes: 64 files' names and places, of 256 letters that JSON escapes."""
 
 
 class Limits(NamedTuple):
