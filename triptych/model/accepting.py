@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from triptych.errors import InvalidRequest
 from triptych.media import tensor_files
-from triptych.media.decoding.headers import AUDIO, IMAGE, VIDEO, File
+from triptych.media.decoding.headers import AUDIO, IMAGE, VIDEO, WANTED_FORMATS, File, format_of, is_animated
 from triptych.media.tensor_files import Tensor
 from triptych.model.description import MEDIA_KINDS, accepted_names
 from triptych.v1 import job_pb2, model_pb2
@@ -32,8 +33,6 @@ _FILE_KINDS: dict[int, tuple[str, str]] = {
     model_pb2.INPUT_KIND_AUDIO: (AUDIO, "sound"),
 }
 _WANTED = {job_pb2.MEDIA_KIND_IMAGE: IMAGE, job_pb2.MEDIA_KIND_VIDEO: VIDEO, job_pb2.MEDIA_KIND_AUDIO: AUDIO}
-_SOUND_STARTS = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9")
-_VIDEO_STARTS = (b"\x1a\x45\xdf\xa3", b"GIF8")
 
 
 def accepted(described: InputDescription, value: Any, place: str) -> Any:
@@ -158,10 +157,18 @@ def _media(kinds: Sequence[Kind], described: InputDescription | None, media: Med
 
 
 def _kind_by_start(data: bytes) -> str:
-    """What a file is, by its first bytes. A GIF is a video where both are taken."""
-    if data.startswith(_SOUND_STARTS) or (data[:4] == b"RIFF" and data[8:12] == b"WAVE"):
-        return AUDIO
-    return VIDEO if data.startswith(_VIDEO_STARTS) or data[4:8] == b"ftyp" else IMAGE
+    """What a file is, by its first bytes. A GIF is a video where both are taken, and so is a WebP or PNG that moves."""
+    name = format_of(data)
+    if name in WANTED_FORMATS[IMAGE] and name != "gif":
+        return VIDEO if name in WANTED_FORMATS[VIDEO] and _moves(data, name) else IMAGE
+    return next((kind for kind in (VIDEO, AUDIO) if name in WANTED_FORMATS[kind]), IMAGE)
+
+
+def _moves(data: bytes, name: str) -> bool:
+    try:
+        return is_animated(data, name)
+    except struct.error:
+        return False  # it is refused when it is decoded
 
 
 def _tensor(kinds: Sequence[Kind], described: InputDescription | None, file: TensorFile, place: str) -> Tensor:

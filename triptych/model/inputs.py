@@ -106,7 +106,8 @@ def resolve(request: job_pb2.GenerationRequest, message: model_pb2.ModelDescript
     costs.check_ranges(requested, given.places, description, work["num_inference_steps"])
     fields.check_delivery(request)
     requested.update(rates.input_values(request.frames_per_second, requested, description))
-    values = parameters.sized(_values(request, requested, description), in_force)
+    rate = rates.told(request.frames_per_second, requested, description)
+    values = parameters.sized(_values(request, requested, description), in_force, rate)
     return Inputs(
         values=values,
         files=tuple(file for value in values.values() for file in accepting.files_in(value)),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from triptych.errors import InvalidRequest
-from triptych.media.decoding.headers import File
+from triptych.media.decoding.headers import VIDEO, File
 from triptych.model import accepting
 from triptych.model.description import MEDIA_KINDS, OUTPUT_COUNT_INPUT, Description, Given, accepted_names
 from triptych.model.fields import INPUT_FIELDS
@@ -95,13 +95,20 @@ def _shown(value: Any) -> object:
     return accepting.in_whole_numbers(accepting.shown(value))
 
 
-def sized(values: Mapping[str, Any], in_force: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, with their files told how large the job makes them; `in_force` are over the model's defaults."""
+def sized(values: Mapping[str, Any], in_force: Mapping[str, Any], frames_per_second: float) -> dict[str, Any]:
+    """The values, with their files told how large the job makes them, and at which rate its videos play.
+
+    `in_force` are over the model's defaults. A rate of 0 is none.
+    """
     sides = (in_force.get(name) for name in ("height", "width"))
     height, width = (int(side) if isinstance(side, int | float) and side > 0 else 0 for side in sides)
     is_cropped = isinstance(in_force.get(CROP_INPUT), int | float)
 
     def with_size(file: File) -> File:
-        return file._replace(frame_pixels=height * width, is_crop_mask=is_cropped and file.name == MASK_INPUT)
+        return file._replace(
+            frame_pixels=height * width,
+            is_crop_mask=is_cropped and file.name == MASK_INPUT,
+            frames_per_second=frames_per_second if file.kind == VIDEO else 0,
+        )
 
     return {name: accepting.replaced(value, with_size) for name, value in values.items()}

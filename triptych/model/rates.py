@@ -48,6 +48,12 @@ def frames_per_second(request: job_pb2.GenerationRequest, message: model_pb2.Mod
     return float(told) if _is_rate(told) else FRAMES_PER_SECOND_DEFAULT
 
 
+def told(field: float, parameters: Mapping[str, Any], description: Description) -> float:
+    """The rate that the request or the model tells; 0 where neither does."""
+    found = _told(field, parameters, description, description.defaults)
+    return float(found) if _is_rate(found) else 0.0
+
+
 def input_values(field: float, parameters: Mapping[str, Any], description: Description) -> dict[str, Any]:
     """The model's own input for the rate with its value, where the request or the folder tells one."""
     described = rate_input(description)

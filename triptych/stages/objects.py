@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from triptych.errors import InvalidRequest
+from triptych.media.decoding.values import Frames, Sound
 from triptych.media.tensor_files import Tensor
 from triptych.security.privacy import redact, texts_in
 from triptych.stages import hints
@@ -43,7 +44,7 @@ def ready(value: Any, device: torch.device, classes: tuple[type, ...] = (), plac
     """
     if isinstance(value, Tensor):
         return as_torch(value).to(device)
-    if hasattr(value, "samples_CN"):
+    if isinstance(value, Sound):
         return torch.from_numpy(np.array(value.samples_CN)).to(device)
     if isinstance(value, dict) and classes:
         return _object(value, device, classes, place)
@@ -82,9 +83,9 @@ def _object(value: Mapping[str, Any], device: torch.device, classes: Iterable[ty
 
 def _rate_of(value: Any) -> tuple[str, float] | None:
     """The field for the rate that a file has, and the rate."""
-    if hasattr(value, "samples_CN"):
+    if isinstance(value, Sound):
         return _SAMPLE_RATE, value.sample_rate
-    if getattr(value, "frames_per_second", 0):
+    if isinstance(value, Frames) and value.frames_per_second:
         return _FRAME_RATE, value.frames_per_second
     return None
 
