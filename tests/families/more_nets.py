@@ -37,11 +37,15 @@ def controlnet_union() -> Any:
     """Its defaults for the transformer of conditions are large, too."""
     return diffusers.ControlNetUnionModel(
         **_UNET,
-        conditioning_embedding_out_channels=(4, 8),
+        conditioning_embedding_out_channels=(4, 8, 8),
         num_trans_channel=8,
         num_trans_head=2,
         num_proj_channel=8,
     )
+
+
+def controlnet() -> Any:
+    return diffusers.ControlNetModel(**_UNET, conditioning_embedding_out_channels=(4, 8, 8))
 
 
 def sd3() -> Any:
@@ -61,7 +65,7 @@ def sd3() -> Any:
 
 def wan_animate() -> Any:
     return diffusers.WanAnimate2Transformer3DModel(
-        in_dim=2 * CHANNELS + 2,
+        in_dim=2 * CHANNELS + 4,
         dim=24,
         ffn_dim=32,
         freq_dim=16,
@@ -252,7 +256,7 @@ def h3_vae() -> Any:
         latent_channels=CHANNELS,
         block_out_channels=(8, 8, 8),
         layers_per_block=1,
-        spatial_downsample_factors=(2, 2, 1),
+        spatial_downsample_factors=(2, 2, 2),
         temporal_downsample_factors=(1, 2, 2),
         norm_num_groups=4,
         decoder_num_layers=1,
@@ -266,6 +270,8 @@ def h3_vae() -> Any:
 
 def h3_audio_vae() -> Any:
     return diffusers.AutoencoderKLMiniMaxH3Audio(
+        latents_mean=[0.1] * 8,
+        latents_std=[1.5] * 8,
         encoder_dim=4,
         encoder_rates=(2, 4),
         latent_dim=16,

@@ -13,6 +13,8 @@ from tests.families.texts import HIDDEN
 
 CHANNELS = 4
 """Channels of most latents here."""
+AUDIO_CHANNELS = 8
+"""Values of a step of sound, as many as the VAE of sound has statistics."""
 NORMAL = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 0.8, 1.1, 2.0]}
 HEADS = {"num_attention_heads": 2, "num_layers": 2}
 
@@ -30,6 +32,12 @@ def dynamic_euler() -> Any:
 
 def unipc() -> Any:
     return diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
+def dpm_solver() -> Any:
+    return diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
 
 
 def _image_vae(kind: Any, **settings: Any) -> Any:
@@ -58,44 +66,50 @@ def vae_flux2() -> Any:
     return _image_vae(diffusers.AutoencoderKLFlux2)
 
 
-def vae_wan(**settings: Any) -> Any:
-    """Spatial factor 4, temporal 2."""
+def vae_wan(halvings: int = 2, temporal: int = 1, **settings: Any) -> Any:
+    """As many halvings of a frame, the last ones of time too: by default factors 4 and 2."""
     return diffusers.AutoencoderKLWan(
         base_dim=4,
         z_dim=CHANNELS,
-        dim_mult=[1, 2, 2],
+        dim_mult=[1, *[2] * halvings],
         num_res_blocks=1,
-        temperal_downsample=[False, True],
+        temperal_downsample=[False] * (halvings - temporal) + [True] * temporal,
         **NORMAL,
-        scale_factor_temporal=2,
-        scale_factor_spatial=4,
+        scale_factor_temporal=2**temporal,
+        scale_factor_spatial=2**halvings,
         **settings,
     )
 
 
-def vae_qwen(input_channels: int = 3) -> Any:
+def vae_qwen(input_channels: int = 3, halvings: int = 2) -> Any:
     return diffusers.AutoencoderKLQwenImage(
         base_dim=4,
         z_dim=CHANNELS,
-        dim_mult=[1, 2, 2],
+        dim_mult=[1, *[2] * halvings],
         num_res_blocks=1,
-        temperal_downsample=[False, True],
+        temperal_downsample=[False] * (halvings - 1) + [True],
         input_channels=input_channels,
         **NORMAL,
     )
 
 
+def vae_qwen_edit(input_channels: int = 3) -> Any:
+    """Spatial factor 16: pictures are edited at a million pixels, whatever their own size is."""
+    return vae_qwen(input_channels, halvings=4)
+
+
 def vae_qwen21() -> Any:
+    """Spatial factor 8, as the patches of its text encoder's eye."""
     return diffusers.AutoencoderKLQwenImage21(
         base_dim=4,
         decoder_base_dim=4,
         z_dim=CHANNELS,
-        dim_mult=[1, 2, 2],
+        dim_mult=[1, 2, 2, 2],
         num_res_blocks=1,
-        temperal_downsample=[False, True],
+        temperal_downsample=[False, False, True],
         **NORMAL,
         scale_factor_temporal=2,
-        scale_factor_spatial=4,
+        scale_factor_spatial=8,
     )
 
 
@@ -144,7 +158,7 @@ def vae_ltx2() -> Any:
 
 def audio_vae_ltx2() -> Any:
     return diffusers.AutoencoderKLLTX2Audio(
-        base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=16
+        base_channels=8, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=16
     )
 
 
@@ -175,7 +189,7 @@ def connectors(**settings: Any) -> Any:
 
 
 def ltx2_transformer(**settings: Any) -> Any:
-    sizes = {"audio_in_channels": CHANNELS, "audio_out_channels": CHANNELS, **settings}
+    sizes = {"audio_in_channels": AUDIO_CHANNELS, "audio_out_channels": AUDIO_CHANNELS, **settings}
     return diffusers.LTX2VideoTransformer3DModel(
         in_channels=CHANNELS,
         out_channels=CHANNELS,

@@ -106,10 +106,14 @@ def clip_text(projected: bool = False) -> Any:
     )
 
 
-def clip_vision(projected: bool = False) -> Any:
+def clip_vision(projected: bool = False, **others: Any) -> Any:
     model = transformers.CLIPVisionModelWithProjection if projected else transformers.CLIPVisionModel
     sizes = {"hidden_size": HIDDEN, "intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 4}
-    return model(transformers.CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=HIDDEN, **sizes))
+    return model(
+        transformers.CLIPVisionConfig(
+            **{"image_size": 32, "patch_size": 8, "projection_dim": HIDDEN, **sizes, **others}
+        )
+    )
 
 
 def clip_images() -> Any:

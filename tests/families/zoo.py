@@ -27,6 +27,10 @@ def make(family: str, folder: str | Path, seed: int = 0, **others: Callable[[], 
             torch.manual_seed(seed)
             pipeline = pipeline_class(family)()
             pipeline.update_components(**{name: part() for name, part in {**FAMILIES[family], **others}.items()})
+            if "distilled_sigmas" in pipeline.config:
+                pipeline.register_to_config(distilled_sigmas=[1.0, 0.6])
+            if "enable_safety_checker" in pipeline.config:  # the checker is a model of its own that pip doesn't bring
+                pipeline.register_to_config(enable_safety_checker=False)
             pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
         (folder / DONE_NAME).touch()
     return str(folder)
@@ -76,7 +80,7 @@ _FLUX3: Parts = {
 _QWEN_EDIT: Parts = {
     "text_encoder": texts.qwen2_5_vl,
     "processor": texts.qwen2_processor,
-    "vae": nets.vae_qwen,
+    "vae": nets.vae_qwen_edit,
     "scheduler": nets.dynamic_euler,
     "transformer": nets.qwen,
 }
@@ -90,10 +94,13 @@ _QWEN21: Parts = {
 }
 _ANIMATE: Parts = {
     **_WAN,
-    "image_encoder": texts.clip_vision,
+    "vae": lambda: nets.vae_wan(halvings=3, temporal=2),  # which its code takes for granted
+    "image_encoder": lambda: texts.clip_vision(image_size=224, patch_size=56, hidden_size=1280, num_hidden_layers=2),
     "transformer": more_nets.wan_animate,
 }
-_HELIOS: Parts = {**_WAN, "transformer": nets.helios, "scheduler": diffusers.HeliosScheduler}
+_HELIOS: Parts = {**_WAN, "transformer": nets.helios, "scheduler": lambda: diffusers.HeliosScheduler(stages=1)}
+# With the default gamma of a third, a CPU's arithmetic finds no Cholesky factor of the noise's covariance.
+_PYRAMID: Parts = {**_HELIOS, "scheduler": lambda: diffusers.HeliosScheduler(gamma=0.25)}
 _AUDIO_VIDEO: Parts = {
     "text_encoder": texts.gemma3,
     "tokenizer": texts.fast_tokenizer,
@@ -134,12 +141,13 @@ FAMILIES: dict[str, Parts] = {
     "qwenimage-layered": {
         **_QWEN_EDIT,
         "tokenizer": texts.chat_tokenizer,
-        "vae": lambda: nets.vae_qwen(4),
+        "vae": lambda: nets.vae_qwen_edit(4),
         "transformer": lambda: nets.qwen(use_additional_t_cond=True, use_layer3d_rope=True),
     },
     "qwenimage": {
         **{name: part for name, part in _QWEN_EDIT.items() if name != "processor"},
         "tokenizer": texts.chat_tokenizer,
+        "vae": nets.vae_qwen,
         "controlnet": lambda: nets.qwen("QwenImageControlNetModel"),
     },
     "qwenimage21": _QWEN21,
@@ -166,7 +174,7 @@ FAMILIES: dict[str, Parts] = {
         "scheduler": nets.flow_euler,
         "transformer": more_nets.sd3,
     },
-    "wan-animate-2": {**_ANIMATE, "scheduler": nets.unipc},
+    "wan-animate-2": {**_ANIMATE, "scheduler": nets.dpm_solver},
     "wan-animate-2-distilled": {**_ANIMATE, "scheduler": nets.flow_euler},
     "wan-i2v": {
         **_WAN,
@@ -223,7 +231,7 @@ FAMILIES: dict[str, Parts] = {
         "sound_tokenizer": more_nets.cosmos3_sound,
     },
     "helios": _HELIOS,
-    "helios-pyramid": _HELIOS,
+    "helios-pyramid": _PYRAMID,
     "hunyuan-video-1.5": {
         "text_encoder": lambda: texts.qwen2_5_vl(text_only=True),
         "tokenizer": texts.chat_tokenizer,
@@ -282,9 +290,15 @@ FAMILIES: dict[str, Parts] = {
 
 _KLEIN, _KREA, _COSMOS = FAMILIES["flux2-klein"], FAMILIES["krea2"], FAMILIES["cosmos3-omni"]
 VARIANTS: dict[str, Parts] = {
-    "Cosmos3DistilledModularPipeline": {name: part for name, part in _COSMOS.items() if name != "sound_tokenizer"},
+    "Cosmos3DistilledModularPipeline": {
+        **{name: part for name, part in _COSMOS.items() if name != "sound_tokenizer"},
+        "scheduler": nets.flow_euler,
+    },
     "Flux2KleinBaseModularPipeline": _KLEIN,
-    "HeliosPyramidDistilledModularPipeline": _HELIOS,
+    "HeliosPyramidDistilledModularPipeline": {
+        **_HELIOS,
+        "scheduler": lambda: diffusers.HeliosDMDScheduler(gamma=0.25),
+    },
     "Krea2TurboModularPipeline": _KREA,
     "Wan22Image2VideoModularPipeline": {
         **_WAN,

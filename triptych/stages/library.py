@@ -18,7 +18,7 @@ with told("running a stage"):
     import diffusers
     import transformers
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from diffusers import ConfigMixin, ModelMixin, ModularPipeline
+    from diffusers import ConfigMixin, ModelMixin, ModularPipeline, SchedulerMixin
     from diffusers.guiders import BaseGuidance
     from diffusers.modular_pipelines import (
         LoopSequentialPipelineBlocks,
@@ -39,6 +39,7 @@ __all__ = [
     "ModularPipeline",
     "ModularPipelineBlocks",
     "PipelineState",
+    "SchedulerMixin",
     "SequentialPipelineBlocks",
     "diffusers",
     "init_empty_weights",

@@ -1,0 +1,181 @@
+"""Jobs of every workflow of every family, as diffusers' own arguments: see `cases_of`.
+
+Pictures are PIL's, clips lists of them; `tests.families.requests` makes requests of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+SEED = 7
+PROMPT = "a red circle"
+COLOURS = 6
+"""Of each clip's frames: so few that a GIF holds them exactly."""
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One job."""
+
+    family: str
+    workflow: str
+    arguments: Arguments = field(default_factory=dict)
+    """Of the pipeline, beside the prompt."""
+    model: str = ""
+    """A model of `MODELS`, where the family's own in `tests.families.zoo` has another part."""
+
+    @property
+    def name(self) -> str:
+        """For tests."""
+        return f"{self.model or self.family}-{self.workflow}"
+
+
+def picture(height: int = 32, width: int = 32, seed: int = 0) -> PIL.Image.Image:
+    """Of noise."""
+    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def see_through(height: int = 32, width: int = 32) -> PIL.Image.Image:
+    """Of noise, its transparency too."""
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels, "RGBA")
+
+
+def mask(height: int = 32, width: int = 32) -> PIL.Image.Image:
+    """White in its right half."""
+    pixels = np.zeros((height, width), dtype=np.uint8)
+    pixels[:, width // 2 :] = 255
+    return PIL.Image.fromarray(pixels)
+
+
+def clip(frames: int, height: int = 32, width: int = 32, seed: int = 0) -> list[PIL.Image.Image]:
+    """Frames of few colours."""
+    random = np.random.default_rng(seed)
+    palette = random.integers(0, 256, (COLOURS, 3), dtype=np.uint8)
+    return [PIL.Image.fromarray(palette[random.integers(0, COLOURS, (height, width))]) for _ in range(frames)]
+
+
+_SMALL: Arguments = {"height": 32, "width": 32, "num_inference_steps": 2}
+_VIDEO: Arguments = {**_SMALL, "num_frames": 5}
+_CONTROL: Arguments = {"control_image": picture(seed=3)}
+_CHUNKS: Arguments = {"num_frames": 9, "num_latent_frames_per_chunk": 3, "history_sizes": [4, 2, 1]}
+_HELIOS: Arguments = {**_SMALL, **_CHUNKS}
+_PYRAMID: Arguments = {**_CHUNKS, "height": 64, "width": 64, "pyramid_num_inference_steps_list": [2, 1, 1]}
+_ANIMATE: Arguments = {**_SMALL, "image": picture(), "driving_video": clip(9), "driving_video_fps": 24, "segment_frame_length": 5}
+
+
+def _plain(**more: Any) -> dict[str, Arguments]:
+    return {"": {**_SMALL, **more}}
+
+
+def _pictures(text: str = "text2image", image: str = "image2image", **more: Any) -> dict[str, Arguments]:
+    return {text: {**_SMALL, **more}, image: {**_SMALL, **more, "image": picture()}}
+
+
+def _videos(given: Arguments, **more: Any) -> dict[str, Arguments]:
+    return {"text2video": {**given, **more}, "image2video": {**given, **more, "image": picture()}}
+
+
+def _inpainting() -> Arguments:
+    return {**_SMALL, "image": picture(), "mask_image": mask()}
+
+
+def _controlled(prefix: str, **more: Any) -> dict[str, Arguments]:
+    return {
+        f"{prefix}text2image": {**_SMALL, **more},
+        f"{prefix}image2image": {**_SMALL, "image": picture(), **more},
+        f"{prefix}inpainting": {**_inpainting(), **more},
+    }
+
+
+_FLUX2 = {"text2image": _SMALL, "image_conditioned": {**_SMALL, "image": picture(64, 64)}}
+_SECONDS = {**_SMALL, "num_inference_steps": 3, "num_frames": 124}
+_HELIOS_THREE = {**_videos(_HELIOS), "video2video": {**_HELIOS, "video": clip(9)}}
+_PYRAMID_THREE = {**_videos(_PYRAMID), "video2video": {**_PYRAMID, "video": clip(9, 64, 64)}}
+
+WORKFLOWS: dict[str, dict[str, Arguments]] = {
+    "wan": {"": _VIDEO},
+    "Wan22ModularPipeline": {"": _VIDEO},
+    "wan-i2v": {
+        "image2video": {**_VIDEO, "image": picture()},
+        "flf2v": {**_VIDEO, "image": picture(), "last_image": picture(seed=1)},
+    },
+    "Wan22Image2VideoModularPipeline": {"": {**_VIDEO, "image": picture()}},
+    "wan-vace": {
+        "text": _VIDEO,
+        "references": {**_VIDEO, "reference_images": [picture(), picture(seed=1)]},
+        "video": {**_VIDEO, "video": clip(5), "mask": clip(5, seed=1)},
+    },
+    "wan-animate-2": {"": _ANIMATE},
+    "wan-animate-2-distilled": {"": _ANIMATE},
+    "qwenimage": {**_controlled(""), **_controlled("controlnet_", **_CONTROL)},
+    "qwenimage-edit": {
+        "image_conditioned": {**_SMALL, "image": picture()},
+        "image_conditioned_inpainting": {"num_inference_steps": 2, "image": picture(), "mask_image": mask()},
+    },
+    "qwenimage-edit-plus": {
+        "one image": {**_SMALL, "image": picture()},
+        "several images": {**_SMALL, "image": [picture(), picture(32, 48, 1)]},
+    },
+    "qwenimage-layered": {"": {"num_inference_steps": 2, "image": see_through(), "layers": 2}},
+    "qwenimage21": _pictures(image="image_conditioned", output_resolution=32),
+    "qwenimage21-turbo": _pictures(image="image_conditioned", output_resolution=32),
+    "flux": _pictures(),
+    "flux-kontext": _pictures(image="image_conditioned", max_area=1024, _auto_resize=False),
+    "flux2": _FLUX2,
+    "flux2-klein": _FLUX2,
+    "Flux2KleinBaseModularPipeline": _FLUX2,
+    "flux3": _pictures(image="image_conditioned", max_new_tokens=4),
+    "flux3-distilled": _pictures(image="image_conditioned", max_new_tokens=4),
+    "stable-diffusion-xl": {
+        **_controlled("", strength=0.8),
+        **_controlled("controlnet_union_", **_CONTROL, control_mode=[3], strength=0.8),
+    },
+    "stable-diffusion-3": _pictures(),
+    "ideogram4": _plain(guidance_schedule=[7.0, 3.0]),
+    "krea2": _plain(),
+    "Krea2TurboModularPipeline": _plain(),
+    "anima": _pictures(image="img2img"),
+    "z-image": _pictures(),
+    "ernie-image": _plain(),
+    "cosmos3-omni": {
+        "text2image": {**_VIDEO, "num_frames": 1},
+        **_videos(_VIDEO),
+        "video2video": {**_VIDEO, "video": clip(5)},
+        "text2video_with_sound": {**_VIDEO, "enable_sound": True},
+        "image2video_with_sound": {**_VIDEO, "image": picture(), "enable_sound": True},
+        "video2video_with_sound": {**_VIDEO, "video": clip(5), "enable_sound": True},
+    },
+    "Cosmos3DistilledModularPipeline": {
+        "text2image": {**_VIDEO, "num_frames": 1},
+        **_videos(_VIDEO),
+        "video2video": {**_VIDEO, "video": clip(5)},
+    },
+    "helios": _HELIOS_THREE,
+    "helios-pyramid": _PYRAMID_THREE,
+    "HeliosPyramidDistilledModularPipeline": _PYRAMID_THREE,
+    "hunyuan-video-1.5": _videos(_VIDEO),
+    "echo": {"": {**_VIDEO, "image": picture()}},
+    "ltx": _videos(_VIDEO),
+    "ltx2": _videos(_VIDEO),
+    "ltx2.5": _videos(_VIDEO),
+    "minimax-h3": {
+        "t2va": _SECONDS,
+        "fl2va": {**_SECONDS, "image": picture()},
+        "fl2va by its last": {**_SECONDS, "last_image": picture()},
+    },
+    "minimax-music3": {"": {"lyrics": "la la", "audio_duration": 2.0, "num_inference_steps": 2}},
+}
+
+MODELS: dict[str, tuple[str, dict[str, Callable[[], Any]]]] = {}
+
+
+def cases_of(family: str) -> list[Case]:
+    """Every job of a family."""
+    return [Case(family, workflow, arguments) for workflow, arguments in WORKFLOWS[family].items()]
