@@ -67,7 +67,13 @@ _CONTROL: Arguments = {"control_image": picture(seed=3)}
 _CHUNKS: Arguments = {"num_frames": 9, "num_latent_frames_per_chunk": 3, "history_sizes": [4, 2, 1]}
 _HELIOS: Arguments = {**_SMALL, **_CHUNKS}
 _PYRAMID: Arguments = {**_CHUNKS, "height": 64, "width": 64, "pyramid_num_inference_steps_list": [2, 1, 1]}
-_ANIMATE: Arguments = {**_SMALL, "image": picture(), "driving_video": clip(9), "driving_video_fps": 24, "segment_frame_length": 5}
+_ANIMATE: Arguments = {
+    **_SMALL,
+    "image": picture(),
+    "driving_video": clip(9),
+    "driving_video_fps": 24,
+    "segment_frame_length": 5,
+}
 
 
 def _plain(**more: Any) -> dict[str, Arguments]:

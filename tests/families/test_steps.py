@@ -20,6 +20,7 @@ from triptych.stages.describe import describe
 from triptych.stages.library import diffusers
 from triptych.stages.stage import Stage
 from triptych.stages.whole import Whole
+from triptych.v1 import model_pb2
 from triptych.v1.dispatch_pb2 import ROLE_TRANSFORMER
 
 STEPS = {
@@ -45,6 +46,8 @@ def test_each_step_is_reported_and_changes_no_bit(family: str, family_folder: Ca
     case = long_case(family)
     whole = Whole.open(family_folder(family))
     stages = [Stage.load(whole, role) for role in ROLES]
+    point = model_pb2.STEP_POINT_LOOP if family == "wan" else model_pb2.STEP_POINT_SCHEDULER
+    assert describe(whole).step_point == point
     values = resolve(request_of(case, preview_every_steps=1), describe(whole)).for_encoder()
     steps: list[Step] = []
     for stage in stages:

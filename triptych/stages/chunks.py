@@ -90,7 +90,8 @@ class Chunk:
 def watched(scheduler: Any, after_step: Callable[[Any, torch.Tensor], None]) -> Any:
     """The same scheduler, which calls `after_step(scheduler, latents)` after each step. Copies of it don't."""
     if _CALL not in scheduler.__dict__:
-        scheduler.__class__ = _watched_class(type(scheduler))
+        kind: Any = type(scheduler)
+        scheduler.__class__ = _watched_class(kind)
     scheduler.__dict__[_CALL] = after_step
     return scheduler
 

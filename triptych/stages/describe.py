@@ -20,8 +20,10 @@ from triptych.stages.device import undisturbed
 from triptych.stages.folder import RECOMMENDATIONS_NAME, read_recommendations
 from triptych.stages.inputs import describe_input, guider_options, takes_alpha
 from triptych.stages.library import diffusers
+from triptych.stages.observer import step_point
 from triptych.stages.whole import Whole
 from triptych.v1 import model_pb2
+from triptych.v1.dispatch_pb2 import ROLE_TRANSFORMER
 
 _SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
 """Properties of pipelines for the pixels that a latent covers; the first that exists counts."""
@@ -58,6 +60,7 @@ def describe(whole: Whole) -> model_pb2.ModelDescription:
         size_multiple=_size_multiple(pipeline),
         frame_multiple=_first_factor(pipeline, _TEMPORAL_FACTORS) if "num_frames" in names else 0,
         components=_components(whole),
+        step_point=step_point(whole.blocks[ROLE_TRANSFORMER]),
         num_inference_steps_max=steps_max(getattr(pipeline, "scheduler", None)),
         workflows=[
             model_pb2.WorkflowDescription(

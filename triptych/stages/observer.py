@@ -22,6 +22,7 @@ from triptych.stages import Step
 from triptych.stages.chunks import Chunk, count_of, goes_over_chunks, scheduler_of, watched
 from triptych.stages.handoff import walk
 from triptych.stages.library import InputParam, LoopSequentialPipelineBlocks, ModularPipelineBlocks
+from triptych.v1 import model_pb2
 
 SIDE_PIXELS_MIN = 128
 """Previews are magnified by a whole factor until the shorter side has this many pixels: enough to see on a screen."""
@@ -127,6 +128,15 @@ class ChunkBlock(ObserverBlock):
         (number,) = told.values()
         components._role_observer.begin_chunk(components, self._loop, block_state, number)
         return components, block_state
+
+
+def step_point(blocks: ModularPipelineBlocks) -> model_pb2.StepPoint.ValueType:
+    """Where steps under these blocks are reported: behind the scheduler where one of the loops goes over chunks."""
+    loops = [block for block in walk(blocks) if isinstance(block, LoopSequentialPipelineBlocks)]
+    if not loops:
+        return model_pb2.STEP_POINT_UNSPECIFIED
+    is_inside = any(goes_over_chunks(loop) for loop in loops)
+    return model_pb2.STEP_POINT_SCHEDULER if is_inside else model_pb2.STEP_POINT_LOOP
 
 
 def insert_observers(blocks: ModularPipelineBlocks) -> None:

@@ -19,6 +19,36 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _StepPoint:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StepPointEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepPoint.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STEP_POINT_UNSPECIFIED: _StepPoint.ValueType  # 0
+    """Not said, as by older workers; or the pipeline has no loop that can be observed."""
+    STEP_POINT_LOOP: _StepPoint.ValueType  # 1
+    """At the end of each run of the pipeline's loop, which is one denoising step."""
+    STEP_POINT_SCHEDULER: _StepPoint.ValueType  # 2
+    """Behind the scheduler's step: the pipeline's loop goes over chunks or segments,
+    and a block of it goes over the steps. What runs between the steps of two
+    chunks, such as encoding and decoding, can't be cancelled.
+    """
+
+class StepPoint(_StepPoint, metaclass=_StepPointEnumTypeWrapper):
+    """Where a transformer reports a step, and looks whether its job was cancelled."""
+
+STEP_POINT_UNSPECIFIED: StepPoint.ValueType  # 0
+"""Not said, as by older workers; or the pipeline has no loop that can be observed."""
+STEP_POINT_LOOP: StepPoint.ValueType  # 1
+"""At the end of each run of the pipeline's loop, which is one denoising step."""
+STEP_POINT_SCHEDULER: StepPoint.ValueType  # 2
+"""Behind the scheduler's step: the pipeline's loop goes over chunks or segments,
+and a block of it goes over the steps. What runs between the steps of two
+chunks, such as encoding and decoding, can't be cancelled.
+"""
+Global___StepPoint: _TypeAlias = StepPoint  # noqa: Y015
+
 class _InputArity:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -132,6 +162,7 @@ class ModelDescription(_message.Message):
     NUM_INFERENCE_STEPS_MAX_FIELD_NUMBER: _builtins.int
     WITHOUT_GUIDANCE_FIELD_NUMBER: _builtins.int
     WORKFLOWS_FIELD_NUMBER: _builtins.int
+    STEP_POINT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The folder or hub id that was asked for."""
     revision: _builtins.str
@@ -165,6 +196,8 @@ class ModelDescription(_message.Message):
     """The pipeline takes a guidance scale, but this model was made without one:
     only scales that mean "off", 1 and less, are accepted.
     """
+    step_point: Global___StepPoint.ValueType
+    """Where steps are reported and cancel acts."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputDescription]:
         """What the blocks accept, by name."""
@@ -201,10 +234,11 @@ class ModelDescription(_message.Message):
         num_inference_steps_max: _builtins.int = ...,
         without_guidance: _builtins.bool = ...,
         workflows: _abc.Iterable[Global___WorkflowDescription] | None = ...,
+        step_point: Global___StepPoint.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "guidance_scale", b"guidance_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "components", b"components", "config_digest", b"config_digest", "defaults_json", b"defaults_json", "diffusers_version", b"diffusers_version", "frame_multiple", b"frame_multiple", "guidance_scale", b"guidance_scale", "inputs", b"inputs", "model", b"model", "num_inference_steps_max", b"num_inference_steps_max", "outputs", b"outputs", "pipeline_class", b"pipeline_class", "revision", b"revision", "size_multiple", b"size_multiple", "without_guidance", b"without_guidance", "workflows", b"workflows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "components", b"components", "config_digest", b"config_digest", "defaults_json", b"defaults_json", "diffusers_version", b"diffusers_version", "frame_multiple", b"frame_multiple", "guidance_scale", b"guidance_scale", "inputs", b"inputs", "model", b"model", "num_inference_steps_max", b"num_inference_steps_max", "outputs", b"outputs", "pipeline_class", b"pipeline_class", "revision", b"revision", "size_multiple", b"size_multiple", "step_point", b"step_point", "without_guidance", b"without_guidance", "workflows", b"workflows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
