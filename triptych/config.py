@@ -142,8 +142,8 @@ class ControllerConfig(ProcessConfig):
 
 
 @dataclass(frozen=True)
-class WorkerConfig(ProcessConfig):
-    """Settings of an encoder, transformer or decoder."""
+class ModelConfig(ProcessConfig):
+    """What every process has that holds a model, or a part of one, and rooms."""
 
     model: str = text("", "folder or hub id of a diffusers pipeline")
     revision: str = text("", "revision of the hub's repository")
@@ -151,37 +151,19 @@ class WorkerConfig(ProcessConfig):
     workflows: str = text(
         "", "load only these workflows of the pipeline, with commas, for example text2video; default: all"
     )
-    controller: str = text(
-        "127.0.0.1:7070", "host:port of the controller; several with commas", check=addresses.parse_several
-    )
-    token_file: str = text("", "file of this worker's own token, where it has no certificate")
     device: str = text("cpu", "torch device of this role, for example cuda:0")
     dtype: str = text("float32", "element type of the weights", among=DTYPES)
-    nonfinite: str = text("fail", "a stage that makes NaN or infinity fails the job, or allows it", among=NONFINITE)
-    fake_stage_seconds: float = number(
-        0.0, "load tests: no model, but a stand-in whose transformer takes so long; 0 for the model", 0, DAY_S
-    )
-    fake_model: str = text("fake", "load tests: that stand-in's name; each name is another model with other results")
-    release_timeout_s: float = number(30.0, "time that a leaving worker gives others to read its rooms", 0, DAY_S)
     threads: int = number(0, "torch threads; 0 leaves torch's default", 0, 1024)
     arena_bytes: int = number(
         2**30, "size of the arena in /dev/shm; pages are taken when they are used", 2**16, BYTES_MAX
     )
     advertise_host: str = text(
-        "", "host name under which others reach this worker; default: that of address", check=addresses.parse_host
+        "", "host name under which others reach this process; default: that of address", check=addresses.parse_host
     )
-    instance_id: str = text(
-        "", "identity of this start of the process, under which its launcher reports its end; default: a random one"
-    )
-    room_bytes_per_s_min: float = number(
-        limits.ROOM_BYTES_PER_S_MIN, "slowest network between workers that is waited for, in bytes a second", 1, 1e12
-    )
-    mover: str = text("", "force one mover instead of choosing per room", among=("", *MOVERS))
-    mooncake: str = text("auto", "Mooncake's protocol; auto takes rdma where there is a device", among=MOONCAKE)
 
     @property
     def host(self) -> str:
-        """The host under which others reach this worker, as it stands before a port."""
+        """The host under which others reach this process, as it stands before a port."""
         if self.advertise_host:
             return addresses.bracketed(addresses.parse_host("advertise_host", self.advertise_host))
         return addresses.bracketed(addresses.parse("address", self.address, to_serve=True).host)
@@ -194,8 +176,41 @@ class WorkerConfig(ProcessConfig):
     def check(self) -> None:
         """Refuse to advertise an address that means "all of this machine": others would reach themselves by it."""
         if addresses.Address(self.host.strip("[]"), 0).is_unspecified:
-            accepted = f"the name or address under which others reach this worker, where address is {self.address}"
+            accepted = f"the name or address under which others reach this process, where address is {self.address}"
             raise InvalidRequest("advertise_host", self.advertise_host, accepted)
+
+
+@dataclass(frozen=True)
+class WorkerConfig(ModelConfig):
+    """Settings of an encoder, transformer or decoder."""
+
+    controller: str = text(
+        "127.0.0.1:7070", "host:port of the controller; several with commas", check=addresses.parse_several
+    )
+    token_file: str = text("", "file of this worker's own token, where it has no certificate")
+    nonfinite: str = text("fail", "a stage that makes NaN or infinity fails the job, or allows it", among=NONFINITE)
+    fake_stage_seconds: float = number(
+        0.0, "load tests: no model, but a stand-in whose transformer takes so long; 0 for the model", 0, DAY_S
+    )
+    fake_model: str = text("fake", "load tests: that stand-in's name; each name is another model with other results")
+    release_timeout_s: float = number(30.0, "time that a leaving worker gives others to read its rooms", 0, DAY_S)
+    instance_id: str = text(
+        "", "identity of this start of the process, under which its launcher reports its end; default: a random one"
+    )
+    room_bytes_per_s_min: float = number(
+        limits.ROOM_BYTES_PER_S_MIN, "slowest network between workers that is waited for, in bytes a second", 1, 1e12
+    )
+    text_encoder_engine: str = text(
+        "",
+        "encoders: where text encoders run, process:HOST:PORT or vllm:URL; default: in this process",
+        check=addresses.parse_engine,
+    )
+    text_encoder_absent: str = text(
+        "wait", "a job whose text encoder's process is absent waits, or runs it locally", among=("wait", "local")
+    )
+    text_encoder_wait_s: float = number(300.0, "longest wait for an absent text encoder", 0, DAY_S)
+    mover: str = text("", "force one mover instead of choosing per room", among=("", *MOVERS))
+    mooncake: str = text("auto", "Mooncake's protocol; auto takes rdma where there is a device", among=MOONCAKE)
 
 
 def load(cls: type[Config], argv: Sequence[str] | None, environ: Mapping[str, str] = os.environ) -> Config:

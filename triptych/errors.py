@@ -223,6 +223,10 @@ class RingUnreachable(Unavailable):
     """An operation on the ring's memory failed or did not end in time: the peer or the connection is gone."""
 
 
+class EngineAbsent(Unavailable):
+    """The process that computes a worker's text encoders doesn't answer."""
+
+
 class WorkerBroken(Unavailable):
     """The worker ends, because it fails every job or its process is broken."""
 

@@ -34,6 +34,7 @@ from .loop import Worker
 from .membership import FleetMember
 from .phase import Phases
 from .servicers import WORKER_SERVICE, services_of
+from .text_encoder import ProcessEngine, open_text_encoder
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ async def _main(role: Role.ValueType) -> None:
             metrics=measured,
         )
         stack.push_async_callback(server.stop, 0)  # or what a start that fails raises isn't the last that is said
-        stage, model = await asyncio.to_thread(_load_stage, role, config)
+        text_encoder = await stack.enter_async_context(open_text_encoder(role, config, arena, security))
+        stage, model = await asyncio.to_thread(_load_stage, role, config, text_encoder)
         engine, mooncake = stack.enter_context(_mooncake(config, arena))
         fetcher = open_fetcher(arena, engine, security, config.mover, config.room_bytes_per_s_min)
         stack.callback(fetcher.close)
@@ -105,7 +107,9 @@ async def _main(role: Role.ValueType) -> None:
         await _serve(worker, server, stop.leaving)
 
 
-def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[AnyStage, ModelDescription]:
+def _load_stage(
+    role: Role.ValueType, config: WorkerConfig, text_encoder: ProcessEngine | None
+) -> tuple[AnyStage, ModelDescription]:
     if config.fake_stage_seconds:
         from triptych.stages.fake import FakeStage, fake_model
 
@@ -127,6 +131,7 @@ def _load_stage(role: Role.ValueType, config: WorkerConfig) -> tuple[AnyStage, M
         dtype=config.dtype,
         threads=config.threads or None,
         nonfinite=config.nonfinite,
+        engine=text_encoder,
     )
     model = describe(whole)
     if model.config_digest != digest:

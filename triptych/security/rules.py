@@ -23,6 +23,7 @@ from triptych.v1 import (
     generation_service_pb2,
     ring_service_pb2,
     rules_pb2,
+    text_encoder_service_pb2,
     worker_service_pb2,
 )
 
@@ -36,6 +37,7 @@ _MODULES = (
     fleet_service_pb2,
     generation_service_pb2,
     ring_service_pb2,
+    text_encoder_service_pb2,
     worker_service_pb2,
 )
 _SCOPES: Mapping[rules_pb2.Scope.ValueType, tuple[str, ...]] = {

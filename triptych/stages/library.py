@@ -27,18 +27,23 @@ with told("running a stage"):
     )
     from diffusers.modular_pipelines.modular_pipeline import PipelineState
     from diffusers.modular_pipelines.modular_pipeline_utils import INPUT_PARAM_TEMPLATES, ComponentSpec, InputParam
+    from transformers import Cache, PreTrainedModel
+    from transformers.utils import ModelOutput
 
 __all__ = [
     "INPUT_PARAM_TEMPLATES",
     "BaseGuidance",
+    "Cache",
     "ComponentSpec",
     "ConfigMixin",
     "InputParam",
     "LoopSequentialPipelineBlocks",
     "ModelMixin",
+    "ModelOutput",
     "ModularPipeline",
     "ModularPipelineBlocks",
     "PipelineState",
+    "PreTrainedModel",
     "SchedulerMixin",
     "SequentialPipelineBlocks",
     "diffusers",

@@ -17,7 +17,9 @@ from triptych.errors import InvalidRequest, ModelInvalid
 from triptych.model.guidance import Options
 from triptych.stages import guidance
 from triptych.stages.device import undisturbed
+from triptych.stages.engines import Engine
 from triptych.stages.folder import place_of
+from triptych.stages.handed_over import can_be_handed, hand_over
 from triptych.stages.library import (
     BaseGuidance,
     ComponentSpec,
@@ -77,6 +79,8 @@ class Components:
         self._dtype = dtype
         self._device = device
         self._pristine: dict[str, Any] = {}
+        self.engine: Engine | None = None
+        """Runs what it serves of the components that are loaded; None where all run here."""
 
     @property
     def guiders(self) -> list[str]:
@@ -105,11 +109,19 @@ class Components:
         spec = copy.copy(self.specs[name])
         if not comes_from_files(spec) or not is_model(spec):
             return self.get(name)
-        dtype = str(self._dtype).removeprefix("torch.")
-        with loading(f"{place_of(spec)}, on {self._device} as {dtype},"), undisturbed():
-            component = _load_model(spec, self._dtype).to(self._device)
+        if self.engine is not None and can_be_handed(spec.type_hint) and self.engine.serves([name]):
+            with undisturbed():
+                shell = build_shell(spec, self._dtype, self._device)
+            component = hand_over(name, shell, self._device, self.engine, lambda: self._loaded(spec))
+        else:
+            component = self._loaded(spec)
         self._pristine[name] = component
         return component
+
+    def _loaded(self, spec: ComponentSpec) -> Any:
+        dtype = str(self._dtype).removeprefix("torch.")
+        with loading(f"{place_of(spec)}, on {self._device} as {dtype},"), undisturbed():
+            return _load_model(spec, self._dtype).to(self._device)
 
     def get(self, name: str) -> Any:
         """The component as a role that doesn't hold it sees it: a copy, a shell, or None where the model has none."""

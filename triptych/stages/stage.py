@@ -20,6 +20,7 @@ from triptych.roles import ROLES, role_name
 from triptych.stages import Step, finite, guidance, handoff, objects
 from triptych.stages.describe import describe
 from triptych.stages.device import global_rng, open_device, rng_state, settings_of
+from triptych.stages.engines import Engine
 from triptych.stages.inputs import classes_of
 from triptych.stages.library import ModularPipeline, PipelineState
 from triptych.stages.library_errors import as_invalid_request, explained, is_refusal
@@ -53,6 +54,7 @@ class Stage:
         """Whether the encoder's blocks have failed without the unconditional branch."""
         self._token_pixels = describe(whole).size_multiple if role == ROLE_TRANSFORMER else 0
         self.settings = settings_of(pipeline.device, dtype)
+        self._engine: Engine | None = None
         self._checks_finite = nonfinite == "fail"
         self._watch = finite.Watch(components if role == ROLE_DECODER and self._checks_finite else {})
         self._tokens = TokenWatch(components if role == ROLE_ENCODER else {})
@@ -69,11 +71,13 @@ class Stage:
         dtype: str = "float32",
         threads: int | None = None,
         nonfinite: str = "fail",
+        engine: Engine | None = None,
     ) -> Stage:
         """Loads the components that the role's blocks expect, and no others.
 
         `dtype` is one of `DTYPES`, for all models of the role; `threads` are torch's in this process, of its own choice
-        where not given; `nonfinite` is `fail`, or `allow` for outputs with NaN and infinity.
+        where not given; `nonfinite` is `fail`, or `allow` for outputs with NaN and infinity; `engine` runs text
+        encoders elsewhere.
 
         Raises `InvalidRequest` for a role, device or dtype that doesn't exist, `ModelInvalid` for files that
         can't be loaded, `MissingExtra` where a package isn't installed that the role's code needs.
@@ -87,6 +91,8 @@ class Stage:
             torch.set_num_threads(threads)
         whole.check_packages(role)
         components = whole.components(getattr(torch, dtype), place)
+        components.engine = engine
+        declared = engine.open(whole.config_digest(), settings_of(place, dtype)) if engine is not None else {}
         blocks = copy.deepcopy(whole.blocks[role])
         held = whole.component_names(role)
         for number, name in enumerate(held, 1):
@@ -94,7 +100,10 @@ class Stage:
             components.load(name)
         whole.check_uses(role, components)
         insert_observers(blocks)
-        return cls(whole, role, components.pipeline(blocks, held), dtype, nonfinite)
+        stage = cls(whole, role, components.pipeline(blocks, held), dtype, nonfinite)
+        stage.settings |= declared
+        stage._engine = engine
+        return stage
 
     @property
     def tokens_cut(self) -> list[TokensCut]:
@@ -133,6 +142,8 @@ class Stage:
         """
         if cancelled():
             raise JobCancelled("the job was cancelled before this stage began")
+        if self._engine is not None:
+            self._engine.begin(cancelled)
         settings: Any = inputs.get(handoff.SETTINGS, {})
         seed = int(settings.get("seed", 0))
         observer = Observer(on_step, cancelled, int(settings.get("preview_every_steps", 0)), self._token_pixels)

@@ -11,6 +11,7 @@ from triptych.telemetry.exporters import setup
 from triptych.telemetry.logs import log_context, setup_logging
 from triptych.telemetry.metrics import Metrics
 from triptych.telemetry.resource import identify
+from triptych.telemetry.text_encoder_metrics import TextEncoderMetrics
 from triptych.telemetry.tracing import annotate, extract, inject, link, record, reserve, span, trace_id, within
 from triptych.telemetry.worker_metrics import WorkerMetrics
 
@@ -20,6 +21,7 @@ __all__ = [
     "Outcome",
     "RingDepth",
     "Task",
+    "TextEncoderMetrics",
     "WorkerMetrics",
     "annotate",
     "client_interceptors",

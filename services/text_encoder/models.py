@@ -1,0 +1,69 @@
+"""The models of a text-encoder process, and the one thread that runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from triptych.errors import InvalidRequest, NotFound
+from triptych.stages.device import open_device, settings_of
+from triptych.stages.handed_over import can_be_handed, placed
+from triptych.stages.library import Cache, ModelOutput
+from triptych.stages.whole import Whole
+from triptych.text_encoder_config import TextEncoderConfig
+from triptych.transport import calls, codec
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER
+
+log = logging.getLogger(__name__)
+
+
+class Models:
+    """The encoder's components of transformers. `run` belongs to one thread; what else there is, is read only."""
+
+    def __init__(self, whole: Whole, config: TextEncoderConfig) -> None:
+        """Loads them. Raises as `Stage.load` does, and `InvalidRequest` for a model that has none."""
+        device = open_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        components = whole.components(getattr(torch, config.dtype), device)
+        specs = whole.pipeline._component_specs
+        names = [name for name in whole.component_names(ROLE_ENCODER) if can_be_handed(specs[name].type_hint)]
+        if not names:
+            raise InvalidRequest("model", whole.model, "a pipeline whose encoder has a model of transformers")
+        self._device = device
+        self._held: dict[str, torch.nn.Module] = {}
+        for number, name in enumerate(names, 1):
+            log.info("loading %s, component %d of %d", name, number, len(names))
+            self._held[name] = components.load(name)
+        self.names = names
+        self.config_digest = whole.config_digest()
+        self.settings = settings_of(device, config.dtype)
+        told = json.dumps([self.config_digest, self.settings], sort_keys=True)
+        self.identity = hashlib.sha256(told.encode()).hexdigest()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="text-encoder")
+
+    def module(self, component: str, path: str) -> torch.nn.Module:
+        """A module that a caller names. Raises NotFound."""
+        try:
+            return self._held[component].get_submodule(path)
+        except (KeyError, AttributeError) as error:
+            raise NotFound(f"there is no module {path!r} of a component {component!r} here") from error
+
+    def run(self, module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """What the module returns for arguments as they came, without what never crosses: caches of generation."""
+        with torch.no_grad():
+            output = module(*placed(list(args), self._device), **placed(kwargs, self._device))
+        if isinstance(output, ModelOutput):
+            output = type(output)(**{name: value for name, value in output.items() if not isinstance(value, Cache)})
+        return output
+
+    def answer(self, component: str, path: str, inputs: bytes) -> codec.Encoded:
+        """One call, from bytes to what a room holds."""
+        args, kwargs = calls.unpack(inputs)
+        return codec.encode({"output": self.run(self.module(component, path), args, kwargs)}, "")

@@ -1,0 +1,173 @@
+"""An encoder's text encoders in a process of their own: the engine that a stage is given, over gRPC and rooms.
+
+The stage's thread calls and waits; everything else runs on the event loop that `open_text_encoder` was called in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from triptych import addresses, rpc
+from triptych.config import WorkerConfig
+from triptych.errors import (
+    DeadlinePassed,
+    EngineAbsent,
+    Full,
+    InvalidRequest,
+    JobCancelled,
+    RoomGone,
+    SourceCorrupt,
+    Unavailable,
+    WrongState,
+)
+from triptych.rpc.backoff import Backoff
+from triptych.security import auth
+from triptych.stages.engines import LOCAL, Call
+from triptych.transport import calls, codec
+from triptych.transport import room as layout
+from triptych.transport.arena import Arena
+from triptych.transport.fetcher import Fetcher, open_fetcher
+from triptych.v1 import text_encoder_service_pb2 as pb
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
+from triptych.v1.text_encoder_service_pb2_grpc import TextEncoderServiceStub
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+DESCRIBE_TIMEOUT_S = 5.0
+"""It only tells what it holds."""
+ENCODE_TIMEOUT_S = 600.0
+"""Longest call with its wait for others: the largest text encoders take a minute on a CPU."""
+START_WAIT_S = 5.0
+"""How long an encoder that can run its text encoders itself waits for their process at its start."""
+AGAIN = (Unavailable, DeadlinePassed, Full, RoomGone, SourceCorrupt)
+"""Errors after which the same call may succeed: the process starts, is gone, has no space, or its room is gone."""
+
+
+class ProcessEngine:
+    """See `engines.Engine`."""
+
+    def __init__(self, config: WorkerConfig, stub: Any, fetcher: Fetcher) -> None:
+        self.name = config.text_encoder_engine
+        self.absent = config.text_encoder_absent
+        self.absent_for = ""
+        """Why calls wait, in a sentence; empty where the process answers."""
+        self._config = config
+        self._stub = stub
+        self._fetcher = fetcher
+        self._loop = asyncio.get_running_loop()
+        self._cancelled: Callable[[], bool] = lambda: False
+        self._expected: tuple[str, dict[str, str]] = "", {}
+        self._description: pb.DescribeTextEncoderResponse | None = None
+
+    def open(self, config_digest: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """See `Engine`. A process that is absent is waited for; not for long where the encoder can do without."""
+        self._expected = config_digest, dict(settings)
+        wait_s = START_WAIT_S if self.absent == LOCAL else self._config.text_encoder_wait_s
+        try:
+            description = self._await(self._until_answered(self._described, wait_s))
+        except EngineAbsent as error:
+            if self.absent != LOCAL:
+                raise
+            log.warning("%s; what it would run is loaded in this process when a job needs it", error)
+            return {}
+        return _differences(description.settings, settings)
+
+    def serves(self, names: Sequence[str]) -> list[str]:
+        """See `Engine`. One that is absent is taken to run them all."""
+        held = self._description.components if self._description is not None else names
+        return [name for name in names if name in held]
+
+    def begin(self, cancelled: Callable[[], bool]) -> None:
+        """See `Engine`."""
+        self._cancelled = cancelled
+
+    def call(self, call: Call) -> Any:
+        """See `Engine`."""
+        inputs = calls.pack(call.args, call.kwargs)
+        request = pb.EncodeRequest(component=call.component, module=call.module, inputs=inputs, parts=call.parts)
+        wait_s = 0.0 if self.absent == LOCAL else self._config.text_encoder_wait_s
+        ref, buffer = self._await(self._until_answered(lambda: self._encoded(request), wait_s))
+        return codec.decode(layout.parse(buffer, ref.room_id), buffer, self._config.device)["output"]
+
+    def _await(self, work: Awaitable[Result]) -> Result:
+        async def awaited() -> Result:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result()
+
+    async def _until_answered(self, ask: Callable[[], Awaitable[Result]], wait_s: float) -> Result:
+        """What `ask` returns, tried again for `wait_s` and at least twice. Raises EngineAbsent and JobCancelled."""
+        backoff = Backoff()
+        since_s, tries = time.monotonic(), 0
+        while True:
+            try:
+                result = await ask()
+            except AGAIN as error:
+                tries += 1
+                waited_s = time.monotonic() - since_s
+                sentence = f"the text encoder at {self.name} is absent: {error}"
+                if not self.absent_for:
+                    log.warning("%s", sentence)
+                self.absent_for = sentence
+                if self._cancelled():
+                    raise JobCancelled("the job was cancelled while its text encoder was absent") from error
+                if waited_s >= wait_s and tries >= 2:
+                    raise EngineAbsent(f"{sentence} (for {waited_s:.0f} s)") from error
+                await asyncio.sleep(backoff.next_s())
+            else:
+                if self.absent_for:
+                    log.warning("the text encoder at %s is back", self.name)
+                self.absent_for = ""
+                return result
+
+    async def _described(self) -> pb.DescribeTextEncoderResponse:
+        """What the process is, compared with what this encoder expects. Raises WrongState and InvalidRequest."""
+        request = pb.DescribeTextEncoderRequest()
+        description: pb.DescribeTextEncoderResponse = await rpc.translate(
+            self._stub.DescribeTextEncoder(request, timeout=DESCRIBE_TIMEOUT_S)
+        )
+        digest, settings = self._expected
+        if description.config_digest != digest:
+            raise WrongState(f"{self.name} runs other files or software than this encoder's model")
+        if self.absent == LOCAL and (differences := _differences(description.settings, settings)):
+            accepted = f"wait, because {self.name} gives other bits than this process would: {differences}"
+            raise InvalidRequest("text_encoder_absent", LOCAL, accepted)
+        self._description = description
+        return description
+
+    async def _encoded(self, request: pb.EncodeRequest) -> tuple[Any, memoryview]:
+        """One call's room and its bytes."""
+        description = self._description or await self._described()
+        request.identity = description.identity
+        response = await rpc.translate(self._stub.Encode(request, timeout=ENCODE_TIMEOUT_S))
+        fetched = await self._fetcher.fetch(response.room)
+        return response.room, fetched.buffer
+
+
+def _differences(theirs: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """What a stage declares whose text encoders run under other settings than its own."""
+    other = {key: theirs.get(key, "") for key in sorted({*theirs, *own}) if theirs.get(key) != own.get(key)}
+    return {"text_encoder": json.dumps(other)} if other else {}
+
+
+@contextlib.asynccontextmanager
+async def open_text_encoder(
+    role: Role.ValueType, config: WorkerConfig, arena: Arena, security: auth.Security
+) -> AsyncIterator[ProcessEngine | None]:
+    """The engine that the settings ask for, if any; roles other than encoders take none."""
+    if role != ROLE_ENCODER or not config.text_encoder_engine:
+        yield None
+        return
+    address = addresses.parse_engine("text_encoder_engine", config.text_encoder_engine)
+    fetcher = open_fetcher(arena, None, security, "", config.room_bytes_per_s_min)
+    with contextlib.closing(fetcher):
+        async with rpc.open_channel(str(address), security) as channel:
+            yield ProcessEngine(config, TextEncoderServiceStub(channel), fetcher)
