@@ -213,6 +213,15 @@ class WorkerConfig(ModelConfig):
     mooncake: str = text("auto", "Mooncake's protocol; auto takes rdma where there is a device", among=MOONCAKE)
 
 
+@dataclass(frozen=True)
+class TextEncoderConfig(ModelConfig):
+    """Settings of a process that runs text encoders for many encoders."""
+
+    embeddings_bytes_max: int = number(
+        2**28, "bytes of embeddings that are kept for equal calls, within the arena; 0 keeps none", 0, BYTES_MAX
+    )
+
+
 def load(cls: type[Config], argv: Sequence[str] | None, environ: Mapping[str, str] = os.environ) -> Config:
     """Build a configuration from its sources.
 

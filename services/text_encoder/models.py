@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from triptych.config import TextEncoderConfig
 from triptych.errors import InvalidRequest, NotFound
 from triptych.stages.device import open_device, settings_of
 from triptych.stages.handed_over import can_be_handed, placed
 from triptych.stages.library import Cache, ModelOutput
 from triptych.stages.whole import Whole
-from triptych.text_encoder_config import TextEncoderConfig
 from triptych.transport import calls, codec
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER
 

@@ -11,9 +11,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from triptych import rpc, telemetry
-from triptych.config import load
+from triptych.config import TextEncoderConfig, load
 from triptych.errors import InvalidRequest
-from triptych.text_encoder_config import TextEncoderConfig
 from triptych.transport import shared_memory
 from triptych.transport.arena import Arena
 from triptych.v1 import text_encoder_service_pb2_grpc, worker_service_pb2_grpc

@@ -18,6 +18,7 @@ from triptych.errors import InvalidRequest, MissingExtra, ModelInvalid, WorkerBr
 from triptych.media.decoding.pool import Decoders
 from triptych.rings.access import RingAccess, try_card
 from triptych.roles import NEXT, role_name
+from triptych.security import auth
 from triptych.stages import AnyStage
 from triptych.transport import shared_memory
 from triptych.transport.arena import Arena
@@ -71,8 +72,7 @@ async def _main(role: Role.ValueType) -> None:
             metrics=measured,
         )
         stack.push_async_callback(server.stop, 0)  # or what a start that fails raises isn't the last that is said
-        text_encoder = await stack.enter_async_context(open_text_encoder(role, config, arena, security))
-        stage, model = await asyncio.to_thread(_load_stage, role, config, text_encoder)
+        stage, model = await _stage(stack, role, config, arena, security)
         engine, mooncake = stack.enter_context(_mooncake(config, arena))
         fetcher = open_fetcher(arena, engine, security, config.mover, config.room_bytes_per_s_min)
         stack.callback(fetcher.close)
@@ -105,6 +105,14 @@ async def _main(role: Role.ValueType) -> None:
         loaded.set_result(worker)
         log.info("registering with the controller at %s", config.controller)
         await _serve(worker, server, stop.leaving)
+
+
+async def _stage(
+    stack: contextlib.AsyncExitStack, role: Role.ValueType, config: WorkerConfig, arena: Arena, security: auth.Security
+) -> tuple[AnyStage, ModelDescription]:
+    """The role's stage and its model's description; an encoder's text encoders may be elsewhere."""
+    text_encoder = await stack.enter_async_context(open_text_encoder(role, config, arena, security))
+    return await asyncio.to_thread(_load_stage, role, config, text_encoder)
 
 
 def _load_stage(

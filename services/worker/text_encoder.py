@@ -28,7 +28,7 @@ from triptych.errors import (
 )
 from triptych.rpc.backoff import Backoff
 from triptych.security import auth
-from triptych.stages.engines import LOCAL, Call
+from triptych.stages.engines import RUN_LOCALLY, Call
 from triptych.transport import calls, codec
 from triptych.transport import room as layout
 from triptych.transport.arena import Arena
@@ -70,11 +70,11 @@ class ProcessEngine:
     def open(self, config_digest: str, settings: Mapping[str, str]) -> dict[str, str]:
         """See `Engine`. A process that is absent is waited for; not for long where the encoder can do without."""
         self._expected = config_digest, dict(settings)
-        wait_s = START_WAIT_S if self.absent == LOCAL else self._config.text_encoder_wait_s
+        wait_s = START_WAIT_S if self.absent == RUN_LOCALLY else self._config.text_encoder_wait_s
         try:
             description = self._await(self._until_answered(self._described, wait_s))
         except EngineAbsent as error:
-            if self.absent != LOCAL:
+            if self.absent != RUN_LOCALLY:
                 raise
             log.warning("%s; what it would run is loaded in this process when a job needs it", error)
             return {}
@@ -93,7 +93,7 @@ class ProcessEngine:
         """See `Engine`."""
         inputs = calls.pack(call.args, call.kwargs)
         request = pb.EncodeRequest(component=call.component, module=call.module, inputs=inputs, parts=call.parts)
-        wait_s = 0.0 if self.absent == LOCAL else self._config.text_encoder_wait_s
+        wait_s = 0.0 if self.absent == RUN_LOCALLY else self._config.text_encoder_wait_s
         ref, buffer = self._await(self._until_answered(lambda: self._encoded(request), wait_s))
         return codec.decode(layout.parse(buffer, ref.room_id), buffer, self._config.device)["output"]
 
@@ -137,9 +137,9 @@ class ProcessEngine:
         digest, settings = self._expected
         if description.config_digest != digest:
             raise WrongState(f"{self.name} runs other files or software than this encoder's model")
-        if self.absent == LOCAL and (differences := _differences(description.settings, settings)):
+        if self.absent == RUN_LOCALLY and (differences := _differences(description.settings, settings)):
             accepted = f"wait, because {self.name} gives other bits than this process would: {differences}"
-            raise InvalidRequest("text_encoder_absent", LOCAL, accepted)
+            raise InvalidRequest("text_encoder_absent", RUN_LOCALLY, accepted)
         self._description = description
         return description
 

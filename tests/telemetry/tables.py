@@ -7,6 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TELEMETRY = ROOT / "docs" / "telemetry.md"
+TEXT_ENCODER = "text-encoder"
+"""The process of which fleets without engines have none."""
 
 
 def table(document: Path, heading: str) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ import pytest
 from tests.fleet.processes import CONTROLLER, ROLES, Fleet, free_port, wait_until
 from tests.telemetry import pages
 from tests.telemetry.receiver import Receiver
-from tests.telemetry.tables import TELEMETRY, quoted, table
+from tests.telemetry.tables import TELEMETRY, TEXT_ENCODER, quoted, table
 from triptych.errors import JobFailed
 
 WORKERS = {f"triptych-{role}" for role in ROLES}
@@ -48,8 +48,8 @@ class Shown(NamedTuple):
 def documented() -> list[Row]:
     found = []
     for row in table(TELEMETRY, "## Metrics"):
-        if "NVIDIA" in row["process"]:
-            continue  # the machines of the tests have none
+        if "NVIDIA" in row["process"] or row["process"] == TEXT_ENCODER:
+            continue  # the machines of the tests have none; tests/engines has the text encoder's
         (page,) = quoted(row["on the page"])
         (otlp,) = quoted(row["over OTLP"]) or (page,)
         services = FETCHING.get(page, PROCESSES[row["process"]])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-WAIT, LOCAL = "wait", "local"
+WAIT_FOR_IT, RUN_LOCALLY = "wait", "local"
 """What becomes of a job while the engine is absent: it waits for it, or the encoder loads the component itself."""
 
 
@@ -33,7 +33,7 @@ class Engine(Protocol):
     name: str
     """Names it in messages, for example `process:127.0.0.1:7171`."""
     absent: str
-    """`WAIT` or `LOCAL`."""
+    """`WAIT_FOR_IT` or `RUN_LOCALLY`."""
 
     def open(self, config_digest: str, settings: Mapping[str, str]) -> dict[str, str]:
         """Compare models and settings; returns what the stage has to declare, because its bits differ from those of

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from triptych.errors import EngineAbsent, InvalidRequest
-from triptych.stages.engines import LOCAL, Call, Engine
+from triptych.stages.engines import RUN_LOCALLY, Call, Engine
 from triptych.stages.library import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class HandedOver:
         except InvalidRequest as error:
             self.run_here(f"{self._engine.name} can't take a call of it ({error.field}; accepted: {error.accepted})")
         except EngineAbsent as error:
-            if self._engine.absent != LOCAL:
+            if self._engine.absent != RUN_LOCALLY:
                 raise
             self.run_here(str(error))
         else:

@@ -1,0 +1,125 @@
+"""Every family's encoder gives the same bits when its models of transformers run elsewhere.
+
+The calls take the way of a text-encoder process (`Models.answer`), without gRPC between.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from services.text_encoder.models import Models
+from tests.stages.conftest import picture
+from triptych.config import TextEncoderConfig
+from triptych.errors import InvalidRequest
+from triptych.model.inputs import resolve
+from triptych.stages.describe import describe
+from triptych.stages.engines import WAIT_FOR_IT, Call
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
+from triptych.transport import calls, codec, room
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER
+from triptych_client.request import build_request
+
+SMALL = {"height": 32, "width": 32, "num_inference_steps": 2, "num_frames": 5}
+
+
+class Direct:
+    """Models of a text-encoder process as an engine in this process."""
+
+    name, absent = "direct", WAIT_FOR_IT
+
+    def __init__(self, whole: Whole) -> None:
+        self.models = Models(whole, TextEncoderConfig(model=whole.model))
+        self.called: list[tuple[str, str]] = []
+
+    def open(self, config_digest: str, settings: Mapping[str, str]) -> dict[str, str]:
+        assert (self.models.config_digest, self.models.settings) == (config_digest, settings)
+        return {}
+
+    def serves(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if name in self.models.names]
+
+    def begin(self, cancelled: Callable[[], bool]) -> None:
+        assert not cancelled()
+
+    def call(self, call: Call) -> Any:
+        inputs = calls.pack(call.args, call.kwargs)
+        encoded = self.models.answer(call.component, call.module, inputs)
+        self.called.append((call.component, call.module))
+        pieces, _size_bytes = room.lay_out(1, encoded.manifest, encoded.buffers)
+        buffer = memoryview(bytearray(b"".join(pieces)))
+        return codec.decode(room.parse(buffer, 1), buffer)["output"]
+
+
+def values_of(whole: Whole, parameters: Mapping[str, object]) -> dict[str, object]:
+    """Inputs of a job of the family's plainest workflow: a prompt, and a picture where it can't do without."""
+    description = describe(whole)
+    names = {one.name for one in description.inputs}
+    request = build_request("a red circle", seed=7, parameters=parameters)
+    for name in SMALL.keys() & names:
+        setattr(request, name, SMALL[name])
+    try:
+        return resolve(request, description).for_encoder()
+    except InvalidRequest as error:
+        if error.field != "media.image":
+            raise
+    png = io.BytesIO()
+    picture().save(png, "png")
+    request.media.add(name="image", data=png.getvalue())
+    return resolve(request, description).for_encoder()
+
+
+FAMILIES = (
+    *("wan", "qwenimage", "stable-diffusion-3", "wan-i2v", "ltx2"),
+    *("minimax-h3", "qwenimage21", "minimax-music3"),
+)
+"""One for each way in which blocks use their text encoders; docs/engines.md has all families."""
+MORE = {"minimax-music3": {"lyrics": "la la la"}}
+"""Parameters without which a family takes no job."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_encoders_outputs_are_equal(family: str, family_folder: Callable[[str], str]) -> None:
+    whole = Whole.open(family_folder(family))
+    values = values_of(whole, MORE.get(family, {}))
+    engine = Direct(whole)
+    handed = Stage.load(whole, ROLE_ENCODER, engine=engine)
+    assert not set(handed.component_bytes) & set(engine.models.names)
+    expected = Stage.load(whole, ROLE_ENCODER).run(values, lambda _step: None, lambda: False)
+    made = handed.run(values, lambda _step: None, lambda: False)
+    assert same(made, expected)
+    runs_here = any(next(one.parameters()).device.type == "cpu" for one in held(handed, engine.models.names))
+    assert runs_here == (family in RUN_HERE)
+
+
+def held(stage: Stage, names: Sequence[str]) -> list[torch.nn.Module]:
+    """The stage's own objects for components that an engine runs."""
+    return [stage._pipeline._role_components.get(name) for name in names]
+
+
+def test_a_model_without_an_encoder_of_transformers_is_refused(family_folder: Callable[[str], str]) -> None:
+    whole = Whole.open(family_folder("cosmos3-omni"))
+    with pytest.raises(InvalidRequest, match="a pipeline whose encoder has a model of transformers"):
+        Direct(whole)
+
+
+RUN_HERE = {"qwenimage21", "minimax-music3"}
+"""Their blocks put a hook on a module inside the text encoder, or have it write tokens with a cache."""
+
+
+def same(made: Any, expected: Any) -> bool:
+    """Equality of all that an encoder hands on, tensors by their bits."""
+    if isinstance(expected, torch.Tensor):
+        return made.dtype == expected.dtype and torch.equal(made, expected)
+    if isinstance(expected, torch.Generator):
+        return torch.equal(made.get_state(), expected.get_state())
+    if isinstance(expected, Mapping):
+        return made.keys() == expected.keys() and all(same(made[key], expected[key]) for key in expected)
+    if isinstance(expected, list | tuple):
+        return len(made) == len(expected) and all(map(same, made, expected))
+    return bool(made == expected) or repr(made) == repr(expected)
