@@ -125,7 +125,7 @@ def test_a_file_has_the_type_of_the_setting(line: str, named: str, tmp_path: Pat
     file.write_text(line)
     with pytest.raises(InvalidRequest) as caught:
         load(ControllerConfig, ["--config", str(file)], {})
-    assert str(caught.value) == named
+    assert str(caught.value) == f"{file}: {named}"
     file.write_text("keep_days = 3")
     assert load(ControllerConfig, ["--config", str(file)], {}).keep_days == 3.0
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import os
 import sys
 import tomllib
@@ -21,11 +22,12 @@ from typing import Any, TypeVar
 
 from triptych import addresses, limits
 from triptych.errors import InvalidRequest
+from triptych.means import options, tables
+from triptych.means.options import DTYPES
 
 Config = TypeVar("Config", bound="ProcessConfig")
 Field = dataclasses.Field[Any]
 
-DTYPES = ("float32", "bfloat16", "float16")
 MOVERS = ("local", "mooncake", "rpc")
 RINGS = ("auto", "verbs", "rpc")
 NONFINITE = ("fail", "allow")
@@ -211,6 +213,9 @@ class WorkerConfig(ModelConfig):
     text_encoder_wait_s: float = number(300.0, "longest wait for an absent text encoder", 0, DAY_S)
     mover: str = text("", "force one mover instead of choosing per room", among=("", *MOVERS))
     mooncake: str = text("auto", "Mooncake's protocol; auto takes rdma where there is a device", among=MOONCAKE)
+    means: str = text(
+        "", "how models are placed and run: JSON of the tables that a --config file has for it", check=options.of_json
+    )
 
 
 @dataclass(frozen=True)
@@ -292,13 +297,31 @@ def _read_toml(path: Path, fields: Sequence[Field]) -> dict[str, Any]:
         values = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InvalidRequest("config", str(path), f"a readable TOML file ({error})") from error
+    return check_table(f"{path}: ", values, fields)
+
+
+def check_table(where: str, table: Mapping[str, Any], fields: Sequence[Field]) -> dict[str, Any]:
+    """Settings from a table of a file: those of `fields`, with the tables of means as the JSON of the setting `means`.
+
+    `where` stands before each key in messages. Raises InvalidRequest.
+    """
     field_by_name = {f.name: f for f in fields}
-    for key, value in values.items():
+    known = {*field_by_name, *options.TABLES} - {"means"} if "means" in field_by_name else field_by_name.keys()
+    values: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise InvalidRequest(f"{where}{key}", value, tables.accepted_keys(key, known))
         if key not in field_by_name:
-            raise InvalidRequest(f"{path}: {key}", value, "one of the keys " + ", ".join(sorted(field_by_name)))
+            given[key] = value
+            continue
         kind: type = type(field_by_name[key].default)
         if type(value) not in ((int, float) if kind is float else (kind,)):
-            raise InvalidRequest(key, value, f"a value of type {kind.__name__}")
+            raise InvalidRequest(f"{where}{key}", value, f"a value of type {kind.__name__}")
+        values[key] = _convert(field_by_name[key], value, f"{where}{key}")
+    if given:
+        options.of_tables(given, where)
+        values["means"] = json.dumps(given, sort_keys=True)
     return values
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,12 @@ def module_path(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     if "PYTHONPATH" not in environ:
         return {}
     return {"PYTHONPATH": os.pathsep.join(filter(None, environ["PYTHONPATH"].split(os.pathsep)))}
+
+
+def set_allocator(settings: str, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Have torch's allocator of device memory take these settings. Torch reads them when it is imported."""
+    environ["PYTORCH_ALLOC_CONF"] = settings
+    environ["PYTORCH_CUDA_ALLOC_CONF"] = settings  # the name before torch 2.9
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path | None:

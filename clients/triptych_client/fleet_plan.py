@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,13 @@ SETTING_BY_NAME = {f.name: f for f in (*COMMON_SETTINGS, *CONTROLLER_SETTINGS, *
 
 @dataclass(frozen=True)
 class RolePlan:
-    """The workers of one role. An empty device or dtype is that of the fleet's settings."""
+    """The workers of one role. What is empty or absent here is as in the fleet's settings."""
 
     count: int = 1
     device: str = ""
     dtype: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields of `WorkerConfig`, among them the role's means."""
 
 
 class FleetPlan:
@@ -119,16 +121,15 @@ class FleetPlan:
         threads = self._settings.get("threads") or threads_default(sum(plan.count for plan in self.roles.values()))
         for role in ROLE_NAMES:
             for name in self._names(role):
-                argv = self._argv(
-                    role,
-                    _WORKERS,
-                    len(specs) + 1,
-                    model=self.model,
-                    controller=controller_address,
-                    device=self.device_of(role),
-                    dtype=self.roles[role].dtype or self._settings.get("dtype", ""),
-                    threads=threads,
-                )
+                own: dict[str, Any] = {
+                    "threads": threads,
+                    **self.roles[role].settings,
+                    "model": self.model,
+                    "controller": controller_address,
+                    "device": self.device_of(role),
+                    "dtype": self.roles[role].dtype or self._settings.get("dtype", ""),
+                }
+                argv = self._argv(role, _WORKERS, len(specs) + 1, **own)
                 specs.append(ProcessSpec(name, argv, _environment(), tells_end=True))
         return specs
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from triptych import errors
 from triptych.config import WorkerConfig
+from triptych.means import options
+from triptych.means.options import RoleMeans
 from triptych.media import encoding
 from triptych.model import rates
 from triptych.model.fields import check_deadline
@@ -48,7 +50,7 @@ class FusedModel:
     def load(cls, config: WorkerConfig, roles: Mapping[str, RolePlan] | None = None) -> FusedModel:
         """Load a model as workers with these settings would. Raises ModelInvalid and InvalidRequest as they do.
 
-        `roles` may give a role another device or dtype than the settings do.
+        `roles` may give a role another device, dtype and means than the settings do. There are no warm-ups.
         """
         whole = Whole.open(config.model, config.revision, config.variant, config.workflow_names)
         stages = []
@@ -61,7 +63,8 @@ class FusedModel:
                     device=plan.device or config.device,
                     dtype=plan.dtype or config.dtype,
                     threads=config.threads or threads_default(),
-                    nonfinite=config.nonfinite,
+                    nonfinite=str(plan.settings.get("nonfinite", config.nonfinite)),
+                    means=means_of(config, plan),
                 )
             )
         return cls(whole, stages)
@@ -110,6 +113,11 @@ class FusedModel:
         for target, artifact in zip(paths, artifacts, strict=True):
             write_file(target, artifact.data, overwrites=target == path)
         return paths
+
+
+def means_of(config: WorkerConfig, plan: RolePlan) -> RoleMeans:
+    """The means of a role: its own, or else those of all."""
+    return options.of_json("means", str(plan.settings.get("means", config.means)))
 
 
 def _sentence(role: str, error: Exception) -> str:

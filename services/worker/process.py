@@ -15,6 +15,8 @@ from typing import Any
 from triptych import ids, rpc, telemetry
 from triptych.config import WorkerConfig, load
 from triptych.errors import InvalidRequest, MissingExtra, ModelInvalid, WorkerBroken, WrongState, public_text
+from triptych.means import options
+from triptych.means.process import apply as before_torch
 from triptych.media.decoding.pool import Decoders
 from triptych.rings.access import RingAccess, try_card
 from triptych.roles import NEXT, role_name
@@ -46,9 +48,7 @@ def run_stage_process(role: Role.ValueType) -> None:
 
 
 async def _main(role: Role.ValueType) -> None:
-    config = load(WorkerConfig, None)
-    if not config.model and not config.fake_stage_seconds:
-        raise InvalidRequest("model", "", "a folder or hub id of a diffusers pipeline")
+    config = _load_config()
     name = role_name(role)
     stop = process.on_signals(config.lame_duck_s)
     shared_memory.sweep()
@@ -107,6 +107,14 @@ async def _main(role: Role.ValueType) -> None:
         await _serve(worker, server, stop.leaving)
 
 
+def _load_config() -> WorkerConfig:
+    config = load(WorkerConfig, None)
+    if not config.model and not config.fake_stage_seconds:
+        raise InvalidRequest("model", "", "a folder or hub id of a diffusers pipeline")
+    before_torch(options.of_json("means", config.means).process)
+    return config
+
+
 async def _stage(
     stack: contextlib.AsyncExitStack, role: Role.ValueType, config: WorkerConfig, arena: Arena, security: auth.Security
 ) -> tuple[AnyStage, ModelDescription]:
@@ -123,11 +131,13 @@ def _load_stage(
 
         return FakeStage(role, config.fake_stage_seconds, config.fake_model), fake_model(config.fake_model)
     log.info("importing torch and diffusers")
-    from triptych.stages.describe import describe  # late: these import torch
+    from triptych.stages import warm_up  # late: these import torch
+    from triptych.stages.describe import describe
     from triptych.stages.device import open_device
     from triptych.stages.stage import Stage
     from triptych.stages.whole import Whole
 
+    means = options.of_json("means", config.means)
     open_device(config.device)  # before weights are read
     log.info("looking at the files of %s", config.model)
     whole = Whole.open(config.model, config.revision, config.variant, config.workflow_names)
@@ -140,10 +150,12 @@ def _load_stage(
         threads=config.threads or None,
         nonfinite=config.nonfinite,
         engine=text_encoder,
+        means=means,
     )
     model = describe(whole)
     if model.config_digest != digest:
         raise ModelInvalid(f"{config.model!r} was changed while it was loaded; start again")
+    warm_up.run(whole, stage, model, means, config.dtype)
     return stage, model
 
 

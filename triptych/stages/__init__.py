@@ -42,7 +42,8 @@ class AnyStage(Protocol):
     component_bytes: dict[str, int]
     """Bytes of parameters and saved buffers of the components that this role holds."""
     settings: dict[str, str]
-    """Settings that decide bits and aren't the model's. Workers of one role must agree in all but `hardware`."""
+    """Settings that decide bits and aren't the model's. Workers of one role must agree in all but `hardware`. Lossy
+    means in use are named under `lossy`, too, one a line."""
 
     @property
     def tokens_cut(self) -> Sequence[tuple[str, str, int]]:

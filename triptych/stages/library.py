@@ -5,7 +5,9 @@ It raises `MissingExtra` where one of the packages isn't installed, or can't be 
 
 Used of diffusers beyond its documented surface, to be checked at an upgrade:
 `ModularPipeline._blocks`, `._component_specs`, `ModularPipelineBlocks.sub_blocks`, `.inputs`,
-`.intermediate_outputs`, `.block_trigger_inputs`, `InputParam.kwargs_type`, `PipelineState.kwargs_mapping`.
+`.intermediate_outputs`, `.block_trigger_inputs`, `InputParam.kwargs_type`, `PipelineState.kwargs_mapping`;
+`CacheMixin._reset_stateful_cache`, `_diffusers_hook` and its `hooks`, `ModelMixin._repeated_blocks`,
+`diffusers.models.attention_dispatch`.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from triptych.stages.library_errors import told
 with told("running a stage"):
     import diffusers
     import transformers
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from accelerate import cpu_offload, dispatch_model, init_empty_weights  # type: ignore[import-untyped]
     from diffusers import ConfigMixin, ModelMixin, ModularPipeline, SchedulerMixin
     from diffusers.guiders import BaseGuidance
+    from diffusers.hooks import apply_group_offloading
+    from diffusers.models.attention_dispatch import attention_backend
     from diffusers.modular_pipelines import (
         LoopSequentialPipelineBlocks,
         ModularPipelineBlocks,
@@ -46,8 +50,13 @@ __all__ = [
     "PreTrainedModel",
     "SchedulerMixin",
     "SequentialPipelineBlocks",
+    "apply_group_offloading",
+    "attention_backend",
+    "cpu_offload",
     "diffusers",
+    "dispatch_model",
     "init_empty_weights",
+    "transformers",
 ]
 
 

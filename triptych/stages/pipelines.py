@@ -29,7 +29,8 @@ from triptych.stages.library import (
     ModularPipelineBlocks,
 )
 from triptych.stages.library_errors import loading
-from triptych.stages.shells import build_shell
+from triptych.stages.means import StageMeans
+from triptych.stages.shells import build_shell, filled
 from triptych.stages.weights import check_source
 
 
@@ -73,8 +74,11 @@ class Components:
     A component without parameters (guider, scheduler, processor) holds per-job state, so every job gets a fresh one.
     """
 
-    def __init__(self, whole: ModularPipeline, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, whole: ModularPipeline, dtype: torch.dtype, device: torch.device, means: StageMeans | None = None
+    ) -> None:
         self._whole = whole
+        self._means = means
         self.specs: dict[str, ComponentSpec] = whole._component_specs
         self._dtype = dtype
         self._device = device
@@ -110,6 +114,8 @@ class Components:
         if not comes_from_files(spec) or not is_model(spec):
             return self.get(name)
         if self.engine is not None and can_be_handed(spec.type_hint) and self.engine.serves([name]):
+            if self._means is not None:
+                self._means.check_elsewhere(name)
             with undisturbed():
                 shell = build_shell(spec, self._dtype, self._device)
             component = hand_over(name, shell, self._device, self.engine, lambda: self._loaded(spec))
@@ -118,10 +124,25 @@ class Components:
         self._pristine[name] = component
         return component
 
+    def load_stand_in(self, name: str, *, shallow: bool) -> None:
+        """In place of `load`: the component with zeros for weights, which take no memory on a CPU, for warm-ups."""
+        spec = self.specs[name]
+        if comes_from_files(spec) and is_model(spec):
+            with undisturbed():
+                self._pristine[name] = filled(build_shell(spec, self._dtype_of(name), self._device), shallow=shallow)
+
     def _loaded(self, spec: ComponentSpec) -> Any:
-        dtype = str(self._dtype).removeprefix("torch.")
-        with loading(f"{place_of(spec)}, on {self._device} as {dtype},"), undisturbed():
-            return _load_model(spec, self._dtype).to(self._device)
+        dtype = self._dtype_of(spec.name)
+        told = f"{place_of(spec)}, on {self._device} as {str(dtype).removeprefix('torch.')},"
+        with loading(told), undisturbed():
+            if self._means is None:
+                return _load_model(spec, dtype).to(self._device)
+            whole = self._means.single_file(spec, dtype)
+            model = _load_model(spec, dtype, **self._means.arguments(spec)) if whole is None else whole
+            return self._means.place(spec.name, model, self._device)
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return self._means.dtype_of(name, self._dtype) if self._means is not None else self._dtype
 
     def get(self, name: str) -> Any:
         """The component as a role that doesn't hold it sees it: a copy, a shell, or None where the model has none."""
@@ -152,23 +173,24 @@ class Components:
         if not is_present(spec):
             return None
         if is_model(spec):
-            return build_shell(spec, self._dtype, self._device)
+            return build_shell(spec, self._dtype_of(spec.name), self._device)
         with loading(place_of(spec)):
             return copy.copy(spec).load(**_cautions(spec))
 
 
-def _load_model(spec: ComponentSpec, dtype: torch.dtype) -> Any:
-    """A model with its weights. diffusers fills weights that are missing with noise; here that is an error.
+def _load_model(spec: ComponentSpec, dtype: torch.dtype, **means: Any) -> Any:
+    """A model with its weights, loaded by these `means`. diffusers fills weights that are missing with noise; here that
+    is an error.
 
     Models of transformers are not checked, because their checkpoints leave out tied weights under changing names.
     """
     check_source(spec)
     if not issubclass(spec.type_hint, ModelMixin):
-        return spec.load(dtype=dtype, use_safetensors=True)
+        return spec.load(dtype=dtype, use_safetensors=True, **means)
     where = {"subfolder": spec.subfolder, "variant": spec.variant, "revision": spec.revision}
     path = spec.pretrained_model_name_or_path
     model, info = spec.type_hint.from_pretrained(
-        path, **where, dtype=dtype, use_safetensors=True, output_loading_info=True
+        path, **where, **means, dtype=dtype, use_safetensors=True, output_loading_info=True
     )
     if missing := info["missing_keys"]:
         some = ", ".join(sorted(missing)[:3])

@@ -49,6 +49,26 @@ def build_shell(spec: ComponentSpec, dtype: torch.dtype, device: torch.device) -
     return shell.eval()
 
 
+def filled(shell: torch.nn.Module, *, shallow: bool) -> torch.nn.Module:
+    """The shell with zeros for parameters: it computes shapes, and pages that are only read take no memory.
+
+    A `shallow` one keeps one of each of the blocks that the model's class says are repeated.
+    """
+    if shallow:
+        repeated = set(getattr(shell, "_repeated_blocks", None) or ())
+        for module in list(shell.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, torch.nn.ModuleList) and {type(one).__name__ for one in child} <= repeated:
+                    setattr(module, name, child[:1])
+    zeros: dict[int, torch.nn.Parameter] = {}
+    for module in shell.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                zero = torch.nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype), requires_grad=False)
+                module._parameters[name] = zeros.setdefault(id(parameter), zero)
+    return shell
+
+
 def _load_buffers(shell: torch.nn.Module, spec: ComponentSpec) -> None:
     """Overwrites the persistent buffers with those in the weight files of a local folder."""
     persistent = set(shell.state_dict()) - {name for name, _ in shell.named_parameters(remove_duplicate=False)}

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from triptych.config import DTYPES
 from triptych.errors import InvalidRequest, JobCancelled
+from triptych.means.options import DTYPES, RoleMeans
+from triptych.means.tables import LOSSY
 from triptych.model.fields import GENERATOR, LATENT
 from triptych.roles import ROLES, role_name
 from triptych.stages import Step, finite, guidance, handoff, objects
@@ -24,6 +25,7 @@ from triptych.stages.engines import Engine
 from triptych.stages.inputs import classes_of
 from triptych.stages.library import ModularPipeline, PipelineState
 from triptych.stages.library_errors import as_invalid_request, explained, is_refusal
+from triptych.stages.means import StageMeans
 from triptych.stages.observer import Observer, Stop, insert_observers
 from triptych.stages.pipelines import for_job, guiders_of
 from triptych.stages.tokens import TokensCut, TokenWatch
@@ -32,12 +34,21 @@ from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORME
 
 log = logging.getLogger(__name__)
 
+StandIn = Literal["", "whole", "shallow"]
+"""Whether a stage has zeros for weights, in all of its blocks or in one of each kind."""
+
 
 class Stage:
     """One role with its models. Make it with `Stage.load`."""
 
     def __init__(
-        self, whole: Whole, role: Role.ValueType, pipeline: ModularPipeline, dtype: str, nonfinite: str
+        self,
+        whole: Whole,
+        role: Role.ValueType,
+        pipeline: ModularPipeline,
+        dtype: str,
+        nonfinite: str,
+        means: StageMeans,
     ) -> None:
         components = {name: pipeline._role_components.get(name) for name in pipeline._component_specs}
         self.role = role
@@ -53,8 +64,13 @@ class Stage:
         self._encodes_both = False
         """Whether the encoder's blocks have failed without the unconditional branch."""
         self._token_pixels = describe(whole).size_multiple if role == ROLE_TRANSFORMER else 0
-        self.settings = settings_of(pipeline.device, dtype)
         self._engine: Engine | None = None
+        self._means = means
+        self.lossy = means.lossy(role)
+        with means.running():
+            self.settings = {**settings_of(pipeline.device, dtype), **means.settings()}
+        if self.lossy:
+            self.settings[LOSSY] = "\n".join(self.lossy)
         self._checks_finite = nonfinite == "fail"
         self._watch = finite.Watch(components if role == ROLE_DECODER and self._checks_finite else {})
         self._tokens = TokenWatch(components if role == ROLE_ENCODER else {})
@@ -72,12 +88,15 @@ class Stage:
         threads: int | None = None,
         nonfinite: str = "fail",
         engine: Engine | None = None,
+        means: RoleMeans | None = None,
+        stand_in: StandIn = "",
     ) -> Stage:
         """Loads the components that the role's blocks expect, and no others.
 
         `dtype` is one of `DTYPES`, for all models of the role; `threads` are torch's in this process, of its own choice
         where not given; `nonfinite` is `fail`, or `allow` for outputs with NaN and infinity; `engine` runs text
-        encoders elsewhere.
+        encoders elsewhere; `means` say how each model is placed and run. A `stand_in` has zeros for weights, and
+        computes nothing but shapes.
 
         Raises `InvalidRequest` for a role, device or dtype that doesn't exist, `ModelInvalid` for files that
         can't be loaded, `MissingExtra` where a package isn't installed that the role's code needs.
@@ -90,17 +109,21 @@ class Stage:
         if threads is not None:
             torch.set_num_threads(threads)
         whole.check_packages(role)
-        components = whole.components(getattr(torch, dtype), place)
-        components.engine = engine
         declared = engine.open(whole.config_digest(), settings_of(place, dtype)) if engine is not None else {}
         blocks = copy.deepcopy(whole.blocks[role])
         held = whole.component_names(role)
+        staged = StageMeans(means or RoleMeans(), list(whole.pipeline._component_specs), held, [blocks])
+        components = whole.components(getattr(torch, dtype), place, staged)
+        components.engine = engine
         for number, name in enumerate(held, 1):
+            if stand_in:
+                components.load_stand_in(name, shallow=stand_in == "shallow")
+                continue
             log.info("loading %s, component %d of %d", name, number, len(held))
             components.load(name)
         whole.check_uses(role, components)
         insert_observers(blocks)
-        stage = cls(whole, role, components.pipeline(blocks, held), dtype, nonfinite)
+        stage = cls(whole, role, components.pipeline(blocks, held), dtype, nonfinite, staged)
         stage.settings |= declared
         stage._engine = engine
         return stage
@@ -146,7 +169,12 @@ class Stage:
             self._engine.begin(cancelled)
         settings: Any = inputs.get(handoff.SETTINGS, {})
         seed = int(settings.get("seed", 0))
-        observer = Observer(on_step, cancelled, int(settings.get("preview_every_steps", 0)), self._token_pixels)
+
+        def step_done(step: Step) -> None:
+            self._means.next_step()
+            on_step(step)
+
+        observer = Observer(step_done, cancelled, int(settings.get("preview_every_steps", 0)), self._token_pixels)
         pipeline = for_job(self._pipeline, settings.get("overrides", {}), observer)
         if self.role == ROLE_DECODER and inputs.get("output_type") == LATENT:
             return self._finite(handoff.latents(handoff.unpack(inputs, pipeline.device), pipeline._blocks))
@@ -204,7 +232,7 @@ class Stage:
         self._check_held(state)
         self._watch.begin()
         self._tokens.begin(state.values)
-        with global_rng(pipeline.device, seed, rng):
+        with self._means.running(), global_rng(pipeline.device, seed, rng):
             state = self._call(pipeline, state)
             return state, rng_state(pipeline.device, rng)
 

@@ -20,6 +20,7 @@ from triptych.stages.components import check_component, check_uses, variants_of
 from triptych.stages.handoff import Needs, final_outputs, walk
 from triptych.stages.library import ModularPipeline, ModularPipelineBlocks, SequentialPipelineBlocks
 from triptych.stages.library_errors import loading
+from triptych.stages.means import StageMeans
 from triptych.stages.pipelines import Components, comes_from_files, for_job, is_made, is_model, is_present
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 
@@ -105,9 +106,11 @@ class Whole:
             elif not Path(source).is_dir():
                 spec.revision = digests.commit_of(source, spec.revision or "") or None
 
-    def components(self, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Components:
+    def components(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | None = None, means: StageMeans | None = None
+    ) -> Components:
         """A new set of this pipeline's components, none of them made yet."""
-        return Components(self.pipeline, dtype, device or torch.device("cpu"))
+        return Components(self.pipeline, dtype, device or torch.device("cpu"), means)
 
     def component_names(self, role: Role.ValueType) -> list[str]:
         """Components that the role loads: those that the model has and that blocks of its workflows expect."""

@@ -18,12 +18,14 @@ from typing import Any, cast
 from triptych import config, limits, telemetry
 from triptych.environment import ClientAccess
 from triptych.errors import InvalidRequest, TriptychError
+from triptych.means.process import apply as before_torch
 from triptych.media.formats import FORMATS
 from triptych.v1.generation_service_pb2 import WatchJobResponse
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 from triptych_client.client import AsyncClient
 from triptych_client.commands.output import print_paths
-from triptych_client.commands.session import access, add_access, add_devices, connect, role_plans, run_async
+from triptych_client.commands.session import access, add_access, add_devices, add_fleet, connect, fleet_of, run_async
+from triptych_client.fleet_file import FleetFile
 from triptych_client.fleet_plan import SETTING_BY_NAME, check_model
 from triptych_client.job_states import cut_sentences, is_over
 from triptych_client.local_fleet import embedded_fleet
@@ -42,7 +44,7 @@ FLEET_SETTINGS = [
     SETTING_BY_NAME[name]
     for name in (
         *("model", "revision", "variant", "device", "dtype", "threads", "mover", "mooncake", "rings", "rdma_device"),
-        *("workflows", "arena_bytes", "trace_file"),
+        *("workflows", "arena_bytes", "trace_file", "means"),
     )
 ]
 """Settings that a fleet for one job can be told."""
@@ -73,6 +75,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     request.add_argument("--preview", type=int, nargs="?", const=1, metavar="N", help=about)
     for role in ("transformer", "decoder"):
         request.add_argument(f"--{role}-rank", type=int, metavar="RANK", help=f"only this {role}")
+    add_fleet(parser)
     config.add_flags(parser, "model and devices (without --endpoint)", FLEET_SETTINGS)
     add_devices(parser)
 
@@ -89,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
     if preview is not None:
         preview.check()
     if not args.endpoint:
-        check_model(args.model or "")
+        wanted = _wanted(args)
+        check_model(str(wanted.settings.get("model", "")))
     if args.trace_file:
         args.trace_file = str(Path(args.trace_file).absolute())
     with (
@@ -153,8 +157,8 @@ async def _serve(args: argparse.Namespace, fields: GenerationFields, path: Path,
         if not endpoint:
             proof = ClientAccess()  # an embedded fleet is nobody else's
             shown.say("starting a fleet")
-            settings = config.given(vars(args), FLEET_SETTINGS)
-            embedded = embedded_fleet(notice=shown.say, roles=role_plans(args), **settings)
+            wanted = _wanted(args)
+            embedded = embedded_fleet(notice=shown.say, roles=wanted.roles, **wanted.settings)
             fleet = await stack.enter_async_context(embedded)
             endpoint = fleet.endpoint
             state = fleet.plan.state
@@ -206,10 +210,12 @@ def _failed(args: argparse.Namespace, job: Job, state: Path | None) -> None:
 def _fused(args: argparse.Namespace, fields: GenerationFields, path: Path, shown: Shown) -> Result:
     shown.say("loading the model")
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, for those who write with them
+    wanted = _wanted(args)
+    before_torch(wanted.means_of("transformer").process)  # the heaviest role's, as one process has one
     from triptych_client import fused  # takes seconds: it imports torch
 
-    flags = config.as_flags(config.given(vars(args), FLEET_SETTINGS))
-    model = fused.FusedModel.load(config.load(config.WorkerConfig, flags), role_plans(args))
+    flags = config.as_flags(wanted.settings)
+    model = fused.FusedModel.load(config.load(config.WorkerConfig, flags), wanted.roles)
     request = build_request(args.prompt, **fields)
     if not request.HasField("seed"):
         request.seed = secrets.randbelow(limits.SEED_LIMIT)
@@ -221,6 +227,11 @@ def _fused(args: argparse.Namespace, fields: GenerationFields, path: Path, shown
         raise
     _say_cuts(args, Job(tokens_cut=model.tokens_cut))
     return f"seed {request.seed}", paths
+
+
+def _wanted(args: argparse.Namespace) -> FleetFile:
+    """The fleet for this one job, as file and flags ask for it."""
+    return fleet_of(args, config.given(vars(args), FLEET_SETTINGS), one_job=True)
 
 
 def _say_cuts(args: argparse.Namespace, job: Job) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from triptych.config import DTYPES, ControllerConfig
+from triptych.config import ControllerConfig
 from triptych.environment import ClientAccess, client_access
 from triptych.errors import InvalidRequest, NotAllowed, NotFound
+from triptych.means.options import DTYPES
 from triptych.roles import ROLE_NAMES
+from triptych_client import fleet_file
 from triptych_client.client import AsyncClient
+from triptych_client.fleet_file import FleetFile
 from triptych_client.fleet_plan import RolePlan
 from triptych_client.job_states import SHOWN_MAX, ambiguous
 from triptych_client.retry import RetryPolicy
@@ -72,12 +75,28 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--dtype-{role}", default="", choices=DTYPES, help=f"dtype of the {role}")
 
 
-def role_plans(args: argparse.Namespace) -> dict[str, RolePlan]:
-    """Count, device and dtype of each role."""
+def add_fleet(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for the fleet's file, for `fleet_of`."""
+    parser.add_argument(
+        "--fleet", default="", metavar="FILE", help="TOML file of the fleet; flags stand before it (docs/means.md)"
+    )
+
+
+def fleet_of(args: argparse.Namespace, settings: Mapping[str, Any], *, one_job: bool = False) -> FleetFile:
+    """The fleet that file and flags ask for. `settings` are those that flags gave. Raises InvalidRequest.
+
+    Flags of a role stand before the role's section, and flags of all before the sections that hold for all.
+    """
+    file = fleet_file.read(args.fleet)
+    file = file.for_one_job() if one_job else file
     flags = vars(args)
-    return {
-        role: RolePlan(flags.get(f"{role}s", 1), flags[f"device_{role}"], flags[f"dtype_{role}"]) for role in ROLE_NAMES
-    }
+    roles = {}
+    for role, plan in file.roles.items():
+        count = flags.get(f"{role}s")
+        device, dtype = flags[f"device_{role}"], flags[f"dtype_{role}"]
+        count = plan.count if count is None else count
+        roles[role] = RolePlan(count, device or plan.device, dtype or plan.dtype, plan.settings)
+    return FleetFile({**file.settings, **settings}, roles)
 
 
 async def with_job(client: AsyncClient, wanted: str, call: Callable[[str], Awaitable[Result]]) -> Result:

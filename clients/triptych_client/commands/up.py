@@ -17,7 +17,7 @@ from triptych.config import ControllerConfig
 from triptych.errors import InvalidRequest
 from triptych.roles import ROLE_NAMES
 from triptych.transport import shared_memory
-from triptych_client.commands.session import add_devices, role_plans
+from triptych_client.commands.session import add_devices, add_fleet, fleet_of
 from triptych_client.fleet_plan import (
     COMMON_SETTINGS,
     CONTROLLER_SETTINGS,
@@ -47,12 +47,13 @@ ABOUTS = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for everything that a fleet can be told."""
+    add_fleet(parser)
     parser.add_argument(
         "--on", choices=(LOCAL, RAY), default=LOCAL, help="this machine, or a Ray cluster (default: %(default)s)"
     )
     parser.add_argument("--ray-address", default="", metavar="ADDRESS", help="the cluster; default: this machine's")
     for role in ROLE_NAMES:
-        parser.add_argument(f"--{role}s", type=int, default=1, metavar="N", help=f"{role} processes (default: 1)")
+        parser.add_argument(f"--{role}s", type=int, metavar="N", help=f"{role} processes (default: 1)")
     config.add_flags(parser, "every process", COMMON_SETTINGS, FLAG_NAMES, ABOUTS)
     config.add_flags(parser, "the controller", CONTROLLER_SETTINGS, FLAG_NAMES, ABOUTS)
     config.add_flags(parser, "the workers", WORKER_SETTINGS, FLAG_NAMES, ABOUTS)
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
     """Run until a signal comes or a process can't be kept running. Raises KeyboardInterrupt where it was killed."""
     settings = config.given(vars(args), SETTING_BY_NAME.values(), FLAG_NAMES)
     defaults = {"model": "", "state": ControllerConfig.state, "address": ControllerConfig.address}
-    plan = FleetPlan(**{**defaults, **settings}, roles=role_plans(args))
+    wanted = fleet_of(args, settings)
+    plan = FleetPlan(**{**defaults, **wanted.settings}, roles=wanted.roles)
     try:
         plan.log_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
