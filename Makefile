@@ -24,7 +24,7 @@ IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --ti
 
 BARE := $(PYTHON) tests/bare
 
-.PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-engines test-fuzz
+.PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-engines test-means test-fuzz
 .PHONY: test-autoscaling test-kube test-observability test-image test-chaos test-hosts test-ray test-standby test-model test-rdma test-wheel test-mesh check proto proto-baseline bench bench-rdma bench-recovery bench-journal bench-takeover fuzz soak clean
 
 setup: $(VENV)/.done
@@ -47,7 +47,7 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows engines wheel hosts ray mesh autoscaling standby image observability kube,--ignore tests/$(suite))
+	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows engines means wheel hosts ray mesh autoscaling standby image observability kube,--ignore tests/$(suite))
 
 # The tables of docs/failures.md, row by row, on real processes. As root it also fills disks.
 test-failures: setup
@@ -60,6 +60,14 @@ test-families: setup
 # Text encoders in a process of their own, and in a vLLM server where there is one (docs/engines.md).
 test-engines: setup
 	$(BIN)/python -m pytest tests/engines
+
+# Every means of a role by itself, with diffusers' bits; what needs a device says so.
+test-means: $(VENV)/.means
+	$(BIN)/python -m pytest tests/means
+
+$(VENV)/.means: $(VENV)/.done
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,rdma,dev,quantization]'
+	touch $@
 
 # A share for every change; `make fuzz` is the whole, and docs/fuzzing.md says what it found.
 test-fuzz: setup

@@ -69,6 +69,11 @@ class FusedModel:
             )
         return cls(whole, stages)
 
+    @property
+    def lossy(self) -> list[str]:
+        """Lossy means in use, as a job names them."""
+        return [one for stage in self._stages for one in stage.lossy]
+
     def run(
         self, request: GenerationRequest, on_update: Callable[[WatchJobResponse], None] | None = None
     ) -> dict[str, object]:

@@ -1,4 +1,5 @@
-"""Checks on the completions that workers report, before the journal takes them up. Pure.
+"""Checks on the completions that workers report, before the journal takes them up, and what jobs say of their workers.
+Pure.
 
 The controller hands results out and removes them by what stands in a completion, and publishes the next dispatch
 from it; so neither may name anything but the job's own.
@@ -9,19 +10,25 @@ from __future__ import annotations
 import re
 
 from triptych.errors import InvalidRequest, ResultsMoved
+from triptych.means.tables import LOSSY
 from triptych.media import results
 from triptych.rings.ring import DISPATCH_BYTES_MAX
 from triptych.roles import NEXT, role_name
 from triptych.transport import room
-from triptych.v1.dispatch_pb2 import ROLE_DECODER, Dispatch
-from triptych.v1.fleet_service_pb2 import CompletePhaseRequest
+from triptych.v1.dispatch_pb2 import ROLE_DECODER, Dispatch, Role
+from triptych.v1.fleet_service_pb2 import CompletePhaseRequest, RegisterWorkerRequest
+from triptych.v1.job_pb2 import Job
 
 ARTIFACTS_MAX = 1024
 """Most files of one job: far beyond a request's outputs and what a pipeline yields beside them."""
 
 TOKENS_CUT_MAX = 64
 """Most texts that tokenizers cut off: a few inputs for each of a few tokenizers."""
+LOSSY_MAX = 64
+"""Most lossy means of one role: a few for each component."""
 _NAME = re.compile(r"\w{1,64}")
+_LOSSY = re.compile(r"\w{1,16}: [\w.]{1,128} \w{1,64}")
+"""As `StageMeans.lossy` makes them."""
 
 
 def check(request: CompletePhaseRequest, result_url: str, address: str) -> None:
@@ -36,6 +43,18 @@ def check(request: CompletePhaseRequest, result_url: str, address: str) -> None:
     else:
         accepted = ", ".join(role_name(role) for role in (*NEXT, ROLE_DECODER))
         raise InvalidRequest("role", role_name(request.token.role), accepted)
+
+
+def note_lossy(job: Job, role: Role.ValueType, worker: RegisterWorkerRequest | None) -> None:
+    """Have a job say which lossy means its worker of `role` has, in place of what an earlier worker of it had.
+
+    They are a setting of the stage, one a line, in which all workers of a role agree.
+    """
+    text = worker.info.stage_settings.get(LOSSY, "") if worker is not None else ""
+    others = [one for one in job.lossy if not one.startswith(f"{role_name(role)}: ")]
+    named = [one for one in text.split("\n") if _LOSSY.fullmatch(one)][:LOSSY_MAX]
+    job.ClearField("lossy")
+    job.lossy.extend(sorted([*others, *named]))
 
 
 def _check_tokens_cut(request: CompletePhaseRequest) -> None:

@@ -102,6 +102,7 @@ class PhaseReports:
             if entry.job.generation == token.generation and request.next.room.room_id in jobs.rooms(entry):
                 return entry  # this very completion was taken before, and only its answer was lost
             after = jobs.complete(entry, role, token.generation, token.lease)
+            completion.note_lossy(after.job, role, member.registration)
             if request.next.HasField("latent_shape"):
                 after.job.latent_shape.CopyFrom(request.next.latent_shape)
             if role == ROLE_ENCODER:

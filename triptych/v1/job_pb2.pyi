@@ -604,6 +604,7 @@ class Job(_message.Message):
     TOKENS_CUT_FIELD_NUMBER: _builtins.int
     LATENT_SHAPE_FIELD_NUMBER: _builtins.int
     SEEDS_FIELD_NUMBER: _builtins.int
+    LOSSY_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identity, chosen by the controller."""
     request_id: _builtins.str
@@ -687,6 +688,14 @@ class Job(_message.Message):
     def seeds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The seeds of its results, in their order, where each has one of its own."""
 
+    @_builtins.property
+    def lossy(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lossy means of the workers that made it, each as `role: component.option
+        configuration`, for example `transformer: transformer.cache
+        FirstBlockCacheConfig`. Of a role that has done its part; empty where none are
+        in use.
+        """
+
     def __init__(
         self,
         *,
@@ -717,10 +726,11 @@ class Job(_message.Message):
         tokens_cut: _abc.Iterable[Global___TokensCut] | None = ...,
         latent_shape: _tensor_pb2.LatentShape | None = ...,
         seeds: _abc.Iterable[_builtins.int] | None = ...,
+        lossy: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "latent_shape", b"latent_shape", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "client", b"client", "create_time", b"create_time", "dead_letter", b"dead_letter", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "encoder_rank", b"encoder_rank", "end_time", b"end_time", "error", b"error", "generation", b"generation", "job_id", b"job_id", "latent_shape", b"latent_shape", "model", b"model", "model_digest", b"model_digest", "priority", b"priority", "request_id", b"request_id", "retry_of", b"retry_of", "seed", b"seed", "seeds", b"seeds", "state", b"state", "step", b"step", "step_count", b"step_count", "tokens_cut", b"tokens_cut", "trace_id", b"trace_id", "transformer_rank", b"transformer_rank", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "client", b"client", "create_time", b"create_time", "dead_letter", b"dead_letter", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "encoder_rank", b"encoder_rank", "end_time", b"end_time", "error", b"error", "generation", b"generation", "job_id", b"job_id", "latent_shape", b"latent_shape", "lossy", b"lossy", "model", b"model", "model_digest", b"model_digest", "priority", b"priority", "request_id", b"request_id", "retry_of", b"retry_of", "seed", b"seed", "seeds", b"seeds", "state", b"state", "step", b"step", "step_count", b"step_count", "tokens_cut", b"tokens_cut", "trace_id", b"trace_id", "transformer_rank", b"transformer_rank", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

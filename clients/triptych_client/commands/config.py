@@ -24,7 +24,7 @@ EXAMPLE_MODEL = "owner/name"
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the actions."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    example = "triptych config check fleet.toml"
+    example = "triptych config check deploy/fleet.toml"
     check = actions.add_parser("check", help="say whether a file is right, without starting anything", example=example)
     check.add_argument("file", metavar="FILE")
     about = "what the file is for: triptych up --fleet, or --config of one service (default: %(default)s)"

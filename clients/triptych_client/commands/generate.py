@@ -225,7 +225,7 @@ def _fused(args: argparse.Namespace, fields: GenerationFields, path: Path, shown
         if not args.quiet:
             say(f"seed {request.seed}")
         raise
-    _say_cuts(args, Job(tokens_cut=model.tokens_cut))
+    _say_cuts(args, Job(tokens_cut=model.tokens_cut, lossy=model.lossy))
     return f"seed {request.seed}", paths
 
 
@@ -235,8 +235,9 @@ def _wanted(args: argparse.Namespace) -> FleetFile:
 
 
 def _say_cuts(args: argparse.Namespace, job: Job) -> None:
-    """What of the prompts had no effect, in time to be read before the closing line."""
-    for sentence in [] if args.quiet else cut_sentences(job):
+    """What of the prompts had no effect, and what was computed loosely, before the closing line."""
+    lossy = [f"made with lossy means, of the {one}" for one in job.lossy]
+    for sentence in [] if args.quiet else [*cut_sentences(job), *lossy]:
         say(sentence)
 
 
