@@ -16,7 +16,7 @@ from triptych_client.commands.output import show
 from triptych_client.fleet_plan import FleetPlan
 from triptych_client.tables import Table
 
-ROLE, CONTROLLER = "role", "controller"
+_ROLE, _CONTROLLER = "role", "controller"
 EXAMPLE_MODEL = "owner/name"
 """Stands for the model where the file leaves it to the command line."""
 
@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser("check", help="say whether a file is right, without starting anything", example=example)
     check.add_argument("file", metavar="FILE")
     about = "what the file is for: triptych up --fleet, or --config of one service (default: %(default)s)"
-    check.add_argument("--of", choices=("fleet", ROLE, CONTROLLER), default="fleet", help=about)
+    check.add_argument("--of", choices=("fleet", _ROLE, _CONTROLLER), default="fleet", help=about)
     example = "triptych config options"
     listed = actions.add_parser("options", help="list the means that a role's tables can say", example=example)
     listed.add_argument("--json", action="store_true", help="print JSON, for scripts")
@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> None:
     """Check or list. Raises InvalidRequest for a file that isn't right."""
     if args.action == "options":
         _list(args)
-    elif args.of == ROLE:
+    elif args.of == _ROLE:
         config = load(WorkerConfig, ["--config", args.file], {})
         print(f"{args.file} is right: a worker's{' with means' if config.means else ''}")
-    elif args.of == CONTROLLER:
+    elif args.of == _CONTROLLER:
         load(ControllerConfig, ["--config", args.file], {})
         print(f"{args.file} is right: a controller's")
     else:
