@@ -32,6 +32,7 @@ MOVERS = ("local", "mooncake", "rpc")
 RINGS = ("auto", "verbs", "rpc")
 NONFINITE = ("fail", "allow")
 MOONCAKE = ("auto", "rdma", "tcp")
+MEDIA_URL_PRIVATE = ("refuse", "allow")
 
 HEARTBEATS_MIN = 2
 """Reports that fit into the time after which a worker counts as dead."""
@@ -117,6 +118,14 @@ class ControllerConfig(ProcessConfig):
     keep_bytes: int = number(
         20 * 2**30, "keep at most so many bytes of each client's results; 0 for no limit", 0, BYTES_MAX
     )
+    media_url_schemes: str = text(
+        "", "fetch media of URLs of these schemes, with commas, for example https,s3; default: none"
+    )
+    media_url_hosts: str = text(
+        "", "fetch from these hosts only, with commas (*.example.org, example.org:8443), and from these buckets"
+    )
+    media_url_private: str = text("refuse", "addresses of media that aren't public", among=MEDIA_URL_PRIVATE)
+    media_url_s: float = number(20.0, "time for all URLs of one request", 0.1, 600)
 
     def check(self) -> None:
         """Check the settings against each other. Raises InvalidRequest.

@@ -47,6 +47,7 @@ class Admission:
         self._served = core.model
         self._media = media
         self._uploads = core.uploads
+        self._url_media = core.url_media
         self._under_way: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         """By client and request id: calls with the same wait for the first one's end, and find its job."""
         self._calls: Counter[tuple[str, str]] = Counter()
@@ -60,7 +61,8 @@ class Admission:
 
         The cheapest checks come first and files last: a request that is refused for anything else costs no decoding,
         and no client has more files decoded at a time than it may have jobs. Raises InvalidRequest, AlreadyExists,
-        BacklogFull, QuotaFull, ChecksFull, JournalFull, Unavailable, and as `Uploads.find_media`.
+        BacklogFull, QuotaFull, ChecksFull, JournalFull, Unavailable, and as `Uploads.find_media`. URLs are
+        fetched after all that can be checked without them.
         """
         if len(request_id) > REQUEST_ID_CHARS_MAX:
             raise errors.InvalidRequest("request_id", request_id, f"up to {REQUEST_ID_CHARS_MAX} characters")
@@ -73,17 +75,29 @@ class Admission:
                 size_bytes = whole_bytes(request, message_bytes, found)
                 with self._place(client.name, client.jobs_max, size_bytes):
                     await self._uploads.fill(client.name, request, found)
-                    entry, was_there = await self._accept_new(request_id, request, client.name)
+                    entry, was_there = await self._accept_new(request_id, request, client.name, size_bytes)
         if was_there:
             await asyncio.to_thread(_check_same, entry, request)  # its digest takes time where it is large
         return entry, was_there
 
-    async def _accept_new(self, request_id: str, request: GenerationRequest, client: str) -> tuple[JournalEntry, bool]:
+    async def _accept_new(
+        self, request_id: str, request: GenerationRequest, client: str, size_bytes: int
+    ) -> tuple[JournalEntry, bool]:
         """Check a request that has a place, and write it down; see `_add`."""
         model = self._served.described()
         inputs = self._resolve(request, model)
         self._check_ranks(request)
-        await self._media.check(inputs.files, client)
+        fetched_bytes = await self._url_media.fill(client, request, size_bytes)
+        with self._room(client, fetched_bytes):
+            if fetched_bytes:
+                inputs = self._resolve(request, model)
+            await self._media.check(inputs.files, client)
+            return await self._write(request_id, request, client, model)
+
+    async def _write(
+        self, request_id: str, request: GenerationRequest, client: str, model: ModelDescription
+    ) -> tuple[JournalEntry, bool]:
+        """Write a checked request down, after another look at what may have changed since it was checked."""
         if (present := self._served.described()) is not model:
             self._resolve(request, present)
             model = present
@@ -191,14 +205,20 @@ class Admission:
             raise errors.QuotaFull(
                 f"client {client!r} has {own} unfinished jobs, the most that it may have; try again later"
             )
+        with counted(self._accepting, client), self._room(client, size_bytes):
+            yield
+
+    @contextlib.contextmanager
+    def _room(self, client: str, size_bytes: int) -> Iterator[None]:
+        """Count bytes of a client's request, which is being accepted. Raises QuotaFull."""
         taken_bytes = self._ledger.request_bytes[client] + self._bytes[client]
         bytes_max = self._config.client_bytes_max
-        if bytes_max and taken_bytes + size_bytes > bytes_max:
+        if size_bytes and bytes_max and taken_bytes + size_bytes > bytes_max:
             raise errors.QuotaFull(
                 f"the unfinished requests of client {client!r} take {taken_bytes} bytes, this one {size_bytes}, and "
                 f"client_bytes_max is {bytes_max}; try again later"
             )
-        with counted(self._accepting, client), counted(self._bytes, client, size_bytes):
+        with counted(self._bytes, client, size_bytes):
             yield
 
 

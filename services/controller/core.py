@@ -15,6 +15,7 @@ from .quarantine import Quarantine
 from .rings import Rings
 from .served_model import ServedModel
 from .uploads import Uploads
+from .url_media import UrlMedia
 
 
 class Core:
@@ -46,6 +47,7 @@ class Core:
         self.ledger = Ledger(journal)
         self.model = ServedModel(self.ledger, fleet, model)
         self.uploads = Uploads(result_url)
+        self.url_media = UrlMedia(config)
         self.dispatcher = Dispatcher(rings.by_role, self.ledger, fleet, self.model)
         self.quarantine = Quarantine(self.ledger)
         self.stage_times = StageTimes()

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from triptych.config import JOURNAL_FILE
 from triptych.errors import InvalidRequest
 from triptych.model import trees
-from triptych.v1.job_pb2 import GenerationRequest
+from triptych.v1.job_pb2 import GenerationRequest, Media
 from triptych.v1.journal_pb2 import JournalEntry
 
 from .journal_database import PAGE_ENTRIES, Database
@@ -128,10 +128,10 @@ def suspect(folder: Path) -> None:
 
 def digest_of(request: GenerationRequest) -> bytes:
     """A digest of a request in 32 bytes, as the client sent it: without a seed, which may have been drawn and stands in
-    the job, and without the bytes of uploads, which have their ids. The request's trees are of checked size."""
+    the job, and without the bytes that uploads and URLs stand for. The request's trees are of checked size."""
     seed = request.seed if request.HasField("seed") else None
     request.ClearField("seed")  # and back: a copy of a large request takes as long as all the rest
-    uploaded = [(leaf, leaf.data) for _place, leaf in trees.file_leaves(request) if leaf.upload_id]
+    uploaded = [(leaf, leaf.data) for _place, leaf in trees.file_leaves(request) if _is_fetched(leaf)]
     for leaf, _data in uploaded:
         leaf.ClearField("data")
     try:
@@ -141,6 +141,11 @@ def digest_of(request: GenerationRequest) -> bytes:
             request.seed = seed
         for leaf, data in uploaded:
             leaf.data = data
+
+
+def _is_fetched(leaf: trees.FileLeaf) -> bool:
+    """Whether the controller put the bytes into this file of a request."""
+    return bool(leaf.upload_id or (isinstance(leaf, Media) and leaf.url))
 
 
 def kept_bytes(entry: JournalEntry) -> int:

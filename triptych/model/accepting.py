@@ -135,7 +135,7 @@ def _takes_frames(kinds: Sequence[Kind], value: list[Any]) -> bool:
 def _media(kinds: Sequence[Kind], described: InputDescription | None, media: Media, place: str) -> File:
     if media.name and place.startswith("inputs."):
         raise InvalidRequest(f"{place}.name", media.name, "nothing; its place in the tree names it")
-    if not media.data:
+    if not media.data and not media.url:  # a URL's bytes are put in once all else is checked
         raise InvalidRequest(place, b"", "the bytes of a file")
     options = [_FILE_KINDS[kind][0] for kind in kinds if kind in _FILE_KINDS]
     if kinds and not options and model_pb2.INPUT_KIND_UNSPECIFIED not in kinds:
@@ -152,6 +152,7 @@ def _media(kinds: Sequence[Kind], described: InputDescription | None, media: Med
         wanted,
         media.data,
         takes_alpha=described is not None and described.takes_alpha and wanted == IMAGE,
+        sample_rate=described.sample_rate_hz if described is not None and wanted == AUDIO else 0,
         field=place,
     )
 

@@ -15,7 +15,7 @@ from triptych.model.description import Description
 from triptych.model.fields import STEPS_MAX
 from triptych.model.inputs import check_defaults
 from triptych.roles import role_name
-from triptych.stages import guidance
+from triptych.stages import guidance, sounds
 from triptych.stages.device import undisturbed
 from triptych.stages.folder import RECOMMENDATIONS_NAME, read_recommendations
 from triptych.stages.inputs import describe_input, guider_options, takes_alpha
@@ -23,7 +23,7 @@ from triptych.stages.library import diffusers
 from triptych.stages.observer import step_point
 from triptych.stages.whole import Whole
 from triptych.v1 import model_pb2
-from triptych.v1.dispatch_pb2 import ROLE_TRANSFORMER
+from triptych.v1.dispatch_pb2 import ROLE_ENCODER, ROLE_TRANSFORMER
 
 _SPATIAL_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
 """Properties of pipelines for the pixels that a latent covers; the first that exists counts."""
@@ -46,6 +46,7 @@ def describe(whole: Whole) -> model_pb2.ModelDescription:
     for described in inputs:
         described.takes_alpha = described.kind == model_pb2.INPUT_KIND_IMAGE and takes_alpha(described.name, pipeline)
         _add_computed_default(described, pipeline)
+        sounds.add_rate(described, sounds.input_rate(pipeline, whole.component_names(ROLE_ENCODER)))
     for number, (name, guider) in enumerate(guiders.items()):
         inputs.extend(guider_options(name, guider, is_first=number == 0))
     names = {described.name for described in inputs}
