@@ -540,15 +540,18 @@ class Media(_message.Message):
     form a list. Empty in `inputs`.
     """
     data: _builtins.bytes
-    """The file's bytes: PNG, JPEG, WebP, GIF or MP4. Empty where `upload_id` is set."""
+    """The file's bytes; docs/files.md lists the formats. Empty where `upload_id` or
+    `url` is set.
+    """
     upload_id: _builtins.str
     """In place of `data`: an upload of the same client that is complete (see
     FileService). The job takes its bytes when it is accepted, and doesn't need it
     any more. With its bytes a request may be as large as without: 16 MiB.
     """
     url: _builtins.str
-    """In place of both: where to fetch the bytes when the job is accepted. Refused
-    unless the controller allows the address.
+    """In place of both: where to fetch the bytes before the job is accepted. The job
+    takes them, and doesn't need the URL any more. Refused unless the controller's
+    settings allow it; see docs/files.md.
     """
     kind: Global___MediaKind.ValueType
     """What it is, where the input takes several kinds. Not said: as the input's

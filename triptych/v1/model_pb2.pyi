@@ -302,6 +302,7 @@ class InputDescription(_message.Message):
     TENSOR_SHAPE_FIELD_NUMBER: _builtins.int
     TENSOR_DTYPES_FIELD_NUMBER: _builtins.int
     NOT_GIVEN_REASON_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATE_HZ_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name in `inputs` (also in `parameters` or `media`, where these can say it)."""
@@ -329,6 +330,8 @@ class InputDescription(_message.Message):
     """Whether the pipeline takes one value, a list of them, or either."""
     not_given_reason: _builtins.str
     """Why no request can give it, in one sentence. Empty where one can."""
+    sample_rate_hz: _builtins.int
+    """Samples a second that sound is brought to. 0 where it keeps the file's own."""
     @_builtins.property
     def item_kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___InputKind.ValueType]:
         """Kinds of the value, or of each item of a list, the likeliest first. Where a kind
@@ -370,11 +373,12 @@ class InputDescription(_message.Message):
         tensor_shape: _abc.Iterable[_builtins.str] | None = ...,
         tensor_dtypes: _abc.Iterable[_builtins.str] | None = ...,
         not_given_reason: _builtins.str = ...,
+        sample_rate_hz: _builtins.int = ...,
         choices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arity", b"arity", "choices", b"choices", "default_json", b"default_json", "description", b"description", "fields", b"fields", "item_kinds", b"item_kinds", "kind", b"kind", "name", b"name", "not_given_reason", b"not_given_reason", "required", b"required", "takes_alpha", b"takes_alpha", "takes_several", b"takes_several", "tensor_dtypes", b"tensor_dtypes", "tensor_shape", b"tensor_shape", "type_hint", b"type_hint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arity", b"arity", "choices", b"choices", "default_json", b"default_json", "description", b"description", "fields", b"fields", "item_kinds", b"item_kinds", "kind", b"kind", "name", b"name", "not_given_reason", b"not_given_reason", "required", b"required", "sample_rate_hz", b"sample_rate_hz", "takes_alpha", b"takes_alpha", "takes_several", b"takes_several", "tensor_dtypes", b"tensor_dtypes", "tensor_shape", b"tensor_shape", "type_hint", b"type_hint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
