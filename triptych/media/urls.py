@@ -18,6 +18,8 @@ LOCAL_SCHEMES = ("file", "local")
 """By these clients would read the controller's own disk."""
 URL_CHARS_MAX = 4096
 """Longest URL: signed ones have about 1500 characters."""
+_UNICAST = ipaddress.ip_network("2000::/3")
+"""All public IPv6 addresses that have been given out so far (RFC 4291)."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """Networks that translate an IPv4 address which stands in the last 32 bits (RFC 6052)."""
 
@@ -94,7 +96,7 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        if found.teredo is not None:
+        if found.teredo is not None or found not in _UNICAST:
             return False
     return found.is_global and not found.is_multicast
 
