@@ -75,7 +75,8 @@ def _item(described: InputDescription, value: Any, place: str) -> Any:
         return _tensor(kinds, described, value, place)
     if isinstance(value, list) and _takes_frames(kinds, value):
         image = [model_pb2.INPUT_KIND_IMAGE]
-        return [_media(image, described, frame, f"{place}[{number}]") for number, frame in enumerate(value)]
+        frames = [_media(image, described, frame, f"{place}[{number}]") for number, frame in enumerate(value)]
+        return [file._replace(is_frame=True) for file in frames]
     if described.kind in (model_pb2.INPUT_KIND_LIST, model_pb2.INPUT_KIND_MAPPING):
         return _container(described, value, place)
     if model_pb2.INPUT_KIND_UNSPECIFIED in kinds:

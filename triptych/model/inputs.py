@@ -73,6 +73,9 @@ class Inputs:
             from triptych.media.decoding.decode import decode_all
 
             decode = decode_all
+        for file in self.files:
+            if not file.data:  # a URL, whose bytes a controller would have put in
+                raise InvalidRequest(f"{file.place}.url", "a URL", "a file: only a controller fetches URLs")
         decoded = iter(decode(self.files))  # in the order in which `replaced` comes by
         return {name: accepting.replaced(value, lambda _file: next(decoded)) for name, value in self.values.items()}
 

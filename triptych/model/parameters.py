@@ -73,9 +73,15 @@ def check_required(given: Given, description: Description) -> None:
 
 def _check_count(value: Any, described: model_pb2.InputDescription, place: str) -> None:
     count = len(value) if isinstance(value, list) else 1
-    takes_list = described.takes_several or described.arity in (
-        model_pb2.INPUT_ARITY_LIST,
-        model_pb2.INPUT_ARITY_ONE_OR_LIST,
+    takes_frames = model_pb2.INPUT_KIND_VIDEO in (described.kind, *described.item_kinds)
+    takes_list = (
+        takes_frames
+        or described.takes_several
+        or described.arity
+        in (
+            model_pb2.INPUT_ARITY_LIST,
+            model_pb2.INPUT_ARITY_ONE_OR_LIST,
+        )
     )
     if count > 1 and not takes_list:
         raise InvalidRequest(place, f"{count} files", "one; this input takes no list")

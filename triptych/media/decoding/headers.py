@@ -61,6 +61,8 @@ class File(NamedTuple):
     """The pipeline's rate, which a video of uneven times is brought to. 0 where it has none."""
     sample_rate: int = 0
     """The pipeline's rate, which sound is brought to, in Hz. 0 keeps the file's own."""
+    is_frame: bool = False
+    """Whether it is one of the pictures that make a video, so that all of them must have one size."""
 
     @property
     def place(self) -> str:
@@ -87,8 +89,14 @@ def check(files: Sequence[File]) -> None:
     """Raise InvalidRequest for the first file whose headers exceed a bound, alone or with the files before it."""
     budget = Budget()
     scan_pixels = 0
+    sizes: dict[str, tuple[int, int]] = {}
     for file in files:
         said = _read(file)
+        size = (said.width, said.height)
+        first = sizes.setdefault(file.place.rpartition("[")[0], size) if file.is_frame else size
+        if size != first:
+            shown = "{} × {} pixels, after a frame of {} × {}".format(*size, *first)
+            raise InvalidRequest(file.place, shown, "frames of one size")
         budget.take(file, said.width, said.height, said.frames)
         budget.take_sound(file, said.samples)
         scan_pixels += said.width * said.height * said.scans
