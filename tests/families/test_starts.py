@@ -74,3 +74,18 @@ def test_what_only_the_code_asks_for_is_missed_at_the_start(
     whole = Whole.open(str(folder))
     with pytest.raises(ModelInvalid, match=f"has no {Path(missing).name} in .*{Path(missing).parent}"):
         _ = [Stage.load(whole, role) for role in ROLES]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "config"),
+    [("echo", "memory_audio_waveforms", "sample_rate"), ("minimax-h3", "references", "sampling_rate")],
+)
+def test_sound_is_brought_to_the_rate_that_the_model_reads(
+    family: str, name: str, config: str, family_folder: Callable[[str], str]
+) -> None:
+    folder = family_folder(family)
+    (described,) = [one for one in describe(Whole.open(folder)).inputs if one.name == name]
+    audio = [one for one in (described, *described.fields) if model_pb2.INPUT_KIND_AUDIO in (one.kind, *one.item_kinds)]
+    assert audio
+    rate = json.loads((Path(folder) / "audio_vae" / "config.json").read_text())[config]
+    assert {one.sample_rate_hz for one in audio} == {rate}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from triptych.v1 import model_pb2
@@ -13,8 +13,9 @@ _CONFIG_RATES = ("sample_rate", "sampling_rate")
 
 def input_rate(pipeline: Any, component_names: Iterable[str]) -> int:
     """The rate in Hz that the encoder's components read; 0 where none says one, or two say different ones."""
-    configs = [getattr(getattr(pipeline, name, None), "config", None) or {} for name in component_names]
-    rates = {config[key] for config in configs for key in _CONFIG_RATES if isinstance(config.get(key), int)}
+    configs = [getattr(getattr(pipeline, name, None), "config", None) for name in component_names]
+    own = [config for config in configs if isinstance(config, Mapping)]  # diffusers' models; others read no sound
+    rates = {config[key] for config in own for key in _CONFIG_RATES if isinstance(config.get(key), int)}
     return int(rates.pop()) if len(rates) == 1 else 0
 
 
