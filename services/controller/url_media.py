@@ -17,11 +17,11 @@ from triptych.v1.job_pb2 import GenerationRequest, Media
 
 from .shares import FairThreads, counted
 
-THREADS = 4
+FETCH_THREADS = 4
 """Files fetched at a time; a client that has a name has half."""
-CALLS_MAX = 64
+FETCHES_MAX = 64
 """Calls that fetch or wait for a turn."""
-CLIENT_SHARES = 2
+FETCH_SHARES = 2
 """One client may have this part of them: half."""
 FETCH_WAIT_S_MAX = 20.0
 """Longest wait for a turn. Then the caller is told to come again."""
@@ -34,7 +34,7 @@ class UrlMedia:
         """Raises InvalidRequest for settings that name no schemes of this machine."""
         self._rules = rules_of(config)
         self._seconds = config.media_url_s
-        self._threads = FairThreads("urls", THREADS, THREADS // 2)
+        self._threads = FairThreads("urls", FETCH_THREADS, FETCH_THREADS // 2)
         self._calls: Counter[str] = Counter()
 
     async def fill(self, client: str, request: GenerationRequest, size_bytes: int) -> int:
@@ -74,12 +74,12 @@ class UrlMedia:
 
     @contextlib.contextmanager
     def _place(self, client: str) -> Iterator[None]:
-        shares = CLIENT_SHARES if client else 1
+        shares = FETCH_SHARES if client else 1
         for who, count, share in (
             ("all clients", self._calls.total(), 1),
             (f"client {client!r}", self._calls[client], shares),
         ):
-            if count >= CALLS_MAX // share:
+            if count >= FETCHES_MAX // share:
                 raise ChecksFull(f"the URLs of {count} requests of {who} are being fetched; try again later")
         with counted(self._calls, client):
             yield

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from services.controller.url_media import CALLS_MAX, THREADS
+from services.controller.url_media import FETCH_THREADS, FETCHES_MAX
 from tests.fleet.processes import wait_until
 from tests.media.decoding import files
 from tests.services.conftest import Bench, OpenBench
@@ -202,12 +202,14 @@ async def test_calls_that_fetch_are_bounded_in_all_and_for_each_client(bench: Be
     """One client has half of the threads; more calls than there may be are told to come again."""
     web.goes_on.clear()
     one = Identity("one", frozenset(("submit", "read")), 0)
-    calls = [asyncio.create_task(bench.create(one, **web.media(f"{n}.png"))) for n in range(CALLS_MAX // 2)]
-    await asyncio.to_thread(wait_until, lambda: len(web.asked) == THREADS // 2, 60, "it fetches as much as it may")
+    calls = [asyncio.create_task(bench.create(one, **web.media(f"{n}.png"))) for n in range(FETCHES_MAX // 2)]
+    await asyncio.to_thread(
+        wait_until, lambda: len(web.asked) == FETCH_THREADS // 2, 60, "it fetches as much as it may"
+    )
     with pytest.raises(ChecksFull, match="the URLs of 32 requests of client 'one'"):
         await bench.create(one, **web.media("more.png"))
     other = asyncio.create_task(bench.create(Identity("other", frozenset(("submit", "read")), 0), **web.media("x.png")))
     await asyncio.to_thread(wait_until, lambda: "/x.png" in web.asked, 60, "another client's file is fetched")
-    assert len(web.asked) == THREADS // 2 + 1
+    assert len(web.asked) == FETCH_THREADS // 2 + 1
     web.goes_on.set()
     await asyncio.gather(other, *calls)
