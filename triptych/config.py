@@ -33,6 +33,7 @@ RINGS = ("auto", "verbs", "rpc")
 NONFINITE = ("fail", "allow")
 MOONCAKE = ("auto", "rdma", "tcp")
 MEDIA_URL_PRIVATE = ("refuse", "allow")
+PARALLEL = ("ulysses", "ring", "cfg")
 
 HEARTBEATS_MIN = 2
 """Reports that fit into the time after which a worker counts as dead."""
@@ -163,6 +164,13 @@ class ModelConfig(ProcessConfig):
         "", "load only these workflows of the pipeline, with commas, for example text2video; default: all"
     )
     device: str = text("cpu", "torch device of this role, for example cuda:0")
+    parallel: str = text(
+        "",
+        "transformers: divide each job's sequence (ulysses, ring) or guidance (cfg) among devices",
+        among=("", *PARALLEL),
+    )
+    devices: str = text("", "those devices with commas, for example cuda:0,cuda:1; each gets a process")
+    parallel_timeout_s: float = number(300.0, "processes that wait for one of theirs so long give up", 1, DAY_S)
     dtype: str = text("float32", "element type of the weights", among=DTYPES)
     threads: int = number(0, "torch threads; 0 leaves torch's default", 0, 1024)
     arena_bytes: int = number(
@@ -184,8 +192,16 @@ class ModelConfig(ProcessConfig):
         """The workflows to load; none for all."""
         return [name.strip() for name in self.workflows.split(",") if name.strip()]
 
+    @property
+    def device_names(self) -> list[str]:
+        """The devices that share each job; none where one device does it all."""
+        return [name.strip() for name in self.devices.split(",") if name.strip()]
+
     def check(self) -> None:
-        """Refuse to advertise an address that means "all of this machine": others would reach themselves by it."""
+        """Refuse to advertise an address that means "all of this machine": others would reach themselves by it. Refuse
+        to divide jobs among fewer than two devices."""
+        if bool(self.parallel) != (len(self.device_names) > 1):
+            raise InvalidRequest("devices", self.devices, "two or more with commas where parallel is set, else none")
         if addresses.Address(self.host.strip("[]"), 0).is_unspecified:
             accepted = f"the name or address under which others reach this process, where address is {self.address}"
             raise InvalidRequest("advertise_host", self.advertise_host, accepted)

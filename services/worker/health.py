@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from triptych.errors import NotFinite, RoomGone, SourceCorrupt, TransferFailed, TriptychError
+from triptych.errors import NotFinite, RoomGone, SourceCorrupt, TransferFailed, TriptychError, WorkerBroken
 
 FAILURES_MAX = 3
 """Different jobs that fail in a row before a worker checks itself: one may be the job's fault, two a coincidence."""
@@ -70,6 +70,8 @@ def is_ours(error: Exception) -> bool:
 
 def is_poison(error: Exception) -> bool:
     """Whether the process that met this error can do nothing right any more."""
+    if isinstance(error, WorkerBroken):
+        return True
     return isinstance(error, RuntimeError) and not is_out_of_memory(error) and bool(_POISON.search(str(error)))
 
 

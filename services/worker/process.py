@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from triptych import ids, rpc, telemetry
@@ -21,17 +22,17 @@ from triptych.media.decoding.pool import Decoders
 from triptych.rings.access import RingAccess, try_card
 from triptych.roles import NEXT, role_name
 from triptych.security import auth
-from triptych.stages import AnyStage
+from triptych.stages import Place
 from triptych.transport import shared_memory
 from triptych.transport.arena import Arena
 from triptych.transport.fetcher import open_fetcher
 from triptych.transport.mooncake_engine import MooncakeEngine, open_engine
 from triptych.v1.dispatch_pb2 import Role
-from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.worker_pb2 import DriverChoice
 
 from .. import process
 from .equipment import Equipment
+from .group import Loaded, open_group
 from .link import CALL_TIMEOUT_S, Link, any_set
 from .loop import Worker
 from .membership import FleetMember
@@ -48,7 +49,7 @@ def run_stage_process(role: Role.ValueType) -> None:
 
 
 async def _main(role: Role.ValueType) -> None:
-    config = _load_config()
+    config = load_config(sys.argv[1:])
     name = role_name(role)
     stop = process.on_signals(config.lame_duck_s)
     shared_memory.sweep()
@@ -107,8 +108,9 @@ async def _main(role: Role.ValueType) -> None:
         await _serve(worker, server, stop.leaving)
 
 
-def _load_config() -> WorkerConfig:
-    config = load(WorkerConfig, None)
+def load_config(settings: Sequence[str]) -> WorkerConfig:
+    """A worker's configuration by its flags; what it says of the process is done, so torch isn't imported yet."""
+    config = load(WorkerConfig, settings)
     if not config.model and not config.fake_stage_seconds:
         raise InvalidRequest("model", "", "a folder or hub id of a diffusers pipeline")
     before_torch(options.of_json("means", config.means).process)
@@ -117,15 +119,24 @@ def _load_config() -> WorkerConfig:
 
 async def _stage(
     stack: contextlib.AsyncExitStack, role: Role.ValueType, config: WorkerConfig, arena: Arena, security: auth.Security
-) -> tuple[AnyStage, ModelDescription]:
-    """The role's stage and its model's description; an encoder's text encoders may be elsewhere."""
+) -> Loaded:
+    """The role's stage and its model's description; an encoder's text encoders may be elsewhere, and a transformer may
+    run in several processes."""
     text_encoder = await stack.enter_async_context(open_text_encoder(role, config, arena, security))
-    return await asyncio.to_thread(_load_stage, role, config, text_encoder)
+
+    def loaded(place: Place | None) -> Loaded:
+        return load_stage(role, config, place, text_encoder)
+
+    return await asyncio.to_thread(lambda: stack.enter_context(open_group(role, config, loaded, sys.argv[1:])))
 
 
-def _load_stage(
-    role: Role.ValueType, config: WorkerConfig, text_encoder: ProcessEngine | None
-) -> tuple[AnyStage, ModelDescription]:
+def load_stage(
+    role: Role.ValueType,
+    config: WorkerConfig,
+    place: Place | None = None,
+    text_encoder: ProcessEngine | None = None,
+) -> Loaded:
+    """The stage and the model that the settings name, in the `place` that this process has among several."""
     if config.fake_stage_seconds:
         from triptych.stages.fake import FakeStage, fake_model
 
@@ -138,14 +149,15 @@ def _load_stage(
     from triptych.stages.whole import Whole
 
     means = options.of_json("means", config.means)
-    open_device(config.device)  # before weights are read
+    device = config.device_names[place.rank] if place else config.device
+    open_device(device)  # before weights are read
     log.info("looking at the files of %s", config.model)
     whole = Whole.open(config.model, config.revision, config.variant, config.workflow_names)
     digest = whole.config_digest()
     stage = Stage.load(
         whole,
         role,
-        device=config.device,
+        device=device,
         dtype=config.dtype,
         threads=config.threads or None,
         nonfinite=config.nonfinite,
@@ -155,6 +167,8 @@ def _load_stage(
     model = describe(whole)
     if model.config_digest != digest:
         raise ModelInvalid(f"{config.model!r} was changed while it was loaded; start again")
+    if place is not None:
+        stage.share(config.parallel, place)
     warm_up.run(whole, stage, model, means, config.dtype)
     return stage, model
 

@@ -95,7 +95,7 @@ def test_a_cancelled_job_does_not_begin(role: Role.ValueType) -> None:
 def test_a_worker_with_a_fake_stage_loads_no_torch() -> None:
     program = (
         "import sys, services.worker.process as s, triptych.config as c, triptych.v1.dispatch_pb2 as d;"
-        "s._load_stage(d.ROLE_ENCODER, c.WorkerConfig(fake_stage_seconds=1.0));"
+        "s.load_stage(d.ROLE_ENCODER, c.WorkerConfig(fake_stage_seconds=1.0));"
         "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -35,6 +35,19 @@ class Step(NamedTuple):
     """A PNG of the latents; empty unless this step's preview was asked for."""
 
 
+class Place(NamedTuple):
+    """One process of several that run a role together."""
+
+    rank: int
+    """From 0, which leads."""
+    size: int
+    """How many they are."""
+    rendezvous: str
+    """A file, not there yet, by which the processes find each other."""
+    timeout_s: float
+    """After so long without an answer the others count as lost."""
+
+
 class AnyStage(Protocol):
     """`stage.Stage`, or a stand-in for it (`fake.FakeStage`). See there."""
 

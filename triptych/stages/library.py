@@ -20,9 +20,10 @@ with told("running a stage"):
     import diffusers
     import transformers
     from accelerate import cpu_offload, dispatch_model, init_empty_weights  # type: ignore[import-untyped]
-    from diffusers import ConfigMixin, ModelMixin, ModularPipeline, SchedulerMixin
+    from diffusers import ConfigMixin, ContextParallelConfig, ModelMixin, ModularPipeline, SchedulerMixin
     from diffusers.guiders import BaseGuidance
     from diffusers.hooks import apply_group_offloading
+    from diffusers.models import ParallelConfig
     from diffusers.models.attention_dispatch import attention_backend
     from diffusers.modular_pipelines import (
         LoopSequentialPipelineBlocks,
@@ -40,12 +41,14 @@ __all__ = [
     "Cache",
     "ComponentSpec",
     "ConfigMixin",
+    "ContextParallelConfig",
     "InputParam",
     "LoopSequentialPipelineBlocks",
     "ModelMixin",
     "ModelOutput",
     "ModularPipeline",
     "ModularPipelineBlocks",
+    "ParallelConfig",
     "PipelineState",
     "PreTrainedModel",
     "SchedulerMixin",

@@ -18,7 +18,8 @@ from triptych.means.options import DTYPES, RoleMeans
 from triptych.means.tables import LOSSY
 from triptych.model.fields import GENERATOR, LATENT
 from triptych.roles import ROLES, role_name
-from triptych.stages import Step, finite, guidance, handoff, objects
+from triptych.stages import Place, Step, finite, guidance, handoff, objects, parallel
+from triptych.stages.branches import Branches
 from triptych.stages.describe import describe
 from triptych.stages.device import global_rng, open_device, rng_state, settings_of
 from triptych.stages.engines import Engine
@@ -71,6 +72,8 @@ class Stage:
             self.settings = {**settings_of(pipeline.device, dtype), **means.settings()}
         if self.lossy:
             self.settings[LOSSY] = "\n".join(self.lossy)
+        self._branches: Branches | None = None
+        """The branches of guidance that other processes share."""
         self._checks_finite = nonfinite == "fail"
         self._watch = finite.Watch(components if role == ROLE_DECODER and self._checks_finite else {})
         self._tokens = TokenWatch(components if role == ROLE_ENCODER else {})
@@ -128,6 +131,16 @@ class Stage:
         stage._engine = engine
         return stage
 
+    def share(self, kind: str, place: Place) -> None:
+        """Compute every job from now on together with other processes, which do the same; `parallel` has the kinds.
+
+        Returns when all are there. Raises InvalidRequest where the role's models can't be divided so.
+        """
+        held = {name: getattr(self._pipeline, name) for name in self._pipeline._component_specs}
+        parallel.join(place, self._pipeline.device)
+        self._branches = parallel.divide(kind, held, self._pipeline.device)
+        self.settings["parallel"] = f"{kind} {place.size}"
+
     @property
     def tokens_cut(self) -> list[TokensCut]:
         """What the encoder's tokenizers cut off in the last job."""
@@ -176,6 +189,8 @@ class Stage:
 
         observer = Observer(step_done, cancelled, int(settings.get("preview_every_steps", 0)), self._token_pixels)
         pipeline = for_job(self._pipeline, settings.get("overrides", {}), observer)
+        if self._branches is not None:
+            self._branches.watch(guiders_of(pipeline).values())
         if self.role == ROLE_DECODER and inputs.get("output_type") == LATENT:
             return self._finite(handoff.latents(handoff.unpack(inputs, pipeline.device), pipeline._blocks))
         run_blocks = self._encode if self.role == ROLE_ENCODER else self._continue
