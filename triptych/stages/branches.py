@@ -5,8 +5,7 @@ Diffusers' guiders say which branch comes next (`prepare_models`), and take the 
 pipeline that reads it before the guider does fails, where a wrong number would go unseen. On equal devices the bits are
 those of one process, because the arithmetic is.
 
-A call whose arguments have shapes that weren't seen before is computed by all, which shows what its result looks like;
-so the first step gains nothing.
+A call whose arguments have shapes that weren't seen before is computed by all, which shows what its result looks like.
 """
 
 from __future__ import annotations
