@@ -26,6 +26,7 @@ ELSEWHERE = {
     "controller=node-1 encoder=node-1 transformer=node-2 transformer=node-3 decoder=node-1": "tests/hosts",
     "sbatch --export=ALL,MODEL=/models/wan deploy/slurm/fleet.sbatch": "it takes SLURM",
     "triptych up --on ray --model /models/wan --transformers 3 --device cuda --state /data/triptych": "tests/ray",
+    "triptych up --model examples/shapes/model --parallel cfg --devices cpu,cpu": "tests/parallel",
     "make demo": "tests/bare",
     "make test": "CI's first line",
     "make test-rdma": "CI",
