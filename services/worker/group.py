@@ -5,7 +5,7 @@ the leader, at once, because it may wait inside of its device for what never com
 
 A member learns everything by its standard input. A job is `JOB`, the length in bytes as u64 little-endian, and the
 bytes of a room; then follows one byte for each time that the stage asks whether the job was cancelled. On its standard
-output a member says that it is `READY`, and after each job how that ended.
+output a member says that it is `LOADED`, and after each job how that ended.
 
 Threads: `run` is called in the stage's thread; a thread for each member waits for its end.
 """
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 JOB = b"J"
 GO_ON, CANCELLED = b"0", b"1"
-READY, DONE = "ready", "done"
-LENGTH_BYTES = 8
+LOADED, DONE = "ready", "done"
+JOB_LENGTH_BYTES = 8
 ROOM_ID = 1
 """Of the rooms that pipes carry: they are in no arena, and nobody asks for them by id."""
 EXIT_CODE = 70
@@ -159,7 +159,7 @@ def open_group(
         for member in members:
             stack.callback(member.end)
         stage, model = load_stage(places[0])
-        if any(member.heard() != READY for member in members):
+        if any(member.heard() != LOADED for member in members):
             raise ModelInvalid("another process of this worker's group could not load the model; it says why above")
         yield Group(stage, members), model
 
@@ -174,7 +174,7 @@ def framed(inputs: Mapping[str, object]) -> list[bytes | memoryview]:
     """A job as a member reads it."""
     encoded = codec.encode(inputs, "")
     pieces, size_bytes = room.lay_out(ROOM_ID, encoded.manifest, encoded.buffers)
-    return [JOB, size_bytes.to_bytes(LENGTH_BYTES, "little"), *pieces]
+    return [JOB, size_bytes.to_bytes(JOB_LENGTH_BYTES, "little"), *pieces]
 
 
 def how_ended(error: TriptychError | None) -> str:

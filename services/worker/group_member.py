@@ -19,7 +19,7 @@ from triptych.stages import AnyStage, Place
 from triptych.transport import codec, room
 from triptych.v1.dispatch_pb2 import ROLE_TRANSFORMER
 
-from .group import CANCELLED, GO_ON, JOB, LENGTH_BYTES, READY, ROOM_ID, how_ended
+from .group import CANCELLED, GO_ON, JOB, JOB_LENGTH_BYTES, LOADED, ROOM_ID, how_ended
 from .process import load_config, load_stage
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def main() -> None:
     telemetry.setup_logging(role_name(ROLE_TRANSFORMER))
     config = load_config(settings)
     stage, _model = load_stage(ROLE_TRANSFORMER, config, place)
-    _say(sink, READY)
+    _say(sink, LOADED)
     device = config.device_names[place.rank]
     while frame := source.read(len(JOB)):
         if frame != JOB:
@@ -51,7 +51,7 @@ def _take_over_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _run(stage: AnyStage, source: BinaryIO, sink: BinaryIO, device: str) -> None:
-    content = memoryview(bytearray(_exactly(source, int.from_bytes(_exactly(source, LENGTH_BYTES), "little"))))
+    content = memoryview(bytearray(_exactly(source, int.from_bytes(_exactly(source, JOB_LENGTH_BYTES), "little"))))
     inputs = codec.decode(room.parse(content, ROOM_ID), content, device)
 
     def cancelled() -> bool:
