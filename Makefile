@@ -25,7 +25,7 @@ IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --ti
 BARE := $(PYTHON) tests/bare
 
 .PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-engines test-means test-fuzz
-.PHONY: test-autoscaling test-kube test-observability test-image test-chaos test-hosts test-ray test-standby test-model test-rdma test-wheel test-mesh test-parallel check proto proto-baseline bench bench-rdma bench-recovery bench-journal bench-takeover fuzz soak clean
+.PHONY: test-autoscaling test-kube test-observability test-image test-chaos test-hosts test-ray test-standby test-model test-rdma test-wheel test-planning test-mesh test-parallel check proto proto-baseline bench bench-rdma bench-recovery bench-journal bench-takeover fuzz soak clean
 
 setup: $(VENV)/.done
 	@.ci/install --or-else "tensors go by shared memory and gRPC only" $(MOONCAKE_PACKAGES)
@@ -47,7 +47,7 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows engines means wheel hosts ray mesh autoscaling standby image observability kube parallel,--ignore tests/$(suite))
+	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families workflows engines means wheel hosts ray mesh autoscaling standby image observability kube planning parallel,--ignore tests/$(suite))
 
 # The tables of docs/failures.md, row by row, on real processes. As root it also fills disks.
 test-failures: setup

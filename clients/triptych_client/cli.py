@@ -50,6 +50,10 @@ COMMANDS = {
     "describe": ("show what the loaded model accepts", "triptych describe"),
     "config": ("check a fleet's file, and list what it can say", "triptych config check deploy/fleet.toml"),
     "doctor": ("show what this machine has for Triptych, and what to install", "triptych doctor"),
+    "plan": (
+        "say what a model's roles need, which cards hold them, and how many of each keep pace",
+        "triptych plan --model examples/shapes/model --gpus 80,24",
+    ),
     "backup": ("copy a controller's journal and results while it runs", "triptych backup my-copy"),
     "certs": (
         "make a small certificate authority and the roles' certificates",

@@ -26,6 +26,21 @@ def build_shell(spec: ComponentSpec, dtype: torch.dtype, device: torch.device) -
 
     Raises `ModelInvalid` where the model's class or configuration can't be read.
     """
+    shell = build_empty(spec, dtype, include_buffers=False)
+    with loading(place_of(spec)):
+        _load_buffers(shell, spec)
+    for module in shell.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+    return shell.eval()
+
+
+def build_empty(spec: ComponentSpec, dtype: torch.dtype, *, include_buffers: bool) -> torch.nn.Module:
+    """The model that `spec` names with `meta` parameters in `dtype`, and `meta` buffers if `include_buffers`.
+
+    No weights are read. Raises `ModelInvalid` where the model's class or configuration can't be read.
+    """
     cls: Any = spec.type_hint
     if cls is None:
         raise ModelInvalid(f"component {spec.name!r} names no class, so its configuration can't be read on its own")
@@ -34,19 +49,13 @@ def build_shell(spec: ComponentSpec, dtype: torch.dtype, device: torch.device) -
     with (
         loading(f"the configuration of {place_of(spec)}"),
         _default_dtype(dtype),
-        init_empty_weights(include_buffers=False),
+        init_empty_weights(include_buffers=include_buffers),
     ):
         if issubclass(cls, ConfigMixin):
-            shell: torch.nn.Module = cls.from_config(cls.load_config(path, **where))
+            empty: torch.nn.Module = cls.from_config(cls.load_config(path, **where))
         else:  # a model of transformers
-            shell = cls(cls.config_class.from_pretrained(path, **where))
-    with loading(place_of(spec)):
-        _load_buffers(shell, spec)
-    for module in shell.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.to(device)
-    return shell.eval()
+            empty = cls(cls.config_class.from_pretrained(path, **where))
+    return empty
 
 
 def filled(shell: torch.nn.Module, *, shallow: bool) -> torch.nn.Module:

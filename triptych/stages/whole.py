@@ -51,11 +51,20 @@ class Whole:
             raise InvalidRequest("workflows", unknown, accepted)
 
     @classmethod
-    def open(cls, model: str, revision: str = "", variant: str = "", workflows: Sequence[str] = ()) -> Whole:
+    def open(
+        cls,
+        model: str,
+        revision: str = "",
+        variant: str = "",
+        workflows: Sequence[str] = (),
+        *,
+        needs_weights: bool = True,
+    ) -> Whole:
         """Opens a local folder or hub id, in the standard layout (`model_index.json`) or the modular one.
 
         With a `variant` (`fp16`), weights of that name are loaded, of each model that has them; with `workflows`, only
-        what these run.
+        what these run. Without `needs_weights`, a local folder's
+        configurations are enough.
 
         Raises `ModelInvalid` with one sentence where it is missing, not diffusers', truncated, or can't be split,
         `MissingExtra` where a package is missing that it needs, and `InvalidRequest` for an unknown workflow.
@@ -70,6 +79,8 @@ class Whole:
                 str(folder) if is_local else model, revision=commit or None, trust_remote_code=False
             )
         whole = cls(model, revision, pipeline, commit, variant, workflows)
+        if is_local and not needs_weights:
+            return whole
         whole._choose_variants()
         if is_local:
             whole._check_components()
