@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import torch
 
 from triptych.errors import InvalidRequest, ModelInvalid
+from triptych.means.options import RoleMeans
 from triptych.model.inputs import resolve
 from triptych.roles import ROLES, role_name
 from triptych.stages.components import check_component
 from triptych.stages.describe import describe
 from triptych.stages.library import ComponentSpec, ModularPipeline, transformers
 from triptych.stages.lifetimes import META, Lifetimes
+from triptych.stages.means import StageMeans
 from triptych.stages.observer import insert_observers
 from triptych.stages.pipelines import Components, comes_from_files, is_model
 from triptych.stages.sizes import as_loaded
@@ -80,8 +82,10 @@ def _stage(whole: Whole, role: Role.ValueType, dtype: torch.dtype) -> tuple[Stag
     components = _DryComponents(whole.pipeline, dtype, torch.device("cpu"))
     blocks = copy.deepcopy(whole.blocks[role])
     insert_observers(blocks)
-    pipeline = components.pipeline(blocks, whole.component_names(role))
-    return Stage(whole, role, pipeline, str(dtype).removeprefix("torch."), "allow"), components
+    held = whole.component_names(role)
+    means = StageMeans(RoleMeans(), list(whole.pipeline._component_specs), held, [blocks])
+    pipeline = components.pipeline(blocks, held)
+    return Stage(whole, role, pipeline, str(dtype).removeprefix("torch."), "allow", means), components
 
 
 class _DryComponents(Components):

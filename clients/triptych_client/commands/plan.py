@@ -6,8 +6,8 @@ import argparse
 import warnings
 from typing import Any
 
-from triptych.config import DTYPES
 from triptych.errors import InvalidRequest, MissingExtra
+from triptych.means.options import DTYPES
 from triptych.planning import cards, fleet, quantization
 from triptych.planning.fleet import StageSeconds
 from triptych.roles import ROLE_NAMES
