@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from triptych.model.inputs import resolve
 from triptych.roles import ROLES, role_name
 from triptych.stages.describe import describe
-from triptych.stages.dry_run import ENTRIES, PROMPT, dry_run, room_bytes
+from triptych.stages.dry_run import ENTRIES, LONG_PROMPT, dry_run, room_bytes
 from triptych.stages.stage import Stage
 from triptych.stages.whole import Whole
 from triptych.v1.job_pb2 import GenerationRequest
@@ -65,7 +65,7 @@ class Measured:
 
 def test_a_dry_run_takes_what_a_real_one_takes() -> None:
     whole = Whole.open(str(MODEL))
-    request = GenerationRequest(prompt=PROMPT, num_inference_steps=1)
+    request = GenerationRequest(prompt=LONG_PROMPT, num_inference_steps=1)
     dry = dry_run(whole, request, dict.fromkeys(ROLES, torch.float32))
     values = resolve(request, describe(whole)).for_encoder()
     for role in ROLES:

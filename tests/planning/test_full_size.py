@@ -8,7 +8,7 @@ import torch
 
 from tests.planning import published
 from triptych.roles import ROLE_NAMES
-from triptych.stages.plan import PROMPT, STEPS, dry_runs, stand_ins
+from triptych.stages.plan import LONG_PROMPT, STEPS, dry_runs, stand_ins
 from triptych.stages.whole import Whole
 from triptych.v1.job_pb2 import GenerationRequest
 
@@ -21,7 +21,7 @@ GENERATORS_BYTES_MAX = 20_000
 
 def test_rooms_of_wan_hold_two_prompts_and_then_the_latents(tmp_path: Path) -> None:
     whole = Whole.open(str(published.write(tmp_path, "Wan2.1-T2V-14B")), needs_weights=False)
-    request = GenerationRequest(prompt=PROMPT, height=480, width=832, num_frames=81, num_inference_steps=STEPS)
+    request = GenerationRequest(prompt=LONG_PROMPT, height=480, width=832, num_frames=81, num_inference_steps=STEPS)
     runs, note = dry_runs(whole, request, BFLOAT16)
     assert note == ""
     assert 0 <= runs["encoder"].room_bytes - 2 * PROMPT_EMBEDS_BYTES <= GENERATORS_BYTES_MAX

@@ -35,7 +35,7 @@ from triptych.v1.job_pb2 import GenerationRequest
 
 ENTRIES = ("forward", "encode", "decode", "generate")
 """Methods by which blocks call models."""
-PROMPT = " ".join(["word"] * 512)
+LONG_PROMPT = " ".join(["word"] * 512)
 """Longer than most models read: they cut it, and take as much memory as for any long prompt."""
 TOKENS_MAX = 512
 """Tokens of the prompt where the model comes without its tokenizer's files, and its blocks name no bound."""

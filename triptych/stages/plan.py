@@ -15,7 +15,7 @@ from triptych.planning.fleet import RoleSize, StageSeconds
 from triptych.planning.quantization import Kind
 from triptych.roles import ROLES, role_name
 from triptych.stages.describe import describe
-from triptych.stages.dry_run import PROMPT as PROMPT
+from triptych.stages.dry_run import LONG_PROMPT as LONG_PROMPT
 from triptych.stages.dry_run import DryRun, dry_run
 from triptych.stages.pipelines import comes_from_files, is_model
 from triptych.stages.sizes import component_size

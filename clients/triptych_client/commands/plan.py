@@ -74,7 +74,7 @@ def _plan(
     note = "no activations and rooms: left out by --weights-only"
     if args.measure or not args.weights_only:
         media = plan.stand_ins(whole, args.height or 0, args.width or 0)
-        request = build_request(plan.PROMPT, **size, num_inference_steps=plan.STEPS, media=media)
+        request = build_request(plan.LONG_PROMPT, **size, num_inference_steps=plan.STEPS, media=media)
         if not args.weights_only:
             runs, note = plan.dry_runs(whole, request, dtypes)
         if args.measure:
