@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from triptych.media.decoding.headers import IMAGE, VIDEO, File
+from triptych.media.decoding.headers import AUDIO, IMAGE, VIDEO, File
 from triptych.media.encoding import encode_outputs
 
 
@@ -120,6 +120,21 @@ def mp4_of_a_long_fragment() -> bytes:
     return mp4() + box(b"moof", box(b"mfhd", struct.pack(">II", 0, 1)) + box(b"traf", header + run))
 
 
+def matroska_of_many_parts(count: int = 500_000) -> bytes:
+    """A segment full of elements of nothing."""
+    return b"\x1a\x45\xdf\xa3\x80" + b"\x18\x53\x80\x67\xff" + b"\xec\x80" * count
+
+
+def ogg_of_many_pages(count: int = 200_000) -> bytes:
+    """Pages without a packet."""
+    return struct.pack("<4sBBqIIIB", b"OggS", 0, 0, 0, 1, 0, 0, 0) * count
+
+
+def aac_of_many_frames(count: int = 500_000) -> bytes:
+    """Frames of a head only."""
+    return b"\xff\xf1\x4c\x80\x00\xff\xfc" * count
+
+
 def box(kind: bytes, data: bytes) -> bytes:
     """An MP4's box."""
     return struct.pack(">I", len(data) + 8) + kind + data
@@ -155,6 +170,13 @@ REFUSED: dict[str, Callable[[], list[File]]] = {
     "an MP4 of a long fragment": lambda: clip(mp4_of_a_long_fragment()),
     "an MP4 of many edits": lambda: clip(mp4_of_many_edits()),
     "an MP4 of a codec that there isn't": lambda: clip(mp4().replace(b"avc1", b"zzzz")),
+    "an animated PNG of many frames": lambda: clip(apng_of_many_frames()),
+    "an animated WebP of a large canvas": lambda: clip(webp(16_383, 16_383, 3)),
+    "an animated WebP of many frames": lambda: clip(webp(8, 8, 100_000)),
+    "animated WebPs that are large together": lambda: clip(webp(2048, 2048, 33)) * 2,
+    "a Matroska file of many parts": lambda: clip(matroska_of_many_parts()),
+    "an Ogg of many pages": lambda: [File("video", AUDIO, ogg_of_many_pages())],
+    "AAC of many frames": lambda: [File("video", AUDIO, aac_of_many_frames())],
     "an MP4 that says it is large": lambda: clip(mp4_of_a_large_picture()),
 }
 """Files that must be refused, by headers or by decoding."""

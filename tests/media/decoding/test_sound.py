@@ -13,7 +13,7 @@ import pytest
 from tests.media.decoding.files import bent
 from triptych.errors import InvalidRequest
 from triptych.media.decoding import bounds, decode
-from triptych.media.decoding.headers import AUDIO, File
+from triptych.media.decoding.headers import AUDIO, VIDEO, File
 from triptych.media.decoding.pool import Decoders
 from triptych.media.decoding.values import Sound
 
@@ -143,6 +143,14 @@ def test_tags_before_the_sound_are_passed_over() -> None:
 
 def _without_tags(data: bytes) -> int:
     return 10 + int.from_bytes(data[6:10]) if data.startswith(b"ID3") else 0
+
+
+@pytest.mark.parametrize("name", ["m4a", "mp3"])
+def test_a_cover_is_no_sound_and_no_film(name: str) -> None:
+    covered = read(f"covered.{name}")
+    np.testing.assert_array_equal(sound_of(covered).samples_CN, sound_of(read(f"sound.{name}")).samples_CN)
+    with pytest.raises(InvalidRequest, match=r"^media.video is .*the bytes of a whole video"):
+        decode.decode_all([File("video", VIDEO, covered)])
 
 
 def test_the_length_that_a_header_says_is_bounded() -> None:

@@ -67,7 +67,7 @@ def jpeg(data: bytes) -> Said:
 
 def webp(data: bytes) -> Said:
     """The size and the number of frames. Raises struct.error, also for a file that was cut."""
-    if struct.unpack_from("<I", data, 4)[0] + 8 > len(data):
+    if struct.unpack_from("<I", data, 4)[0] + 8 > len(data) + 1:  # some programs leave out the byte that makes it even
         raise struct.error("a WebP that was cut")
     kind = data[12:16]
     if kind == b"VP8X":

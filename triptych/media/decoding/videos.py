@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import av
 from av import VideoFrame
+from av.stream import Disposition
 
 from triptych.errors import InvalidRequest
 from triptych.media.decoding import headers
@@ -29,9 +30,10 @@ def frames(file: File) -> Iterator[tuple[VideoFrame, Shown | None, Fraction | No
     try:
         # The container is named, never probed: some of FFmpeg's formats are lists of files and addresses to open.
         with av.open(io.BytesIO(file.data), "r", format=headers.format_of(file.data)) as container:
-            if not container.streams.video:
+            films = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+            if not films:
                 raise headers.refusal(file)
-            stream = container.streams.video[0]
+            stream = films[0]
             if stream.codec_context is None:  # FFmpeg lacks the codec
                 raise headers.refusal(file)
             _check_aspect(file, stream)
