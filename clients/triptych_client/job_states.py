@@ -51,6 +51,11 @@ def enum_name(enum: Any, value: int, prefix: str) -> str:
     return name.removeprefix(prefix).lower().replace("_", " ")
 
 
+def seed_words(job: Job) -> str:
+    """The seed of a job, or those of its results."""
+    return f"seeds {', '.join(map(str, job.seeds))}" if job.seeds else f"seed {job.seed}"
+
+
 def cut_sentences(job: Job) -> list[str]:
     """What of the job's texts its tokenizers didn't take, a sentence for each."""
     return [

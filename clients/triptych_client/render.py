@@ -76,7 +76,7 @@ def job_view(job: Job) -> View:
     facts = (
         ("error", job.error),
         ("step", _steps(job)),
-        ("seed", str(job.seed)),
+        ("seed", ", ".join(map(str, job.seeds or [job.seed]))),
         ("latents", "x".join(map(str, job.latent_shape.dimensions))),
         ("texts cut", "; ".join(cut_sentences(job))),
         ("model", named(job.model, job.model_digest) if job.model_digest else ""),
@@ -143,21 +143,42 @@ def model_view(model: model_pb2.ModelDescription) -> View:
     ruled = [Headline("rules", ("; ".join(rules),), "")] if rules else []
     components = [(one.name, one.class_name, ", ".join(one.roles)) for one in model.components]
     columns = ("name", "class", "loaded by")
-    return (headline, *ruled, _inputs_table(model), Table("components", columns, components, prose=("loaded by",)))
+    loaded = Table("components", columns, components, prose=("loaded by",))
+    return (headline, *ruled, _inputs_table(model, options=False), _inputs_table(model, options=True), loaded)
 
 
-def _inputs_table(model: model_pb2.ModelDescription) -> Table:
+def _inputs_table(model: model_pb2.ModelDescription, *, options: bool) -> Table:
+    """The inputs of the pipeline, or the options of its guiders and schedulers."""
     rows = []
     defaults = Description(model).defaults
     for described in model.inputs:
-        if described.kind == model_pb2.INPUT_KIND_INTERNAL:
+        if described.kind == model_pb2.INPUT_KIND_INTERNAL or ("." in described.name) is not options:
             continue
-        kind = enum_name(model_pb2.InputKind, described.kind, "INPUT_KIND_") + ("s" if described.takes_several else "")
         default = "required" if described.required else described.default_json
         if described.name in defaults:
             default = json.dumps(defaults[described.name])
-        rows.append((described.name, "any" if kind == "unspecified" else kind, default, described.description))
-    return Table("inputs", ("name", "kind", "default", "about"), rows, prose=("default", "about"))
+        about = described.description
+        if described.choices:
+            about = f"{about} One of {', '.join(described.choices)}.".strip()
+        rows.append((described.name, kind_words(described), default, about))
+    title = "options" if options else "inputs"
+    return Table(title, ("name", "kind", "default", "about"), rows, prose=("kind", "default", "about"))
+
+
+def kind_words(described: model_pb2.InputDescription) -> str:
+    """What an input takes, for example `list of image or video`; an object with its fields."""
+    kinds = described.item_kinds or [described.kind]
+    words = [enum_name(model_pb2.InputKind, kind, "INPUT_KIND_") for kind in kinds]
+    words = ["any" if word == "unspecified" else word for word in words]
+    if described.kind in (model_pb2.INPUT_KIND_LIST, model_pb2.INPUT_KIND_MAPPING) and described.item_kinds:
+        words = [f"{enum_name(model_pb2.InputKind, described.kind, 'INPUT_KIND_')} of {' or '.join(words)}"]
+    found = " or ".join(words)
+    if described.fields and described.kind == model_pb2.INPUT_KIND_OBJECT:
+        found += f" ({', '.join(field.name for field in described.fields)})"
+    if described.arity == model_pb2.INPUT_ARITY_LIST:
+        return f"list of {found}"
+    several = described.arity == model_pb2.INPUT_ARITY_ONE_OR_LIST or described.takes_several
+    return f"{found}, or a list" if several else found
 
 
 def _rings_table(fleet: GetFleetResponse) -> Table:

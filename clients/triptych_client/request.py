@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from triptych.errors import InvalidRequest
 from triptych.limits import REQUEST_BYTES_MAX
 from triptych.v1 import job_pb2
+from triptych_client.trees import read_file, tree
 
 PRIORITIES = ("high", "normal", "low")
 """Names of priorities, first come first."""
@@ -47,7 +48,11 @@ class GenerationFields(TypedDict, total=False):
     parameters: Mapping[str, Any] | None
     """Whatever else the pipeline accepts, as JSON values; see `describe_model`."""
     media: Media | None
-    """Images and videos."""
+    """Images, videos and sounds."""
+    inputs: Mapping[str, Any] | None
+    """Inputs by name as Python values, with pictures, arrays, tensors and paths at any depth; see `trees`."""
+    seeds: Sequence[int] | None
+    """One seed for each result, in place of `seed`."""
     deadline: datetime | timedelta | None
     """When to give up: a moment (with its time zone), or a time from now."""
     output_format: str | None
@@ -84,6 +89,11 @@ def build_request(prompt: str = "", **fields: Any) -> job_pb2.GenerationRequest:
             _set_parameters(request, value)
         elif name == "media":
             _add_media(request, value)
+        elif name == "inputs":
+            for input_name, one in value.items():
+                request.inputs[input_name].CopyFrom(tree(one, f"inputs.{input_name}"))
+        elif name == "seeds":
+            _add_seeds(request, value)
         elif name == "deadline":
             request.deadline_time.FromDatetime(_moment(value))
         elif name == "priority":
@@ -127,11 +137,15 @@ def _add_media(request: job_pb2.GenerationRequest, media: Media) -> None:
     for name, value in media.items():
         files = [value] if isinstance(value, bytes | str | Path) else value
         for file in files:
-            try:
-                data = file if isinstance(file, bytes) else Path(file).read_bytes()
-            except (OSError, ValueError) as error:
-                raise InvalidRequest(f"media.{name}", str(file), f"a readable file ({error})") from error
+            data = file if isinstance(file, bytes) else read_file(Path(file), f"media.{name}")
             request.media.add(name=name, data=data)
+
+
+def _add_seeds(request: job_pb2.GenerationRequest, seeds: Sequence[int]) -> None:
+    for number, seed in enumerate(seeds):
+        if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+            raise InvalidRequest(f"seeds[{number}]", seed, "a whole number of 64 bits")
+        request.seeds.append(seed)
 
 
 def _priority(name: Any) -> job_pb2.Priority.ValueType:

@@ -26,6 +26,7 @@ from tests.fuzz import samples
 from tests.fuzz.nasty import Known, Nasty, mutate
 from triptych import telemetry
 from triptych.errors import InvalidRequest, LeaseLost, RingFull, RingMismatch, SourceCorrupt, TransferFailed
+from triptych.media import tensor_files
 from triptych.media.decoding import decode, headers
 from triptych.media.decoding.headers import AUDIO, IMAGE, VIDEO, Budget, File
 from triptych.model import fields, parameters, trees
@@ -214,10 +215,23 @@ def request(data: bytes) -> None:
     with contextlib.suppress(InvalidRequest):
         resolve(asked, samples.description())
     with contextlib.suppress(InvalidRequest):
+        trees.check_size(asked)
+        assert len(list(trees.file_leaves(asked))) <= trees.INPUTS_FILES_MAX
         parameters.parse(trees.gather(asked), Description(samples.description()))
     with contextlib.suppress(InvalidRequest):
         fields.check_deadline(asked, time.time())
     fields.values_of(asked)
+
+
+def tensor_file(data: bytes) -> None:
+    """A safetensors file of a request: what is taken can be written, and is then the same."""
+    try:
+        found = tensor_files.read(data)
+    except ValueError:
+        return
+    assert tensor_files.read(tensor_files.write(found)) == found
+    for one in found.values():
+        tensor_files.is_finite(one)
 
 
 def page_token(data: bytes) -> None:
@@ -299,6 +313,7 @@ HARNESSES: dict[str, Harness] = {
     "manifest": Harness(manifest, samples.manifests, bent(room_pb2.Manifest, samples.KNOWN)),
     "room_ref": Harness(room_ref, samples.room_refs, bent(room_pb2.RoomRef)),
     "request": Harness(request, samples.requests, bent(job_pb2.GenerationRequest)),
+    "tensor_file": Harness(tensor_file, samples.tensors),
     "page_token": Harness(page_token, lambda: [b"MTIz", b"LTE=", b"OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5"]),
     "picture": Harness(picture, samples.pictures),
     "video": Harness(video, samples.videos),

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tests.fuzz.nasty import Nasty
-from triptych.media import encoding
+from triptych.media import encoding, tensor_files
 from triptych.rings import attach, protocol
 from triptych.rings.layout import Geometry
 from triptych.rings.memory import MemoryDriver
@@ -188,7 +188,20 @@ def requests() -> list[bytes]:
     good.parameters.update({"number": 1.5, "text": "b", "list": [1, [2]], "mapping": {"k": {"l": None}}})
     good.media.add(name="image", data=pictures()[0])
     good.deadline_time.GetCurrentTime()
-    return [good.SerializeToString(), *_filled(job_pb2.GenerationRequest, 12)]
+    tree = job_pb2.GenerationRequest(prompt="a", seeds=[1])
+    parts = tree.inputs["object"].map_value.fields
+    parts["image"].media.data = pictures()[0]
+    parts["numbers"].list_value.items.add(int_value=1)
+    tree.inputs["tensor"].tensor.data = tensors()[0]
+    tree.inputs["unspecified"].list_value.items.add(string_value="b")
+    return [good.SerializeToString(), tree.SerializeToString(), *_filled(job_pb2.GenerationRequest, 12)]
+
+
+def tensors() -> list[bytes]:
+    """Small safetensors files, of which the second holds two tensors."""
+    one = tensor_files.tensor_of(np.arange(6, dtype=np.float32).reshape(2, 3))
+    other = tensor_files.tensor_of(np.arange(3, dtype=np.int64))
+    return [tensor_files.write({"a": one}), tensor_files.write({"a": one, "b": other})]
 
 
 @functools.cache

@@ -84,6 +84,8 @@ def _item(described: InputDescription, value: Any, place: str) -> Any:
     plain = [_PLAIN[kind] for kind in kinds if kind in _PLAIN]
     for types, _sentence in plain:
         if isinstance(value, types) and (bool in types or not isinstance(value, bool)):
+            if described.choices and isinstance(value, str) and value not in described.choices:
+                raise InvalidRequest(place, value, accepted_names(value, described.choices))
             return _object(described, value, place) if isinstance(value, dict) else _any(value, place)
     raise InvalidRequest(place, shown(value), _sentence_of(kinds))
 

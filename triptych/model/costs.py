@@ -29,6 +29,9 @@ RANGES = {"max_sequence_length": (1, 4096), "clip_skip": (0, 30), "strength": (1
 largest CLIP but two; one step of a thousand; a side."""
 SIZES = re.compile(r"^(num|max)_(?!.*condition)|_(length|factor|resolution|tokens)$|^(layers|resolution|batch_size)$")
 """Names of whole numbers that are at least 1, unless their default is 0. No pipeline has one below 0."""
+OPTION_MAX = 10_000
+"""Largest whole number among the options of guiders and schedulers: a scheduler's tables have an item for each of its
+training timesteps, of which known ones have a tenth."""
 INTEGER_MAX = 2**53
 """Beyond it a Struct's doubles skip whole numbers."""
 FRACTIONS = re.compile(r"eta|decode_timestep|control_guidance_(start|end)|\w*top_p|guidance_rescale")
@@ -123,8 +126,8 @@ def check_ranges(
 def _range_of(described: model_pb2.InputDescription, default: Any) -> tuple[float, float]:
     """What an input's kind and name say of its values."""
     if described.kind == model_pb2.INPUT_KIND_INTEGER:
-        is_size = SIZES.search(described.name) and not (isinstance(default, int) and default < 1)
-        return (1 if is_size else 0), INTEGER_MAX
+        is_size = SIZES.search(described.name.rpartition(".")[2]) and not (isinstance(default, int) and default < 1)
+        return (1 if is_size else 0), OPTION_MAX if "." in described.name else INTEGER_MAX
     if FRACTIONS.fullmatch(described.name):
         return 0, 1
     return (NUMBER_MIN if POSITIVE.search(described.name) else -math.inf), math.inf

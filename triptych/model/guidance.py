@@ -10,7 +10,10 @@ from typing import Any
 
 from triptych.errors import InvalidRequest
 from triptych.model.description import Description
+from triptych.v1 import model_pb2
 
+CLASS = "class"
+"""Names the option that is a guider's class."""
 OFF_SCALE = 1.0
 """`uncond + 1 x (cond - uncond)` is `cond`."""
 
@@ -49,18 +52,33 @@ def overrides(description: Description, requested: Mapping[str, Any]) -> Options
 
     `guidance_scale` sets the first guider, and switches it on; a scale that means "off" sets all of them. An option
     that is given by its own name, `guider_2.guidance_scale`, takes precedence. A scale that is the model's own input
-    (embedded guidance) is no guider's.
+    (embedded guidance) is no guider's. A guider of another class takes none of the folder's options: they are its
+    predecessor's. Schedulers' options are among them, by the same names.
     """
     found: Options = {}
+    other = {name.removesuffix(f".{CLASS}") for name in requested if name.endswith(f".{CLASS}")}
+    first = next(iter(_guiders(description)), "")
     for values in (description.recommended, requested):
+        skipped = other if values is description.recommended else set()
         scale = values.get("guidance_scale")
-        if scale is not None and "guidance_scale" not in description.inputs:
+        if scale is not None and "guidance_scale" not in description.inputs and first not in skipped:
             _set_scale(found, description, float(scale), values)
         for name, value in values.items():
             component, dot, option = name.partition(".")
-            if dot:
+            if dot and component not in skipped:
                 found.setdefault(component, {})[option] = value
     return found
+
+
+def option_of(name: str, given: Mapping[str, Any], description: Description) -> model_pb2.InputDescription | None:
+    """The option that a name means, where the request names another class of guider. Raises InvalidRequest."""
+    component, dot, option = name.partition(".")
+    choice = description.inputs.get(f"{component}.{CLASS}")
+    kind = given.get(f"{component}.{CLASS}")
+    if not dot or option == CLASS or choice is None or not isinstance(kind, str):
+        return description.inputs.get(name)
+    options = next((list(one.fields) for one in choice.fields if one.name == kind), [])
+    return next((one for one in options if one.name == option), None)
 
 
 def _set_scale(found: Options, description: Description, scale: float, values: Mapping[str, Any]) -> None:
@@ -78,7 +96,7 @@ def _set_scale(found: Options, description: Description, scale: float, values: M
 def _guiders(description: Description) -> list[str]:
     """Names of the guiders that have options, in the pipeline's order; the first takes `guidance_scale`."""
     split = (name.partition(".") for name in description.inputs)
-    return list(dict.fromkeys(component for component, dot, _ in split if dot))
+    return list(dict.fromkeys(component for component, _dot, option in split if option == "enabled"))
 
 
 def _off_scale_of(guider: str, description: Description, values: Mapping[str, Any]) -> float:

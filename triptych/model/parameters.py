@@ -7,7 +7,7 @@ from typing import Any
 
 from triptych.errors import InvalidRequest
 from triptych.media.decoding.headers import VIDEO, File
-from triptych.model import accepting
+from triptych.model import accepting, guidance
 from triptych.model.description import MEDIA_KINDS, OUTPUT_COUNT_INPUT, Description, Given, accepted_names
 from triptych.model.fields import INPUT_FIELDS
 from triptych.v1 import model_pb2
@@ -26,7 +26,7 @@ def parse(given: Given, description: Description) -> dict[str, Any]:
     values = {}
     for name, value in given.values.items():
         place = given.places[name]
-        described = description.inputs.get(name)
+        described = guidance.option_of(name, given.values, description)
         if place == name or (described is None and name == "guidance_scale" and place.startswith("inputs.")):
             values[name] = value  # a field of the request, or its longer form: `fields` checks it
             continue

@@ -18,9 +18,10 @@ from triptych.roles import role_name
 from triptych.stages import guidance, sounds
 from triptych.stages.device import undisturbed
 from triptych.stages.folder import RECOMMENDATIONS_NAME, read_recommendations
-from triptych.stages.inputs import describe_input, guider_options, takes_alpha
-from triptych.stages.library import diffusers
+from triptych.stages.inputs import describe_input, takes_alpha
+from triptych.stages.library import SchedulerMixin, diffusers
 from triptych.stages.observer import step_point
+from triptych.stages.options import guider_inputs, scheduler_inputs
 from triptych.stages.whole import Whole
 from triptych.v1 import model_pb2
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, ROLE_TRANSFORMER
@@ -48,7 +49,9 @@ def describe(whole: Whole) -> model_pb2.ModelDescription:
         _add_computed_default(described, pipeline)
         sounds.add_rate(described, sounds.input_rate(pipeline, whole.component_names(ROLE_ENCODER)))
     for number, (name, guider) in enumerate(guiders.items()):
-        inputs.extend(guider_options(name, guider, is_first=number == 0))
+        inputs.extend(guider_inputs(name, guider, is_first=number == 0))
+    for name, scheduler in _schedulers(whole).items():
+        inputs.extend(scheduler_inputs(name, scheduler))
     names = {described.name for described in inputs}
     description = model_pb2.ModelDescription(
         model=whole.model,
@@ -121,6 +124,14 @@ def _guiders(whole: Whole) -> dict[str, Any]:
     components = whole.components()
     found = {name: components.get(name) for name in components.guiders}
     return {name: guider for name, guider in found.items() if guider is not None}
+
+
+def _schedulers(whole: Whole) -> dict[str, SchedulerMixin]:
+    components = whole.components()
+    kinds = {name: spec.type_hint for name, spec in components.specs.items()}
+    names = [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, SchedulerMixin)]
+    found = {name: components.get(name) for name in names}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def _size_multiple(pipeline: Any) -> int:

@@ -93,21 +93,6 @@ def _pictures_arity(name: str, hint: Any, blocks: ModularPipelineBlocks) -> mode
     return model_pb2.INPUT_ARITY_ONE_OR_LIST if takes_several(name, hint, blocks) else model_pb2.INPUT_ARITY_ONE
 
 
-def guider_options(name: str, guider: Any, *, is_first: bool) -> list[model_pb2.InputDescription]:
-    """Options of a guider as inputs named `component.option`. The first guider's scale is the request's own field."""
-    return [
-        model_pb2.InputDescription(
-            name=f"{name}.{option}",
-            kind=hints.PLAIN_KINDS.get(type(default), model_pb2.INPUT_KIND_UNSPECIFIED),
-            default_json=json_or_empty(default),
-            description=f"Option {option} of {type(guider).__name__}.",
-            type_hint=type(default).__name__ if default is not None else "",
-        )
-        for option, default in guider.config.items()
-        if not option.startswith("_") and not (is_first and option == "guidance_scale")
-    ]
-
-
 def takes_several(name: str, hint: Any, blocks: ModularPipelineBlocks) -> bool:
     """Whether an input of this type takes a list of pictures that go into one result.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from triptych.errors import InvalidRequest, ModelInvalid
+from triptych.errors import ModelInvalid
 from triptych.model.guidance import Options
 from triptych.stages import guidance
 from triptych.stages.device import undisturbed
@@ -30,6 +30,7 @@ from triptych.stages.library import (
 )
 from triptych.stages.library_errors import loading
 from triptych.stages.means import StageMeans
+from triptych.stages.options import chosen
 from triptych.stages.shells import build_shell, filled
 from triptych.stages.weights import check_source
 
@@ -155,17 +156,8 @@ class Components:
         return pristine
 
     def overridden(self, name: str, options: Mapping[str, object]) -> Any:
-        """A fresh guider whose config is changed by `options`. Raises `InvalidRequest` where it refuses a value."""
-        guider = self.get(name) if name in self.specs else None
-        if not isinstance(guider, BaseGuidance):
-            raise InvalidRequest(name, dict(options), "options of a guider that the pipeline has")
-        if unknown := set(options) - set(guider.config):
-            raise InvalidRequest(f"{name} options", sorted(unknown), f"{', '.join(sorted(guider.config))}")
-        try:
-            with undisturbed():
-                return guider.new(**options)
-        except (ValueError, TypeError) as error:
-            raise InvalidRequest(name, dict(options), str(error)) from error
+        """A fresh guider or scheduler with these options. Raises `InvalidRequest` where it refuses one."""
+        return chosen(self.get(name) if name in self.specs else None, name, options)
 
     def _make(self, spec: ComponentSpec) -> Any:
         if is_made(spec):

@@ -28,6 +28,7 @@ from triptych.stages.library import ModularPipeline, PipelineState
 from triptych.stages.library_errors import as_invalid_request, explained, is_refusal
 from triptych.stages.means import StageMeans
 from triptych.stages.observer import Observer, Stop, insert_observers
+from triptych.stages.options import unhooked
 from triptych.stages.pipelines import for_job, guiders_of
 from triptych.stages.tokens import TokensCut, TokenWatch
 from triptych.stages.whole import Whole
@@ -281,8 +282,11 @@ class Stage:
 
     def _call(self, pipeline: ModularPipeline, state: PipelineState) -> PipelineState:
         values = dict(state.values)
+        held = (getattr(pipeline, name, None) for name in pipeline._component_specs)
+        models = [component for component in held if isinstance(component, torch.nn.Module)]
         try:
-            return pipeline(state=state)
+            with unhooked(guiders_of(pipeline).values(), models):
+                return pipeline(state=state)
         except Stop as stop:
             raise JobCancelled("the job was cancelled while this stage ran") from stop
         except ImportError as error:

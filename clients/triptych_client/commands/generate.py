@@ -22,12 +22,13 @@ from triptych.means.process import apply as before_torch
 from triptych.media.formats import FORMATS
 from triptych.v1.generation_service_pb2 import WatchJobResponse
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
+from triptych_client import input_flags
 from triptych_client.client import AsyncClient
 from triptych_client.commands.output import print_paths
 from triptych_client.commands.session import access, add_access, add_devices, add_fleet, connect, fleet_of, run_async
 from triptych_client.fleet_file import FleetFile
 from triptych_client.fleet_plan import SETTING_BY_NAME, check_model
-from triptych_client.job_states import cut_sentences, is_over
+from triptych_client.job_states import cut_sentences, is_over, seed_words
 from triptych_client.local_fleet import embedded_fleet
 from triptych_client.progress import Display, display
 from triptych_client.request import PRIORITIES, GenerationFields, build_request
@@ -52,7 +53,7 @@ FLEET_SETTINGS = [
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a request, and of the fleet that makes it."""
-    parser.add_argument("prompt", help="what to make")
+    parser.add_argument("prompt", help="what to make; empty where --input gives prompts")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in ." + ", .".join(FORMATS))
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -71,6 +72,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     request.add_argument("--deadline-s", type=float, metavar="S", help="give up after so many seconds")
     request.add_argument("--param", action="append", default=[], metavar="NAME=JSON", help="any other input")
     request.add_argument("--media", action="append", default=[], metavar="NAME=FILE", help="an image or video")
+    about = "any input, also inside objects and lists: conditions[0].frames=@start.png, latents=@x.safetensors"
+    request.add_argument("--input", action="append", default=[], metavar="NAME=JSON|@FILE", help=about)
+    about = "one seed for each result, in place of --seed"
+    request.add_argument("--seeds", type=int, nargs="+", metavar="N", help=about)
     about = "keep a new FILE.preview.png fresh, every N steps (1)"
     request.add_argument("--preview", type=int, nargs="?", const=1, metavar="N", help=about)
     for role in ("transformer", "decoder"):
@@ -87,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         setattr(args, name, _unicode(vars(args)[name]))
     fields = request_fields(args, output_format(path))
     build_request(args.prompt, **fields)  # what can't be sent is refused before anything is started
-    check_outputs(path, fields.get("num_outputs") or 1)
+    check_outputs(path, _result_count(fields))
     preview = PreviewFile(path) if args.preview is not None else None
     if preview is not None:
         preview.check()
@@ -106,6 +111,11 @@ def run(args: argparse.Namespace) -> None:
     if not args.quiet:
         say(told)
     print_paths(paths)
+
+
+def _result_count(fields: GenerationFields) -> int:
+    prompts = (fields.get("inputs") or {}).get("prompt")
+    return (fields.get("num_outputs") or 1) * (len(prompts) if isinstance(prompts, list) else 1)
 
 
 class Shown:
@@ -139,6 +149,7 @@ def request_fields(args: argparse.Namespace, format_: str) -> GenerationFields:
         name, file = _pair("media", text, "NAME=FILE")
         media.setdefault(name, []).append(Path(file))
     fields["media"] = media
+    fields["inputs"] = input_flags.values_of(map(_unicode, args.input))
     if args.preview is not None:
         fields["preview_every_steps"] = args.preview
     if args.deadline_s is not None:
@@ -178,7 +189,7 @@ async def _serve(args: argparse.Namespace, fields: GenerationFields, path: Path,
             _failed(args, shown.job, state)
             raise
         _say_cuts(args, generated.job)
-        return f"job {generated.job.job_id}, seed {generated.job.seed}", generated.paths
+        return f"job {generated.job.job_id}, {seed_words(generated.job)}", generated.paths
 
 
 async def _interrupted(args: argparse.Namespace, client: AsyncClient, job: Job, request_id: str) -> None:
@@ -197,7 +208,7 @@ def _failed(args: argparse.Namespace, job: Job, state: Path | None) -> None:
     if not job.job_id:
         return
     if not args.quiet:
-        say(f"job {job.job_id}, seed {job.seed}")
+        say(f"job {job.job_id}, {seed_words(job)}")
     if job.state != JOB_STATE_SUCCEEDED and is_over(job):
         return
     if args.endpoint:
@@ -217,16 +228,17 @@ def _fused(args: argparse.Namespace, fields: GenerationFields, path: Path, shown
     flags = config.as_flags(wanted.settings)
     model = fused.FusedModel.load(config.load(config.WorkerConfig, flags), wanted.roles)
     request = build_request(args.prompt, **fields)
-    if not request.HasField("seed"):
+    if not request.HasField("seed") and not request.seeds:
         request.seed = secrets.randbelow(limits.SEED_LIMIT)
+    seeds = seed_words(Job(seed=request.seed, seeds=request.seeds))
     try:
         paths = model.generate(request, path, shown.on_update)
     except TriptychError:
         if not args.quiet:
-            say(f"seed {request.seed}")
+            say(seeds)
         raise
     _say_cuts(args, Job(tokens_cut=model.tokens_cut, lossy=model.lossy))
-    return f"seed {request.seed}", paths
+    return seeds, paths
 
 
 def _wanted(args: argparse.Namespace) -> FleetFile:
