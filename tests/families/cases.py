@@ -11,6 +11,13 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
+from diffusers.modular_pipelines.minimax_h3.references import MiniMaxH3ImageReference
+from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import CosmosActionCondition
+from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
+
+from tests.families import more_nets, texts, zoo
 
 SEED = 7
 PROMPT = "a red circle"
@@ -100,23 +107,30 @@ def _controlled(prefix: str, **more: Any) -> dict[str, Arguments]:
     }
 
 
+def _acted(mode: str, **given: Any) -> Arguments:
+    action = CosmosActionCondition(mode=mode, chunk_size=4, domain_name="av", resolution_tier=256, **given)
+    return {"num_inference_steps": 2, "action": action}
+
+
 _FLUX2 = {"text2image": _SMALL, "image_conditioned": {**_SMALL, "image": picture(64, 64)}}
 _SECONDS = {**_SMALL, "num_inference_steps": 3, "num_frames": 124}
+_LTX2 = {
+    **_videos(_VIDEO),
+    "condition": {**_VIDEO, "conditions": [LTX2VideoCondition(frames=picture(), index=0, strength=1.0)]},
+    "in_context": {**_VIDEO, "reference_conditions": [LTX2ReferenceCondition(frames=clip(5), strength=1.0)]},
+}
 _HELIOS_THREE = {**_videos(_HELIOS), "video2video": {**_HELIOS, "video": clip(9)}}
 _PYRAMID_THREE = {**_videos(_PYRAMID), "video2video": {**_PYRAMID, "video": clip(9, 64, 64)}}
 
 WORKFLOWS: dict[str, dict[str, Arguments]] = {
     "wan": {"": _VIDEO},
     "Wan22ModularPipeline": {"": _VIDEO},
-    "wan-i2v": {
-        "image2video": {**_VIDEO, "image": picture()},
-        "flf2v": {**_VIDEO, "image": picture(), "last_image": picture(seed=1)},
-    },
+    "wan-i2v": {"image2video": {**_VIDEO, "image": picture()}},
     "Wan22Image2VideoModularPipeline": {"": {**_VIDEO, "image": picture()}},
     "wan-vace": {
         "text": _VIDEO,
         "references": {**_VIDEO, "reference_images": [picture(), picture(seed=1)]},
-        "video": {**_VIDEO, "video": clip(5), "mask": clip(5, seed=1)},
+        "video": {**_VIDEO, "video": clip(5), "mask": [mask()] * 5},
     },
     "wan-animate-2": {"": _ANIMATE},
     "wan-animate-2-distilled": {"": _ANIMATE},
@@ -157,6 +171,9 @@ WORKFLOWS: dict[str, dict[str, Arguments]] = {
         "text2video_with_sound": {**_VIDEO, "enable_sound": True},
         "image2video_with_sound": {**_VIDEO, "image": picture(), "enable_sound": True},
         "video2video_with_sound": {**_VIDEO, "video": clip(5), "enable_sound": True},
+        "action_policy": _acted("policy", image=picture()),
+        "action_forward_dynamics": _acted("forward_dynamics", image=picture(), raw_actions=torch.ones(4, 9)),
+        "action_inverse_dynamics": _acted("inverse_dynamics", video=clip(5)),
     },
     "Cosmos3DistilledModularPipeline": {
         "text2image": {**_VIDEO, "num_frames": 1},
@@ -169,19 +186,48 @@ WORKFLOWS: dict[str, dict[str, Arguments]] = {
     "hunyuan-video-1.5": _videos(_VIDEO),
     "echo": {"": {**_VIDEO, "image": picture()}},
     "ltx": _videos(_VIDEO),
-    "ltx2": _videos(_VIDEO),
-    "ltx2.5": _videos(_VIDEO),
+    "ltx2": _LTX2,
+    "ltx2.5": _LTX2,
     "minimax-h3": {
         "t2va": _SECONDS,
         "fl2va": {**_SECONDS, "image": picture()},
         "fl2va by its last": {**_SECONDS, "last_image": picture()},
+        "ref2va": {**_SECONDS, "references": [MiniMaxH3ImageReference(image=picture())]},
     },
     "minimax-music3": {"": {"lyrics": "la la", "audio_duration": 2.0, "num_inference_steps": 2}},
 }
 
-MODELS: dict[str, tuple[str, dict[str, Callable[[], Any]]]] = {}
+MODELS: dict[str, tuple[str, dict[str, Callable[[], Any]]]] = {
+    # With places for the features of two pictures.
+    "wan-flf2v": ("wan-i2v", {"transformer": lambda: zoo.wan_i2v(pos_embed_seq_len=2 * texts.CLIP_TOKENS)}),
+    # Without tasks of its own.
+    "sdxl-controlnet": ("stable-diffusion-xl", {"controlnet": more_nets.controlnet}),
+}
+"""Further models of a family by a name of their own: the family, and what is another than in `tests.families.zoo`."""
+OTHER_MODELS: dict[str, dict[str, Arguments]] = {
+    "wan-flf2v": {"flf2v": {**_VIDEO, "image": picture(), "last_image": picture(seed=1)}},
+    "sdxl-controlnet": _controlled("controlnet_", **_CONTROL, strength=0.8),
+}
+"""Jobs of these models."""
+
+_ADAPTER = "the adapter's weights are loaded into the denoiser, and are no component"
+NOT_RUN: dict[str, dict[str, str]] = {
+    "stable-diffusion-xl": {
+        f"ip_adapter_{kind}{what}": _ADAPTER
+        for kind in ("", "controlnet_", "controlnet_union_")
+        for what in ("text2image", "image2image", "inpainting")
+    },
+}
+"""Workflows that no job here is of, each with the reason."""
 
 
 def cases_of(family: str) -> list[Case]:
-    """Every job of a family."""
-    return [Case(family, workflow, arguments) for workflow, arguments in WORKFLOWS[family].items()]
+    """Every job of a family, those of one model together."""
+    own = [Case(family, workflow, arguments) for workflow, arguments in WORKFLOWS[family].items()]
+    others = [
+        Case(family, workflow, arguments, model)
+        for model, jobs in OTHER_MODELS.items()
+        if MODELS[model][0] == family
+        for workflow, arguments in jobs.items()
+    ]
+    return own + others

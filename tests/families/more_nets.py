@@ -12,6 +12,7 @@ from tests.families.texts import HIDDEN
 
 MUSIC_VOCAB = 151675 + 16384
 """The music model's code has its token numbers in it."""
+ACTION_DIM = 16
 _UNET: dict[str, Any] = {
     "block_out_channels": (8, 16),
     "layers_per_block": 1,
@@ -178,6 +179,8 @@ def cosmos3() -> Any:
         num_key_value_heads=2,
         patch_latent_dim=4 * CHANNELS,
         rope_scaling={"mrope_section": [4, 2, 2], "rope_type": "default", "mrope_interleaved": True},
+        action_dim=ACTION_DIM,
+        action_gen=True,
         sound_dim=8,
         sound_gen=True,
         vocab_size=300,

@@ -25,6 +25,8 @@ PLAIN_TEMPLATE = (
 )
 HIDDEN = 32
 """Width of every text encoder here."""
+CLIP_TOKENS = 1 + 4 * 4
+"""Of a picture, by `clip_vision`."""
 MROPE = {"mrope_section": [2, 1, 1], "rope_type": "default", "rope_theta": 1000000.0, "mrope_interleaved": True}
 
 

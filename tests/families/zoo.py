@@ -16,6 +16,12 @@ from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPIN
 from tests.families import more_nets, nets, texts
 from tests.models import DONE_NAME, clip_tokenizer, t5_tokenizer
 
+CONFIGS = {
+    "enable_safety_checker": False,  # a model of its own, of a package that is installed apart
+    "distilled_sigmas": [1.0, 0.6],
+    "reference_image_short_edge": 32,
+}
+"""Options of pipelines that tiny models need, by names of diffusers."""
 Parts = Mapping[str, Callable[[], Any]]
 
 
@@ -27,10 +33,8 @@ def make(family: str, folder: str | Path, seed: int = 0, **others: Callable[[], 
             torch.manual_seed(seed)
             pipeline = pipeline_class(family)()
             pipeline.update_components(**{name: part() for name, part in {**FAMILIES[family], **others}.items()})
-            if "distilled_sigmas" in pipeline.config:
-                pipeline.register_to_config(distilled_sigmas=[1.0, 0.6])
-            if "enable_safety_checker" in pipeline.config:  # the checker is a model of its own that pip doesn't bring
-                pipeline.register_to_config(enable_safety_checker=False)
+            configs = {name: value for name, value in CONFIGS.items() if name in pipeline.config}
+            pipeline.register_to_config(**configs)
             pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
         (folder / DONE_NAME).touch()
     return str(folder)
@@ -47,6 +51,11 @@ def pipeline_classes() -> set[type[diffusers.ModularPipeline]]:
     """All that diffusers has, as it says itself."""
     exported = (getattr(diffusers, name) for name in dir(diffusers) if name.endswith("ModularPipeline"))
     return {kind for kind in exported if kind is not diffusers.ModularPipeline}
+
+
+def wan_i2v(**settings: Any) -> Any:
+    """A denoiser of noise, a mask, and the picture, with CLIP's features of it."""
+    return nets.wan(2 * nets.CHANNELS + 2, image_dim=texts.HIDDEN, added_kv_proj_dim=24, **settings)
 
 
 def _umt5() -> Any:
@@ -180,7 +189,7 @@ FAMILIES: dict[str, Parts] = {
         **_WAN,
         "image_processor": texts.clip_images,
         "image_encoder": texts.clip_vision,
-        "transformer": lambda: nets.wan(2 * nets.CHANNELS + 2, image_dim=texts.HIDDEN, added_kv_proj_dim=24),
+        "transformer": wan_i2v,
     },
     "wan-vace": {
         **_WAN,

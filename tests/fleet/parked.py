@@ -100,15 +100,14 @@ class ParkedFleet(Fleet):
 
 
 def _serve(orders: socket.socket) -> None:
-    import diffusers.schedulers
-    import transformers
+    import diffusers.schedulers  # noqa: F401
+    import transformers  # noqa: F401
 
     import services.controller.core
     import services.worker.process  # noqa: F401
     import triptych.stages.describe
     import triptych.stages.stage  # noqa: F401
 
-    assert diffusers and transformers
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: the kernel forgets them at their end
     orders.send(b"READY")
     while True:
