@@ -54,10 +54,10 @@ def see_through(height: int = 32, width: int = 32) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels, "RGBA")
 
 
-def mask(height: int = 32, width: int = 32) -> PIL.Image.Image:
-    """White in its right half."""
+def mask(height: int = 32, width: int = 32, edge: int = 16) -> PIL.Image.Image:
+    """White from a column on."""
     pixels = np.zeros((height, width), dtype=np.uint8)
-    pixels[:, width // 2 :] = 255
+    pixels[:, edge:] = 255
     return PIL.Image.fromarray(pixels)
 
 
@@ -84,7 +84,7 @@ _ANIMATE: Arguments = {
 
 
 def _plain(**more: Any) -> dict[str, Arguments]:
-    return {"": {**_SMALL, **more}}
+    return {"text2image": {**_SMALL, **more}}
 
 
 def _pictures(text: str = "text2image", image: str = "image2image", **more: Any) -> dict[str, Arguments]:
@@ -130,7 +130,7 @@ WORKFLOWS: dict[str, dict[str, Arguments]] = {
     "wan-vace": {
         "text": _VIDEO,
         "references": {**_VIDEO, "reference_images": [picture(), picture(seed=1)]},
-        "video": {**_VIDEO, "video": clip(5), "mask": [mask()] * 5},
+        "video": {**_VIDEO, "video": clip(5), "mask": [mask(edge=8 + frame) for frame in range(5)]},
     },
     "wan-animate-2": {"": _ANIMATE},
     "wan-animate-2-distilled": {"": _ANIMATE},
