@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 from google.protobuf.message import Message
@@ -12,16 +11,12 @@ from google.protobuf.message import Message
 from triptych.errors import InvalidRequest
 from triptych.limits import REQUEST_BYTES_MAX
 from triptych.v1 import job_pb2
-from triptych_client.trees import read_file, tree
+from triptych_client import media_files
+from triptych_client.media_files import Media
+from triptych_client.trees import tree
 
 PRIORITIES = ("high", "normal", "low")
 """Names of priorities, first come first."""
-
-MediaFile = bytes | str | Path
-"""The bytes of an image or video file, or the path of one."""
-
-Media = Mapping[str, MediaFile | Sequence[MediaFile]]
-"""Files by the name of the input that takes them."""
 
 Value = TypeVar("Value", bound=Message)
 
@@ -88,7 +83,7 @@ def build_request(prompt: str = "", **fields: Any) -> job_pb2.GenerationRequest:
         if name == "parameters":
             _set_parameters(request, value)
         elif name == "media":
-            _add_media(request, value)
+            request.media.extend(media_files.messages(value))
         elif name == "inputs":
             for input_name, one in value.items():
                 request.inputs[input_name].CopyFrom(tree(one, f"inputs.{input_name}"))
@@ -131,14 +126,6 @@ def _set_parameters(request: job_pb2.GenerationRequest, parameters: Mapping[str,
             request.parameters.update({name: value})
         except (TypeError, ValueError, AttributeError) as error:
             raise InvalidRequest(f"parameters.{name}", value, "a JSON value") from error
-
-
-def _add_media(request: job_pb2.GenerationRequest, media: Media) -> None:
-    for name, value in media.items():
-        files = [value] if isinstance(value, bytes | str | Path) else value
-        for file in files:
-            data = file if isinstance(file, bytes) else read_file(Path(file), f"media.{name}")
-            request.media.add(name=name, data=data)
 
 
 def _add_seeds(request: job_pb2.GenerationRequest, seeds: Sequence[int]) -> None:

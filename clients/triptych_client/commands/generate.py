@@ -30,6 +30,7 @@ from triptych_client.fleet_file import FleetFile
 from triptych_client.fleet_plan import SETTING_BY_NAME, check_model
 from triptych_client.job_states import cut_sentences, is_over, seed_words
 from triptych_client.local_fleet import embedded_fleet
+from triptych_client.media_files import path_or_url
 from triptych_client.progress import Display, display
 from triptych_client.request import PRIORITIES, GenerationFields, build_request
 from triptych_client.result_files import PreviewFile, check_outputs, output_format
@@ -71,7 +72,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     request.add_argument("--priority", choices=PRIORITIES, help="which of the jobs that wait are begun first (normal)")
     request.add_argument("--deadline-s", type=float, metavar="S", help="give up after so many seconds")
     request.add_argument("--param", action="append", default=[], metavar="NAME=JSON", help="any other input")
-    request.add_argument("--media", action="append", default=[], metavar="NAME=FILE", help="an image or video")
+    request.add_argument(
+        "--media",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a picture, video or sound, its URL, or a folder of frames",
+    )
     about = "any input, also inside objects and lists: conditions[0].frames=@start.png, latents=@x.safetensors"
     request.add_argument("--input", action="append", default=[], metavar="NAME=JSON|@FILE", help=about)
     about = "one seed for each result, in place of --seed"
@@ -144,10 +151,10 @@ def request_fields(args: argparse.Namespace, format_: str) -> GenerationFields:
     }
     fields["output_format"] = format_
     fields["parameters"] = dict(_parameter(_unicode(text)) for text in args.param)
-    media: dict[str, list[Path]] = {}
+    media: dict[str, list[str | Path]] = {}
     for text in args.media:
         name, file = _pair("media", text, "NAME=FILE")
-        media.setdefault(name, []).append(Path(file))
+        media.setdefault(name, []).append(path_or_url(file))
     fields["media"] = media
     fields["inputs"] = input_flags.values_of(map(_unicode, args.input))
     if args.preview is not None:
