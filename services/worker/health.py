@@ -18,11 +18,15 @@ more rarely: it may be sick in a way that no check sees, or no worker can do the
 
 _POISON = re.compile(
     r"device-side assert|illegal (memory access|address|instruction)|misaligned address|invalid (address space|program"
-    r" counter)|unspecified launch failure|launch timed out|hardware stack error|uncorrectable ECC",
+    r" counter)|unspecified launch failure|launch timed out|hardware stack error|uncorrectable (ECC|NVLink)|global/shared"
+    r" address space|invalid access of peer GPU memory|CUDA error: (unknown error|initialization error)|GPU is lost"
+    r"|NCCL error|NCCL communicator was aborted|watchdog caught collective operation timeout",
     re.IGNORECASE,
 )
 """After these errors ("sticky" in CUDA's documents) every later call of a CUDA context fails, too. Others leave the
 context whole, for example a kernel that isn't built for the device; a worker that only meets these is quarantined."""
+_POISON_TYPES = frozenset({"DistBackendError"})
+"""torch.distributed's errors after which a group of processes can't go on: its communicators are aborted."""
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|unable to allocate|std::bad_alloc", re.IGNORECASE
 )
@@ -72,7 +76,9 @@ def is_poison(error: Exception) -> bool:
     """Whether the process that met this error can do nothing right any more."""
     if isinstance(error, WorkerBroken):
         return True
-    return isinstance(error, RuntimeError) and not is_out_of_memory(error) and bool(_POISON.search(str(error)))
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
+    return type(error).__name__ in _POISON_TYPES or bool(_POISON.search(str(error)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -225,7 +225,11 @@ def test_a_drain_begins_when_balancers_have_seen_it(tmp_path: Path) -> None:
     assert all(bound_s >= 300 for _names, bound_s in spent.drains())
 
 
-UNLIKE = {"journal": "postgresql:///x", "means": '{"process": {"numa_node": 0}}'}
+UNLIKE = {
+    "journal": "postgresql:///x",
+    "text_encoder_engine": "process:127.0.0.1:7",
+    "means": '{"process": {"numa_node": 0}}',
+}
 """Values of settings that are checked texts."""
 
 

@@ -77,6 +77,13 @@ def test_whose_fault_it_may_be(error: Exception, ours: bool) -> None:
         ("CUDA error: unspecified launch failure", True),
         ("CUDA error: uncorrectable ECC error encountered", True),
         ("CUDA error: the launch timed out and was terminated", True),
+        ("CUDA error: uncorrectable NVLink error detected during the execution", True),
+        ("CUDA error: operation not supported on global/shared address space", True),
+        ("CUDA error: unknown error", True),
+        ("NCCL error in: ProcessGroupNCCL.cpp:1, unhandled cuda error (run with NCCL_DEBUG=INFO for details)", True),
+        ("NCCL communicator was aborted on rank 1.", True),
+        ("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1)", True),
+        ("CUDA error: all CUDA-capable devices are busy or unavailable", False),
         ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", False),
         ("CUDA error: no kernel image is available for execution on the device", False),
         ("CUDA error: invalid configuration argument", False),
@@ -86,6 +93,18 @@ def test_whose_fault_it_may_be(error: Exception, ours: bool) -> None:
 )
 def test_sticky_errors(text: str, poison: bool) -> None:
     assert is_poison(RuntimeError(text)) == poison
+
+
+def test_torchs_own_classes_of_errors() -> None:
+    """With the words that CUDA's runtime has for them, which torch puts behind `CUDA error: `."""
+    import torch
+    from torch.distributed import DistBackendError
+
+    assert issubclass(torch.AcceleratorError, RuntimeError)
+    assert is_poison(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    assert not is_poison(torch.AcceleratorError("CUDA error: invalid argument"))
+    assert is_poison(DistBackendError("ncclSystemError: a system call failed"))
+    assert not is_poison(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
 
 
 def test_numpys_and_torchs_own_words() -> None:

@@ -41,8 +41,9 @@ class StepCache:
         if _hook_count(component) == hooks_before:
             accepted = "identifiers that match names of the model's parts, for example " + ", ".join(_names(component))
             raise InvalidRequest(path, dict(table), accepted)
-        component.register_forward_pre_hook(self._before, with_kwargs=True)
-        component.register_forward_hook(self._after, always_call=True)
+        disable: Any = torch.compiler.disable  # whatever is compiled, these count calls
+        component.register_forward_pre_hook(disable(self._before), with_kwargs=True)
+        component.register_forward_hook(disable(self._after), always_call=True)
 
     def begin(self) -> None:
         """Forget the job before."""

@@ -57,7 +57,9 @@ class Watch:
                     self._first = (path, what)
                     return
 
-        return note
+        # Else a compiled part would be compiled again for each job's numbers.
+        disable: Callable[[Any], Callable[[Any, Any, Any], None]] = torch.compiler.disable
+        return disable(note)
 
 
 def _can_hold(value: object) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from triptych.errors import InvalidRequest, MissingExtra
+from triptych.errors import InvalidRequest, MissingExtra, TriptychError
 from triptych.means.options import ComponentMeans
 from triptych.means.published import BACKEND_PACKAGES
 from triptych.means.tables import accepted_keys
@@ -39,6 +39,8 @@ def configuration(path: str, spec: Any, table: Mapping[str, Any]) -> Any:
         if name == "QuantoConfig" and library is transformers and "weights_dtype" in options:
             options["weights"] = options.pop("weights_dtype")  # transformers' word for it
         return cls(**_with_dtypes(options))
+    except TriptychError:
+        raise
     except (ValueError, TypeError, ImportError, AttributeError) as error:
         raise InvalidRequest(path, dict(table), f"options that {name} takes ({said(error)})") from error
 
