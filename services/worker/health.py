@@ -18,9 +18,9 @@ more rarely: it may be sick in a way that no check sees, or no worker can do the
 
 _POISON = re.compile(
     r"device-side assert|illegal (memory access|address|instruction)|misaligned address|invalid (address space|program"
-    r" counter)|unspecified launch failure|launch timed out|hardware stack error|uncorrectable (ECC|NVLink)|global/shared"
-    r" address space|invalid access of peer GPU memory|CUDA error: (unknown error|initialization error)|GPU is lost"
-    r"|NCCL error|NCCL communicator was aborted|watchdog caught collective operation timeout",
+    r" counter)|unspecified launch failure|launch timed out|hardware stack error|uncorrectable (ECC|NVLink)|"
+    r"global/shared address space|invalid access of peer GPU memory|CUDA error: (unknown error|initialization error)"
+    r"|GPU is lost|NCCL error|NCCL communicator was aborted|watchdog caught collective operation timeout",
     re.IGNORECASE,
 )
 """After these errors ("sticky" in CUDA's documents) every later call of a CUDA context fails, too. Others leave the
