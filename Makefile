@@ -24,7 +24,7 @@ IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --ti
 
 BARE := $(PYTHON) tests/bare
 
-.PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-families-all test-families-newest test-engines test-means test-fuzz
+.PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-adapters test-families-all test-families-newest test-engines test-means test-fuzz
 .PHONY: test-autoscaling test-kube test-observability test-image test-chaos test-hosts test-ray test-standby test-model test-rdma test-wheel test-planning test-mesh test-parallel check proto proto-baseline bench bench-rdma bench-recovery bench-journal bench-takeover fuzz soak clean
 
 setup: $(VENV)/.done
@@ -47,7 +47,7 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families families_all workflows engines means wheel hosts ray mesh autoscaling standby image observability kube planning parallel,--ignore tests/$(suite))
+	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families families_all workflows adapters engines means wheel hosts ray mesh autoscaling standby image observability kube planning parallel,--ignore tests/$(suite))
 
 # The tables of docs/failures.md, row by row, on real processes. As root it also fills disks.
 test-failures: setup
@@ -56,6 +56,10 @@ test-failures: setup
 # A tiny model of each of diffusers' families: its start, guidance off, and the packages that it would miss.
 test-families: setup
 	$(BIN)/python -m pytest tests/families tests/workflows
+
+# Adapters of tiny models: to the bit, without leaks, and through real processes.
+test-adapters: setup
+	$(BIN)/python -m pytest tests/adapters
 
 # Text encoders in a process of their own, and in a vLLM server where there is one (docs/engines.md).
 test-engines: setup

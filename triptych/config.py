@@ -211,6 +211,13 @@ class ModelConfig(ProcessConfig):
 class WorkerConfig(ModelConfig):
     """Settings of an encoder, transformer or decoder."""
 
+    adapters: str = text("", "folder of adapters (LoRA) that jobs may use; read at the start; see docs/adapters.md")
+    adapter_ids: str = text(
+        "", "adapters of the hub that jobs may use, with commas: OWNER/NAME[@REVISION][:FILE]; default: none"
+    )
+    adapter_bytes_max: int = number(
+        2**32, "bytes of adapters that a role keeps loaded between jobs; the least recently used goes", 0, BYTES_MAX
+    )
     controller: str = text(
         "127.0.0.1:7070", "host:port of the controller; several with commas", check=addresses.parse_several
     )

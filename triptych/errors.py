@@ -235,6 +235,10 @@ class NotFinite(TriptychError):
     """A stage made numbers that aren't finite, because of the model, this request or a faulty device."""
 
 
+class AdapterMissing(TriptychError):
+    """A worker lacks an adapter that a job uses, or has other files under its name; another may have it."""
+
+
 class NoSuchMethod(TriptychError):
     """The server has no RPC of this name."""
 

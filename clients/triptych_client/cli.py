@@ -48,6 +48,7 @@ COMMANDS = {
     "watch": ("follow a job to its end", "triptych watch JOB"),
     "health": ("say whether a process serves, for probes", "triptych health --endpoint 127.0.0.1:7070"),
     "describe": ("show what the loaded model accepts", "triptych describe"),
+    "adapters": ("list the adapters (LoRA) that jobs may use", "triptych adapters"),
     "config": ("check a fleet's file, and list what it can say", "triptych config check deploy/fleet.toml"),
     "doctor": ("show what this machine has for Triptych, and what to install", "triptych doctor"),
     "plan": (

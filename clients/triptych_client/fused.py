@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from triptych import errors
@@ -24,10 +24,12 @@ from triptych.v1 import job_pb2
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER
 from triptych.v1.generation_service_pb2 import WatchJobResponse
 from triptych.v1.job_pb2 import GenerationRequest, Job, TokensCut
+from triptych.v1.model_pb2 import AdapterDescription
 from triptych_client.fleet_plan import RolePlan, threads_default
 from triptych_client.result_files import spare_paths, write_file
 
 try:
+    from triptych.stages.adapters import Registry
     from triptych.stages.describe import describe
     from triptych.stages.stage import Stage
     from triptych.stages.whole import Whole
@@ -40,8 +42,8 @@ _STATES = (job_pb2.JOB_STATE_ENCODING, job_pb2.JOB_STATE_DENOISING, job_pb2.JOB_
 class FusedModel:
     """A model with all its stages loaded. Used by one thread at a time."""
 
-    def __init__(self, whole: Whole, stages: list[Stage]) -> None:
-        self._description = describe(whole)
+    def __init__(self, whole: Whole, stages: list[Stage], adapters: Sequence[AdapterDescription] = ()) -> None:
+        self._description = describe(whole, adapters)
         self._stages = stages
         self.tokens_cut: list[TokensCut] = []
         """What tokenizers cut off of the last request's texts."""
@@ -53,6 +55,7 @@ class FusedModel:
         `roles` may give a role another device, dtype and means than the settings do. There are no warm-ups.
         """
         whole = Whole.open(config.model, config.revision, config.variant, config.workflow_names)
+        registry = Registry.open(whole, config.adapters, config.adapter_ids)
         stages = []
         for role in ROLES:
             plan = (roles or {}).get(role_name(role), RolePlan())
@@ -65,9 +68,11 @@ class FusedModel:
                     threads=config.threads or threads_default(),
                     nonfinite=str(plan.settings.get("nonfinite", config.nonfinite)),
                     means=means_of(config, plan),
+                    adapters=registry.files,
+                    adapter_bytes_max=config.adapter_bytes_max,
                 )
             )
-        return cls(whole, stages)
+        return cls(whole, stages, registry.described)
 
     @property
     def lossy(self) -> list[str]:

@@ -18,6 +18,9 @@ from triptych_client.trees import tree
 PRIORITIES = ("high", "normal", "low")
 """Names of priorities, first come first."""
 
+Adapters = Mapping[str, float | Mapping[str, float]]
+"""Weights by the adapter's name; for one that touches several components, perhaps a weight for each of them."""
+
 Value = TypeVar("Value", bound=Message)
 
 
@@ -60,6 +63,8 @@ class GenerationFields(TypedDict, total=False):
     """Only this transformer may denoise."""
     decoder_rank: int | None
     """Only this decoder may decode."""
+    adapters: Adapters | None
+    """Adapters (LoRA) that change the model for this job, in the order in which they are added."""
     priority: str | None
     """`high`, `normal` or `low`: which of the jobs that wait are begun first."""
 
@@ -89,6 +94,8 @@ def build_request(prompt: str = "", **fields: Any) -> job_pb2.GenerationRequest:
                 request.inputs[input_name].CopyFrom(tree(one, f"inputs.{input_name}"))
         elif name == "seeds":
             _add_seeds(request, value)
+        elif name == "adapters":
+            _add_adapters(request, value)
         elif name == "deadline":
             request.deadline_time.FromDatetime(_moment(value))
         elif name == "priority":
@@ -133,6 +140,17 @@ def _add_seeds(request: job_pb2.GenerationRequest, seeds: Sequence[int]) -> None
         if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
             raise InvalidRequest(f"seeds[{number}]", seed, "a whole number of 64 bits")
         request.seeds.append(seed)
+
+
+def _add_adapters(request: job_pb2.GenerationRequest, adapters: Adapters) -> None:
+    for name, weight in adapters.items():
+        try:
+            if isinstance(weight, Mapping):
+                request.adapters.add(name=name, component_weights=weight)
+            else:
+                request.adapters.add(name=name, weight=weight)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"adapters.{name}", weight, "a number, or numbers by component") from error
 
 
 def _priority(name: Any) -> job_pb2.Priority.ValueType:

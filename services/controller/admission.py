@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from weakref import WeakValueDictionary
 
 from triptych import errors, ids, limits, rpc, telemetry
-from triptych.model import costs
+from triptych.model import adapters, costs
 from triptych.model.fields import check_deadline
 from triptych.model.inputs import Inputs, resolve
 from triptych.security.identity import Identity
@@ -106,6 +106,7 @@ class Admission:
         stored.CopyFrom(request)
         if not request.HasField("seed") and not request.seeds:
             stored.seed = secrets.randbelow(limits.SEED_LIMIT)
+        adapters.pin(stored, model)
         job = Job(client=client, request_id=request_id, model=model.model, model_digest=model.config_digest)
         return await self._add(job, stored)
 

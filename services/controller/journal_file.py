@@ -128,12 +128,16 @@ def suspect(folder: Path) -> None:
 
 def digest_of(request: GenerationRequest) -> bytes:
     """A digest of a request in 32 bytes, as the client sent it: without a seed, which may have been drawn and stands in
-    the job, and without the bytes that uploads and URLs stand for. The request's trees are of checked size."""
+    the job, without the bytes that uploads and URLs stand for, and without adapters' digests, which are filled in. The
+    request's trees are of checked size."""
     seed = request.seed if request.HasField("seed") else None
     request.ClearField("seed")  # and back: a copy of a large request takes as long as all the rest
     uploaded = [(leaf, leaf.data) for _place, leaf in trees.file_leaves(request) if _is_fetched(leaf)]
     for leaf, _data in uploaded:
         leaf.ClearField("data")
+    pinned = [(adapter, adapter.digest) for adapter in request.adapters]
+    for adapter, _digest in pinned:
+        adapter.ClearField("digest")
     try:
         return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
     finally:
@@ -141,6 +145,8 @@ def digest_of(request: GenerationRequest) -> bytes:
             request.seed = seed
         for leaf, data in uploaded:
             leaf.data = data
+        for adapter, digest in pinned:
+            adapter.digest = digest
 
 
 def _is_fetched(leaf: trees.FileLeaf) -> bool:

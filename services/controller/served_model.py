@@ -17,8 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
+
+from google.protobuf.message import Message
 
 from triptych.errors import LeaseLost, Unavailable, WrongState
+from triptych.model import adapters
 from triptych.model.description import named, waiting_sentence
 from triptych.roles import role_name
 from triptych.v1.fleet_service_pb2 import RegisterWorkerRequest, WaitingModel
@@ -36,8 +40,9 @@ MODEL_KEY = "model"
 """Where the journal keeps the description of the fleet's model."""
 HARDWARE = "hardware"
 """The one setting in which workers of a role may differ: who has two kinds of cards has no way to make them equal."""
-_OWN_FIELDS = ("model", "revision")
-"""Fields in which workers may differ: hosts may keep one model in different folders."""
+_OWN_FIELDS = ("model", "revision", "adapters")
+"""Fields in which workers may differ: hosts may keep one model in different folders, and while workers are started
+again one after the other, only some have a new adapter."""
 
 
 async def stored_model(journal: Journal) -> ModelDescription | None:
@@ -56,6 +61,9 @@ class ServedModel:
         """None before the first worker came."""
         self.known = asyncio.Event()
         """Set once there is a model, from when on jobs are accepted."""
+        self._offered: ModelDescription | None = None
+        self._offering: list[Message] = []
+        """What `_offered` was made of: the present model, and the registrations."""
         if present is not None:
             self.known.set()
         self.registering = asyncio.Lock()
@@ -70,7 +78,27 @@ class ServedModel:
         """The present model. Raises Unavailable before there is one."""
         if self.present is None:
             raise Unavailable("no encoder has described the model yet; try again when one has started")
-        return self.present
+        return self._with_adapters(self.present)
+
+    def _with_adapters(self, present: ModelDescription) -> ModelDescription:
+        """The description with the adapters that all workers have which need them; the same object until that changes.
+
+        Where no worker is left, or none is back from a restart yet, those that were known last count.
+        """
+        registrations = [member.registration for member in self._fleet.registered() if member.registration]
+        made_of = [present, *registrations]
+        is_same = len(made_of) == len(self._offering) and all(map(operator.is_, made_of, self._offering))
+        if self._offered is None or not is_same:
+            workers = [(role_name(one.info.role), one.model) for one in registrations]
+            found = adapters.offered(workers) if workers else list(present.adapters)
+            self._offered = present
+            if found != list(present.adapters):
+                self._offered = ModelDescription()
+                self._offered.CopyFrom(present)
+                self._offered.ClearField("adapters")
+                self._offered.adapters.extend(found)
+            self._offering = made_of
+        return self._offered
 
     def is_foreign(self, job: Job) -> bool:
         """Whether a job was accepted for another model than the present one."""

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from triptych import telemetry
-from triptych.errors import JobCancelled, LeaseLost, TriptychError, WorkerBroken, public_text
+from triptych.errors import AdapterMissing, JobCancelled, LeaseLost, TriptychError, WorkerBroken, public_text
+from triptych.model import adapters
 from triptych.model.inputs import resolve, texts_of
 from triptych.rings.access import RingAccess
 from triptych.roles import ring_name, role_name
@@ -160,6 +161,8 @@ class Phases:
         inputs: Mapping[str, object]
         if self._stage.role == ROLE_ENCODER:
             equipment = self._equipment
+            if missing := adapters.missing(request, equipment.model):
+                raise AdapterMissing(missing)
             inputs = await self._in_thread(
                 lambda: resolve(request, equipment.model).for_encoder(equipment.decoders.decode)
             )

@@ -143,6 +143,7 @@ def load_stage(
         return FakeStage(role, config.fake_stage_seconds, config.fake_model), fake_model(config.fake_model)
     log.info("importing torch and diffusers")
     from triptych.stages import warm_up  # late: these import torch
+    from triptych.stages.adapters import Registry
     from triptych.stages.describe import describe
     from triptych.stages.device import open_device
     from triptych.stages.stage import Stage
@@ -154,6 +155,7 @@ def load_stage(
     log.info("looking at the files of %s", config.model)
     whole = Whole.open(config.model, config.revision, config.variant, config.workflow_names)
     digest = whole.config_digest()
+    registry = Registry.open(whole, config.adapters, config.adapter_ids)
     stage = Stage.load(
         whole,
         role,
@@ -163,8 +165,10 @@ def load_stage(
         nonfinite=config.nonfinite,
         engine=text_encoder,
         means=means,
+        adapters=registry.files,
+        adapter_bytes_max=config.adapter_bytes_max,
     )
-    model = describe(whole)
+    model = describe(whole, registry.described)
     if model.config_digest != digest:
         raise ModelInvalid(f"{config.model!r} was changed while it was loaded; start again")
     if place is not None:

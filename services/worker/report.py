@@ -10,6 +10,7 @@ from google.protobuf import json_format
 
 from triptych.errors import (
     FAILURE_CHARS_MAX,
+    AdapterMissing,
     InvalidRequest,
     JobCancelled,
     LeaseLost,
@@ -108,7 +109,7 @@ class PhaseReporter:
         message = privacy.redact(message, self._private)
         place = ""
         if reason == pb.FAILURE_REASON_STAGE_ERROR:
-            place = place_of(error, message)
+            place = "" if isinstance(error, AdapterMissing) else place_of(error, message)
             whole = "".join(traceback.format_exception(error))
             log.error("stage failed: %s", privacy.redact(whole, self._private))
 
@@ -142,6 +143,8 @@ def reason_of(error: Exception, device: str) -> tuple[pb.FailureReason.ValueType
         return pb.FAILURE_REASON_SOURCE_CORRUPT, str(error)
     if isinstance(error, RoomGone | TransferFailed):
         return pb.FAILURE_REASON_SOURCE_GONE, str(error)
+    if isinstance(error, AdapterMissing):
+        return pb.FAILURE_REASON_STAGE_ERROR, str(error)
     if isinstance(error, JobCancelled):
         return pb.FAILURE_REASON_STOPPED, str(error)
     return pb.FAILURE_REASON_STAGE_ERROR, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.errors import InvalidRequest
 from triptych.media.decoding.headers import File
-from triptych.model import accepting, costs, fields, guidance, parameters, rates, trees
+from triptych.model import accepting, adapters, costs, fields, guidance, parameters, rates, trees
 from triptych.model.description import Description
 from triptych.security.privacy import texts_in
 from triptych.v1 import job_pb2, model_pb2
@@ -49,6 +49,7 @@ class Inputs:
     """One for each result, or none."""
     preview_every_steps: int
     guider_options: guidance.Options
+    adapters: Sequence[adapters.Used]
 
     def for_encoder(self, decode: Decode | None = None) -> dict[str, object]:
         """What the encoder's stage takes: `values` with their files decoded, and the job's settings under `SETTINGS`.
@@ -60,6 +61,7 @@ class Inputs:
             "seed": secrets.randbits(63) if self.seed is None else self.seed,
             "preview_every_steps": self.preview_every_steps,
             "overrides": self.guider_options,
+            **({adapters.SETTING: [list(one) for one in self.adapters]} if self.adapters else {}),
         }
         if self.seeds:
             settings["seeds"] = list(self.seeds)
@@ -119,6 +121,7 @@ def resolve(request: job_pb2.GenerationRequest, message: model_pb2.ModelDescript
         seeds=tuple(request.seeds),
         preview_every_steps=request.preview_every_steps,
         guider_options=guidance.overrides(description, requested),
+        adapters=adapters.used(request, message),
     )
 
 

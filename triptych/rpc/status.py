@@ -45,6 +45,7 @@ STATUS_BY_ERROR: dict[type[errors.TriptychError], grpc.StatusCode] = {
     errors.ModelInvalid: grpc.StatusCode.FAILED_PRECONDITION,
     errors.MissingExtra: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NotFinite: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AdapterMissing: grpc.StatusCode.FAILED_PRECONDITION,
     errors.LeaseLost: grpc.StatusCode.ABORTED,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.NotAllowed: grpc.StatusCode.PERMISSION_DENIED,

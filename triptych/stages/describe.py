@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ _COMPUTED = ("height", "width", "num_frames")
 """Inputs whose default may be a property of the pipeline, for example `default_height`."""
 
 
-def describe(whole: Whole) -> model_pb2.ModelDescription:
-    """The description of an opened pipeline.
+def describe(whole: Whole, adapters: Sequence[model_pb2.AdapterDescription] = ()) -> model_pb2.ModelDescription:
+    """The description of an opened pipeline, for which there are these adapters.
 
     Raises `ModelInvalid` where a component's configuration can't be read or the folder recommends a default for an
     input that doesn't exist.
@@ -72,6 +73,7 @@ def describe(whole: Whole) -> model_pb2.ModelDescription:
             )
             for name, given in whole.workflow_inputs()
         ],
+        adapters=adapters,
     )
     scale = guidance.scale_in_force(next(iter(guiders.values()), None))
     if "guidance_scale" in names:

@@ -4,7 +4,7 @@ A state value crosses as it stands (None included) if a later role's blocks decl
 `block_trigger_inputs` at any depth, or take it with a group. Beside the state's values, which keep their names, these
 reserved keys cross (`RESERVED_PREFIX`; no input of a pipeline can have a dot in its name):
 
-    triptych.settings        the job's settings: {"seed", "preview_every_steps", "overrides"}
+    triptych.settings        the job's settings: {"seed", "preview_every_steps", "overrides", "adapters"}
     triptych.kwargs_mapping  groups of state values: {group: [name, ...]}
     triptych.rng             states of the global generators: {"cpu": uint8 tensor, "cuda": uint8 tensor where used}
     triptych.device_type     kind of device that the values were made on

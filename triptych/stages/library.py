@@ -7,7 +7,8 @@ Used of diffusers beyond its documented surface, to be checked at an upgrade:
 `ModularPipeline._blocks`, `._component_specs`, `ModularPipelineBlocks.sub_blocks`, `.inputs`,
 `.intermediate_outputs`, `.block_trigger_inputs`, `InputParam.kwargs_type`, `PipelineState.kwargs_mapping`;
 `CacheMixin._reset_stateful_cache`, `_diffusers_hook` and its `hooks`, `ModelMixin._repeated_blocks`,
-`diffusers.models.attention_dispatch`.
+`diffusers.models.attention_dispatch`; `_lora_loadable_modules`, `diffusers.utils.set_adapter_layers`,
+`.set_weights_and_activate_adapters`, `.delete_adapter_layers`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ with told("running a stage"):
     )
     from diffusers.modular_pipelines.modular_pipeline import PipelineState
     from diffusers.modular_pipelines.modular_pipeline_utils import INPUT_PARAM_TEMPLATES, ComponentSpec, InputParam
+    from diffusers.utils import delete_adapter_layers, set_adapter_layers, set_weights_and_activate_adapters
     from transformers import Cache, PreTrainedModel
     from transformers.utils import ModelOutput
 
@@ -56,9 +58,12 @@ __all__ = [
     "apply_group_offloading",
     "attention_backend",
     "cpu_offload",
+    "delete_adapter_layers",
     "diffusers",
     "dispatch_model",
     "init_empty_weights",
+    "set_adapter_layers",
+    "set_weights_and_activate_adapters",
     "transformers",
 ]
 

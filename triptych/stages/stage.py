@@ -16,9 +16,11 @@ import torch
 from triptych.errors import InvalidRequest, JobCancelled
 from triptych.means.options import DTYPES, RoleMeans
 from triptych.means.tables import LOSSY
+from triptych.model.adapters import SETTING
 from triptych.model.fields import GENERATOR, LATENT
 from triptych.roles import ROLES, role_name
 from triptych.stages import Place, Step, finite, guidance, handoff, objects, parallel
+from triptych.stages.adapter_files import AdapterFiles
 from triptych.stages.branches import Branches
 from triptych.stages.describe import describe
 from triptych.stages.device import global_rng, open_device, rng_state, settings_of
@@ -26,6 +28,7 @@ from triptych.stages.engines import Engine
 from triptych.stages.inputs import classes_of
 from triptych.stages.library import ModularPipeline, PipelineState
 from triptych.stages.library_errors import as_invalid_request, explained, is_refusal
+from triptych.stages.lora import Adapters
 from triptych.stages.means import StageMeans
 from triptych.stages.observer import Observer, Stop, insert_observers
 from triptych.stages.options import unhooked
@@ -79,6 +82,7 @@ class Stage:
         self._watch = finite.Watch(components if role == ROLE_DECODER and self._checks_finite else {})
         self._tokens = TokenWatch(components if role == ROLE_ENCODER else {})
         sizes = {name: _parameter_bytes(component) for name, component in components.items()}
+        self._adapters = Adapters(pipeline, {})
         self.component_bytes = {name: size_bytes for name, size_bytes in sizes.items() if size_bytes}
 
     @classmethod
@@ -94,13 +98,15 @@ class Stage:
         engine: Engine | None = None,
         means: RoleMeans | None = None,
         stand_in: StandIn = "",
+        adapters: Mapping[str, AdapterFiles] | None = None,
+        adapter_bytes_max: int = 2**32,
     ) -> Stage:
         """Loads the components that the role's blocks expect, and no others.
 
         `dtype` is one of `DTYPES`, for all models of the role; `threads` are torch's in this process, of its own choice
         where not given; `nonfinite` is `fail`, or `allow` for outputs with NaN and infinity; `engine` runs text
-        encoders elsewhere; `means` say how each model is placed and run. A `stand_in` has zeros for weights, and
-        computes nothing but shapes.
+        encoders elsewhere; `means` say how each model is placed and run; `adapters` are those that jobs may use
+        (`Registry.files`), see `lora`. A `stand_in` has zeros for weights, and computes nothing but shapes.
 
         Raises `InvalidRequest` for a role, device or dtype that doesn't exist, `ModelInvalid` for files that
         can't be loaded, `MissingExtra` where a package isn't installed that the role's code needs.
@@ -128,6 +134,7 @@ class Stage:
         whole.check_uses(role, components)
         insert_observers(blocks)
         stage = cls(whole, role, components.pipeline(blocks, held), dtype, nonfinite, staged)
+        stage._adapters = Adapters(stage._pipeline, adapters or {}, adapter_bytes_max)
         stage.settings |= declared
         stage._engine = engine
         return stage
@@ -195,7 +202,8 @@ class Stage:
         if self.role == ROLE_DECODER and inputs.get("output_type") == LATENT:
             return self._finite(handoff.latents(handoff.unpack(inputs, pipeline.device), pipeline._blocks))
         run_blocks = self._encode if self.role == ROLE_ENCODER else self._continue
-        state, rng = run_blocks(pipeline, inputs, seed)
+        with self._adapters.applied(settings.get(SETTING, ())):
+            state, rng = run_blocks(pipeline, inputs, seed)
         if self.role == ROLE_DECODER:
             made = {name: state.values.get(name) for name in self._outputs}
             return self._finite({name: value for name, value in made.items() if value is not None})

@@ -162,6 +162,7 @@ class ModelDescription(_message.Message):
     NUM_INFERENCE_STEPS_MAX_FIELD_NUMBER: _builtins.int
     WITHOUT_GUIDANCE_FIELD_NUMBER: _builtins.int
     WORKFLOWS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     STEP_POINT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The folder or hub id that was asked for."""
@@ -216,6 +217,12 @@ class ModelDescription(_message.Message):
         does one thing only.
         """
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterDescription]:
+        """Adapters (LoRA) that jobs may use. A worker describes those that it has, the
+        controller those that all workers have which need them.
+        """
+
     def __init__(
         self,
         *,
@@ -234,11 +241,12 @@ class ModelDescription(_message.Message):
         num_inference_steps_max: _builtins.int = ...,
         without_guidance: _builtins.bool = ...,
         workflows: _abc.Iterable[Global___WorkflowDescription] | None = ...,
+        adapters: _abc.Iterable[Global___AdapterDescription] | None = ...,
         step_point: Global___StepPoint.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "guidance_scale", b"guidance_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "components", b"components", "config_digest", b"config_digest", "defaults_json", b"defaults_json", "diffusers_version", b"diffusers_version", "frame_multiple", b"frame_multiple", "guidance_scale", b"guidance_scale", "inputs", b"inputs", "model", b"model", "num_inference_steps_max", b"num_inference_steps_max", "outputs", b"outputs", "pipeline_class", b"pipeline_class", "revision", b"revision", "size_multiple", b"size_multiple", "step_point", b"step_point", "without_guidance", b"without_guidance", "workflows", b"workflows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "adapters", b"adapters", "components", b"components", "config_digest", b"config_digest", "defaults_json", b"defaults_json", "diffusers_version", b"diffusers_version", "frame_multiple", b"frame_multiple", "guidance_scale", b"guidance_scale", "inputs", b"inputs", "model", b"model", "num_inference_steps_max", b"num_inference_steps_max", "outputs", b"outputs", "pipeline_class", b"pipeline_class", "revision", b"revision", "size_multiple", b"size_multiple", "step_point", b"step_point", "without_guidance", b"without_guidance", "workflows", b"workflows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
@@ -415,3 +423,49 @@ class ComponentDescription(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ComponentDescription: _TypeAlias = ComponentDescription  # noqa: Y015
+
+@_typing.final
+class AdapterDescription(_message.Message):
+    """An adapter that this fleet has: weights that are added to those of the model while
+    a job runs that names it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    LAYERS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    UNUSABLE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name by which requests ask for it."""
+    digest: _builtins.str
+    """SHA-256 of its files, as hexadecimal digits."""
+    size_bytes: _builtins.int
+    """Length of its files."""
+    layers_left_out: _builtins.int
+    """Layers that its files have and the model lacks. diffusers leaves them out."""
+    unusable: _builtins.str
+    """Why no job can use it, in one sentence. Empty for all that can be used."""
+    @_builtins.property
+    def components(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Components that it touches, for example `transformer`."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        components: _abc.Iterable[_builtins.str] | None = ...,
+        size_bytes: _builtins.int = ...,
+        layers_left_out: _builtins.int = ...,
+        unusable: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "digest", b"digest", "layers_left_out", b"layers_left_out", "name", b"name", "size_bytes", b"size_bytes", "unusable", b"unusable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterDescription: _TypeAlias = AdapterDescription  # noqa: Y015

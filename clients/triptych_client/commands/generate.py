@@ -46,7 +46,7 @@ FLEET_SETTINGS = [
     SETTING_BY_NAME[name]
     for name in (
         *("model", "revision", "variant", "device", "dtype", "threads", "mover", "mooncake", "rings", "rdma_device"),
-        *("workflows", "arena_bytes", "trace_file", "means"),
+        *("workflows", "arena_bytes", "trace_file", "means", "adapters", "adapter_ids", "adapter_bytes_max"),
     )
 ]
 """Settings that a fleet for one job can be told."""
@@ -83,6 +83,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     request.add_argument("--input", action="append", default=[], metavar="NAME=JSON|@FILE", help=about)
     about = "one seed for each result, in place of --seed"
     request.add_argument("--seeds", type=int, nargs="+", metavar="N", help=about)
+    about = "an adapter (LoRA) that the fleet has, and its weight (1); see `triptych adapters`"
+    request.add_argument("--adapter", action="append", default=[], metavar="NAME=WEIGHT", help=about)
     about = "keep a new FILE.preview.png fresh, every N steps (1)"
     request.add_argument("--preview", type=int, nargs="?", const=1, metavar="N", help=about)
     for role in ("transformer", "decoder"):
@@ -157,6 +159,7 @@ def request_fields(args: argparse.Namespace, format_: str) -> GenerationFields:
         media.setdefault(name, []).append(path_or_url(file))
     fields["media"] = media
     fields["inputs"] = input_flags.values_of(map(_unicode, args.input))
+    fields["adapters"] = dict(map(_adapter, args.adapter))  # `--adapters` is a setting of the fleet
     if args.preview is not None:
         fields["preview_every_steps"] = args.preview
     if args.deadline_s is not None:
@@ -274,6 +277,14 @@ def _parameter(text: str) -> tuple[str, Any]:
         return name, json.loads(value, parse_constant=_no_constant)
     except ValueError as error:
         raise InvalidRequest(f"param {name}", value, "JSON, for example 3, true, [1, 2] or '\"text\"'") from error
+
+
+def _adapter(text: str) -> tuple[str, float]:
+    name, equals, weight = text.partition("=")
+    try:
+        return name, float(weight) if equals else 1.0
+    except ValueError as error:
+        raise InvalidRequest(f"adapter {name}", weight, "NAME, or NAME=WEIGHT with a number") from error
 
 
 def _no_constant(text: str) -> Any:
