@@ -143,6 +143,10 @@ test-ray: setup-mesh
 test-parallel: setup
 	$(BIN)/python -m pytest tests/parallel
 
+# What fleets need, with models of full size without weights.
+test-planning: setup
+	$(BIN)/python -m pytest tests/planning
+
 # The wheel, in an environment of its own.
 test-wheel: setup
 	$(BIN)/python -m pytest tests/wheel
