@@ -43,6 +43,7 @@ DIRECTIONS: dict[str, tuple[float, float]] = {
 }
 JITTER_ALONG_PX = 1.5
 JITTER_ACROSS_PX = 3.0
+PICTURE_JITTER_PX = 1.0
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "big": ("big", "large", "huge"),
@@ -76,6 +77,35 @@ PARTIAL_TEMPLATES = (
 )
 
 
+# A picture's wordings name no direction.
+PICTURE_TEMPLATES = (
+    "a {size} {colour} {shape} on a {background} background",
+    "{size} {colour} {shape} on {background}",
+    "a {size} {colour} {shape} over a {background} background",
+    "on a {background} background, a {size} {colour} {shape}",
+    "a {colour} {shape}, {size}, {background} background",
+    "a picture of a {size} {colour} {shape} against a {background} background",
+    "a {size} {shape} that is {colour}, on {background}",
+)
+PARTIAL_PICTURE_TEMPLATES = (
+    "a {colour} {shape} on a {background} background",
+    "a {size} {colour} {shape}",
+    "a {colour} {shape}",
+    "a {shape}",
+)
+
+
+class Wordings(NamedTuple):
+    """Ways to ask: the `full` name every attribute, the plainest first; the `partial` leave the model some choice."""
+
+    full: tuple[str, ...]
+    partial: tuple[str, ...]
+
+
+CLIP_WORDINGS = Wordings(TEMPLATES, PARTIAL_TEMPLATES)
+PICTURE_WORDINGS = Wordings(PICTURE_TEMPLATES, PARTIAL_PICTURE_TEMPLATES)
+
+
 class Attributes(NamedTuple):
     """What a clip shows; every field is one of the words above."""
 
@@ -98,11 +128,13 @@ ALL_ATTRIBUTES: tuple[Attributes, ...] = tuple(
 )
 
 
-def phrase(attributes: Attributes, rng: random.Random, partial_share: float = 0.05) -> str:
+def phrase(
+    attributes: Attributes, rng: random.Random, partial_share: float = 0.05, wordings: Wordings = CLIP_WORDINGS
+) -> str:
     """A random wording of `attributes`: word order, synonyms, capitals, and for `partial_share` something left out."""
-    template = TEMPLATES[0] if rng.random() < 0.3 else rng.choice(TEMPLATES)
+    template = wordings.full[0] if rng.random() < 0.3 else rng.choice(wordings.full)
     if rng.random() < partial_share:
-        template = rng.choice(PARTIAL_TEMPLATES)
+        template = rng.choice(wordings.partial)
     words = {
         field: word if rng.random() < 0.6 else rng.choice(SYNONYMS.get(word, (word,)))
         for field, word in attributes._asdict().items()
@@ -180,8 +212,19 @@ def render(attributes: Attributes, rng: random.Random, frames: int = FRAMES) -> 
     across = rng.uniform(-JITTER_ACROSS_PX, JITTER_ACROSS_PX)
     steps = (torch.arange(frames) - (frames - 1) / 2) * SPEED_PX
     centres = SIDE_PX / 2 + (steps + along)[:, None] * direction + across * direction.flip(0)
-    radius = torch.full((frames,), RADII_PX[attributes.size])
-    alpha = coverage(attributes.shape, radius, centres)[None]
+    return _draw(attributes, centres)
+
+
+def draw_picture(attributes: Attributes, rng: random.Random) -> torch.Tensor:
+    """One picture as a clip of one frame [3, 1, SIDE_PX, SIDE_PX], the shape near the middle; see `render`."""
+    centre = torch.tensor([[SIDE_PX / 2 + rng.uniform(-PICTURE_JITTER_PX, PICTURE_JITTER_PX) for _ in range(2)]])
+    return _draw(attributes, centre)
+
+
+def _draw(attributes: Attributes, centres_px: torch.Tensor) -> torch.Tensor:
+    """A frame for each of `centres_px` [F, 2]: [3, F, SIDE_PX, SIDE_PX], float32 in [-1, 1]."""
+    radius = torch.full((len(centres_px),), RADII_PX[attributes.size])
+    alpha = coverage(attributes.shape, radius, centres_px)[None]
     front = torch.tensor(COLOURS[attributes.colour])[:, None, None, None]
     back = torch.tensor(COLOURS[attributes.background])[:, None, None, None]
     return back + alpha * (front - back)

@@ -40,7 +40,7 @@ class Frame(NamedTuple):
 
 
 def judge(clip: NDArray[np.uint8]) -> Attributes:
-    """What the clip [F, H, W, 3], H = W = 64, shows.
+    """What the clip [F, H, W, 3], H = W = 64, shows. A single picture is a clip of one frame, which has no direction.
 
     :raises ValueError: the clip has another shape or dtype.
     """
@@ -50,7 +50,7 @@ def judge(clip: NDArray[np.uint8]) -> Attributes:
     back = _background(pixels)
     frames = [frame for frame in (_find_shape(picture, back) for picture in pixels) if frame is not None]
     background = _name_colour(back)
-    if len(frames) < max(2, 2 * len(clip) // 3):
+    if len(frames) < max(1, 2 * len(clip) // 3):
         return Attributes(UNCLEAR, UNCLEAR, UNCLEAR, UNCLEAR, background)
     return Attributes(
         size=_name_size(frames),
@@ -118,6 +118,8 @@ def _name_shape(frames: list[Frame]) -> str:
 
 def _name_direction(frames: list[Frame]) -> str:
     """The axis and sign of the centroid's straight-line fit over time."""
+    if len(frames) < 2:
+        return UNCLEAR
     centroids = np.array([frame.centroid_px for frame in frames])
     slope = np.polyfit(np.arange(len(frames)), centroids, 1)[0]
     shift = slope * (len(frames) - 1)

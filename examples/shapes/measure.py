@@ -1,6 +1,7 @@
 """Measure how well a pipeline folder follows its prompts: `python examples/shapes/measure.py examples/shapes/model`.
 
-Generates one clip a prompt with plain diffusers, fixed prompts and seeds, and lets `judge` say what each shows.
+Generates one clip a prompt with plain diffusers, fixed prompts and seeds, and lets `judge` say what each shows. With
+`--pictures` the folder is one of a picture model.
 """
 
 from __future__ import annotations
@@ -9,82 +10,91 @@ import argparse
 import random
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import ModularPipeline, WanPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from numpy.typing import NDArray
 
 import clips
 from judge import judge
 
 Generate = Callable[[str, int], NDArray[np.uint8]]
+PICTURE_FIELDS = tuple(field for field in clips.Attributes._fields if field != "direction")
 
 
 class Measurement(NamedTuple):
     """How often each attribute was right, how often all were, and how long one clip took."""
 
     clip_count: int
-    right: Counter[str]
+    right: dict[str, int]
     all_right: int
     seconds_median: float
 
     def __str__(self) -> str:
-        rows = [f"{field:<12}{self.right[field] / self.clip_count:7.1%}" for field in clips.Attributes._fields]
-        rows.append(f"{'all five':<12}{self.all_right / self.clip_count:7.1%}")
+        rows = [f"{field:<12}{count / self.clip_count:7.1%}" for field, count in self.right.items()]
+        rows.append(f"{'all':<12}{self.all_right / self.clip_count:7.1%}")
         return "\n".join([*rows, f"{self.clip_count} clips, median {self.seconds_median:.2f} s a clip"])
 
 
-def choose_prompts(count: int, varied: bool, seed: int) -> list[tuple[str, clips.Attributes]]:
+def choose_prompts(
+    count: int, varied: bool, seed: int, wordings: clips.Wordings = clips.CLIP_WORDINGS
+) -> list[tuple[str, clips.Attributes]]:
     """`count` prompts with what they ask for, no combination twice: the plain wording, or any full one."""
     rng = random.Random(seed)
     prompts = []
     for attributes in rng.sample(clips.ALL_ATTRIBUTES, count):
-        prompt = attributes.prompt
+        prompt = wordings.full[0].format(**attributes._asdict())
         if varied:
-            prompt = clips.phrase(attributes, rng, partial_share=0.0)
+            prompt = clips.phrase(attributes, rng, partial_share=0.0, wordings=wordings)
         prompts.append((prompt, attributes))
     return prompts
 
 
-def open_pipeline(folder: Path, modular: bool, steps: int, guidance: float) -> Generate:
-    """A function from (prompt, seed) to a clip [F, H, W, 3] uint8."""
-    call: dict[str, Any] = {"height": clips.SIDE_PX, "width": clips.SIDE_PX, "num_frames": clips.FRAMES}
-    call["num_inference_steps"] = steps
-    if modular:
+def open_pipeline(folder: Path, arguments: argparse.Namespace) -> Generate:
+    """A function from (prompt, seed) to a clip [F, H, W, 3] uint8; pictures are clips of one frame."""
+    call: dict[str, Any] = {"height": clips.SIDE_PX, "width": clips.SIDE_PX, "num_inference_steps": arguments.steps}
+    if not arguments.pictures:
+        call["num_frames"] = clips.FRAMES
+    if arguments.modular:
         pipeline = ModularPipeline.from_pretrained(str(folder))
         pipeline.load_components(torch_dtype=torch.float32)
-        pipeline.update_components(guider=pipeline.guider.new(guidance_scale=guidance))
-        call["output"] = "videos"
+        pipeline.update_components(guider=pipeline.guider.new(guidance_scale=arguments.guidance))
+        call["output"] = "images" if arguments.pictures else "videos"
     else:
-        pipeline = WanPipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
-        call["guidance_scale"] = guidance
+        pipeline = DiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
+        call["true_cfg_scale" if arguments.pictures else "guidance_scale"] = arguments.guidance
+        call["negative_prompt"] = ""
     pipeline.set_progress_bar_config(disable=True)
 
     def generate(prompt: str, seed: int) -> NDArray[np.uint8]:
         result = pipeline(prompt=prompt, generator=torch.Generator().manual_seed(seed), output_type="np", **call)
-        video = (result if modular else result.frames)[0]
-        return np.asarray(np.rint(video * 255), dtype=np.uint8)
+        made = result if arguments.modular else result.images if arguments.pictures else result.frames
+        clip = made if arguments.pictures else made[0]
+        return np.asarray(np.rint(clip * 255), dtype=np.uint8)
 
     return generate
 
 
-def measure(generate: Generate, prompts: list[tuple[str, clips.Attributes]], verbose: bool) -> Measurement:
-    """Generate and judge a clip for each prompt; the prompt's place is its seed."""
-    right: Counter[str] = Counter()
+def measure(
+    generate: Generate, prompts: list[tuple[str, clips.Attributes]], fields: tuple[str, ...], verbose: bool
+) -> Measurement:
+    """Generate and judge a clip for each prompt, by these attributes; the prompt's place is its seed."""
+    right = dict.fromkeys(fields, 0)
     all_right, seconds = 0, []
     for seed, (prompt, wanted) in enumerate(prompts):
         started = time.perf_counter()
         clip = generate(prompt, seed)
         seconds.append(time.perf_counter() - started)
         seen = judge(clip)
-        right.update(field for field in wanted._fields if getattr(seen, field) == getattr(wanted, field))
-        all_right += seen == wanted
-        if verbose and seen != wanted:
+        wrong = [field for field in fields if getattr(seen, field) != getattr(wanted, field)]
+        for field in fields:
+            right[field] += field not in wrong
+        all_right += not wrong
+        if verbose and wrong:
             print(f"{prompt!r} (seed {seed}) shows: {' '.join(seen)}")
     return Measurement(len(prompts), right, all_right, statistics.median(seconds))
 
@@ -100,12 +110,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--varied", action="store_true", help="other wordings than the plain one")
     parser.add_argument("--modular", action="store_true", help="through ModularPipeline instead of WanPipeline")
+    parser.add_argument("--pictures", action="store_true", help="the model makes pictures")
     parser.add_argument("--verbose", action="store_true", help="print each clip that is wrong")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    generate = open_pipeline(arguments.folder, arguments.modular, arguments.steps, arguments.guidance)
-    prompts = choose_prompts(arguments.count, arguments.varied, arguments.seed)
-    print(measure(generate, prompts, arguments.verbose))
+    generate = open_pipeline(arguments.folder, arguments)
+    wordings = clips.PICTURE_WORDINGS if arguments.pictures else clips.CLIP_WORDINGS
+    prompts = choose_prompts(arguments.count, arguments.varied, arguments.seed, wordings)
+    fields = PICTURE_FIELDS if arguments.pictures else clips.Attributes._fields
+    print(measure(generate, prompts, fields, arguments.verbose))
 
 
 if __name__ == "__main__":

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, DiffusionPipeline, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 import clips
+from language import Language, States, words
 
 Z_DIM = 8
 TEXT_DIM = 128
 TEXT_LENGTH_MAX = 512  # what Wan's pipelines pad every prompt to
+WORDS_MAX = 32  # the longest wording takes 17 tokens
 FLOW_SHIFT = 3.0
 
 
@@ -31,16 +33,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
     Each piece costs the same, so whole words win over letters; a byte costs most.
     """
-    wordings = " ".join(
-        [*clips.TEMPLATES, *clips.PARTIAL_TEMPLATES, *clips.COLOURS, *clips.SHAPES]
-        + [synonym for synonyms in clips.SYNONYMS.values() for synonym in synonyms]
-    )
-    words = sorted(set(re.findall(r"[a-z]+", re.sub(r"{\w+}", "", wordings))))
     letters = "▁abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-"
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     vocab += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
     vocab += [(letter, -10.0) for letter in letters]
-    vocab += [(f"▁{word}", -2.0) for word in words]
+    vocab += [(f"▁{word}", -2.0) for word in words(clips.CLIP_WORDINGS)]
     tokenizer = Tokenizer(Unigram(vocab, unk_id=2, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -72,6 +69,25 @@ def make_text_encoder(vocab_size: int) -> UMT5EncoderModel:
             dropout_rate=0.0,
         )
     )
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, both [batch, WORDS_MAX]."""
+    text = tokenizer(prompts, padding="max_length", max_length=WORDS_MAX, truncation=True, return_tensors="pt")
+    return text.input_ids, text.attention_mask
+
+
+def make_language() -> Language:
+    """The text encoder, fresh; every token must tell."""
+    tokenizer = make_tokenizer()
+    encoder = make_text_encoder(len(tokenizer))
+
+    def encode(prompts: list[str]) -> States:
+        ids, mask = tokenize(tokenizer, prompts)
+        states = encoder(ids, mask).last_hidden_state
+        return States(states * mask[..., None], mask, mask)
+
+    return Language(encoder, TEXT_DIM, encode, clips.CLIP_WORDINGS)
 
 
 def _init_pointwise(conv: nn.Conv3d) -> None:
@@ -167,14 +183,22 @@ RECOMMENDED = {
 """What Triptych takes where a request says nothing: the sizes that the model was trained on."""
 
 
-def export(folder: Path, vae: nn.Module, text_encoder: nn.Module, transformer: nn.Module) -> None:
-    """Save the pipeline in fp16 as `folder`, in place of what was there, so that no reader ever sees half a model.
-
-    The modules are rounded to fp16 in place.
-    """
+def save(pipeline: DiffusionPipeline, folder: Path, recommended: dict[str, Any]) -> None:
+    """Save `pipeline` as `folder`, in place of what was there, so that no reader ever sees half a model."""
     fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
+    pipeline.save_pretrained(fresh)
+    (fresh / "triptych.json").write_text(json.dumps(recommended, indent=2) + "\n")
+    _settle(fresh)
+    if folder.exists():
+        folder.rename(stale)
+    fresh.rename(folder)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def export(folder: Path, vae: nn.Module, text_encoder: nn.Module, transformer: nn.Module) -> None:
+    """Save the pipeline in fp16 as `folder`; the modules are rounded to fp16 in place."""
     pipeline = WanPipeline(
         tokenizer=make_tokenizer(),
         text_encoder=text_encoder.half(),
@@ -182,10 +206,4 @@ def export(folder: Path, vae: nn.Module, text_encoder: nn.Module, transformer: n
         scheduler=make_scheduler(),
         transformer=transformer.half(),
     )
-    pipeline.save_pretrained(fresh)
-    (fresh / "triptych.json").write_text(json.dumps(RECOMMENDED, indent=2) + "\n")
-    _settle(fresh)
-    if folder.exists():
-        folder.rename(stale)
-    fresh.rename(folder)
-    shutil.rmtree(stale, ignore_errors=True)
+    save(pipeline, folder, RECOMMENDED)

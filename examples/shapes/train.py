@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 import models
+from latents import normalise
 from train_text import train_text_encoder
-from train_transformer import encode_latents, normalise, train_transformer
+from train_transformer import LATENTS_PER_COMBINATION, encode_clips, train_transformer
 from train_vae import polish_decoder, train_vae
 
 
@@ -37,13 +38,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
     vae = train_vae(arguments.work, arguments.vae_minutes, arguments.seed)
-    latents = normalise(vae, encode_latents(arguments.work, vae, arguments.seed))
-    text_encoder = train_text_encoder(arguments.work, arguments.text_minutes, arguments.seed)
-    transformer = train_transformer(
-        arguments.work, latents, text_encoder, arguments.transformer_minutes, arguments.seed
-    )
+    encoded = encode_clips(arguments.work / "latents.pt", vae, arguments.seed, LATENTS_PER_COMBINATION)
+    latents = normalise(vae, encoded)
+    language = models.make_language()
+    train_text_encoder(arguments.work / "text_encoder.pt", language, arguments.text_minutes, arguments.seed)
+    transformer = train_transformer(arguments.work, latents, language, arguments.transformer_minutes, arguments.seed)
     polish_decoder(arguments.work, vae, arguments.decoder_minutes, arguments.seed)
-    models.export(arguments.out, vae, text_encoder, transformer)
+    models.export(arguments.out, vae, language.encoder, transformer)
 
 
 if __name__ == "__main__":

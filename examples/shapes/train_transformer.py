@@ -1,70 +1,33 @@
-"""Train the transformer on latents that the finished VAE encoded once, under the finished text encoder."""
+"""Train the clips' transformer on latents that the finished VAE encoded once, under the finished text encoder."""
 
 from __future__ import annotations
 
-import copy
-import math
 import random
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan
 from torch import nn
-from transformers import UMT5EncoderModel
 
 import clips
 import models
-from progress import Run
-from train_text import WORDS_MAX, draw_prompt, tokenize
+from flow import Batch, train_flow
+from language import Language
+from latents import LatentSet, encode_latents
 
 LATENTS_PER_COMBINATION = 3
-ENCODE_BATCH = 16
 BATCH = 32
-LEARNING_RATE = 1.2e-3
-SHAPE_WEIGHT = 3.0  # most of the picture is plain: unweighted, the outline is learned last
-EMA_DECAY = 0.996
-EMA_WARMUP_STEPS = 200
 PADDED_LENGTHS = (64, 128, 226, 512, 512, 512)  # what callers pad to: 512 by default, other values by request
 RAMP_UNTIL = 0.35  # of the run
 
 
-class LatentSet(NamedTuple):
-    """Latents as the VAE gives them [N, Z_DIM, T, h, w], and each one's index in ALL_ATTRIBUTES [N]."""
-
-    latents: torch.Tensor
-    attributes: torch.Tensor
-
-
-@torch.no_grad()
-def encode_latents(work: Path, vae: AutoencoderKLWan, seed: int) -> LatentSet:
-    """Encode every combination of attributes from several starting points; kept in `work`/latents.pt."""
-    path = work / "latents.pt"
-    if path.exists():
-        return LatentSet(**torch.load(path, weights_only=True))
+def encode_clips(path: Path, vae: AutoencoderKLWan, seed: int, per_combination: int) -> LatentSet:
+    """Encode every combination of attributes from several starting points; kept in `path`."""
     rng = random.Random(seed)
-    indices = list(range(len(clips.ALL_ATTRIBUTES))) * LATENTS_PER_COMBINATION
-    batches = []
-    for start in range(0, len(indices), ENCODE_BATCH):
-        batch = [clips.ALL_ATTRIBUTES[index] for index in indices[start : start + ENCODE_BATCH]]
-        target = torch.stack([clips.render(attributes, rng) for attributes in batch])
-        batches.append(vae.encode(target).latent_dist.mode())
-    latents = LatentSet(torch.cat(batches), torch.tensor(indices))
-    torch.save(latents._asdict(), path)
-    return latents
-
-
-def normalise(vae: AutoencoderKLWan, latents: LatentSet) -> LatentSet:
-    """Shift and scale each channel to mean 0 and deviation 1, and note both in the VAE's config."""
-    mean = latents.latents.mean((0, 2, 3, 4))
-    std = latents.latents.std((0, 2, 3, 4))
-    vae.register_to_config(
-        latents_mean=[round(value, 4) for value in mean.tolist()],
-        latents_std=[round(value, 4) for value in std.tolist()],
-    )
-    shape = (1, -1, 1, 1, 1)
-    return latents._replace(latents=(latents.latents - mean.view(shape)) / std.view(shape))
+    indices = list(range(len(clips.ALL_ATTRIBUTES))) * per_combination
+    return encode_latents(path, vae, indices, lambda index: clips.render(clips.ALL_ATTRIBUTES[index], rng))
 
 
 class PaddedCrossAttention:
@@ -80,9 +43,9 @@ class PaddedCrossAttention:
 
     def set_lengths(self, lengths: torch.Tensor, padded_length: int) -> None:
         """`lengths` [batch]: tokens of each prompt; `padded_length`: how many the pipeline would attend to."""
-        standing_in = (WORDS_MAX - lengths).float()
+        standing_in = (models.WORDS_MAX - lengths).float()
         extra = torch.log((padded_length - lengths) / standing_in)
-        is_padding = torch.arange(WORDS_MAX)[None] >= lengths[:, None]
+        is_padding = torch.arange(models.WORDS_MAX)[None] >= lengths[:, None]
         self.bias = torch.where(is_padding, extra[:, None], 0.0)[:, None, None]
 
     def __call__(
@@ -101,76 +64,38 @@ class PaddedCrossAttention:
         return projected
 
 
-def draw_sigmas(count: int) -> torch.Tensor:
-    """Noise levels [count]: half under the sampler's own shift, half even."""
-    uniform = (torch.arange(count) + torch.rand(count)) / count
-    shift = torch.where(torch.rand(count) < 0.5, models.FLOW_SHIFT, 1.0)
-    return shift * uniform / (1 + (shift - 1) * uniform)
-
-
 def draw_padded_length(fraction: float, rng: random.Random) -> int:
     """How many tokens to attend to, `fraction` into the run.
 
     At first there is little padding: among 500 idle keys a fresh model hardly sees the prompt. Then ever more.
     """
-    ramp: float = WORDS_MAX * (models.TEXT_LENGTH_MAX / WORDS_MAX) ** min(1.0, fraction / RAMP_UNTIL)
+    ramp: float = models.WORDS_MAX * (models.TEXT_LENGTH_MAX / models.WORDS_MAX) ** min(1.0, fraction / RAMP_UNTIL)
     return min(rng.choice(PADDED_LENGTHS), round(ramp) + 1)
 
 
-def shape_weights(clean: torch.Tensor) -> torch.Tensor:
-    """How much each place of the normalised latents [batch, Z_DIM, T, h, w] counts, [batch, 1, T, h, w]; mean 1."""
-    # The background covers most of each frame. Where it is plain the latents still vary a little, near the edges.
-    background = clean.flatten(3).median(-1).values[..., None, None]
-    busy = (clean - background).abs().mean(1, keepdim=True) > 0.7
-    weights = 1 + SHAPE_WEIGHT * busy.float()
-    return weights / weights.mean()
-
-
-@torch.no_grad()
-def average(ema: nn.Module, module: nn.Module, step: int) -> None:
-    """Move `ema` towards `module`; fast at first, when early weights are not worth remembering."""
-    decay = min(EMA_DECAY, (1 + step) / (EMA_WARMUP_STEPS + step))
-    for mean, value in zip(ema.parameters(), module.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
-
-
-def train_transformer(
-    work: Path, latents: LatentSet, text_encoder: UMT5EncoderModel, minutes: float, seed: int
-) -> WanTransformer3DModel:
+def train_transformer(work: Path, latents: LatentSet, language: Language, minutes: float, seed: int) -> nn.Module:
     """Train on normalised latents for `minutes` in all, going on from `work`/transformer.pt if it is there.
 
     Returns the averaged weights.
     """
     torch.manual_seed(seed)
-    tokenizer = models.make_tokenizer()
-    transformer = models.make_transformer().train()
-    ema = copy.deepcopy(transformer).requires_grad_(False)
+    transformer = models.make_transformer()
     padding = PaddedCrossAttention()
     for block in transformer.blocks:
         block.attn2.set_processor(padding)
-    optimizer = torch.optim.AdamW(transformer.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    modules = {"transformer": transformer, "ema": ema}
-    run = Run(work / "transformer.pt", minutes, modules, optimizer, LEARNING_RATE)
-    mean_loss = math.nan
-    for step in run:
+
+    def draw(step: int, fraction: float) -> Batch:
         rng = random.Random(seed * 1_000_003 + step)
         chosen = torch.tensor(rng.choices(range(len(latents.latents)), k=BATCH))
-        prompts = [draw_prompt(clips.ALL_ATTRIBUTES[index], rng) for index in latents.attributes[chosen].tolist()]
-        ids, mask = tokenize(tokenizer, prompts)
+        attributes = [clips.ALL_ATTRIBUTES[index] for index in latents.attributes[chosen].tolist()]
         with torch.no_grad():
-            embeds = text_encoder(ids, mask).last_hidden_state * mask[..., None]
-        padding.set_lengths(mask.sum(1), draw_padded_length(run.fraction, rng))
-        clean = latents.latents[chosen]
-        noise = torch.randn_like(clean)
-        sigma = draw_sigmas(BATCH)
-        noisy = clean + sigma.view(-1, 1, 1, 1, 1) * (noise - clean)
-        velocity = transformer(noisy, sigma * 1000, embeds, return_dict=False)[0]
-        loss = ((velocity - (noise - clean)) ** 2 * shape_weights(clean)).mean()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-        optimizer.step()
-        average(ema, transformer, step)
-        mean_loss = loss.item() if math.isnan(mean_loss) else 0.98 * mean_loss + 0.02 * loss.item()
-        run.report = f"loss {mean_loss:.4f}"
-    return ema.eval()
+            encoded = language.encode([language.draw_prompt(one, rng) for one in attributes])
+        padding.set_lengths(encoded.seen.sum(1), draw_padded_length(fraction, rng))
+
+        def predict(noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            velocity: torch.Tensor = transformer(noisy, sigma * 1000, encoded.states, return_dict=False)[0]
+            return velocity
+
+        return Batch(latents.latents[chosen], predict)
+
+    return train_flow(work / "transformer.pt", transformer, draw, minutes, models.FLOW_SHIFT)

@@ -1,4 +1,4 @@
-"""The demo shows what was asked: a fixed grid of prompts through the services, judged from the pixels of the files."""
+"""The demos show what was asked: a fixed grid of prompts through the services, judged from the pixels of the files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 
 import av
 import numpy as np
+from PIL import Image
 
+import clips
 from judge import judge
-from measure import choose_prompts
+from measure import PICTURE_FIELDS, choose_prompts
 from tests.fleet.processes import Fleet
 
-MODEL = Path(__file__).parents[2] / "examples" / "shapes" / "model"
+SHAPES = Path(__file__).parents[2] / "examples" / "shapes"
+MODEL, PICTURE_MODEL = SHAPES / "model", SHAPES / "picture_model"
 PROMPT_COUNT = 32
+PICTURE_COUNT = 24
+ALL_RIGHT_MIN = 0.9
 RIGHT_SHARE_MIN = {"colour": 0.95, "background": 0.95, "shape": 0.85, "size": 0.85, "direction": 0.85}
 
 
@@ -36,3 +41,17 @@ def test_clips_match_their_prompts(tmp_path: Path) -> None:
             right.update(name for name in RIGHT_SHARE_MIN if getattr(seen, name) == getattr(wanted, name))
     shares = {name: right[name] / PROMPT_COUNT for name in RIGHT_SHARE_MIN}
     assert all(shares[name] >= minimum for name, minimum in RIGHT_SHARE_MIN.items()), shares
+
+
+def test_pictures_match_their_prompts(tmp_path: Path) -> None:
+    prompts = choose_prompts(PICTURE_COUNT, varied=True, seed=2026, wordings=clips.PICTURE_WORDINGS)
+    right_count = 0
+    with Fleet(tmp_path / "fleet", str(PICTURE_MODEL)) as fleet, fleet.client() as client:
+        jobs = [client.create_job(prompt, seed=seed).job_id for seed, (prompt, _) in enumerate(prompts)]
+        for job_id, (_, wanted) in zip(jobs, prompts, strict=True):
+            for _ in client.watch_job(job_id):
+                pass
+            with Image.open(client.download_result(job_id, tmp_path / f"{job_id}.png")) as picture:
+                seen = judge(np.asarray(picture.convert("RGB"))[None])
+            right_count += all(getattr(seen, name) == getattr(wanted, name) for name in PICTURE_FIELDS)
+    assert right_count >= ALL_RIGHT_MIN * PICTURE_COUNT, f"{right_count} of {PICTURE_COUNT}"
