@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from triptych.means.options import RoleMeans, of_json, of_tables
 from triptych.means.process import cores_of
 from triptych_client import fleet_file
 from triptych_client.cli import build_parser, main
+from triptych_client.commands.config import options
 from triptych_client.commands.session import fleet_of
 from triptych_client.fleet_plan import FleetPlan
 
@@ -94,7 +96,7 @@ MISTAKES = {
         r"fleet.toml: transfomer is .*one of the sections .*did you mean transformer",
     ),
     "no table": ("decoder = 3", r"decoder is 3; accepted: a table"),
-    "setting": ('[encoder]\ndevcie = "cpu"', r"fleet.toml: encoder.devcie is 'cpu'; .*did you mean device\?"),
+    "setting": ('[encoder]\ndevcie = "cpu"', r"fleet.toml: encoder.devcie is 'cpu'; .*did you mean device"),
     "count": ("[encoder]\ncount = 0", r"encoder.count is 0; accepted: 1 to 64"),
     "type": ('[encoder]\nthreads = "2"', r"encoder.threads is '2'; accepted: a value of type int"),
     "range": ("[encoder]\nthreads = -1", r"encoder.threads is -1; accepted: 0 or more"),
@@ -226,3 +228,16 @@ def test_the_options_are_listed(capfd: Any) -> None:
     assert listed["components.NAME.cache"]["bits"] == "lossy"
     assert listed["components.NAME.offload.kind"]["bits"] == "keeps"
     assert "encoder and decoder" in listed["components.NAME.tiling"]["roles"]
+
+
+def test_the_document_says_of_each_option_what_it_does_to_bits() -> None:
+    text = (ROOT / "docs" / "means.md").read_text()
+    said = dict(re.findall(r"^\| `(\w+)` \| .* \| ([^|]+) \|$", text, re.MULTILINE))
+    for key, _roles, bits, _about in options():
+        table, _, name = key.replace("components.NAME", "components").partition(".")
+        if table == "warm_up[]":
+            assert f"`{name}`" in text, key
+        elif "." in name:  # of a table of its own, which the text explains
+            assert f"`{name.partition('.')[2]}" in text or f"{name.partition('.')[2]} = " in text, key
+        else:
+            assert said[name].startswith(bits), (key, said[name])

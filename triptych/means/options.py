@@ -98,7 +98,7 @@ class ComponentMeans:
     tiling: bool | Mapping[str, Any] = option(
         False, "enable_tiling: true, or its arguments", roles=_VAE, bits=CHANGES, kinds=(bool, dict)
     )
-    slicing: bool = option(False, "enable_slicing: one result at a time", roles=_VAE)
+    slicing: bool = option(False, "enable_slicing: one result at a time", roles=_VAE, bits=CHANGES)
     memory_format: str = option(
         "", "layout of weights in memory", bits=CHANGES, among=("channels_last", "channels_last_3d")
     )

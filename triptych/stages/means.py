@@ -121,6 +121,7 @@ class StageMeans:
         found = {f"process.{name}": value for name, value, bits in given(self._means.process) if bits != KEEPS}
         for name, means in self._means.components.items():
             if name in self._held:
+                found |= {f"{name}.device": torch.device(means.device).type} if means.device else {}
                 found |= {f"{name}.{key}": value for key, value, bits in given(means) if bits != KEEPS}
                 found |= {f"{name}.{key}": value for key, value in quantization.identity(means).items()}
             elif means.dtype:
