@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.config import ControllerConfig, WorkerConfig
+from triptych.config import ControllerConfig, TextEncoderConfig, WorkerConfig
 from triptych_client.cli import build_parser
 from triptych_client.fleet_plan import OWN_SETTINGS
 
@@ -170,7 +170,7 @@ def test_no_constant_is_defined_twice() -> None:
 
 def test_every_setting_can_be_given_to_up() -> None:
     flags = vars(build_parser(["up"]).parse_args(["up"]))
-    settings = {f.name for cls in (ControllerConfig, WorkerConfig) for f in dataclasses.fields(cls)}
+    settings = {f.name for cls in (ControllerConfig, TextEncoderConfig, WorkerConfig) for f in dataclasses.fields(cls)}
     assert settings - flags.keys() == OWN_SETTINGS
     assert [name for name in settings - OWN_SETTINGS if flags[name] is not None] == [], "a default is declared twice"
 

@@ -31,6 +31,7 @@ Field = dataclasses.Field[Any]
 MOVERS = ("local", "mooncake", "rpc")
 RINGS = ("auto", "verbs", "rpc")
 NONFINITE = ("fail", "allow")
+BATCHING = ("equal", "always", "off")
 MOONCAKE = ("auto", "rdma", "tcp")
 MEDIA_URL_PRIVATE = ("refuse", "allow")
 PARALLEL = ("ulysses", "ring", "cfg")
@@ -254,6 +255,11 @@ class WorkerConfig(ModelConfig):
 class TextEncoderConfig(ModelConfig):
     """Settings of a process that runs text encoders for many encoders."""
 
+    batching: str = text(
+        "equal", "run calls of one shape as one: where that keeps their bits, always, or off", among=BATCHING
+    )
+    batch_size_max: int = number(8, "calls that run as one", 1, 1024)
+    batch_wait_ms_max: float = number(0.0, "how long an idle text encoder waits for more calls", 0, 10_000)
     embeddings_bytes_max: int = number(
         2**28, "bytes of embeddings that are kept for equal calls, within the arena; 0 keeps none", 0, BYTES_MAX
     )

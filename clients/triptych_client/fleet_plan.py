@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych import limits
-from triptych.config import ControllerConfig, WorkerConfig, as_flags, load
+from triptych.config import ControllerConfig, TextEncoderConfig, WorkerConfig, as_flags, load
 from triptych.environment import module_path
 from triptych.errors import InvalidRequest
 from triptych.model.description import is_hub_id
@@ -22,6 +22,7 @@ from triptych.roles import ROLE_NAMES
 from triptych_client.processes import ProcessSpec
 
 CONTROLLER = "controller"
+TEXT_ENCODER = "text_encoder"
 SERVICES = "triptych_services" if (Path(__file__).parents[1] / "triptych_services").is_dir() else "services"
 """The package of the services: a wheel installs it beside this one, a checkout has it at its top."""
 
@@ -49,7 +50,10 @@ _WORKERS = {f.name: f for f in fields(WorkerConfig) if f.name not in ("address",
 COMMON_SETTINGS = [f for name, f in _CONTROLLERS.items() if name in _WORKERS]
 CONTROLLER_SETTINGS = [f for name, f in _CONTROLLERS.items() if name not in _WORKERS]
 WORKER_SETTINGS = [f for name, f in _WORKERS.items() if name not in _CONTROLLERS]
-SETTING_BY_NAME = {f.name: f for f in (*COMMON_SETTINGS, *CONTROLLER_SETTINGS, *WORKER_SETTINGS)}
+_TEXT_ENCODERS = {f.name: f for f in fields(TextEncoderConfig) if f.name not in ("address", "client_address")}
+TEXT_ENCODER_SETTINGS = [f for name, f in _TEXT_ENCODERS.items() if name not in {**_CONTROLLERS, **_WORKERS}]
+_SETTINGS = (*COMMON_SETTINGS, *CONTROLLER_SETTINGS, *WORKER_SETTINGS, *TEXT_ENCODER_SETTINGS)
+SETTING_BY_NAME = {f.name: f for f in _SETTINGS}
 """What a fleet can be told, by name."""
 
 
@@ -72,9 +76,11 @@ class FleetPlan:
         model: str,
         state: Path | str,
         roles: Mapping[str, RolePlan] | None = None,
+        text_encoders: int = 0,
         **settings: Any,
     ) -> None:
         """`settings` are fields of `ControllerConfig` and `WorkerConfig`. Each process gets those that it has.
+        `text_encoders` is 1 for a process that runs the text encoders of all encoders, with its own settings, too.
 
         What isn't given is left to the processes' own environment and defaults, with these exceptions: `address` is the
         controller's, and a free port that it keeps over restarts; `lame_duck_s` is 0, as nobody balances calls here;
@@ -90,6 +96,12 @@ class FleetPlan:
             if name not in SETTING_BY_NAME:
                 raise InvalidRequest(name, value, "one of the settings " + ", ".join(sorted(SETTING_BY_NAME)))
         self._settings = {"address": "127.0.0.1:0", "lame_duck_s": 0, **settings}
+        if not 0 <= text_encoders <= 1:
+            raise InvalidRequest("text_encoders", text_encoders, "0 or 1: one serves all encoders of a machine")
+        if text_encoders and settings.get("text_encoder_engine"):
+            accepted = "nothing beside text_encoders, which starts one"
+            raise InvalidRequest("text_encoder_engine", settings["text_encoder_engine"], accepted)
+        self.text_encoders = text_encoders
         for role, plan in self.roles.items():
             if not 1 <= plan.count <= WORKERS_OF_ROLE_MAX:
                 raise InvalidRequest(f"{role}s", plan.count, f"1 to {WORKERS_OF_ROLE_MAX}")
@@ -115,10 +127,26 @@ class FleetPlan:
         argv = self._argv(CONTROLLER, _CONTROLLERS, 0, state=self.state)
         return ProcessSpec(CONTROLLER, argv, _environment(), keeps_address=True)
 
-    def workers(self, controller_address: str) -> list[ProcessSpec]:
+    @property
+    def _threads(self) -> object:
+        """Torch threads of each process with a model."""
+        count = self.text_encoders + sum(plan.count for plan in self.roles.values())
+        return self._settings.get("threads") or threads_default(count)
+
+    def text_encoder(self) -> ProcessSpec:
+        """The process that runs the text encoders of all encoders, on their device; it has their certificate."""
+        role = "encoder"
+        index = 1 + sum(plan.count for plan in self.roles.values())
+        own = {"model": self.model, "device": self.device_of(role), "threads": self._threads}
+        own |= {"address": "127.0.0.1:0", "dtype": self.roles[role].dtype or self._settings.get("dtype", "")}
+        argv = self._argv(TEXT_ENCODER, _TEXT_ENCODERS, index, **own)
+        return ProcessSpec(TEXT_ENCODER, argv, _environment(), keeps_address=True)
+
+    def workers(self, controller_address: str, text_encoder_address: str = "") -> list[ProcessSpec]:
         """The workers' processes, in the order in which a job passes them."""
         specs: list[ProcessSpec] = []
-        threads = self._settings.get("threads") or threads_default(sum(plan.count for plan in self.roles.values()))
+        threads = self._threads
+        engine = {"text_encoder_engine": f"process:{text_encoder_address}"} if text_encoder_address else {}
         for role in ROLE_NAMES:
             for name in self._names(role):
                 own: dict[str, Any] = {
@@ -128,6 +156,7 @@ class FleetPlan:
                     "controller": controller_address,
                     "device": self.device_of(role),
                     "dtype": self.roles[role].dtype or self._settings.get("dtype", ""),
+                    **(engine if role == "encoder" else {}),
                 }
                 argv = self._argv(role, _WORKERS, len(specs) + 1, **own)
                 specs.append(ProcessSpec(name, argv, _environment(), tells_end=True))
@@ -143,6 +172,8 @@ class FleetPlan:
         end_s = time.monotonic() + self.config.drain_timeout_s + least_s
         for role in ROLE_NAMES:
             yield self._names(role), max(end_s - time.monotonic(), least_s)
+            if role == "encoder" and self.text_encoders:
+                yield [TEXT_ENCODER], max(end_s - time.monotonic(), least_s)
         yield [CONTROLLER], least_s
 
     def _names(self, role: str) -> list[str]:
@@ -166,7 +197,7 @@ class FleetPlan:
     def tls_folder(self, service: str) -> str:
         """The folder of a service's certificate; empty where there are none."""
         tls = self._settings.get("tls")
-        return str(Path(tls) / service) if tls else ""
+        return str(Path(tls) / ("encoder" if service == TEXT_ENCODER else service)) if tls else ""
 
 
 def check_model(model: str) -> None:

@@ -19,7 +19,7 @@ from triptych.security import auth
 from triptych.transport import shared_memory
 from triptych.v1.fleet_service_pb2 import UnregisterWorkerRequest
 from triptych.v1.fleet_service_pb2_grpc import FleetServiceStub
-from triptych_client.fleet_plan import CONTROLLER, FleetPlan
+from triptych_client.fleet_plan import CONTROLLER, TEXT_ENCODER, FleetPlan
 from triptych_client.launcher import Notice, Supervisor
 from triptych_client.processes import ProcessSpec
 
@@ -52,7 +52,7 @@ class Fleet:
         supervisor.start(self.plan.controller())
         async with supervisor.telling("waiting", lambda: [CONTROLLER]):
             self.endpoint = await supervisor.ready(CONTROLLER, timeout_s)
-        specs = self.plan.workers(self.endpoint)
+        specs = self.plan.workers(self.endpoint, await self._text_encoder(timeout_s))
         for spec in specs:
             supervisor.start(spec)
         supervisor.notify(f"waiting for {', '.join(spec.name for spec in specs)}, which load {self.plan.model}")
@@ -64,6 +64,14 @@ class Fleet:
             for wait in waits.values():
                 wait.cancel()
             await asyncio.gather(*waits.values(), return_exceptions=True)
+
+    async def _text_encoder(self, timeout_s: float) -> str:
+        """Start the text-encoder process, if there is to be one; its address, before encoders ask it what it runs."""
+        if not self.plan.text_encoders:
+            return ""
+        self.supervisor.start(self.plan.text_encoder())
+        async with self.supervisor.telling("waiting", lambda: [TEXT_ENCODER]):
+            return await self.supervisor.ready(TEXT_ENCODER, timeout_s)
 
     async def stop(self) -> None:
         """Drain the workers in the order in which a job passes them, then the controller."""

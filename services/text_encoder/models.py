@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -19,6 +20,8 @@ from triptych.stages.library import Cache, ModelOutput
 from triptych.stages.whole import Whole
 from triptych.transport import calls, codec
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER
+
+from .batching import ALWAYS, Arguments, Batching, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +47,11 @@ class Models:
         self.names = names
         self.config_digest = whole.config_digest()
         self.settings = settings_of(device, config.dtype)
+        if config.batching == ALWAYS:
+            self.settings["text_encoder_batching"] = ALWAYS
         told = json.dumps([self.config_digest, self.settings], sort_keys=True)
         self.identity = hashlib.sha256(told.encode()).hexdigest()
+        self._batching = Batching(config.batching)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="text-encoder")
 
     def module(self, component: str, path: str) -> torch.nn.Module:
@@ -63,7 +69,22 @@ class Models:
             output = type(output)(**{name: value for name, value in output.items() if not isinstance(value, Cache)})
         return output
 
-    def answer(self, component: str, path: str, inputs: bytes) -> codec.Encoded:
-        """One call, from bytes to what a room holds."""
-        args, kwargs = calls.unpack(inputs)
-        return codec.encode({"output": self.run(self.module(component, path), args, kwargs)}, "")
+    def answers(self, component: str, path: str, inputs: Sequence[bytes]) -> tuple[list[codec.Encoded], int]:
+        """What rooms hold for calls of one module, in their order, and how many of them ran as one at most."""
+        module = self.module(component, path)
+        kinds: dict[Any, list[int]] = {}
+        arguments = [calls.unpack(one) for one in inputs]
+        for index, (data, one) in enumerate(zip(inputs, arguments, strict=True)):
+            kinds.setdefault(kind_of(data, one), []).append(index)
+        outputs: dict[int, Any] = {}
+        together = 1
+        for kind, places in kinds.items():
+            run = functools.partial(self._run, module)
+            made, count = self._batching.run((component, path, kind), [arguments[place] for place in places], run)
+            outputs |= dict(zip(places, made, strict=True))
+            together = max(together, count)
+        return [codec.encode({"output": outputs[index]}, "") for index in range(len(inputs))], together
+
+    def _run(self, module: torch.nn.Module, arguments: Arguments) -> Any:
+        args, kwargs = arguments
+        return self.run(module, args, kwargs)

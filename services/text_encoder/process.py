@@ -19,7 +19,8 @@ from triptych.v1 import text_encoder_service_pb2_grpc, worker_service_pb2_grpc
 
 from .. import process
 from .embeddings import Embeddings
-from .servicer import ROOM_SERVICE, TEXT_ENCODER_SERVICE, RoomServicer, TextEncoderServicer
+from .servicer import ROOM_SERVICE, TEXT_ENCODER_SERVICE, Loaded, RoomServicer, TextEncoderServicer
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     from .models import Models
@@ -47,7 +48,7 @@ async def _main() -> None:
         security = process.open_security(config)
         arena = stack.enter_context(Arena(config.arena_bytes))
         metrics = telemetry.TextEncoderMetrics(measured.meter)
-        loaded: asyncio.Future[tuple[Models, Embeddings]] = asyncio.get_running_loop().create_future()
+        loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         add_rooms = worker_service_pb2_grpc.add_WorkerServiceServicer_to_server
         add = text_encoder_service_pb2_grpc.add_TextEncoderServiceServicer_to_server
         server = await rpc.start_server(
@@ -66,7 +67,10 @@ async def _main() -> None:
         address = f"{config.host}:{server.port}"
         embeddings = Embeddings(arena, address, config.embeddings_bytes_max)
         metrics.watch_embeddings(lambda: embeddings.kept_bytes)
-        loaded.set_result((models, embeddings))
+        waiting = Waiting(models, config, metrics)
+        taking = asyncio.create_task(waiting.run())
+        stack.callback(taking.cancel)
+        loaded.set_result(Loaded(models, embeddings, waiting))
         await server.set_serving(not stop.leaving.is_set())
         process.announce(address, server.client_address)
         await stop.leaving.wait()

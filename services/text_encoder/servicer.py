@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from triptych import rpc
@@ -14,7 +14,6 @@ from triptych.errors import NoSuchMethod, Unavailable, WrongState
 from triptych.rpc import Context
 from triptych.telemetry.text_encoder_metrics import COMPUTED, KEPT, SHARED, TextEncoderMetrics
 from triptych.transport.arena import Arena
-from triptych.transport.codec import Encoded
 from triptych.transport.movers import read_room
 from triptych.v1 import text_encoder_service_pb2 as pb
 from triptych.v1 import text_encoder_service_pb2_grpc, worker_service_pb2_grpc
@@ -31,6 +30,7 @@ from triptych.v1.worker_service_pb2 import (
 )
 
 from .embeddings import Embeddings
+from .waiting import Waiting
 
 if TYPE_CHECKING:  # it imports torch, and the process serves before that
     from .models import Models
@@ -38,6 +38,15 @@ if TYPE_CHECKING:  # it imports torch, and the process serves before that
 TEXT_ENCODER_SERVICE = "triptych.v1.TextEncoderService"
 ROOM_SERVICE = "triptych.v1.WorkerService"
 NO_WORKER = "a text encoder has rooms as a worker has, but is none: it has no rank and no jobs"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a process has once its models are loaded."""
+
+    models: Models
+    embeddings: Embeddings
+    waiting: Waiting
 
 
 class RoomServicer(worker_service_pb2_grpc.WorkerServiceServicer):
@@ -63,7 +72,7 @@ class RoomServicer(worker_service_pb2_grpc.WorkerServiceServicer):
 class TextEncoderServicer(text_encoder_service_pb2_grpc.TextEncoderServiceServicer):
     """Answers calls of the models. Everything belongs to the event loop, models to their own thread."""
 
-    def __init__(self, loaded: asyncio.Future[tuple[Models, Embeddings]], metrics: TextEncoderMetrics) -> None:
+    def __init__(self, loaded: asyncio.Future[Loaded], metrics: TextEncoderMetrics) -> None:
         self._loaded = loaded
         self._metrics = metrics
         self._running: dict[bytes, asyncio.Future[RoomRef]] = {}
@@ -72,7 +81,7 @@ class TextEncoderServicer(text_encoder_service_pb2_grpc.TextEncoderServiceServic
     async def DescribeTextEncoder(
         self, request: pb.DescribeTextEncoderRequest, context: Context
     ) -> pb.DescribeTextEncoderResponse:
-        models, _ = self._ready()
+        models = self._ready().models
         return pb.DescribeTextEncoderResponse(
             identity=models.identity,
             config_digest=models.config_digest,
@@ -82,7 +91,8 @@ class TextEncoderServicer(text_encoder_service_pb2_grpc.TextEncoderServiceServic
 
     @rpc.uninterrupted
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
-        models, embeddings = self._ready()
+        loaded = self._ready()
+        models, embeddings = loaded.models, loaded.embeddings
         if request.identity != models.identity:
             raise WrongState("this text encoder has another model or other settings than the caller means")
         models.module(request.component, request.module)
@@ -92,21 +102,17 @@ class TextEncoderServicer(text_encoder_service_pb2_grpc.TextEncoderServiceServic
         elif (kept := embeddings.get(key)) is not None:
             ref, source = kept, KEPT
         else:
-            ref, source = await self._compute(models, embeddings, key, request), COMPUTED
+            ref, source = await self._compute(loaded, key, request), COMPUTED
         self._metrics.answered(source)
         return pb.EncodeResponse(room=ref, is_cached=source != COMPUTED)
 
-    async def _compute(self, models: Models, embeddings: Embeddings, key: bytes, request: pb.EncodeRequest) -> RoomRef:
+    async def _compute(self, loaded: Loaded, key: bytes, request: pb.EncodeRequest) -> RoomRef:
         loop = asyncio.get_running_loop()
         running: asyncio.Future[RoomRef] = loop.create_future()
         self._running[key] = running
-        started_s = time.monotonic()
         try:
-            encoded: Encoded = await loop.run_in_executor(
-                models.thread, models.answer, request.component, request.module, request.inputs
-            )
-            self._metrics.ran(time.monotonic() - started_s, 1)
-            ref = await loop.run_in_executor(None, functools.partial(embeddings.put, key, encoded))
+            encoded = await loaded.waiting.answer(request.component, request.module, request.inputs)
+            ref = await loop.run_in_executor(None, functools.partial(loaded.embeddings.put, key, encoded))
             running.set_result(ref)
             return ref
         except BaseException as error:
@@ -116,7 +122,7 @@ class TextEncoderServicer(text_encoder_service_pb2_grpc.TextEncoderServiceServic
         finally:
             del self._running[key]
 
-    def _ready(self) -> tuple[Models, Embeddings]:
+    def _ready(self) -> Loaded:
         if not self._loaded.done():
             raise Unavailable("the text encoder is still loading its model")
         return self._loaded.result()

@@ -52,6 +52,8 @@ class Worker:
         """What keeps the worker from claiming, in a sentence; empty where nothing does."""
         if self.phases.health.is_suspect:
             return f"its own check: {FAILURES_MAX} different jobs failed here in a row"
+        if (text_encoder := self.equipment.text_encoder) is not None and text_encoder.absent_for:
+            return text_encoder.absent_for
         return self.phases.rooms.waiting_for
 
     @property
@@ -71,6 +73,8 @@ class Worker:
                 await self._check_health()
                 continue
             await self.phases.rooms.wait_for_space(self.draining.is_set)
+            if self.equipment.text_encoder is not None:
+                await self.equipment.text_encoder.wait_for_it(self.draining, self.link.notify)
             claimed = await self._next()
             if claimed is None:
                 continue

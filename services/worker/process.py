@@ -73,7 +73,7 @@ async def _main(role: Role.ValueType) -> None:
             metrics=measured,
         )
         stack.push_async_callback(server.stop, 0)  # or what a start that fails raises isn't the last that is said
-        stage, model = await _stage(stack, role, config, arena, security)
+        (stage, model), text_encoder = await _stage(stack, role, config, arena, security)
         engine, mooncake = stack.enter_context(_mooncake(config, arena))
         fetcher = open_fetcher(arena, engine, security, config.mover, config.room_bytes_per_s_min)
         stack.callback(fetcher.close)
@@ -93,6 +93,7 @@ async def _main(role: Role.ValueType) -> None:
             metrics,
             decoders,
             config.instance_id or ids.new_instance_id(),
+            text_encoder,
         )
         metrics.watch_arena(lambda: arena.used_bytes, arena.size_bytes)
         metrics.watch_device_memory(lambda: stage.device_memory_bytes)
@@ -119,7 +120,7 @@ def load_config(settings: Sequence[str]) -> WorkerConfig:
 
 async def _stage(
     stack: contextlib.AsyncExitStack, role: Role.ValueType, config: WorkerConfig, arena: Arena, security: auth.Security
-) -> Loaded:
+) -> tuple[Loaded, ProcessEngine | None]:
     """The role's stage and its model's description; an encoder's text encoders may be elsewhere, and a transformer may
     run in several processes."""
     text_encoder = await stack.enter_async_context(open_text_encoder(role, config, arena, security))
@@ -127,7 +128,8 @@ async def _stage(
     def loaded(place: Place | None) -> Loaded:
         return load_stage(role, config, place, text_encoder)
 
-    return await asyncio.to_thread(lambda: stack.enter_context(open_group(role, config, loaded, sys.argv[1:])))
+    group = open_group(role, config, loaded, sys.argv[1:])
+    return await asyncio.to_thread(stack.enter_context, group), text_encoder
 
 
 def load_stage(

@@ -37,6 +37,8 @@ from triptych.v1 import text_encoder_service_pb2 as pb
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
 from triptych.v1.text_encoder_service_pb2_grpc import TextEncoderServiceStub
 
+from .link import any_set
+
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -97,6 +99,29 @@ class ProcessEngine:
         ref, buffer = self._await(self._until_answered(lambda: self._encoded(request), wait_s))
         return codec.decode(layout.parse(buffer, ref.room_id), buffer, self._config.device)["output"]
 
+    async def wait_for_it(self, draining: asyncio.Event, changed: Callable[[], None]) -> None:
+        """Where calls wait for the process, wait until it is back or `draining` is set; `changed` is told of both ends.
+
+        So a worker claims nothing meanwhile that another could do. Without a bound: `waiting_for` says it.
+        """
+        if not self.absent_for or self.absent == RUN_LOCALLY:
+            return
+        changed()
+        backoff = Backoff()
+        while self.absent_for and not draining.is_set():
+            try:
+                await self._described()
+            except AGAIN:
+                await any_set(draining, timeout_s=backoff.next_s())
+            else:
+                self._found()
+        changed()
+
+    def _found(self) -> None:
+        if self.absent_for:
+            log.warning("the text encoder at %s is back", self.name)
+        self.absent_for = ""
+
     def _await(self, work: Awaitable[Result]) -> Result:
         async def awaited() -> Result:
             return await work
@@ -123,9 +148,7 @@ class ProcessEngine:
                     raise EngineAbsent(f"{sentence} (for {waited_s:.0f} s)") from error
                 await asyncio.sleep(backoff.next_s())
             else:
-                if self.absent_for:
-                    log.warning("the text encoder at %s is back", self.name)
-                self.absent_for = ""
+                self._found()
                 return result
 
     async def _described(self) -> pb.DescribeTextEncoderResponse:

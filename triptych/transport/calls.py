@@ -26,6 +26,11 @@ def pack(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
     return b"".join(pieces)
 
 
+def structure_of(data: bytes) -> bytes:
+    """What calls have in common that differ in nothing but the values of their tensors: a room's manifest."""
+    return room.parse(memoryview(data), _ROOM_ID).SerializeToString(deterministic=True)
+
+
 def unpack(data: bytes) -> tuple[list[Any], dict[str, Any]]:
     """The arguments, on the CPU, in memory of their own. Raises SourceCorrupt for other bytes than `pack` makes."""
     whole = memoryview(bytearray(data))

@@ -22,6 +22,7 @@ from triptych_client.fleet_plan import (
     COMMON_SETTINGS,
     CONTROLLER_SETTINGS,
     SETTING_BY_NAME,
+    TEXT_ENCODER_SETTINGS,
     WORKER_SETTINGS,
     FleetPlan,
 )
@@ -54,9 +55,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ray-address", default="", metavar="ADDRESS", help="the cluster; default: this machine's")
     for role in ROLE_NAMES:
         parser.add_argument(f"--{role}s", type=int, metavar="N", help=f"{role} processes (default: 1)")
+    parser.add_argument(
+        "--text-encoders",
+        type=int,
+        default=0,
+        metavar="N",
+        help="1 for a process that runs the text encoders of all encoders (default: each encoder runs its own)",
+    )
     config.add_flags(parser, "every process", COMMON_SETTINGS, FLAG_NAMES, ABOUTS)
     config.add_flags(parser, "the controller", CONTROLLER_SETTINGS, FLAG_NAMES, ABOUTS)
     config.add_flags(parser, "the workers", WORKER_SETTINGS, FLAG_NAMES, ABOUTS)
+    config.add_flags(parser, "the text encoder", TEXT_ENCODER_SETTINGS, FLAG_NAMES, ABOUTS)
     add_devices(parser)
 
 
@@ -65,7 +74,9 @@ def run(args: argparse.Namespace) -> None:
     settings = config.given(vars(args), SETTING_BY_NAME.values(), FLAG_NAMES)
     defaults = {"model": "", "state": ControllerConfig.state, "address": ControllerConfig.address}
     wanted = fleet_of(args, settings)
-    plan = FleetPlan(**{**defaults, **wanted.settings}, roles=wanted.roles)
+    plan = FleetPlan(**{**defaults, **wanted.settings}, roles=wanted.roles, text_encoders=args.text_encoders)
+    if args.on == RAY and args.text_encoders:
+        raise InvalidRequest("text_encoders", args.text_encoders, "0 on Ray: start one by hand (docs/engines.md)")
     try:
         plan.log_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
