@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from triptych import addresses, rpc
 from triptych.config import WorkerConfig
@@ -42,6 +42,7 @@ from .link import any_set
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Description = TypeVar("Description")
 
 DESCRIBE_TIMEOUT_S = 5.0
 """It only tells what it holds."""
@@ -53,51 +54,44 @@ AGAIN = (Unavailable, DeadlinePassed, Full, RoomGone, SourceCorrupt)
 """Errors after which the same call may succeed: the process starts, is gone, has no space, or its room is gone."""
 
 
-class ProcessEngine:
-    """See `engines.Engine`."""
+class RemoteEngine(Generic[Description]):
+    """What engines have in common: they may be absent. See `engines.Engine`."""
 
-    def __init__(self, config: WorkerConfig, stub: Any, fetcher: Fetcher) -> None:
+    def __init__(self, config: WorkerConfig) -> None:
         self.name = config.text_encoder_engine
         self.absent = config.text_encoder_absent
         self.absent_for = ""
-        """Why calls wait, in a sentence; empty where the process answers."""
+        """Why calls wait, in a sentence; empty where the engine answers."""
         self._config = config
-        self._stub = stub
-        self._fetcher = fetcher
         self._loop = asyncio.get_running_loop()
         self._cancelled: Callable[[], bool] = lambda: False
         self._expected: tuple[str, dict[str, str]] = "", {}
-        self._description: pb.DescribeTextEncoderResponse | None = None
+        self._description: Description | None = None
 
-    def open(self, config_digest: str, settings: Mapping[str, str]) -> dict[str, str]:
-        """See `Engine`. A process that is absent is waited for; not for long where the encoder can do without."""
-        self._expected = config_digest, dict(settings)
-        wait_s = START_WAIT_S if self.absent == RUN_LOCALLY else self._config.text_encoder_wait_s
-        try:
-            description = self._await(self._until_answered(self._described, wait_s))
-        except EngineAbsent as error:
-            if self.absent != RUN_LOCALLY:
-                raise
-            log.warning("%s; what it would run is loaded in this process when a job needs it", error)
-            return {}
-        return _differences(description.settings, settings)
-
-    def serves(self, names: Sequence[str]) -> list[str]:
-        """See `Engine`. One that is absent is taken to run them all."""
-        held = self._description.components if self._description is not None else names
-        return [name for name in names if name in held]
+    async def _described(self) -> Description:
+        """What the engine is, compared with what this encoder expects. Raises WrongState and InvalidRequest."""
+        raise NotImplementedError
 
     def begin(self, cancelled: Callable[[], bool]) -> None:
         """See `Engine`."""
         self._cancelled = cancelled
 
-    def call(self, call: Call) -> Any:
-        """See `Engine`."""
-        inputs = calls.pack(call.args, call.kwargs)
-        request = pb.EncodeRequest(component=call.component, module=call.module, inputs=inputs, parts=call.parts)
+    def _open(self, config_digest: str, settings: Mapping[str, str]) -> Description | None:
+        """The engine's description; None where it is absent and the encoder can do without."""
+        self._expected = config_digest, dict(settings)
+        wait_s = START_WAIT_S if self.absent == RUN_LOCALLY else self._config.text_encoder_wait_s
+        try:
+            return self._await(self._until_answered(self._described, wait_s))
+        except EngineAbsent as error:
+            if self.absent != RUN_LOCALLY:
+                raise
+            log.warning("%s; what it would run is loaded in this process when a job needs it", error)
+            return None
+
+    def _asked(self, ask: Callable[[], Awaitable[Result]]) -> Result:
+        """What a call returns, waited for as the settings say."""
         wait_s = 0.0 if self.absent == RUN_LOCALLY else self._config.text_encoder_wait_s
-        ref, buffer = self._await(self._until_answered(lambda: self._encoded(request), wait_s))
-        return codec.decode(layout.parse(buffer, ref.room_id), buffer, self._config.device)["output"]
+        return self._await(self._until_answered(ask, wait_s))
 
     async def wait_for_it(self, draining: asyncio.Event, changed: Callable[[], None]) -> None:
         """Where calls wait for the process, wait until it is back or `draining` is set; `changed` is told of both ends.
@@ -150,6 +144,32 @@ class ProcessEngine:
             else:
                 self._found()
                 return result
+
+
+class ProcessEngine(RemoteEngine[pb.DescribeTextEncoderResponse]):
+    """A text-encoder process of ours. See `engines.Engine`."""
+
+    def __init__(self, config: WorkerConfig, stub: Any, fetcher: Fetcher) -> None:
+        super().__init__(config)
+        self._stub = stub
+        self._fetcher = fetcher
+
+    def open(self, config_digest: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """See `Engine`. A process that is absent is waited for; not for long where the encoder can do without."""
+        description = self._open(config_digest, settings)
+        return _differences(description.settings, settings) if description is not None else {}
+
+    def serves(self, names: Sequence[str]) -> list[str]:
+        """See `Engine`. One that is absent is taken to run them all."""
+        held = self._description.components if self._description is not None else names
+        return [name for name in names if name in held]
+
+    def call(self, call: Call) -> Any:
+        """See `Engine`."""
+        inputs = calls.pack(call.args, call.kwargs)
+        request = pb.EncodeRequest(component=call.component, module=call.module, inputs=inputs, parts=call.parts)
+        ref, buffer = self._asked(lambda: self._encoded(request))
+        return codec.decode(layout.parse(buffer, ref.room_id), buffer, self._config.device)["output"]
 
     async def _described(self) -> pb.DescribeTextEncoderResponse:
         """What the process is, compared with what this encoder expects. Raises WrongState and InvalidRequest."""

@@ -13,6 +13,8 @@ from tests.families.conftest import _one_thread, family_folder  # noqa: F401 —
 
 @pytest.fixture(scope="session")
 def wan_fleet(tmp_path_factory: pytest.TempPathFactory, model_folder) -> Iterator[EngineFleet]:  # noqa: F811
-    """A tiny Wan, for tests that leave it whole."""
-    with EngineFleet(tmp_path_factory.mktemp("fleet"), model_folder("wan_t2v")) as fleet:
+    """A tiny Wan with two encoders, for tests that leave it whole."""
+    folder, flags = tmp_path_factory.mktemp("fleet"), ("--batch-wait-ms-max", "300")
+    model = model_folder("wan_t2v")
+    with EngineFleet(folder, model, counts={"encoder": 2}, text_encoder_flags=flags) as fleet:
         yield fleet

@@ -17,6 +17,8 @@ from triptych_client.request import build_request
 
 WAN = {"num_frames": 5, "guidance_scale": 3.5}
 OVER_S = 100.0
+pytestmark = pytest.mark.timeout(600)
+"""Each test starts five or six processes."""
 
 
 @pytest.fixture(scope="module")
