@@ -20,7 +20,7 @@ from triptych.transport.codec import Encoded
 if TYPE_CHECKING:  # it imports torch, and the process serves before that
     from .models import Models
 
-WAITING_MAX = 1024
+CALLS_WAITING_MAX = 1024
 """Most calls that wait: encoders have one call each, and no machine has more of them."""
 
 
@@ -45,8 +45,8 @@ class Waiting:
 
     async def answer(self, component: str, module: str, inputs: bytes) -> Encoded:
         """What a call's room holds. Raises Full, and what the model raises."""
-        if len(self._calls) >= WAITING_MAX:
-            raise Full(f"{WAITING_MAX} calls wait for this text encoder")
+        if len(self._calls) >= CALLS_WAITING_MAX:
+            raise Full(f"{CALLS_WAITING_MAX} calls wait for this text encoder")
         call = _Call(component, module, inputs, asyncio.get_running_loop().create_future())
         self._calls.append(call)
         self._come.set()

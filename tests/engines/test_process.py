@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.e2e import reference
 from tests.e2e.conftest import SMALL, generate, result, worker_of
@@ -13,6 +14,8 @@ from tests.telemetry import pages
 from tests.telemetry.tables import TELEMETRY, TEXT_ENCODER, quoted, table
 from triptych_client.request import build_request
 
+pytestmark = pytest.mark.timeout(600)
+"""A fleet of six processes starts first."""
 WAN = {"num_frames": 5, "guidance_scale": 3.5}
 
 
