@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 
 import torch
@@ -53,11 +53,11 @@ def role_sizes(
 
 
 def dry_runs(
-    whole: Whole, request: GenerationRequest, dtypes: Mapping[str, torch.dtype]
+    whole: Whole, request: Callable[[], GenerationRequest], dtypes: Mapping[str, torch.dtype]
 ) -> tuple[dict[str, DryRun], str]:
-    """What each role takes for `request`, by its name; and a sentence where the model doesn't run without weights."""
+    """What each role takes for `request()`, by its name; and a sentence where the model doesn't run without weights."""
     try:
-        runs = dry_run(whole, request, {role: dtypes[role_name(role)] for role in ROLES})
+        runs = dry_run(whole, request(), {role: dtypes[role_name(role)] for role in ROLES})
     except ModelInvalid as error:
         return {}, f"no activations and rooms: {error}"
     return {role_name(role): run for role, run in runs.items()}, ""

@@ -11,6 +11,7 @@ from triptych.means.options import DTYPES
 from triptych.planning import cards, fleet, quantization
 from triptych.planning.fleet import StageSeconds
 from triptych.roles import ROLE_NAMES
+from triptych.v1.job_pb2 import GenerationRequest
 from triptych_client import plan_view
 from triptych_client.commands.output import print_json, show
 from triptych_client.request import build_request
@@ -72,13 +73,15 @@ def _plan(
     whole = Whole.open(args.model, args.revision, needs_weights=args.measure)
     runs: dict[str, Any] = {}
     note = "no activations and rooms: left out by --weights-only"
-    if args.measure or not args.weights_only:
+
+    def request() -> GenerationRequest:
         media = plan.stand_ins(whole, args.height or 0, args.width or 0)
-        request = build_request(plan.LONG_PROMPT, **size, num_inference_steps=plan.STEPS, media=media)
-        if not args.weights_only:
-            runs, note = plan.dry_runs(whole, request, dtypes)
-        if args.measure:
-            seconds = plan.stage_seconds(whole, request, dtypes, args.device)
+        return build_request(plan.LONG_PROMPT, **size, num_inference_steps=plan.STEPS, media=media)
+
+    if not args.weights_only:
+        runs, note = plan.dry_runs(whole, request, dtypes)
+    if args.measure:
+        seconds = plan.stage_seconds(whole, request(), dtypes, args.device)
     sizes = plan.role_sizes(whole, dtypes, kinds, runs)
     best = fleet.plan(given, sizes, seconds) if seconds and given else None
     return plan_view.Plan(sizes, note, given, seconds, best)
