@@ -184,7 +184,7 @@ WORKFLOWS: dict[str, dict[str, Arguments]] = {
     "helios-pyramid": _PYRAMID_THREE,
     "HeliosPyramidDistilledModularPipeline": _PYRAMID_THREE,
     "hunyuan-video-1.5": _videos(_VIDEO),
-    "echo": {"": {**_VIDEO, "image": picture()}},
+    "echo": {"": {"height": 32, "width": 32, "num_frames": 5, "image": picture()}},
     "ltx": _videos(_VIDEO),
     "ltx2": _LTX2,
     "ltx2.5": _LTX2,

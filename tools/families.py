@@ -1,0 +1,125 @@
+"""Writes docs/families.md: what each family of diffusers runs, takes, sends and holds. `python -m tools.families`.
+
+It runs a job of each workflow on tiny models, in one process, role after role. Takes about two minutes of CPU.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from tests.families import cases, zoo
+from tests.families.requests import request_of
+from triptych.model.inputs import resolve
+from triptych.roles import ROLES
+from triptych.stages.describe import describe
+from triptych.stages.library import diffusers
+from triptych.stages.stage import Stage
+from triptych.stages.whole import Whole
+from triptych.transport import codec
+from triptych.v1 import model_pb2
+
+FILE = Path(__file__).parents[1] / "docs" / "families.md"
+POINTS = {
+    model_pb2.STEP_POINT_LOOP: "the loop",
+    model_pb2.STEP_POINT_SCHEDULER: "the scheduler, in chunks",
+    model_pb2.STEP_POINT_UNSPECIFIED: "nowhere: no loop is known",
+}
+HEAD = """# Families
+
+What diffusers {version} registers, tried with tiny random models. `make test-families-all` sends a job of each
+workflow below through CreateJob and four processes, and compares each bit with diffusers' own pipeline in one process.
+`python -m tools.families` writes this page.
+
+## Roles and steps
+
+What each role holds are the models whose weights it loads. A step is reported, and a cancelled job stops, behind each
+denoising step: by the pipeline's loop, or by the job's scheduler where the loop goes over chunks or segments.
+
+| family | encoder | transformer | decoder | steps by |
+| --- | --- | --- | --- | --- |
+"""
+MIDDLE = """
+## Workflows
+
+Inputs are those that the job here gives, beside the prompt and the numbers of all. Bytes are what crosses from encoder
+to transformer and from transformer to decoder; they are these tiny jobs', and grow with size, frames and the model's
+widths.
+
+| family | workflow | inputs | to the transformer | to the decoder |
+| --- | --- | --- | ---: | ---: |
+"""
+COMMON = {"height", "width", "num_frames", "num_inference_steps"}
+
+
+class Facts(NamedTuple):
+    """A family's lines in the two tables."""
+
+    roles: str
+    workflows: list[str]
+
+
+def facts_of(family: str, root: Path) -> Facts:
+    """Runs the family's jobs."""
+    folder = zoo.make(family, root / family)
+    whole = Whole.open(folder)
+    stages = [Stage.load(whole, role) for role in ROLES]
+    held = (", ".join(f"`{name}`" for name in stage.component_bytes) or "–" for stage in stages)
+    roles = _row(family, *held, POINTS[describe(whole).step_point])
+    workflows = []
+    for case in cases.cases_of(family):
+        if case.model:
+            whole = Whole.open(zoo.make(family, root / case.model, **cases.MODELS[case.model][1]))
+            stages = [Stage.load(whole, role) for role in ROLES]
+        inputs = sorted(set(case.arguments) - COMMON)
+        given = ", ".join(f"`{name}`" for name in inputs) or "–"
+        workflows.append(_row(family, case.workflow or "–", given, *_crossing(whole, stages, case)))
+    return Facts(roles, workflows)
+
+
+def page(facts: Iterable[Facts]) -> str:
+    """The whole page."""
+    all_facts = list(facts)
+    head = HEAD.format(version=".".join(diffusers.__version__.split(".")[:2]))
+    roles = "".join(one.roles for one in all_facts)
+    workflows = "".join(line for one in all_facts for line in one.workflows)
+    return head + roles + MIDDLE + workflows + _not_run()
+
+
+def _crossing(whole: Whole, stages: list[Stage], case: cases.Case) -> list[str]:
+    """Bytes of tensors that the first two roles send."""
+    values = resolve(request_of(case), describe(whole)).for_encoder()
+    sent = []
+    for stage in stages:
+        values = stage.run(values, lambda _step: None, lambda: False)
+        if stage.role != ROLES[-1]:
+            sent.append(str(sum(buffer.nbytes for buffer in codec.encode(values, "job").buffers)))
+    return sent
+
+
+def _not_run() -> str:
+    reasons = [
+        f"* {family}: {reason}.\n" + "".join(f"  * {workflow}\n" for workflow, why in left.items() if why == reason)
+        for family, left in cases.NOT_RUN.items()
+        for reason in dict.fromkeys(left.values())
+    ]
+    return "\n## Not run\n\n" + "".join(reasons)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def main() -> None:
+    """Write the page."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as root:
+        FILE.write_text(page(facts_of(family, Path(root)) for family in cases.WORKFLOWS))
+
+
+if __name__ == "__main__":
+    main()
