@@ -18,6 +18,7 @@ from triptych.media import encoding
 from triptych.model import rates
 from triptych.model.fields import check_deadline
 from triptych.model.inputs import resolve
+from triptych.model.outputs import metadata_json, sampling_rate_hz
 from triptych.roles import ROLES, role_name
 from triptych.stages import Step
 from triptych.v1 import job_pb2
@@ -118,7 +119,14 @@ class FusedModel:
         """
         outputs = self.run(request, on_update)
         fps = rates.frames_per_second(request, self._description)
-        artifacts = encoding.encode_outputs(outputs, request.output_format, fps)
+        artifacts = encoding.encode_outputs(
+            outputs,
+            request.output_format,
+            fps,
+            request.output,
+            sampling_rate_hz=sampling_rate_hz(self._description),
+            metadata_json=metadata_json(request, self._description),
+        )
         paths = spare_paths(path, [artifact.name for artifact in artifacts])
         for target, artifact in zip(paths, artifacts, strict=True):
             write_file(target, artifact.data, overwrites=target == path)

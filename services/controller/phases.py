@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 
 from triptych.errors import FAILURE_CHARS_MAX, Fenced, InvalidRequest, LeaseLost, NotFound
-from triptych.model import rates
+from triptych.model import outputs, rates
 from triptych.roles import NEXT
 from triptych.v1 import fleet_service_pb2 as pb
 from triptych.v1 import job_pb2
@@ -61,6 +61,8 @@ class PhaseReports:
             await self._lifecycle.give_up(token.job_id, job_pb2.JOB_STATE_FAILED, error)
             raise NotFound(f"there is no request of job {token.job_id!r}")
         core.dispatcher.work.set()
+        if token.role == ROLE_DECODER and core.model.present is not None:
+            response.metadata_json = outputs.metadata_json(stored, core.model.present)
         response.request.CopyFrom(self._share(entry, token.role, stored))
         return response
 
@@ -76,7 +78,9 @@ class PhaseReports:
         if role == ROLE_DECODER:
             model = self._core.model.present
             fps = rates.frames_per_second(request, model) if model else request.frames_per_second
-            return job_pb2.GenerationRequest(output_format=request.output_format, frames_per_second=fps)
+            return job_pb2.GenerationRequest(
+                output_format=request.output_format, frames_per_second=fps, output=request.output
+            )
         return job_pb2.GenerationRequest()
 
     async def complete(self, request: pb.CompletePhaseRequest) -> None:

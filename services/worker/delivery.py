@@ -16,7 +16,9 @@ from triptych.errors import JobCancelled, LeaseLost, ResultsMoved
 from triptych.media import encoding, results
 from triptych.media.encoding import EncodedArtifact
 from triptych.model import rates
-from triptych.v1.job_pb2 import Artifact, GenerationRequest
+from triptych.model.outputs import sampling_rate_hz
+from triptych.v1.fleet_service_pb2 import StartPhaseResponse
+from triptych.v1.job_pb2 import Artifact
 from triptych.v1.model_pb2 import ModelDescription
 
 from .equipment import StageThread
@@ -41,15 +43,14 @@ class Delivery:
         self._in_thread = in_thread
 
     async def run(
-        self, running: Running, request: GenerationRequest, outputs: Mapping[str, object], reporter: PhaseReporter
+        self, running: Running, started: StartPhaseResponse, outputs: Mapping[str, object], reporter: PhaseReporter
     ) -> None:
         """Encode, store and complete; store again where the result URL has changed by then.
 
         Raises LeaseLost when the work came too late, JobCancelled when the job is to stop, and what the store raises.
         """
-        fps = rates.frames_per_second(request, self._model)  # controllers fill it in
         job_id = running.dispatch.job_id
-        files = await self._in_thread(lambda: encoding.encode_outputs(outputs, request.output_format, fps))
+        files = await self._in_thread(lambda: self._files(started, outputs))
         for _try in range(MOVES_MAX):
             url = self._link.result_url
             token = results.new_token()
@@ -70,6 +71,17 @@ class Delivery:
                     await self._discard(url, job_id, token)
                 raise
         raise ResultsMoved(f"the controller's result URL changed {MOVES_MAX} times while this result was stored")
+
+    def _files(self, started: StartPhaseResponse, outputs: Mapping[str, object]) -> list[EncodedArtifact]:
+        request = started.request
+        return encoding.encode_outputs(
+            outputs,
+            request.output_format,
+            rates.frames_per_second(request, self._model),  # controllers fill it in
+            request.output,
+            sampling_rate_hz=sampling_rate_hz(self._model),
+            metadata_json=started.metadata_json,
+        )
 
     async def _store(self, running: Running, files: list[EncodedArtifact], url: str, token: str) -> list[Artifact]:
         job_id = running.dispatch.job_id

@@ -64,7 +64,7 @@ class Phases:
             try:
                 started = await self._begin(running, reporter)
                 with telemetry.within(started.traceparent or dispatch.traceparent):
-                    await self._work(running, started.request, reporter)
+                    await self._work(running, started, reporter)
                 self.health.succeeded()
                 self._self_check.succeeded()
             except LeaseLost as error:
@@ -136,11 +136,12 @@ class Phases:
             )
         return started
 
-    async def _work(self, running: Running, request: GenerationRequest, reporter: PhaseReporter) -> None:
+    async def _work(self, running: Running, started: StartPhaseResponse, reporter: PhaseReporter) -> None:
+        request = started.request
         inputs = await self._inputs(running, request, reporter)
         outputs = await self._run_stage(running, inputs, _size_of(request))
         if self._stage.role == ROLE_DECODER:
-            await self._delivery.run(running, request, outputs, reporter)
+            await self._delivery.run(running, started, outputs, reporter)
             return
         tokens_cut = [TokensCut(input=i, tokenizer=t, token_count=n) for i, t, n in self._stage.tokens_cut]
         ref, manifest = await self.rooms.store(running, outputs)

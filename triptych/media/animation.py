@@ -27,10 +27,10 @@ DELAY_MAX = 65535
 """Longest time of a frame: both formats count it in 16 bits."""
 
 
-def gif(images: Sequence[Image.Image], ticks: int) -> bytes:
+def gif(images: Sequence[Image.Image], ticks: int, comment: str = "") -> bytes:
     """A looping GIF of frames of one size. Each lasts `ticks` hundredths of a second and has its own colours."""
     width, height = images[0].size
-    parts = [b"GIF89a", struct.pack("<HHBBB", width, height, 0x70, 0, 0), _GIF_FOREVER]
+    parts = [b"GIF89a", struct.pack("<HHBBB", width, height, 0x70, 0, 0), _GIF_FOREVER, _gif_comment(comment)]
     control = b"\x21\xf9\x04" + struct.pack("<BHBB", _GIF_STAYS, min(ticks, DELAY_MAX), 0, 0)
     for image in images:
         size_code, table, data = _gif_frame(encoded(image, "GIF", interlace=False))
@@ -39,7 +39,7 @@ def gif(images: Sequence[Image.Image], ticks: int) -> bytes:
     return b"".join([*parts, b"\x3b"])
 
 
-def apng(images: Sequence[Image.Image], seconds: float) -> bytes:
+def apng(images: Sequence[Image.Image], seconds: float, comment: str = "") -> bytes:
     """A looping APNG of frames of one size and mode, each for `seconds`."""
     width, height = images[0].size
     delay = Fraction(seconds).limit_denominator(DELAY_MAX)
@@ -50,6 +50,7 @@ def apng(images: Sequence[Image.Image], seconds: float) -> bytes:
         (_, header), *chunks = png_chunks(encoded(image, "PNG"))
         if index == 0:
             parts += [_chunk(b"IHDR", header), _chunk(b"acTL", struct.pack(">II", len(images), 0))]
+            parts += [_chunk(b"iTXt", b"Comment\0\0\0\0\0" + comment.encode())] if comment else []
         parts.append(_chunk(b"fcTL", struct.pack(">I", next(numbers)) + place))
         pixels = [data for kind, data in chunks if kind == b"IDAT"]
         if index == 0:
@@ -64,6 +65,13 @@ def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
+
+
+def _gif_comment(text: str) -> bytes:
+    """A comment extension, in blocks of at most 255 bytes; nothing without text."""
+    data = text.encode()
+    blocks = [data[start : start + 255] for start in range(0, len(data), 255)]
+    return b"".join([b"\x21\xfe", *(bytes([len(block)]) + block for block in blocks), b"\0"]) if data else b""
 
 
 def _gif_frame(data: bytes) -> tuple[int, bytes, bytes]:

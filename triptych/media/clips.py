@@ -21,10 +21,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from triptych.media.decoding.pixels import in_8_bits
+from triptych.media.formats import IMAGE, OUTPUT_NAMES, VIDEO
 
-CLIP_NAMES = ("images", "image", "videos", "video", "frames")
-"""Names of outputs that hold pictures."""
-_VIDEO_NAMES = ("videos", "video", "frames")
+_VIDEO_NAMES = OUTPUT_NAMES[VIDEO]
+_CLIP_NAMES = (*OUTPUT_NAMES[IMAGE], *_VIDEO_NAMES)
 _CHANNELS = (1, 3, 4)
 """Grey, RGB, RGBA."""
 
@@ -53,7 +53,7 @@ def clips(outputs: Mapping[str, object]) -> tuple[list[Clip], dict[str, object]]
     found: list[Clip] = []
     rest: dict[str, object] = {}
     for name, value in outputs.items():
-        items = list(_items(value, name in _VIDEO_NAMES)) if name in CLIP_NAMES else []
+        items = list(_items(value, name in _VIDEO_NAMES)) if name in _CLIP_NAMES else []
         if not items:
             rest[name] = value
         prefix = f"{name}-" if found else ""

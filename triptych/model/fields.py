@@ -9,8 +9,7 @@ from typing import Any
 
 from triptych.errors import InvalidRequest
 from triptych.ids import RANK_MAX
-from triptych.media.formats import FORMATS
-from triptych.model import rates
+from triptych.media.formats import EXACT
 from triptych.model.accepting import shown
 from triptych.model.costs import check_text_bytes
 from triptych.model.description import Description, Given
@@ -26,7 +25,7 @@ STEPS_MAX = 1000
 """Most denoising steps: the number of training timesteps of every known scheduler."""
 
 OUTPUTS_MAX = 16
-"""Most results of one job. They share a batch in memory; more jobs do the same with less."""
+"""Most results of one job. They share a batch in memory, or wait for each other; more jobs do the same with less."""
 
 SECONDS_MAX = 253_402_300_799
 """Last second that a Timestamp may name: the end of the year 9999."""
@@ -134,21 +133,15 @@ def check_seeds(request: job_pb2.GenerationRequest, result_count: int, descripti
 
 
 def check_outputs(request: job_pb2.GenerationRequest, prompt_count: int, description: Description) -> None:
-    """Raise InvalidRequest for a number of results, or a format, that this model can't make."""
+    """Raise InvalidRequest for a number of results that no job may have."""
     count = request.num_outputs
-    output_format = request.output_format
     if not 0 <= count <= OUTPUTS_MAX:
         raise InvalidRequest("num_outputs", count, f"1 to {OUTPUTS_MAX}")
     if max(count, 1) * prompt_count > OUTPUTS_MAX:
         each = f"{count} for each of {prompt_count} prompts"
         raise InvalidRequest("num_outputs", each, f"at most {OUTPUTS_MAX} results in all")
-    if count > 1 and description.output_count_input is None:
-        raise InvalidRequest("num_outputs", count, "1; this pipeline makes one result a job")
-    if output_format and output_format not in FORMATS:
-        raise InvalidRequest("output_format", output_format, ", ".join(FORMATS))
-    if output_format and FORMATS[output_format].is_for_videos and rates.VIDEOS not in description.message.outputs:
-        still = [name for name, one in FORMATS.items() if not one.is_for_videos]
-        raise InvalidRequest("output_format", output_format, f"{', '.join(still)}; this pipeline makes no video")
+    if count > 1 and prompt_count > 1 and description.output_count_input is None:
+        raise InvalidRequest("num_outputs", count, "1 beside several prompts; this pipeline makes one result of each")
 
 
 def check_output_type(output_type: object, output_format: str) -> None:
@@ -157,8 +150,8 @@ def check_output_type(output_type: object, output_format: str) -> None:
         return
     if output_type not in OUTPUT_TYPES:
         raise InvalidRequest("parameters.output_type", output_type, ", ".join(OUTPUT_TYPES))
-    if output_type == LATENT and output_format not in ("", "npy"):
-        raise InvalidRequest("output_format", output_format, "npy, or nothing: latents are no picture")
+    if output_type == LATENT and output_format not in ("", *EXACT):
+        raise InvalidRequest("output_format", output_format, f"{', '.join(EXACT)}, or nothing: latents are no picture")
 
 
 def check_delivery(request: job_pb2.GenerationRequest) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.errors import InvalidRequest
 from triptych.media.decoding.headers import File
-from triptych.model import accepting, adapters, costs, fields, guidance, parameters, rates, trees
+from triptych.model import accepting, adapters, costs, fields, guidance, outputs, parameters, rates, trees
 from triptych.model.description import Description
 from triptych.security.privacy import texts_in
 from triptych.v1 import job_pb2, model_pb2
@@ -106,6 +106,7 @@ def resolve(request: job_pb2.GenerationRequest, message: model_pb2.ModelDescript
     work = costs.work_of(results, in_force)
     guidance.check_guidance(requested, description)
     _check_workflow(in_force, description)
+    outputs.check(request, message)
     fields.check_output_type(requested.get("output_type"), request.output_format)
     rates.check(request.frames_per_second, requested, description)
     costs.check_ranges(requested, given.places, description, work["num_inference_steps"])

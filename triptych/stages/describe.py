@@ -16,7 +16,11 @@ from triptych.model.description import Description
 from triptych.model.fields import STEPS_MAX
 from triptych.model.inputs import check_defaults
 from triptych.roles import role_name
+<<<<<<< HEAD
 from triptych.stages import guidance, sounds
+=======
+from triptych.stages import guidance, results
+>>>>>>> 4fcd493 (Results: one table of formats; jpeg, webp, avif, webm, zip, flac, mp3, safetensors; codecs, quality, thumbnails and metadata; sound goes into the video)
 from triptych.stages.device import undisturbed
 from triptych.stages.folder import RECOMMENDATIONS_NAME, read_recommendations
 from triptych.stages.inputs import describe_input, takes_alpha
@@ -81,6 +85,7 @@ def describe(whole: Whole, adapters: Sequence[model_pb2.AdapterDescription] = ()
     elif scale is not None:
         description.guidance_scale = scale
     _add_recommended(description, whole, pipeline)
+    description.result.CopyFrom(results.describe_result(whole, pipeline, Description(description)))
     return description
 
 

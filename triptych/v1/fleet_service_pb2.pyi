@@ -377,17 +377,22 @@ class StartPhaseResponse(_message.Message):
     WAIT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     EARLIER_TRACEPARENT_FIELD_NUMBER: _builtins.int
+    METADATA_JSON_FIELD_NUMBER: _builtins.int
     traceparent: _builtins.str
     """W3C trace context of this attempt's span, which the controller records at its
     end. Empty without traces.
     """
     earlier_traceparent: _builtins.str
     """That of the attempt before, of whichever role; empty for the first."""
+    metadata_json: _builtins.str
+    """For decoders: what the files say of how they were made, a JSON object. Empty
+    unless the request asks for it.
+    """
     @_builtins.property
     def request(self) -> _job_pb2.GenerationRequest:
         """What the role needs of the client's request. For encoders all of
-        it, with the seed filled in; for decoders output format and frames per second;
-        for transformers nothing.
+        it, with the seed filled in; for decoders output format, options of delivery and
+        frames per second; for transformers nothing.
         """
 
     @_builtins.property
@@ -404,10 +409,11 @@ class StartPhaseResponse(_message.Message):
         wait: _duration_pb2.Duration | None = ...,
         traceparent: _builtins.str = ...,
         earlier_traceparent: _builtins.str = ...,
+        metadata_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier_traceparent", b"earlier_traceparent", "request", b"request", "traceparent", b"traceparent", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier_traceparent", b"earlier_traceparent", "metadata_json", b"metadata_json", "request", b"request", "traceparent", b"traceparent", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

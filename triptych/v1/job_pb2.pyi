@@ -23,6 +23,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _OutputMetadata:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OutputMetadataEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputMetadata.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OUTPUT_METADATA_UNSPECIFIED: _OutputMetadata.ValueType  # 0
+    """Not said: nothing."""
+    OUTPUT_METADATA_SETTINGS: _OutputMetadata.ValueType  # 1
+    """The model, its revision and digest, the seed, settings, and the SHA-256 of the
+    prompt. No text of the request.
+    """
+    OUTPUT_METADATA_PROMPT: _OutputMetadata.ValueType  # 2
+    """The same, with the prompt and the negative prompt."""
+
+class OutputMetadata(_OutputMetadata, metaclass=_OutputMetadataEnumTypeWrapper):
+    """What a file says of how it was made, in the format's own fields: one JSON object."""
+
+OUTPUT_METADATA_UNSPECIFIED: OutputMetadata.ValueType  # 0
+"""Not said: nothing."""
+OUTPUT_METADATA_SETTINGS: OutputMetadata.ValueType  # 1
+"""The model, its revision and digest, the seed, settings, and the SHA-256 of the
+prompt. No text of the request.
+"""
+OUTPUT_METADATA_PROMPT: OutputMetadata.ValueType  # 2
+"""The same, with the prompt and the negative prompt."""
+Global___OutputMetadata: _TypeAlias = OutputMetadata  # noqa: Y015
+
 class _Priority:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -237,6 +265,7 @@ class GenerationRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     SEEDS_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Text to generate from. At most 64 KiB of UTF-8."""
@@ -258,14 +287,20 @@ class GenerationRequest(_message.Message):
     seed: _builtins.int
     """Seed of the job's generator. One is drawn, and recorded, where none is given."""
     num_outputs: _builtins.int
-    """Results to make in one batch. 0 and 1 mean one."""
+    """Results to make. 0 and 1 mean one. Where the pipeline has an input for it, they
+    are one batch; otherwise they are made one after another, with `seed`, `seed` + 1
+    and so on, each as a job of its own with that seed would (see
+    `ResultDescription.count_input`).
+    """
     transformer_rank: _builtins.int
     """Only this transformer may denoise. 0 means anyone."""
     decoder_rank: _builtins.int
     """Only this decoder may decode. 0 means anyone."""
     output_format: _builtins.str
-    """Format of the result: `mp4`, `gif`, `png` or `npy`. Empty means `mp4` for
-    videos and `png` for images.
+    """Format of the result: `mp4`, `webm`, `gif`, `png`, `jpeg`, `webp`, `avif`,
+    `zip` (each frame as a PNG), `wav`, `flac`, `mp3`, `npy` or `safetensors`, as
+    far as it can hold what the model makes (see `ModelDescription.result`). Empty
+    means `mp4` for videos, `png` for images and `wav` for sound alone.
     """
     frames_per_second: _builtins.float
     """Frames a second of a video, 0.1 to 240. Also sets the pipeline's own input
@@ -304,6 +339,10 @@ class GenerationRequest(_message.Message):
         """
 
     @_builtins.property
+    def output(self) -> Global___OutputOptions:
+        """How the result is delivered, beyond its format."""
+
+    @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
         """Adapters (LoRA) that change the model for this job only, in the order in which
         their effects are added. At most 8, each name once; see
@@ -333,11 +372,12 @@ class GenerationRequest(_message.Message):
         priority: Global___Priority.ValueType = ...,
         inputs: _abc.Mapping[_builtins.str, Global___InputValue] | None = ...,
         seeds: _abc.Iterable[_builtins.int] | None = ...,
+        output: Global___OutputOptions | None = ...,
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "deadline_time", b"deadline_time", "guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "parameters", b"parameters", "seed", b"seed", "width", b"width"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "deadline_time", b"deadline_time", "guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "output", b"output", "parameters", b"parameters", "seed", b"seed", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "adapters", b"adapters", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "frames_per_second", b"frames_per_second", "guidance_scale", b"guidance_scale", "height", b"height", "inputs", b"inputs", "media", b"media", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "num_outputs", b"num_outputs", "output_format", b"output_format", "parameters", b"parameters", "preview_every_steps", b"preview_every_steps", "priority", b"priority", "prompt", b"prompt", "seed", b"seed", "seeds", b"seeds", "transformer_rank", b"transformer_rank", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "adapters", b"adapters", "deadline_time", b"deadline_time", "decoder_rank", b"decoder_rank", "frames_per_second", b"frames_per_second", "guidance_scale", b"guidance_scale", "height", b"height", "inputs", b"inputs", "media", b"media", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "num_outputs", b"num_outputs", "output", b"output", "output_format", b"output_format", "parameters", b"parameters", "preview_every_steps", b"preview_every_steps", "priority", b"priority", "prompt", b"prompt", "seed", b"seed", "seeds", b"seeds", "transformer_rank", b"transformer_rank", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
@@ -592,6 +632,58 @@ class TensorFile(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TensorFile: _TypeAlias = TensorFile  # noqa: Y015
+
+@_typing.final
+class OutputOptions(_message.Message):
+    """How a result is delivered. See docs/files.md."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODEC_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    AUDIO_FORMAT_FIELD_NUMBER: _builtins.int
+    ALSO_FORMATS_FIELD_NUMBER: _builtins.int
+    THUMBNAIL_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    codec: _builtins.str
+    """Codec of a video file: `h264`, `hevc` or `av1` in `mp4`, `vp9` or `av1` in
+    `webm`. Empty means the first.
+    """
+    quality: _builtins.int
+    """1 to 100 for formats that lose something; 100 is the closest to what the model
+    made. 0 means each format's own default.
+    """
+    audio_format: _builtins.str
+    """Sound as a file of its own: `wav`, `flac`, `mp3`, `npy` or `safetensors`. Empty
+    means a video file's own track; `wav` where the file can't hold one.
+    """
+    thumbnail: _builtins.str
+    """A small picture beside each picture or video: `jpeg` or `webp`. Empty means
+    none.
+    """
+    metadata: Global___OutputMetadata.ValueType
+    """What the files say of how they were made."""
+    @_builtins.property
+    def also_formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The same result once more, in each of these formats."""
+
+    def __init__(
+        self,
+        *,
+        codec: _builtins.str = ...,
+        quality: _builtins.int = ...,
+        audio_format: _builtins.str = ...,
+        also_formats: _abc.Iterable[_builtins.str] | None = ...,
+        thumbnail: _builtins.str = ...,
+        metadata: Global___OutputMetadata.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["also_formats", b"also_formats", "audio_format", b"audio_format", "codec", b"codec", "metadata", b"metadata", "quality", b"quality", "thumbnail", b"thumbnail"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputOptions: _TypeAlias = OutputOptions  # noqa: Y015
 
 @_typing.final
 class Media(_message.Message):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17triptych/v1/model.proto\x12\x0btriptych.v1\"\xb9\x04\n\x10ModelDescription\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x16\n\x0epipeline_class\x18\x03 \x01(\t\x12\x19\n\x11\x64iffusers_version\x18\x04 \x01(\t\x12\x15\n\rconfig_digest\x18\x05 \x01(\t\x12-\n\x06inputs\x18\x06 \x03(\x0b\x32\x1d.triptych.v1.InputDescription\x12\x0f\n\x07outputs\x18\x07 \x03(\t\x12\x15\n\rsize_multiple\x18\x08 \x01(\r\x12\x16\n\x0e\x66rame_multiple\x18\t \x01(\r\x12\x1b\n\x0eguidance_scale\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rdefaults_json\x18\x0b \x01(\t\x12\x35\n\ncomponents\x18\x0c \x03(\x0b\x32!.triptych.v1.ComponentDescription\x12\x1f\n\x17num_inference_steps_max\x18\r \x01(\r\x12\x18\n\x10without_guidance\x18\x0e \x01(\x08\x12\x33\n\tworkflows\x18\x0f \x03(\x0b\x32 .triptych.v1.WorkflowDescription\x12\x31\n\x08\x61\x64\x61pters\x18\x12 \x03(\x0b\x32\x1f.triptych.v1.AdapterDescription\x12*\n\nstep_point\x18\x13 \x01(\x0e\x32\x16.triptych.v1.StepPointB\x11\n\x0f_guidance_scale\"F\n\x13WorkflowDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\x12\x11\n\tis_served\x18\x03 \x01(\x08\"\xb5\x03\n\x10InputDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.triptych.v1.InputKind\x12\x10\n\x08required\x18\x03 \x01(\x08\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x11\n\ttype_hint\x18\x06 \x01(\t\x12\x15\n\rtakes_several\x18\x07 \x01(\x08\x12\x13\n\x0btakes_alpha\x18\x08 \x01(\x08\x12&\n\x05\x61rity\x18\t \x01(\x0e\x32\x17.triptych.v1.InputArity\x12*\n\nitem_kinds\x18\n \x03(\x0e\x32\x16.triptych.v1.InputKind\x12-\n\x06\x66ields\x18\x0b \x03(\x0b\x32\x1d.triptych.v1.InputDescription\x12\x14\n\x0ctensor_shape\x18\x0c \x03(\t\x12\x15\n\rtensor_dtypes\x18\r \x03(\t\x12\x18\n\x10not_given_reason\x18\x0e \x01(\t\x12\x16\n\x0esample_rate_hz\x18\x10 \x01(\r\x12\x0f\n\x07\x63hoices\x18\x0f \x03(\t\"G\n\x14\x43omponentDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\"\x85\x01\n\x12\x41\x64\x61pterDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\ncomponents\x18\x03 \x03(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x17\n\x0flayers_left_out\x18\x05 \x01(\r\x12\x10\n\x08unusable\x18\x06 \x01(\t*V\n\tStepPoint\x12\x1a\n\x16STEP_POINT_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTEP_POINT_LOOP\x10\x01\x12\x18\n\x14STEP_POINT_SCHEDULER\x10\x02*q\n\nInputArity\x12\x1b\n\x17INPUT_ARITY_UNSPECIFIED\x10\x00\x12\x13\n\x0fINPUT_ARITY_ONE\x10\x01\x12\x14\n\x10INPUT_ARITY_LIST\x10\x02\x12\x1b\n\x17INPUT_ARITY_ONE_OR_LIST\x10\x03*\xb9\x02\n\tInputKind\x12\x1a\n\x16INPUT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fINPUT_KIND_TEXT\x10\x01\x12\x16\n\x12INPUT_KIND_INTEGER\x10\x02\x12\x15\n\x11INPUT_KIND_NUMBER\x10\x03\x12\x16\n\x12INPUT_KIND_BOOLEAN\x10\x04\x12\x13\n\x0fINPUT_KIND_LIST\x10\x05\x12\x16\n\x12INPUT_KIND_MAPPING\x10\x06\x12\x14\n\x10INPUT_KIND_IMAGE\x10\x07\x12\x14\n\x10INPUT_KIND_VIDEO\x10\x08\x12\x17\n\x13INPUT_KIND_INTERNAL\x10\t\x12\x14\n\x10INPUT_KIND_AUDIO\x10\n\x12\x15\n\x11INPUT_KIND_TENSOR\x10\x0b\x12\x15\n\x11INPUT_KIND_OBJECT\x10\x0c\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17triptych/v1/model.proto\x12\x0btriptych.v1\"\xe9\x04\n\x10ModelDescription\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x16\n\x0epipeline_class\x18\x03 \x01(\t\x12\x19\n\x11\x64iffusers_version\x18\x04 \x01(\t\x12\x15\n\rconfig_digest\x18\x05 \x01(\t\x12-\n\x06inputs\x18\x06 \x03(\x0b\x32\x1d.triptych.v1.InputDescription\x12\x0f\n\x07outputs\x18\x07 \x03(\t\x12\x15\n\rsize_multiple\x18\x08 \x01(\r\x12\x16\n\x0e\x66rame_multiple\x18\t \x01(\r\x12\x1b\n\x0eguidance_scale\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rdefaults_json\x18\x0b \x01(\t\x12\x35\n\ncomponents\x18\x0c \x03(\x0b\x32!.triptych.v1.ComponentDescription\x12\x1f\n\x17num_inference_steps_max\x18\r \x01(\r\x12\x18\n\x10without_guidance\x18\x0e \x01(\x08\x12\x33\n\tworkflows\x18\x0f \x03(\x0b\x32 .triptych.v1.WorkflowDescription\x12.\n\x06result\x18\x11 \x01(\x0b\x32\x1e.triptych.v1.ResultDescription\x12\x31\n\x08\x61\x64\x61pters\x18\x12 \x03(\x0b\x32\x1f.triptych.v1.AdapterDescription\x12*\n\nstep_point\x18\x13 \x01(\x0e\x32\x16.triptych.v1.StepPointB\x11\n\x0f_guidance_scale\"\x82\x01\n\x11ResultDescription\x12/\n\x07outputs\x18\x01 \x03(\x0b\x32\x1e.triptych.v1.OutputDescription\x12\x0f\n\x07\x66ormats\x18\x02 \x03(\t\x12\x16\n\x0e\x64\x65\x66\x61ult_format\x18\x03 \x01(\t\x12\x13\n\x0b\x63ount_input\x18\x04 \x01(\t\"b\n\x11OutputDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.triptych.v1.OutputKind\x12\x18\n\x10sampling_rate_hz\x18\x03 \x01(\r\"F\n\x13WorkflowDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\x12\x11\n\tis_served\x18\x03 \x01(\x08\"\xb5\x03\n\x10InputDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.triptych.v1.InputKind\x12\x10\n\x08required\x18\x03 \x01(\x08\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x11\n\ttype_hint\x18\x06 \x01(\t\x12\x15\n\rtakes_several\x18\x07 \x01(\x08\x12\x13\n\x0btakes_alpha\x18\x08 \x01(\x08\x12&\n\x05\x61rity\x18\t \x01(\x0e\x32\x17.triptych.v1.InputArity\x12*\n\nitem_kinds\x18\n \x03(\x0e\x32\x16.triptych.v1.InputKind\x12-\n\x06\x66ields\x18\x0b \x03(\x0b\x32\x1d.triptych.v1.InputDescription\x12\x14\n\x0ctensor_shape\x18\x0c \x03(\t\x12\x15\n\rtensor_dtypes\x18\r \x03(\t\x12\x18\n\x10not_given_reason\x18\x0e \x01(\t\x12\x16\n\x0esample_rate_hz\x18\x10 \x01(\r\x12\x0f\n\x07\x63hoices\x18\x0f \x03(\t\"G\n\x14\x43omponentDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\"\x85\x01\n\x12\x41\x64\x61pterDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\ncomponents\x18\x03 \x03(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x17\n\x0flayers_left_out\x18\x05 \x01(\r\x12\x10\n\x08unusable\x18\x06 \x01(\t*V\n\tStepPoint\x12\x1a\n\x16STEP_POINT_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTEP_POINT_LOOP\x10\x01\x12\x18\n\x14STEP_POINT_SCHEDULER\x10\x02*\x84\x01\n\nOutputKind\x12\x1b\n\x17OUTPUT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTPUT_KIND_IMAGE\x10\x01\x12\x15\n\x11OUTPUT_KIND_VIDEO\x10\x02\x12\x15\n\x11OUTPUT_KIND_SOUND\x10\x03\x12\x14\n\x10OUTPUT_KIND_DATA\x10\x04*q\n\nInputArity\x12\x1b\n\x17INPUT_ARITY_UNSPECIFIED\x10\x00\x12\x13\n\x0fINPUT_ARITY_ONE\x10\x01\x12\x14\n\x10INPUT_ARITY_LIST\x10\x02\x12\x1b\n\x17INPUT_ARITY_ONE_OR_LIST\x10\x03*\xb9\x02\n\tInputKind\x12\x1a\n\x16INPUT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fINPUT_KIND_TEXT\x10\x01\x12\x16\n\x12INPUT_KIND_INTEGER\x10\x02\x12\x15\n\x11INPUT_KIND_NUMBER\x10\x03\x12\x16\n\x12INPUT_KIND_BOOLEAN\x10\x04\x12\x13\n\x0fINPUT_KIND_LIST\x10\x05\x12\x16\n\x12INPUT_KIND_MAPPING\x10\x06\x12\x14\n\x10INPUT_KIND_IMAGE\x10\x07\x12\x14\n\x10INPUT_KIND_VIDEO\x10\x08\x12\x17\n\x13INPUT_KIND_INTERNAL\x10\t\x12\x14\n\x10INPUT_KIND_AUDIO\x10\n\x12\x15\n\x11INPUT_KIND_TENSOR\x10\x0b\x12\x15\n\x11INPUT_KIND_OBJECT\x10\x0c\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,20 +32,26 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.model_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\013triptych.v1P\001Z\026triptych/v1;triptychv1\252\002\013Triptych.V1'
-  _globals['_STEPPOINT']._serialized_start=1333
-  _globals['_STEPPOINT']._serialized_end=1419
-  _globals['_INPUTARITY']._serialized_start=1421
-  _globals['_INPUTARITY']._serialized_end=1534
-  _globals['_INPUTKIND']._serialized_start=1537
-  _globals['_INPUTKIND']._serialized_end=1850
+  _globals['_STEPPOINT']._serialized_start=1614
+  _globals['_STEPPOINT']._serialized_end=1700
+  _globals['_OUTPUTKIND']._serialized_start=1703
+  _globals['_OUTPUTKIND']._serialized_end=1835
+  _globals['_INPUTARITY']._serialized_start=1837
+  _globals['_INPUTARITY']._serialized_end=1950
+  _globals['_INPUTKIND']._serialized_start=1953
+  _globals['_INPUTKIND']._serialized_end=2266
   _globals['_MODELDESCRIPTION']._serialized_start=41
-  _globals['_MODELDESCRIPTION']._serialized_end=610
-  _globals['_WORKFLOWDESCRIPTION']._serialized_start=612
-  _globals['_WORKFLOWDESCRIPTION']._serialized_end=682
-  _globals['_INPUTDESCRIPTION']._serialized_start=685
-  _globals['_INPUTDESCRIPTION']._serialized_end=1122
-  _globals['_COMPONENTDESCRIPTION']._serialized_start=1124
-  _globals['_COMPONENTDESCRIPTION']._serialized_end=1195
-  _globals['_ADAPTERDESCRIPTION']._serialized_start=1198
-  _globals['_ADAPTERDESCRIPTION']._serialized_end=1331
+  _globals['_MODELDESCRIPTION']._serialized_end=658
+  _globals['_RESULTDESCRIPTION']._serialized_start=661
+  _globals['_RESULTDESCRIPTION']._serialized_end=791
+  _globals['_OUTPUTDESCRIPTION']._serialized_start=793
+  _globals['_OUTPUTDESCRIPTION']._serialized_end=891
+  _globals['_WORKFLOWDESCRIPTION']._serialized_start=893
+  _globals['_WORKFLOWDESCRIPTION']._serialized_end=963
+  _globals['_INPUTDESCRIPTION']._serialized_start=966
+  _globals['_INPUTDESCRIPTION']._serialized_end=1403
+  _globals['_COMPONENTDESCRIPTION']._serialized_start=1405
+  _globals['_COMPONENTDESCRIPTION']._serialized_end=1476
+  _globals['_ADAPTERDESCRIPTION']._serialized_start=1479
+  _globals['_ADAPTERDESCRIPTION']._serialized_end=1612
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,38 @@ chunks, such as encoding and decoding, can't be cancelled.
 """
 Global___StepPoint: _TypeAlias = StepPoint  # noqa: Y015
 
+class _OutputKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OutputKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OUTPUT_KIND_UNSPECIFIED: _OutputKind.ValueType  # 0
+    """Not said."""
+    OUTPUT_KIND_IMAGE: _OutputKind.ValueType  # 1
+    """Pictures."""
+    OUTPUT_KIND_VIDEO: _OutputKind.ValueType  # 2
+    """Videos."""
+    OUTPUT_KIND_SOUND: _OutputKind.ValueType  # 3
+    """Sound."""
+    OUTPUT_KIND_DATA: _OutputKind.ValueType  # 4
+    """Anything else."""
+
+class OutputKind(_OutputKind, metaclass=_OutputKindEnumTypeWrapper):
+    """What an output is."""
+
+OUTPUT_KIND_UNSPECIFIED: OutputKind.ValueType  # 0
+"""Not said."""
+OUTPUT_KIND_IMAGE: OutputKind.ValueType  # 1
+"""Pictures."""
+OUTPUT_KIND_VIDEO: OutputKind.ValueType  # 2
+"""Videos."""
+OUTPUT_KIND_SOUND: OutputKind.ValueType  # 3
+"""Sound."""
+OUTPUT_KIND_DATA: OutputKind.ValueType  # 4
+"""Anything else."""
+Global___OutputKind: _TypeAlias = OutputKind  # noqa: Y015
+
 class _InputArity:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -162,6 +194,7 @@ class ModelDescription(_message.Message):
     NUM_INFERENCE_STEPS_MAX_FIELD_NUMBER: _builtins.int
     WITHOUT_GUIDANCE_FIELD_NUMBER: _builtins.int
     WORKFLOWS_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     STEP_POINT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
@@ -218,6 +251,10 @@ class ModelDescription(_message.Message):
         """
 
     @_builtins.property
+    def result(self) -> Global___ResultDescription:
+        """What becomes of what it makes."""
+
+    @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterDescription]:
         """Adapters (LoRA) that jobs may use. A worker describes those that it has, the
         controller those that all workers have which need them.
@@ -241,18 +278,92 @@ class ModelDescription(_message.Message):
         num_inference_steps_max: _builtins.int = ...,
         without_guidance: _builtins.bool = ...,
         workflows: _abc.Iterable[Global___WorkflowDescription] | None = ...,
+        result: Global___ResultDescription | None = ...,
         adapters: _abc.Iterable[Global___AdapterDescription] | None = ...,
         step_point: Global___StepPoint.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "guidance_scale", b"guidance_scale"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "guidance_scale", b"guidance_scale", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "adapters", b"adapters", "components", b"components", "config_digest", b"config_digest", "defaults_json", b"defaults_json", "diffusers_version", b"diffusers_version", "frame_multiple", b"frame_multiple", "guidance_scale", b"guidance_scale", "inputs", b"inputs", "model", b"model", "num_inference_steps_max", b"num_inference_steps_max", "outputs", b"outputs", "pipeline_class", b"pipeline_class", "revision", b"revision", "size_multiple", b"size_multiple", "step_point", b"step_point", "without_guidance", b"without_guidance", "workflows", b"workflows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "adapters", b"adapters", "components", b"components", "config_digest", b"config_digest", "defaults_json", b"defaults_json", "diffusers_version", b"diffusers_version", "frame_multiple", b"frame_multiple", "guidance_scale", b"guidance_scale", "inputs", b"inputs", "model", b"model", "num_inference_steps_max", b"num_inference_steps_max", "outputs", b"outputs", "pipeline_class", b"pipeline_class", "result", b"result", "revision", b"revision", "size_multiple", b"size_multiple", "step_point", b"step_point", "without_guidance", b"without_guidance", "workflows", b"workflows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
 
 Global___ModelDescription: _TypeAlias = ModelDescription  # noqa: Y015
+
+@_typing.final
+class ResultDescription(_message.Message):
+    """What the pipeline makes, and how that can be delivered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    FORMATS_FIELD_NUMBER: _builtins.int
+    DEFAULT_FORMAT_FIELD_NUMBER: _builtins.int
+    COUNT_INPUT_FIELD_NUMBER: _builtins.int
+    default_format: _builtins.str
+    """Format of a request that names none."""
+    count_input: _builtins.str
+    """Input that `num_outputs` sets: the results are one batch, with one generator.
+    Empty means that they are made one after another, with `seed`, `seed` + 1 and so
+    on, each to the bits of a job of its own with that seed.
+    """
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutputDescription]:
+        """What the decoder's blocks yield, as `ModelDescription.outputs` names it."""
+
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What `output_format` may be."""
+
+    def __init__(
+        self,
+        *,
+        outputs: _abc.Iterable[Global___OutputDescription] | None = ...,
+        formats: _abc.Iterable[_builtins.str] | None = ...,
+        default_format: _builtins.str = ...,
+        count_input: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count_input", b"count_input", "default_format", b"default_format", "formats", b"formats", "outputs", b"outputs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResultDescription: _TypeAlias = ResultDescription  # noqa: Y015
+
+@_typing.final
+class OutputDescription(_message.Message):
+    """One output of the pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SAMPLING_RATE_HZ_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, for example `videos`."""
+    kind: Global___OutputKind.ValueType
+    """What it is."""
+    sampling_rate_hz: _builtins.int
+    """Samples a second of sound. 0 means that the pipeline tells it with the sound, or
+    not at all.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: Global___OutputKind.ValueType = ...,
+        sampling_rate_hz: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "sampling_rate_hz", b"sampling_rate_hz"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputDescription: _TypeAlias = OutputDescription  # noqa: Y015
 
 @_typing.final
 class WorkflowDescription(_message.Message):
