@@ -16,11 +16,7 @@ from triptych.model.description import Description
 from triptych.model.fields import STEPS_MAX
 from triptych.model.inputs import check_defaults
 from triptych.roles import role_name
-<<<<<<< HEAD
-from triptych.stages import guidance, sounds
-=======
-from triptych.stages import guidance, results
->>>>>>> 4fcd493 (Results: one table of formats; jpeg, webp, avif, webm, zip, flac, mp3, safetensors; codecs, quality, thumbnails and metadata; sound goes into the video)
+from triptych.stages import guidance, results, sounds
 from triptych.stages.device import undisturbed
 from triptych.stages.folder import RECOMMENDATIONS_NAME, read_recommendations
 from triptych.stages.inputs import describe_input, takes_alpha
