@@ -277,7 +277,7 @@ class AsyncClient:
         target = Path(path)
         check_outputs(target, fields.get("num_outputs") or 1)
         asked = fields.get("output_format")
-        if asked and target.suffix.lower() != f".{asked}":
+        if asked and asked != output_format(target):
             raise InvalidRequest("output", str(target), f"a file name that ends in .{asked}, as the output format is")
         fields["output_format"] = output_format(target)
         with telemetry.span("generate", kind="client", also=GEN_AI) as span:

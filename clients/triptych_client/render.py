@@ -140,6 +140,8 @@ def model_view(model: model_pb2.ModelDescription) -> View:
         rules.append(f"only the workflows {', '.join(served)}")
     name = f"{model.model}{'@' + model.revision if model.revision else ''}"
     headline = Headline("model", (name, model.pipeline_class, f"yields {', '.join(model.outputs)}"))
+    if model.result.formats:
+        rules.append(f"output as {', '.join(model.result.formats)}")
     ruled = [Headline("rules", ("; ".join(rules),), "")] if rules else []
     components = [(one.name, one.class_name, ", ".join(one.roles)) for one in model.components]
     columns = ("name", "class", "loaded by")

@@ -54,7 +54,19 @@ class GenerationFields(TypedDict, total=False):
     deadline: datetime | timedelta | None
     """When to give up: a moment (with its time zone), or a time from now."""
     output_format: str | None
-    """`mp4`, `gif`, `png` or `npy`."""
+    """One of the formats that `describe_model` lists, for example `mp4` or `png`."""
+    codec: str | None
+    """Codec of a video file."""
+    quality: int | None
+    """1 to 100, for formats that lose something."""
+    audio_format: str | None
+    """Sound as a file of its own, in this format."""
+    also_formats: Sequence[str] | None
+    """The same result once more, in each of these formats."""
+    thumbnail: str | None
+    """A small picture beside each result: `jpeg` or `webp`."""
+    metadata: str | None
+    """What files say of how they were made: `settings` (no text), or `prompt` (with the prompts)."""
     frames_per_second: float | None
     """Speed of an encoded video."""
     preview_every_steps: int | None
@@ -69,6 +81,9 @@ class GenerationFields(TypedDict, total=False):
     """`high`, `normal` or `low`: which of the jobs that wait are begun first."""
 
 
+OUTPUT_FIELDS = ("codec", "quality", "audio_format", "also_formats", "thumbnail", "metadata")
+"""Fields of the request's `output`."""
+METADATA = ("settings", "prompt")
 MOMENT_ACCEPTED = "a time in the future, before the year 10000"
 
 
@@ -100,6 +115,8 @@ def build_request(prompt: str = "", **fields: Any) -> job_pb2.GenerationRequest:
             request.deadline_time.FromDatetime(_moment(value))
         elif name == "priority":
             request.priority = _priority(value)
+        elif name in OUTPUT_FIELDS:
+            _set_output(request.output, name, value)
         else:
             _set(request, name, value)
     if request.ByteSize() > REQUEST_BYTES_MAX:
@@ -107,7 +124,20 @@ def build_request(prompt: str = "", **fields: Any) -> job_pb2.GenerationRequest:
     return request
 
 
-def _set(request: job_pb2.GenerationRequest, name: str, value: Any) -> None:
+def _set_output(options: job_pb2.OutputOptions, name: str, value: Any) -> None:
+    if name == "metadata":
+        if value not in METADATA:
+            raise InvalidRequest("metadata", value, ", ".join(METADATA))
+        options.metadata = job_pb2.OutputMetadata.Value(f"OUTPUT_METADATA_{value.upper()}")
+    elif name == "also_formats":
+        if isinstance(value, str) or not all(isinstance(one, str) for one in value):
+            raise InvalidRequest(name, value, "a list of formats")
+        options.also_formats.extend(value)
+    else:
+        _set(options, name, value)
+
+
+def _set(request: job_pb2.GenerationRequest | job_pb2.OutputOptions, name: str, value: Any) -> None:
     kind = _KIND_BY_TYPE[request.DESCRIPTOR.fields_by_name[name].type]
     if isinstance(value, bool):
         raise InvalidRequest(name, value, kind)

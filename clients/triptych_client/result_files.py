@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from triptych.errors import InvalidRequest, SourceCorrupt
-from triptych.media.formats import FORMATS
+from triptych.media.formats import ALIASES, FORMATS
 from triptych.v1.job_pb2 import Artifact
 
 SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}")
 """What a file of a result may end in; another suffix isn't taken over from a controller."""
+
+COMPANION = re.compile(r"\.thumbnail\.[A-Za-z0-9]{1,16}")
+"""The suffixes of a file that goes beside a result, and is none itself."""
 
 TOKEN_CHARS = 8
 """Characters of a job's id, or of a random one: enough for a name that no other file has."""
@@ -29,6 +32,7 @@ TOKEN_CHARS = 8
 def output_format(path: Path) -> str:
     """The format that a file's suffix asks for. Raises InvalidRequest for one that isn't known."""
     suffix = path.suffix.removeprefix(".").lower()
+    suffix = ALIASES.get(suffix, suffix)
     if suffix not in FORMATS:
         raise InvalidRequest("output", str(path), "a file name that ends in ." + ", .".join(FORMATS))
     return suffix
@@ -73,20 +77,38 @@ def check_outputs(path: Path, count: int = 1) -> None:
 
 def check_format(path: Path, names: Sequence[str]) -> None:
     """Raises InvalidRequest for a path that says another format than the files of a result have."""
-    suffixes = sorted({_suffix(name, path) for name in names})
-    if path.suffix and suffixes and path.suffix.lower() not in suffixes:
+    suffixes = sorted({_suffix(name, path) for name in names if not _companion(name)})
+    if path.suffix and suffixes and not any(_alone(path, suffix) == path for suffix in suffixes):
         raise InvalidRequest("output", str(path), f"a file name that ends in {' or '.join(suffixes)}, as the result is")
 
 
 def output_paths(path: Path, names: Sequence[str]) -> tuple[Path, ...]:
     """Where the files of a job go: to `path` for one, `out-0.mp4`, `out-1.mp4` … for more.
 
-    A file whose own suffix differs from the one that was asked for (sound beside a video) keeps its own.
+    A file whose own suffix differs from the one that was asked for (sound beside a video) keeps its own, and a small
+    picture is named after its result: `out.thumbnail.webp`.
     """
-    suffixes = [_suffix(name, path) for name in names]
-    if len(names) == 1:
-        return (path if path.suffix.lower() == suffixes[0] else path.with_suffix(suffixes[0]),)
-    return tuple(path.with_name(f"{path.stem}-{i}{suffix}") for i, suffix in enumerate(suffixes))
+    results = [name for name in names if not _companion(name)]
+    targets: dict[str, Path] = {}
+    for number, name in enumerate(results):
+        suffix = _suffix(name, path)
+        targets[name] = _alone(path, suffix) if len(results) == 1 else path.with_name(f"{path.stem}-{number}{suffix}")
+    stems = {name.partition(".")[0]: target.stem for name, target in reversed(targets.items())}
+    return tuple(
+        targets.get(name) or path.with_name(stems.get(name.partition(".")[0], path.stem) + _companion(name))
+        for name in names
+    )
+
+
+def _alone(path: Path, suffix: str) -> Path:
+    same = {path.suffix.lower(), "." + ALIASES.get(path.suffix.lower().removeprefix("."), "")}
+    return path if suffix in same else path.with_suffix(suffix)
+
+
+def _companion(name: str) -> str:
+    """The suffixes of a small picture's name; empty for any other file's."""
+    found = COMPANION.search(name)
+    return found.group().lower() if found and found.end() == len(name) else ""
 
 
 def spare_paths(path: Path, names: Sequence[str], token: str = "") -> tuple[Path, ...]:

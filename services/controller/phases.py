@@ -78,9 +78,8 @@ class PhaseReports:
         if role == ROLE_DECODER:
             model = self._core.model.present
             fps = rates.frames_per_second(request, model) if model else request.frames_per_second
-            return job_pb2.GenerationRequest(
-                output_format=request.output_format, frames_per_second=fps, output=request.output
-            )
+            output = request.output if request.HasField("output") else None
+            return job_pb2.GenerationRequest(output_format=request.output_format, frames_per_second=fps, output=output)
         return job_pb2.GenerationRequest()
 
     async def complete(self, request: pb.CompletePhaseRequest) -> None:

@@ -282,7 +282,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"guidance_scale": NAN}, "guidance_scale is nan", "a finite number"),
     ({"guidance_scale": float("inf")}, "guidance_scale is inf", "a finite number"),
     ({"num_outputs": 17}, "num_outputs is 17", "1 to 16"),
-    ({"output_format": "avi"}, "output_format is 'avi'", "mp4, gif, png, npy"),
+    ({"output_format": "avi"}, "output_format is 'avi'", "mp4, webm, gif, png"),
     ({"frames_per_second": NAN}, "frames_per_second is nan", "0.1 to 240, or 0 for the model's own"),
     ({"frames_per_second": 1e-9}, "frames_per_second is 1e-09", "0.1 to 240, or 0 for the model's own"),
     ({"parameters": {"bogus": 1}}, "parameters.bogus is 1", "attention_kwargs, guider.enabled"),

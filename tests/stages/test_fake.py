@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 
 from triptych.errors import InvalidRequest, JobCancelled
 from triptych.media import encoding
-from triptych.model.inputs import resolve
+from triptych.media.formats import RUNS
+from triptych.model.inputs import SETTINGS, resolve, texts_of
 from triptych.roles import ROLES
 from triptych.stages import Step
 from triptych.stages.fake import FAKE_MODEL, FakeStage, expected_outputs, fake_model
@@ -24,11 +27,13 @@ def request(**fields: Any) -> GenerationRequest:
     return GenerationRequest(**{"prompt": "a cat", "seed": 7, "height": 16, "width": 24, **fields})
 
 
-def run_all(of: GenerationRequest, seconds: float = 0.0) -> dict[str, object]:
+def run_all(
+    of: GenerationRequest, seconds: float = 0.0, on_step: Callable[[Step], None] = lambda _step: None
+) -> dict[str, object]:
     """Through the codec between the roles, as in a fleet."""
     values: dict[str, object] = resolve(of, FAKE_MODEL).for_encoder()
     for role in ROLES:
-        values = FakeStage(role, seconds).run(values, lambda _step: None, lambda: False)
+        values = FakeStage(role, seconds).run(values, on_step, lambda: False)
         encoded = codec.encode(values, "job")
         room = bytearray()
         for tensor, buffer in zip(encoded.manifest.tensors, encoded.buffers, strict=True):
@@ -61,6 +66,22 @@ def test_every_part_of_the_request_shows_in_the_result(change: dict[str, Any]) -
 def test_results_are_stored_like_those_of_a_model(output_format: str, start: bytes) -> None:
     (artifact,) = encoding.encode_outputs(expected_outputs(request()), output_format, 16.0)
     assert artifact.data.startswith(start)
+
+
+def test_several_results_are_those_of_their_seeds() -> None:
+    steps: list[Step] = []
+    made = run_all(request(num_outputs=3, seed=2**63 - 2, num_inference_steps=4), on_step=steps.append)
+    files = encoding.encode_outputs(made, "npy", 16.0)
+    assert [file.name for file in files] == ["0.npy", "1.npy", "2.npy"]
+    for file, seed in zip(files, (2**63 - 2, 2**63 - 1, 0), strict=True):
+        alone = picture(request(seed=seed, num_inference_steps=4))
+        np.testing.assert_array_equal(np.load(io.BytesIO(file.data)), alone)
+    assert [(step.step, step.step_count) for step in steps] == [(number, 12) for number in range(1, 13)]
+
+
+def test_texts_of_every_run_are_private() -> None:
+    assert texts_of(resolve(request(num_outputs=2), FAKE_MODEL).for_encoder()) == ["a cat"]
+    assert texts_of({RUNS: [{"prompt": "a cat"}, {"other": ["a dog"], SETTINGS: {"seed": 1}}]}) == ["a cat", "a dog"]
 
 
 def test_requests_are_checked_against_its_description() -> None:

@@ -38,7 +38,7 @@ def test_latents_are_an_array_of_what_the_transformer_left(name: str, model: Any
 def test_latents_are_no_picture_and_other_types_are_named(model: Any) -> None:
     description = model("sd3").description
     resolve(request_of({**LATENT, "output_format": "npy"}), description)
-    with pytest.raises(InvalidRequest, match="output_format is 'png'; accepted: npy, or nothing: latents are"):
+    with pytest.raises(InvalidRequest, match="output_format is 'png'; accepted: npy, safetensors, or nothing"):
         resolve(request_of({**LATENT, "output_format": "png"}), description)
     with pytest.raises(InvalidRequest, match="output_type is 'latents'; accepted: pil, np, pt, latent"):
         resolve(request_of({"parameters": {"output_type": "latents"}}), description)

@@ -54,7 +54,7 @@ def png() -> bytes:
         ({"guidance_scale": "Infinity"}, r"guidance_scale is inf"),
         ({"num_outputs": 17}, r"num_outputs is 17; accepted: 1 to 16"),
         ({"num_outputs": -1}, r"num_outputs is -1"),
-        ({"output_format": "avi"}, r"output_format is 'avi'; accepted: mp4, gif, png, npy"),
+        ({"output_format": "avi"}, r"output_format is 'avi'; accepted: mp4, webm, gif, png"),
         ({"frames_per_second": -1}, r"frames_per_second is -1"),
         ({"frames_per_second": "NaN"}, r"frames_per_second is nan"),
         ({"transformer_rank": RANK_MAX + 1}, r"transformer_rank is 268435456"),
@@ -101,7 +101,10 @@ def test_a_number_in_parameters_that_is_not_finite(number: float, model: Any) ->
     ("fields", "message"),
     [
         ({"num_frames": 5}, r"num_frames is 5; accepted: nothing; this pipeline has no such input"),
-        ({"output_format": "mp4"}, r"output_format is 'mp4'; accepted: png, npy; this pipeline makes no video"),
+        (
+            {"output_format": "mp4"},
+            r"'mp4'; accepted: png, jpeg, webp, avif, npy, safetensors; this pipeline makes im",
+        ),
         ({"parameters": {"image": "x"}}, r"parameters.image is 'x'.*go in media"),
         ({"media": [{"name": "imag", "data": "AAAA"}]}, r"media.name is 'imag'; accepted: image \(close to it\)"),
         ({"media": [{"name": "image", "data": ""}]}, r"media.image is b''"),

@@ -16,6 +16,8 @@ OUTPUT_NAMES: Mapping[str, tuple[str, ...]] = {
     SOUND: ("audio", "audios", "sound"),
 }
 """What diffusers' pipelines call outputs of these kinds. Every other output is data."""
+RUNS = "triptych.runs"
+"""Where a stage that made several results one after another has them: a list of what each run yields."""
 QUALITY_MAX = 100
 """The best quality that a request can ask of a format that loses something."""
 

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from triptych.media.clips import Clip, clips, to_array
-from triptych.media.formats import OUTPUT_NAMES, SOUND, formats_for, kind_of
+from triptych.media.formats import OUTPUT_NAMES, RUNS, SOUND, formats_for, kind_of
 from triptych.media.sounds import Sound, waveforms
 
-RUNS = "triptych.runs"
-"""Where a stage that made several results one after another has them: a list of what one run yields."""
 RATE_OUTPUTS = ("sampling_rate", "sample_rate", "audio_sampling_rate")
 """What pipelines call an output that is the rate of their sound."""
 _NUMBERED = re.compile(r"((?:[a-z]\w*-)?)(\d+)(.*)")

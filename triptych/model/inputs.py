@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.errors import InvalidRequest
 from triptych.media.decoding.headers import File
+from triptych.media.formats import RUNS
 from triptych.model import accepting, adapters, costs, fields, guidance, outputs, parameters, rates, trees
 from triptych.model.description import Description
 from triptych.security.privacy import texts_in
@@ -26,6 +27,9 @@ Decode = Callable[[Sequence[File]], "Sequence[Decoded]"]
 RESERVED_PREFIX = "triptych."
 """Begins the names of what crosses between roles and is no value of a pipeline; see `stages/handoff.py`."""
 SETTINGS = RESERVED_PREFIX + "settings"
+RUN_SEEDS = "run_seeds"
+"""Among the settings: the seeds of results that are made one after another (`stages/several.py`)."""
+_SEED_LIMIT = 2**63
 _DEFAULT_FIELDS: Mapping[str, tuple[Any, str]] = {
     **dict.fromkeys(costs.WORK_INPUTS, ((int,), "a whole number")),
     **dict.fromkeys(("guidance_scale", rates.FIELD), ((int, float), "a finite number")),
@@ -50,6 +54,8 @@ class Inputs:
     preview_every_steps: int
     guider_options: guidance.Options
     adapters: Sequence[adapters.Used]
+    run_count: int = 1
+    """Results that are made one after another."""
 
     def for_encoder(self, decode: Decode | None = None) -> dict[str, object]:
         """What the encoder's stage takes: `values` with their files decoded, and the job's settings under `SETTINGS`.
@@ -57,13 +63,17 @@ class Inputs:
         Draws a seed where the request has none. Media are decoded by `decode`, in this process where it isn't given.
         Raises `InvalidRequest` for media that can't be decoded.
         """
+        seed = secrets.randbits(63) if self.seed is None else self.seed
         settings: dict[str, object] = {
-            "seed": secrets.randbits(63) if self.seed is None else self.seed,
+            "seed": seed,
             "preview_every_steps": self.preview_every_steps,
             "overrides": self.guider_options,
             **({adapters.SETTING: [list(one) for one in self.adapters]} if self.adapters else {}),
         }
-        if self.seeds:
+        if self.run_count > 1:
+            counted = self.seeds or [seed + number for number in range(self.run_count)]
+            settings[RUN_SEEDS] = [one if one < _SEED_LIMIT else one - _SEED_LIMIT for one in counted]
+        elif self.seeds:
             settings["seeds"] = list(self.seeds)
         return {**self._decoded(decode), SETTINGS: settings}
 
@@ -123,11 +133,15 @@ def resolve(request: job_pb2.GenerationRequest, message: model_pb2.ModelDescript
         preview_every_steps=request.preview_every_steps,
         guider_options=guidance.overrides(description, requested),
         adapters=adapters.used(request, message),
+        run_count=1 if description.output_count_input is not None else max(1, request.num_outputs),
     )
 
 
 def texts_of(inputs: Mapping[str, object]) -> list[str]:
     """What the caller may have written among a stage's inputs: texts of the values, and of the guiders' options."""
+    runs: Any = inputs.get(RUNS)
+    if runs:
+        return [text for run in runs for text in texts_of(run)]
     settings: Any = inputs.get(SETTINGS, {})
     values = {name: value for name, value in inputs.items() if not name.startswith(RESERVED_PREFIX)}
     options = settings.get("overrides", {}).values()

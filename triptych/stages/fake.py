@@ -19,7 +19,7 @@ from triptych.errors import InvalidRequest, JobCancelled
 from triptych.media.tensor_files import Tensor
 from triptych.model.inputs import SETTINGS, resolve
 from triptych.roles import ROLES
-from triptych.stages import Step
+from triptych.stages import Step, several
 from triptych.v1 import job_pb2, model_pb2
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 from triptych.v1.model_pb2 import InputDescription
@@ -107,6 +107,8 @@ class FakeStage:
         """As `Stage.run`: checks `cancelled` before the role and after each step."""
         if cancelled():
             raise JobCancelled("the job was cancelled before this stage began")
+        if runs := several.runs_of(inputs):
+            return several.run_each(runs, lambda one, on_own_step: self.run(one, on_own_step, cancelled), on_step)
         values: dict[str, Any] = dict(inputs)
         if self.role == ROLE_DECODER:
             values["latents"] = values["latents"] ^ self._salt

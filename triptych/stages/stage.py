@@ -19,7 +19,7 @@ from triptych.means.tables import LOSSY
 from triptych.model.adapters import SETTING
 from triptych.model.fields import GENERATOR, LATENT
 from triptych.roles import ROLES, role_name
-from triptych.stages import Place, Step, finite, guidance, handoff, objects, parallel
+from triptych.stages import Place, Step, finite, guidance, handoff, objects, parallel, several
 from triptych.stages.adapter_files import AdapterFiles
 from triptych.stages.branches import Branches
 from triptych.stages.describe import describe
@@ -179,13 +179,15 @@ class Stage:
         the role and after each step.
 
         Returns what the next role takes (state values and keys under `handoff.RESERVED_PREFIX`), or from the decoder
-        the final outputs by name.
+        the final outputs by name; where a job makes several results one after another, see `several`.
 
         Raises `JobCancelled` within one step of `cancelled()` turning true, and `InvalidRequest` where a block
         refuses a value (see `library_errors`), `NotFinite` for outputs with NaN or infinity, unless these are allowed.
         """
         if cancelled():
             raise JobCancelled("the job was cancelled before this stage began")
+        if runs := several.runs_of(inputs):
+            return several.run_each(runs, lambda one, on_own_step: self.run(one, on_own_step, cancelled), on_step)
         if self._engine is not None:
             self._engine.begin(cancelled)
         settings: Any = inputs.get(handoff.SETTINGS, {})

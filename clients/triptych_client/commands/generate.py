@@ -19,7 +19,7 @@ from triptych import config, limits, telemetry
 from triptych.environment import ClientAccess
 from triptych.errors import InvalidRequest, TriptychError
 from triptych.means.process import apply as before_torch
-from triptych.media.formats import FORMATS
+from triptych.media.formats import CODECS, FORMATS, SOUND_FORMATS, THUMBNAILS
 from triptych.v1.generation_service_pb2 import WatchJobResponse
 from triptych.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 from triptych_client import input_flags
@@ -32,7 +32,7 @@ from triptych_client.job_states import cut_sentences, is_over, seed_words
 from triptych_client.local_fleet import embedded_fleet
 from triptych_client.media_files import path_or_url
 from triptych_client.progress import Display, display
-from triptych_client.request import PRIORITIES, GenerationFields, build_request
+from triptych_client.request import METADATA, PRIORITIES, GenerationFields, build_request
 from triptych_client.result_files import PreviewFile, check_outputs, output_format
 from triptych_client.terminal import say
 
@@ -89,9 +89,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     request.add_argument("--preview", type=int, nargs="?", const=1, metavar="N", help=about)
     for role in ("transformer", "decoder"):
         request.add_argument(f"--{role}-rank", type=int, metavar="RANK", help=f"only this {role}")
+    _add_output_flags(parser)
     add_fleet(parser)
     config.add_flags(parser, "model and devices (without --endpoint)", FLEET_SETTINGS)
     add_devices(parser)
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("result (which formats a model's results can take, `triptych describe` says)")
+    output.add_argument("--codec", choices=CODECS, help="of a video file")
+    output.add_argument("--quality", type=int, metavar="1-100", help="of formats that lose something")
+    output.add_argument("--audio-format", choices=SOUND_FORMATS, help="sound as a file of its own")
+    output.add_argument(
+        "--also", dest="also_formats", action="append", choices=tuple(FORMATS), help="the same once more as this"
+    )
+    output.add_argument("--thumbnail", choices=THUMBNAILS, help="a small picture beside each result")
+    output.add_argument("--metadata", choices=METADATA, help="say in the files how they were made; prompt: with it")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,0 +1,3 @@
+"""Folders of tiny models, made once."""
+
+from tests.families.conftest import _one_thread, family_folder  # noqa: F401
