@@ -24,7 +24,7 @@ IN_VM := MC_WORKERS_PER_CTX=1 $(PYTHON) tests/rdma/vm run --memory-mib 6144 --ti
 
 BARE := $(PYTHON) tests/bare
 
-.PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-adapters test-families-all test-families-newest test-engines test-means test-fuzz
+.PHONY: setup setup-rdma setup-bare setup-mesh demo test test-bare test-bare-quick test-documents test-failures test-families test-adapters test-families-all test-families-newest test-engines test-means test-fuzz test-outputs
 .PHONY: test-autoscaling test-kube test-observability test-image test-chaos test-hosts test-ray test-standby test-model test-rdma test-wheel test-planning test-mesh test-parallel check proto proto-baseline bench bench-rdma bench-recovery bench-journal bench-takeover fuzz soak clean
 
 setup: $(VENV)/.done
@@ -47,7 +47,7 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families families_all workflows adapters engines means wheel hosts ray mesh autoscaling standby image observability kube planning parallel,--ignore tests/$(suite))
+	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families families_all workflows adapters engines means outputs wheel hosts ray mesh autoscaling standby image observability kube planning parallel,--ignore tests/$(suite))
 
 # The tables of docs/failures.md, row by row, on real processes. As root it also fills disks.
 test-failures: setup
@@ -83,6 +83,10 @@ test-families-newest: setup
 	rm -rf $(VENV)/other-diffusers
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/other-diffusers 'diffusers$(DIFFUSERS)'
 	PYTHONPATH=$(VENV)/other-diffusers $(BIN)/python -m pytest tests/families_all --deselect tests/families_all/test_page.py
+
+# Several results of one job, the rates of sound and previews, of tiny models of diffusers' families.
+test-outputs: setup
+	$(BIN)/python -m pytest tests/outputs
 
 # A share for every change; `make fuzz` is the whole, and docs/fuzzing.md says what it found.
 test-fuzz: setup
