@@ -130,7 +130,7 @@ def test_moving_pictures(output_format):
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_equal_input_gives_equal_bytes(output_format):
     noise = np.random.default_rng(0).random((1, 9, 64, 64, 3), np.float32)
-    still = not {VIDEO, SOUND} & FORMATS[output_format].holds
+    still = not {MOVING, SOUND} & FORMATS[output_format].holds
     outputs = (
         {"images": noise[0]} if still else {"videos": noise, "audio": noise.reshape(1, 1, -1), "sampling_rate": 8000}
     )

@@ -6,8 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from google.protobuf import struct_pb2
-
 from triptych.errors import InvalidRequest
 from triptych.media.formats import (
     DATA,
@@ -23,7 +21,8 @@ from triptych.media.formats import (
     kind_of,
     kinds_of,
 )
-from triptych.model.fields import values_of
+from triptych.model import trees
+from triptych.model.fields import TEXTS, prompts_of
 from triptych.v1 import job_pb2, model_pb2
 
 _KINDS = {
@@ -97,28 +96,32 @@ def metadata_json(request: job_pb2.GenerationRequest, message: model_pb2.ModelDe
     wanted = request.output.metadata
     if not wanted:
         return ""
-    settings = {name: value for name, value in values_of(request).items() if not isinstance(value, str)}
-    settings.update((name, _plain(value)) for name, value in request.parameters.fields.items())
+    given = trees.gather(request).values
+    settings: dict[str, object] = {
+        name: number for name, value in given.items() if (number := _plain(value)) is not None
+    }
     if request.num_outputs > 1:
         settings["num_outputs"] = request.num_outputs
+    prompts = prompts_of(given)
+    digests = [hashlib.sha256(prompt.encode()).hexdigest() for prompt in prompts]
     document: dict[str, object] = {
         "software": "triptych",
         "model": message.model,
         "revision": message.revision,
         "model_digest": message.config_digest,
-        "seed": request.seed,
-        "prompt_sha256": hashlib.sha256(request.prompt.encode()).hexdigest(),
-        "settings": {name: value for name, value in settings.items() if value is not None},
+        "seed": request.seeds[0] if request.seeds else request.seed,
+        "prompt_sha256": digests[0] if len(digests) == 1 else digests,
+        "settings": settings,
     }
+    if request.seeds:
+        document["seeds"] = list(request.seeds)
     if wanted == job_pb2.OUTPUT_METADATA_PROMPT:
-        document["prompt"] = request.prompt
-        document["negative_prompt"] = request.negative_prompt
+        document.update({name: given[name] for name in TEXTS if name in given})
     return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-def _plain(value: struct_pb2.Value) -> float | bool | None:
+def _plain(value: object) -> float | bool | None:
     """A number or a boolean; None for any other value."""
-    if value.HasField("number_value"):
-        number = value.number_value
-        return int(number) if number.is_integer() else number
-    return value.bool_value if value.HasField("bool_value") else None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, bool | int | float) else None
