@@ -17,6 +17,7 @@ from triptych.media import encoding
 from triptych.media.decoding import decode
 from triptych.media.decoding.headers import VIDEO, File
 from triptych.media.formats import FORMATS, SOUND
+from triptych.media.formats import VIDEO as MOVING
 
 FRAMES, HEIGHT, WIDTH = 5, 34, 50
 
