@@ -16,8 +16,7 @@ from triptych.errors import InvalidRequest
 from triptych.media import encoding
 from triptych.media.decoding import decode
 from triptych.media.decoding.headers import VIDEO, File
-from triptych.media.formats import FORMATS, SOUND
-from triptych.media.formats import VIDEO as MOVING
+from triptych.media.formats import FORMATS, MOVING, SOUND
 
 FRAMES, HEIGHT, WIDTH = 5, 34, 50
 

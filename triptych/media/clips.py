@@ -21,10 +21,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from triptych.media.decoding.pixels import in_8_bits
-from triptych.media.formats import IMAGE, OUTPUT_NAMES, VIDEO
+from triptych.media.formats import MOVING, OUTPUT_NAMES, STILL
 
-_VIDEO_NAMES = OUTPUT_NAMES[VIDEO]
-_CLIP_NAMES = (*OUTPUT_NAMES[IMAGE], *_VIDEO_NAMES)
+_VIDEO_NAMES = OUTPUT_NAMES[MOVING]
+_CLIP_NAMES = (*OUTPUT_NAMES[STILL], *_VIDEO_NAMES)
 _CHANNELS = (1, 3, 4)
 """Grey, RGB, RGBA."""
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from triptych.errors import InvalidRequest
 from triptych.media import arrays, pictures
 from triptych.media.clips import Clip, to_array
-from triptych.media.formats import EXACT, FORMATS, SOUND, VIDEO, default_format
+from triptych.media.formats import EXACT, FORMATS, MOVING, SOUND, default_format
 from triptych.media.made import Made, exact_values, gather
 from triptych.media.sounds import encode_sound
 from triptych.media.videos import encode_video
@@ -55,7 +55,7 @@ def encode_outputs(
     for field, name in (("output_format", output_format), *(("output.also_formats", n) for n in options.also_formats)):
         if name and name not in accepted:
             raise InvalidRequest(field, name, f"{', '.join(accepted)}, for what this pipeline yielded")
-    kinds = [VIDEO if clip.is_video else "images" for clip in made.clips] + [SOUND] * bool(made.sounds)
+    kinds = [MOVING if clip.is_video else "images" for clip in made.clips] + [SOUND] * bool(made.sounds)
     chosen = output_format or default_format(kinds)
     files = maker.files(chosen)
     for name in options.also_formats:

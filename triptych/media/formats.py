@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-IMAGE, VIDEO, SOUND, DATA = "images", "videos", "sound", "data"
+STILL, MOVING, SOUND, DATA = "images", "videos", "sound", "data"
 """Kinds of outputs, in words for people."""
 OUTPUT_NAMES: Mapping[str, tuple[str, ...]] = {
-    IMAGE: ("images", "image"),
-    VIDEO: ("videos", "video", "frames"),
+    STILL: ("images", "image"),
+    MOVING: ("videos", "video", "frames"),
     SOUND: ("audio", "audios", "sound"),
 }
 """What diffusers' pipelines call outputs of these kinds. Every other output is data."""
@@ -75,17 +75,17 @@ control, it encodes some small clips differently from run to run."""
 _HEVC = Codec("libx265", _CRF._replace(default=16), {"x265-params": "pools=none:frame-threads=1:log-level=error"})
 _AV1 = Codec("libsvtav1", _WIDE_CRF, {"preset": "8", "svtav1-params": "lp=1"})
 _VP9 = Codec("libvpx-vp9", _WIDE_CRF, {"b": "0", "threads": "1", "deadline": "good", "cpu-used": "4"})
-_ALL = frozenset({IMAGE, VIDEO, SOUND, DATA})
+_ALL = frozenset({STILL, MOVING, SOUND, DATA})
 
 FORMATS: Mapping[str, Format] = {
-    "mp4": Format("video/mp4", frozenset({VIDEO}), None, {"h264": _H264, "hevc": _HEVC, "av1": _AV1}, "aac"),
-    "webm": Format("video/webm", frozenset({VIDEO}), None, {"vp9": _VP9, "av1": _AV1}, "libopus"),
-    "gif": Format("image/gif", frozenset({VIDEO})),
-    "png": Format("image/png", frozenset({IMAGE, VIDEO})),
-    "jpeg": Format("image/jpeg", frozenset({IMAGE}), Scale(1, 100, 95)),
-    "webp": Format("image/webp", frozenset({IMAGE}), Scale(1, 100, 92)),
-    "avif": Format("image/avif", frozenset({IMAGE}), Scale(1, 100, 85)),
-    "zip": Format("application/zip", frozenset({VIDEO})),
+    "mp4": Format("video/mp4", frozenset({MOVING}), None, {"h264": _H264, "hevc": _HEVC, "av1": _AV1}, "aac"),
+    "webm": Format("video/webm", frozenset({MOVING}), None, {"vp9": _VP9, "av1": _AV1}, "libopus"),
+    "gif": Format("image/gif", frozenset({MOVING})),
+    "png": Format("image/png", frozenset({STILL, MOVING})),
+    "jpeg": Format("image/jpeg", frozenset({STILL}), Scale(1, 100, 95)),
+    "webp": Format("image/webp", frozenset({STILL}), Scale(1, 100, 92)),
+    "avif": Format("image/avif", frozenset({STILL}), Scale(1, 100, 85)),
+    "zip": Format("application/zip", frozenset({MOVING})),
     "wav": Format("audio/wav", frozenset({SOUND}), sound_encoder="pcm_s16le"),
     "flac": Format("audio/flac", frozenset({SOUND}), sound_encoder="flac"),
     "mp3": Format("audio/mpeg", frozenset({SOUND}), Scale(9, 0, 0), sound_encoder="libmp3lame"),
@@ -121,5 +121,5 @@ def formats_for(kinds: Iterable[str]) -> list[str]:
 
 def default_format(kinds: Iterable[str]) -> str:
     """The format of a request that names none."""
-    defaults = {VIDEO: "mp4", IMAGE: "png", SOUND: "wav"}
+    defaults = {MOVING: "mp4", STILL: "png", SOUND: "wav"}
     return next((defaults[kind] for kind in defaults if kind in set(kinds)), "npy")

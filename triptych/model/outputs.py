@@ -10,12 +10,12 @@ from triptych.errors import InvalidRequest
 from triptych.media.formats import (
     DATA,
     FORMATS,
-    IMAGE,
+    MOVING,
     QUALITY_MAX,
     SOUND,
     SOUND_FORMATS,
+    STILL,
     THUMBNAILS,
-    VIDEO,
     default_format,
     formats_for,
     kind_of,
@@ -26,8 +26,8 @@ from triptych.model.fields import TEXTS, prompts_of
 from triptych.v1 import job_pb2, model_pb2
 
 _KINDS = {
-    IMAGE: model_pb2.OUTPUT_KIND_IMAGE,
-    VIDEO: model_pb2.OUTPUT_KIND_VIDEO,
+    STILL: model_pb2.OUTPUT_KIND_IMAGE,
+    MOVING: model_pb2.OUTPUT_KIND_VIDEO,
     SOUND: model_pb2.OUTPUT_KIND_SOUND,
     DATA: model_pb2.OUTPUT_KIND_DATA,
 }
@@ -58,7 +58,7 @@ def check(request: job_pb2.GenerationRequest, message: model_pb2.ModelDescriptio
             raise InvalidRequest("output.also_formats", name, ", ".join(accepted))
         _check_among("output.also_formats", name, accepted, makes)
     _check_among("output.audio_format", options.audio_format, SOUND_FORMATS if SOUND in kinds else (), makes)
-    has_pictures = VIDEO in kinds or IMAGE in kinds
+    has_pictures = MOVING in kinds or STILL in kinds
     _check_among("output.thumbnail", options.thumbnail, THUMBNAILS if has_pictures else (), makes)
     if options.metadata not in job_pb2.OutputMetadata.values():
         names = ", ".join(job_pb2.OutputMetadata.keys()[1:])
