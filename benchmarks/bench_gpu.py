@@ -30,7 +30,7 @@ from benchmarks import gpu_models
 from benchmarks.gpu_models import Architecture
 from benchmarks.gpu_side import DTYPE, PROMPT, RUNS
 from triptych.roles import ROLE_NAMES
-from triptych_client import AsyncClient, embedded_fleet
+from triptych_client import AsyncClient, RolePlan, embedded_fleet
 from triptych_client.commands import trace
 
 SEED = 7
@@ -42,6 +42,26 @@ HAND_OFFS = ("room.store", "room.fetch", "publish phase1", "publish phase2")
 METRICS = {"cuda": "triptych_device_memory_bytes", "cpu": "process_memory_usage_bytes"}
 """Names on a worker's page for its memory. Torch gives memory of a device back only when it is told to, so that what
 stands there at the end is the most that it had."""
+
+
+COMPILED = {"compile": {"what": "repeated_blocks"}}
+CACHED = {"cache": {"config": "FirstBlockCacheConfig", "threshold": 0.1}}
+MEANS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "cuda": {
+        "services": {},
+        "services, blocks compiled": COMPILED,
+        "services, attention of cuDNN": {"attention": "_native_cudnn"},
+        "services, FlashAttention": {"attention": "_native_flash"},
+        "services, first-block cache": CACHED,
+    },
+    "cpu": {
+        "services": {},
+        "services, blocks traced": {"compile": {"what": "repeated_blocks", "backend": "aot_eager"}},
+        "services, attention by formula": {"attention": "_native_math"},
+        "services, first-block cache": CACHED,
+    },
+}
+"""Means of the transformer for each run of the services. Without any the bits are diffusers' own."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +90,17 @@ def alone(side: str, folder: Path, architecture: Architecture, device: str) -> S
     return Side(measured["seconds"], {side: measured["peak_bytes"]}, {}, 0.0, out)
 
 
-async def services(name: str, folder: Path, architecture: Architecture, device: str, **settings: Any) -> Side:
-    """The four processes; `settings` are further ones of the fleet's."""
+async def services(
+    name: str, folder: Path, architecture: Architecture, device: str, transformer: Mapping[str, Any]
+) -> Side:
+    """The four processes, with these means of the component `transformer`."""
     spans = folder.parent / f"{name}.jsonl"
     out = folder.parent / f"{name}.npy"
     port = free_port()
-    more = {"device": device, "dtype": DTYPE, "metrics_port": port, "trace_file": str(spans), **settings}
-    async with embedded_fleet(str(folder), **more) as fleet, AsyncClient(fleet.endpoint) as client:
+    more = {"device": device, "dtype": DTYPE, "metrics_port": port, "trace_file": str(spans)}
+    means = {"means": json.dumps({"components": {"transformer": transformer}})} if transformer else {}
+    roles = {role: RolePlan(settings=means if role == "transformer" else {}) for role in ROLE_NAMES}
+    async with embedded_fleet(str(folder), roles=roles, **more) as fleet, AsyncClient(fleet.endpoint) as client:
         for _ in range(RUNS):
             generated = await client.generate(PROMPT, out, seed=SEED, **architecture.request.fields)
         pages = [await asyncio.to_thread(page, port + 1 + index) for index in range(len(ROLE_NAMES))]
@@ -166,7 +190,8 @@ def measure(architecture: Architecture, device: str) -> str:
         gpu_models.write(architecture, layers, folder, torch.device(device))
         torch.cuda.empty_cache()
         sides = {side: alone(side, folder, architecture, device) for side in ("diffusers", "fused")}
-        sides["services"] = asyncio.run(services("services", folder, architecture, device))
+        for name, transformer in MEANS[torch.device(device).type].items():
+            sides[name] = asyncio.run(services(name, folder, architecture, device, transformer))
         return table(architecture, layers, sides)
 
 

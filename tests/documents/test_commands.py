@@ -36,6 +36,7 @@ ELSEWHERE = {
     "make test-chaos STAGES=real": "minutes of machine time",
     "make soak MINUTES=30": "half an hour",
     "make bench-recovery": "minutes of machine time",
+    "python -m benchmarks.bench_gpu": "minutes of machine time, and a device",
     "make bench-rdma": "minutes in a virtual machine",
     "apt install spin gcc": "make test-model",
     "python -m pytest tests/model_checker": "make test-model",
