@@ -61,7 +61,7 @@ test-families: setup
 test-adapters: setup
 	$(BIN)/python -m pytest tests/adapters
 
-# Text encoders in a process of their own, and in a vLLM server where there is one (docs/engines.md).
+# Text encoders in a process of their own (docs/engines.md).
 test-engines: setup
 	$(BIN)/python -m pytest tests/engines
 
