@@ -240,6 +240,7 @@ def ltx2_duration() -> Any:
 
 
 def ltx2_diffusion_decoder() -> Any:
+    """With the scale factors of `nets.vae_ltx2`: its attention of windows takes the square of all places on a CPU."""
     from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoDiffusionDecoderModel
 
     return LTX2VideoDiffusionDecoderModel(
@@ -249,8 +250,11 @@ def ltx2_diffusion_decoder() -> Any:
         decoder_stage_channels=(64, 32, 16, 16, 8),
         decoder_stage_depths=(1, 1, 1, 1, 1),
         decoder_stage_kernels=((3, 3, 3),) * 4,
+        decoder_upsample_strides=((1, 1, 1), (1, 1, 1), (1, 1, 1), (2, 2, 2)),
         decoder_stage5_kernel=(3, 3, 3),
         decoder_t_emb_dim=16,
+        spatial_compression_ratio=8,
+        temporal_compression_ratio=2,
     )
 
 
