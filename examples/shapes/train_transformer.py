@@ -56,12 +56,21 @@ class PaddedCrossAttention:
         attention_mask: torch.Tensor | None = None,
         rotary_emb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        key = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        value = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias)
+        # An image encoder's states, where there are any, stand before the text.
+        image_states, text_states = encoder_hidden_states.tensor_split([-models.WORDS_MAX], dim=1)
+        query = _heads(attn, attn.norm_q(attn.to_q(hidden_states)))
+        key = _heads(attn, attn.norm_k(attn.to_k(text_states)))
+        out = F.scaled_dot_product_attention(query, key, _heads(attn, attn.to_v(text_states)), attn_mask=self.bias)
+        if attn.add_k_proj is not None:
+            key = _heads(attn, attn.norm_added_k(attn.add_k_proj(image_states)))
+            out = out + F.scaled_dot_product_attention(query, key, _heads(attn, attn.add_v_proj(image_states)))
         projected: torch.Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2, 3))
         return projected
+
+
+def _heads(attn: Any, states: torch.Tensor) -> torch.Tensor:
+    """[batch, length, width] to [batch, heads, length, width of a head]."""
+    return states.unflatten(2, (attn.heads, -1)).transpose(1, 2)
 
 
 def draw_padded_length(fraction: float, rng: random.Random) -> int:
