@@ -44,6 +44,7 @@ DIRECTIONS: dict[str, tuple[float, float]] = {
 JITTER_ALONG_PX = 1.5
 JITTER_ACROSS_PX = 3.0
 PICTURE_JITTER_PX = 1.0
+START_JITTER_PX = 4.0  # of a first frame's shape, around the middle
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "big": ("big", "large", "huge"),
@@ -219,6 +220,20 @@ def draw_picture(attributes: Attributes, rng: random.Random) -> torch.Tensor:
     """One picture as a clip of one frame [3, 1, SIDE_PX, SIDE_PX], the shape near the middle; see `render`."""
     centre = torch.tensor([[SIDE_PX / 2 + rng.uniform(-PICTURE_JITTER_PX, PICTURE_JITTER_PX) for _ in range(2)]])
     return _draw(attributes, centre)
+
+
+def draw_start(rng: random.Random) -> torch.Tensor:
+    """Where a first frame's shape stands: a point (x, y) near the middle, which tells no direction."""
+    return torch.tensor([SIDE_PX / 2 + rng.uniform(-START_JITTER_PX, START_JITTER_PX) for _ in range(2)])
+
+
+def render_from(attributes: Attributes, start_px: torch.Tensor, frames: int = FRAMES) -> torch.Tensor:
+    """One clip [3, frames, SIDE_PX, SIDE_PX], float32 in [-1, 1], whose shape starts at `start_px` (x, y).
+
+    Big shapes end a few pixels beyond the picture's edge.
+    """
+    moved = (torch.arange(frames) * SPEED_PX)[:, None] * torch.tensor(DIRECTIONS[attributes.direction])
+    return _draw(attributes, start_px + moved)
 
 
 def _draw(attributes: Attributes, centres_px: torch.Tensor) -> torch.Tensor:

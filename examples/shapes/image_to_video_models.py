@@ -1,7 +1,7 @@
 """The image-to-video model's components: those of the clips' model, an image encoder, and a wider transformer input.
 
-The architecture is that of Wan 2.1 image-to-video; only the sizes differ. Text encoder and VAE are the clips' own. The
-transformer starts from four of the six layers of the clips' one: the first frame already says most of the clip.
+The architecture is that of Wan 2.1 image-to-video; only the sizes differ. Text encoder and VAE are the clips' own, and
+the transformer starts as the clips' one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 import clips
 import models
 
-IMAGE_DIM = 64
+IMAGE_DIM = 32
+IMAGE_ENCODER_SEED = 0
 MASK_CHANNELS = 4  # one for each frame of a latent frame: 1 where the frame is given
-LAYERS_KEPT = (0, 2, 3, 5)
 
 
 def make_image_processor() -> CLIPImageProcessor:
@@ -28,19 +28,25 @@ def make_image_processor() -> CLIPImageProcessor:
 
 
 def make_image_encoder() -> CLIPVisionModel:
-    """CLIP's eyes, of three layers; Wan takes the states before the last one, [batch, 17, IMAGE_DIM]."""
-    return CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=IMAGE_DIM,
-            intermediate_size=2 * IMAGE_DIM,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=clips.SIDE_PX,
-            patch_size=16,
-        )
+    """CLIP's image encoder with random weights, always the same; nothing trains it.
+
+    Wan takes the states before the last layer, [batch, 17, IMAGE_DIM]: mixtures of the pixels of each patch. The first
+    frame's latents, which the transformer gets too, say the same exactly.
+    """
+    config = CLIPVisionConfig(
+        hidden_size=IMAGE_DIM,
+        intermediate_size=2 * IMAGE_DIM,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=clips.SIDE_PX,
+        patch_size=16,
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(IMAGE_ENCODER_SEED)
+        return CLIPVisionModel(config).eval().requires_grad_(False)
 
 
+@torch.no_grad()
 def image_states(processor: CLIPImageProcessor, encoder: CLIPVisionModel, frames: torch.Tensor) -> torch.Tensor:
     """What Wan's pipelines take of the image encoder, for pictures [batch, H, W, 3] uint8: [batch, 17, IMAGE_DIM]."""
     pixels = processor(images=list(frames.numpy()), return_tensors="pt")
@@ -49,22 +55,17 @@ def image_states(processor: CLIPImageProcessor, encoder: CLIPVisionModel, frames
 
 
 def make_transformer(clip_transformer: WanTransformer3DModel) -> WanTransformer3DModel:
-    """The clips' transformer with fewer layers; what it newly sees, mask, condition and image, counts nothing yet."""
+    """The clips' transformer; what it newly sees, mask, condition and image, counts nothing yet."""
     config = dict(clip_transformer.config)
     wide = {
         "in_channels": 2 * models.Z_DIM + MASK_CHANNELS,
-        "num_layers": len(LAYERS_KEPT),
         "image_dim": IMAGE_DIM,
         "added_kv_proj_dim": config["attention_head_dim"] * config["num_attention_heads"],
     }
     transformer = WanTransformer3DModel.from_config({**config, **wide})
-    weights = dict(clip_transformer.state_dict())
-    for place, layer in enumerate(LAYERS_KEPT):
-        kept = clip_transformer.blocks[layer].state_dict()
-        weights |= {f"blocks.{place}.{name}": value for name, value in kept.items()}
+    weights = clip_transformer.state_dict()
     patch = weights.pop("patch_embedding.weight")
-    own = transformer.state_dict()
-    transformer.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
+    transformer.load_state_dict(transformer.state_dict() | weights)
     with torch.no_grad():
         transformer.patch_embedding.weight.zero_()
         transformer.patch_embedding.weight[:, : models.Z_DIM] = patch
@@ -72,10 +73,6 @@ def make_transformer(clip_transformer: WanTransformer3DModel) -> WanTransformer3
             block.attn2.add_v_proj.weight.zero_()
             block.attn2.add_v_proj.bias.zero_()
     return transformer
-
-
-RECOMMENDED = models.RECOMMENDED
-"""What Triptych takes where a request says nothing: as for the clips."""
 
 
 def export(
@@ -91,4 +88,4 @@ def export(
         scheduler=models.make_scheduler(),
         transformer=transformer.half(),
     )
-    models.save(pipeline, folder, RECOMMENDED)
+    models.save(pipeline, folder, models.RECOMMENDED)

@@ -1,7 +1,8 @@
 """Measure how well a pipeline folder follows its prompts: `python examples/shapes/measure.py examples/shapes/model`.
 
 Generates one clip a prompt with plain diffusers, fixed prompts and seeds, and lets `judge` say what each shows. With
-`--pictures` the folder is one of a picture model.
+`--pictures` the folder is one of a picture model; with `--first-frames` one of an image-to-video model, which also gets
+a drawn first frame that shows what the prompt says, near the middle.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModularPipeline
 from numpy.typing import NDArray
+from PIL import Image
 
 import clips
 from judge import judge
@@ -33,10 +35,13 @@ class Measurement(NamedTuple):
     right: dict[str, int]
     all_right: int
     seconds_median: float
+    first_frame_difference: float | None  # the worst clip's mean over the pixels, in 0..255; None where none was given
 
     def __str__(self) -> str:
         rows = [f"{field:<12}{count / self.clip_count:7.1%}" for field, count in self.right.items()]
         rows.append(f"{'all':<12}{self.all_right / self.clip_count:7.1%}")
+        if self.first_frame_difference is not None:
+            rows.append(f"first frames differ from the given ones by at most {self.first_frame_difference:.1f} of 255")
         return "\n".join([*rows, f"{self.clip_count} clips, median {self.seconds_median:.2f} s a clip"])
 
 
@@ -52,6 +57,12 @@ def choose_prompts(
             prompt = clips.phrase(attributes, rng, partial_share=0.0, wordings=wordings)
         prompts.append((prompt, attributes))
     return prompts
+
+
+def draw_first_frame(attributes: clips.Attributes, seed: int) -> NDArray[np.uint8]:
+    """A first frame [H, W, 3]: the shape that `attributes` say, near the middle."""
+    start = clips.draw_start(random.Random(seed))
+    return np.asarray(clips.to_uint8(clips.render_from(attributes, start, frames=1))[0])
 
 
 def open_pipeline(folder: Path, arguments: argparse.Namespace) -> Generate:
@@ -71,6 +82,8 @@ def open_pipeline(folder: Path, arguments: argparse.Namespace) -> Generate:
     pipeline.set_progress_bar_config(disable=True)
 
     def generate(prompt: str, seed: int) -> NDArray[np.uint8]:
+        if arguments.first_frames:
+            call["image"] = Image.fromarray(draw_first_frame(clips.parse(prompt), seed))
         result = pipeline(prompt=prompt, generator=torch.Generator().manual_seed(seed), output_type="np", **call)
         made = result if arguments.modular else result.images if arguments.pictures else result.frames
         clip = made if arguments.pictures else made[0]
@@ -80,15 +93,21 @@ def open_pipeline(folder: Path, arguments: argparse.Namespace) -> Generate:
 
 
 def measure(
-    generate: Generate, prompts: list[tuple[str, clips.Attributes]], fields: tuple[str, ...], verbose: bool
+    generate: Generate,
+    prompts: list[tuple[str, clips.Attributes]],
+    fields: tuple[str, ...],
+    verbose: bool,
+    first_frames: bool = False,
 ) -> Measurement:
     """Generate and judge a clip for each prompt, by these attributes; the prompt's place is its seed."""
     right = dict.fromkeys(fields, 0)
-    all_right, seconds = 0, []
+    all_right, seconds, differences = 0, [], []
     for seed, (prompt, wanted) in enumerate(prompts):
         started = time.perf_counter()
         clip = generate(prompt, seed)
         seconds.append(time.perf_counter() - started)
+        if first_frames:
+            differences.append(float(np.abs(clip[0].astype(float) - draw_first_frame(wanted, seed)).mean()))
         seen = judge(clip)
         wrong = [field for field in fields if getattr(seen, field) != getattr(wanted, field)]
         for field in fields:
@@ -96,7 +115,7 @@ def measure(
         all_right += not wrong
         if verbose and wrong:
             print(f"{prompt!r} (seed {seed}) shows: {' '.join(seen)}")
-    return Measurement(len(prompts), right, all_right, statistics.median(seconds))
+    return Measurement(len(prompts), right, all_right, statistics.median(seconds), max(differences, default=None))
 
 
 def main() -> None:
@@ -112,13 +131,14 @@ def main() -> None:
     parser.add_argument("--modular", action="store_true", help="through ModularPipeline instead of WanPipeline")
     parser.add_argument("--pictures", action="store_true", help="the model makes pictures")
     parser.add_argument("--verbose", action="store_true", help="print each clip that is wrong")
+    parser.add_argument("--first-frames", action="store_true", help="give each clip its first frame")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     generate = open_pipeline(arguments.folder, arguments)
     wordings = clips.PICTURE_WORDINGS if arguments.pictures else clips.CLIP_WORDINGS
     prompts = choose_prompts(arguments.count, arguments.varied, arguments.seed, wordings)
     fields = PICTURE_FIELDS if arguments.pictures else clips.Attributes._fields
-    print(measure(generate, prompts, fields, arguments.verbose))
+    print(measure(generate, prompts, fields, arguments.verbose, arguments.first_frames))
 
 
 if __name__ == "__main__":

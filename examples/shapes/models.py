@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,9 @@ def _settle(folder: Path) -> None:
     for name in ("model_index.json", "tokenizer/tokenizer_config.json"):
         path = folder / name
         path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    config = folder / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    for config in folder.glob("*/config.json"):
+        text = config.read_text().replace('"dtype": "float16"', '"dtype": "float32"')
+        config.write_text(re.sub(r' *"_name_or_path".*\n', "", text))  # where a part was loaded from
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)
 

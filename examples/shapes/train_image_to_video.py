@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
-from transformers import UMT5EncoderModel
+from transformers import CLIPVisionModel, UMT5EncoderModel
 
 import clips
 import image_to_video_models
@@ -24,22 +24,20 @@ import models
 from flow import Batch, train_flow
 from language import Language
 from latents import encode_latents
-from train_image_encoder import train_image_encoder
 from train_transformer import PaddedCrossAttention
 
-CLIPS_PER_COMBINATION = 1
-BATCH = 32
-LEARNING_RATE = 8e-4
+BATCH = 16
+LEARNING_RATE = 6e-4
 
 
 class Conditioned(NamedTuple):
-    """Normalised latents of clips [N, Z, T, h, w]; the condition that their first frames give, with its mask
-    [N, 4 + Z, T, h, w]; the first frames' image states [N, 17, IMAGE_DIM]; indices in ALL_ATTRIBUTES [N]."""
+    """Normalised latents of clips [N, Z, T, h, w] with their indices in ALL_ATTRIBUTES [N], and what each clip's first
+    frame gives: mask and condition [N, 4 + Z, T, h, w], image states [N, 17, IMAGE_DIM]."""
 
     latents: torch.Tensor
+    attributes: torch.Tensor
     condition: torch.Tensor
     image_states: torch.Tensor
-    attributes: torch.Tensor
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,9 +47,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clips-model", type=Path, default=Path(__file__).parent / "model", help="to go on from")
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "triptych-image-to-video")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--image-encoder-minutes", type=float, default=4.0)
-    parser.add_argument("--transformer-minutes", type=float, default=40.0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
@@ -63,33 +60,37 @@ def mask_of(condition: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-@torch.no_grad()
-def encode(work: Path, vae: AutoencoderKLWan, image_encoder: nn.Module, seed: int) -> Conditioned:
-    """Draw and encode the clips and what their first frames give; kept in `work`."""
-    indices = list(range(len(clips.ALL_ATTRIBUTES))) * CLIPS_PER_COMBINATION
+def encode(work: Path, vae: AutoencoderKLWan, image_encoder: CLIPVisionModel, seed: int) -> Conditioned:
+    """From one start for every look, draw and encode the moves in all directions; kept in `work`."""
     rng = random.Random(seed)
-    drawn = [clips.to_uint8(clips.render(clips.ALL_ATTRIBUTES[index], rng)) for index in indices]
-    whole = iter(drawn)
-    latents = encode_latents(work / "latents.pt", vae, indices, lambda _: _pixels(next(whole)))
-    firsts = iter(drawn)
+    looks = list(dict.fromkeys(one._replace(direction="right") for one in clips.ALL_ATTRIBUTES))
+    starts = {look: clips.draw_start(rng) for look in looks}
 
-    def first_then_zeros(_: int) -> torch.Tensor:
-        clip = _pixels(next(firsts))
-        return torch.cat([clip[:, :1], torch.zeros_like(clip[:, 1:])], dim=1)
+    def clip(index: int) -> torch.Tensor:
+        wanted = clips.ALL_ATTRIBUTES[index]
+        rendered = clips.render_from(wanted, starts[wanted._replace(direction="right")])
+        return _pixels(clips.to_uint8(rendered))
 
-    condition = encode_latents(work / "condition.pt", vae, indices, first_then_zeros)
-    processor = image_to_video_models.make_image_processor()
-    frames = torch.stack([clip[0] for clip in drawn])
-    states = [
-        image_to_video_models.image_states(processor, image_encoder, part)  # type: ignore[arg-type]
-        for part in frames.split(64)
-    ]
+    def first_frame(index: int) -> torch.Tensor:
+        whole = clip(index)
+        return torch.cat([whole[:, :1], torch.zeros_like(whole[:, 1:])], dim=1)
+
+    place = {one: index for index, one in enumerate(clips.ALL_ATTRIBUTES)}
+    condition = encode_latents(work / "condition.pt", vae, [place[look] for look in looks], first_frame)
+    latents = encode_latents(work / "latents.pt", vae, list(place.values()), clip)
+    frames = torch.stack([clips.to_uint8(clips.render_from(look, starts[look], 1))[0] for look in looks])
+    states = image_to_video_models.image_states(image_to_video_models.make_image_processor(), image_encoder, frames)
     # The scale and shift that the clips' transformer has learned to expect.
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
     normal = (condition.latents - mean) / std
-    given = torch.cat([mask_of(normal), normal], dim=1)
-    return Conditioned((latents.latents - mean) / std, given, torch.cat(states), latents.attributes)
+    of_clip = torch.tensor([looks.index(one._replace(direction="right")) for one in clips.ALL_ATTRIBUTES])
+    return Conditioned(
+        latents=(latents.latents - mean) / std,
+        attributes=latents.attributes,
+        condition=torch.cat([mask_of(normal), normal], dim=1)[of_clip],
+        image_states=states[of_clip],
+    )
 
 
 def _pixels(clip: torch.Tensor) -> torch.Tensor:
@@ -137,19 +138,11 @@ def main() -> None:
     language.encoder.load_state_dict(encoder.state_dict())
     language.encoder.eval().requires_grad_(False)
     clip_transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
-    image_encoder = train_image_encoder(
-        arguments.work / "image_encoder.pt", arguments.image_encoder_minutes, arguments.seed
-    )
+    transformer = image_to_video_models.make_transformer(clip_transformer)
+    image_encoder = image_to_video_models.make_image_encoder()
     seen = encode(arguments.work, vae, image_encoder, arguments.seed)
-    transformer = train_transformer(
-        arguments.work,
-        image_to_video_models.make_transformer(clip_transformer),
-        seen,
-        language,
-        arguments.transformer_minutes,
-        arguments.seed,
-    )
-    image_to_video_models.export(arguments.out, vae, language.encoder, image_encoder, transformer)
+    trained = train_transformer(arguments.work, transformer, seen, language, arguments.minutes, arguments.seed)
+    image_to_video_models.export(arguments.out, vae, language.encoder, image_encoder, trained)
 
 
 if __name__ == "__main__":

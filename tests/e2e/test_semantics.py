@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from PIL import Image
 
 import clips
 from judge import judge
-from measure import PICTURE_FIELDS, choose_prompts
+from measure import PICTURE_FIELDS, choose_prompts, draw_first_frame
 from tests.fleet.processes import Fleet
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes"
 MODEL, PICTURE_MODEL = SHAPES / "model", SHAPES / "picture_model"
+IMAGE_TO_VIDEO_MODEL = SHAPES / "image_to_video_model"
 PROMPT_COUNT = 32
 PICTURE_COUNT = 24
+MOVE_COUNT = 12
+FIRST_FRAME_DIFFERENCE_MAX = 16  # of 255, the mean over the pixels; another colour of background alone makes over 60
 ALL_RIGHT_MIN = 0.9
 RIGHT_SHARE_MIN = {"colour": 0.95, "background": 0.95, "shape": 0.85, "size": 0.85, "direction": 0.85}
 
@@ -55,3 +59,28 @@ def test_pictures_match_their_prompts(tmp_path: Path) -> None:
                 seen = judge(np.asarray(picture.convert("RGB"))[None])
             right_count += all(getattr(seen, name) == getattr(wanted, name) for name in PICTURE_FIELDS)
     assert right_count >= ALL_RIGHT_MIN * PICTURE_COUNT, f"{right_count} of {PICTURE_COUNT}"
+
+
+def png(pixels: np.ndarray[Any, Any]) -> bytes:
+    """A PNG file's bytes."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="png")
+    return file.getvalue()
+
+
+def test_first_frames_move_as_asked(tmp_path: Path) -> None:
+    prompts = choose_prompts(MOVE_COUNT, varied=True, seed=2027)
+    given = [draw_first_frame(wanted, seed) for seed, (_, wanted) in enumerate(prompts)]
+    right_count = 0
+    with Fleet(tmp_path / "fleet", str(IMAGE_TO_VIDEO_MODEL)) as fleet, fleet.client() as client:
+        jobs = [
+            client.create_job(prompt, seed=seed, media={"image": png(given[seed])}).job_id
+            for seed, (prompt, _) in enumerate(prompts)
+        ]
+        for job_id, first, (_, wanted) in zip(jobs, given, prompts, strict=True):
+            for _ in client.watch_job(job_id):
+                pass
+            frames = frames_of(client.download_result(job_id, tmp_path / f"{job_id}.mp4"))
+            assert np.abs(frames[0].astype(float) - first).mean() <= FIRST_FRAME_DIFFERENCE_MAX
+            right_count += judge(frames) == wanted
+    assert right_count >= ALL_RIGHT_MIN * MOVE_COUNT, f"{right_count} of {MOVE_COUNT}"
