@@ -47,14 +47,12 @@ def test_threads_run_on_a_nodes_cores(tmp_path: Path) -> None:
 import os, threading
 from pathlib import Path
 from triptych.means import process
-process._bind_memory = lambda node: True
 process.bind(5, Path({str(tmp_path)!r}))
 found = [os.sched_getaffinity(0)]
 thread = threading.Thread(target=lambda: found.append(os.sched_getaffinity(0)))
 thread.start(); thread.join()
 print(found)
 """
-    text = text.replace("process._bind_memory = lambda node: True\n", "")
     assert run_python(text) == "[{0}, {0}]"
 
 
