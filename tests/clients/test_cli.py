@@ -86,7 +86,7 @@ def test_several_outputs_and_every_request_flag(endpoint: str, tmp_path: Path) -
 
 
 BAD_INPUT = [
-    (("-o", "out.avi"), "output is 'out.avi'; accepted: a file name that ends in .mp4, .gif, .png, .npy"),
+    (("-o", "out.avi"), "output is 'out.avi'; accepted: a file name that ends in .mp4, .webm, .gif, .png, "),
     (("-o", "no/out.mp4"), "output is 'no/out.mp4'; accepted: a file in a folder that exists and can be written"),
     (("--height", "tall"), "argument --height: invalid int value: 'tall'"),
     (("--height", "1000000000000"), "height is 1000000000000; accepted: a whole number of 32 bits"),

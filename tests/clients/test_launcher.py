@@ -22,7 +22,13 @@ from tests.fleet.processes import eventually
 from triptych.config import ControllerConfig, WorkerConfig, load
 from triptych.errors import InvalidRequest, Unavailable
 from triptych_client import AsyncClient, FleetPlan, RolePlan
-from triptych_client.fleet_plan import CONTROLLER_SETTINGS, SETTING_BY_NAME, STOP_MARGIN_S, WORKER_SETTINGS
+from triptych_client.fleet_plan import (
+    CONTROLLER_SETTINGS,
+    SETTING_BY_NAME,
+    STOP_MARGIN_S,
+    TEXT_ENCODER_SETTINGS,
+    WORKER_SETTINGS,
+)
 from triptych_client.launcher import RestartPolicy, Supervisor
 from triptych_client.processes import ProcessSpec, last_message, last_words
 
@@ -228,9 +234,15 @@ def test_a_drain_begins_when_balancers_have_seen_it(tmp_path: Path) -> None:
 UNLIKE = {
     "journal": "postgresql:///x",
     "text_encoder_engine": "process:127.0.0.1:7",
+    "devices": "cpu,cpu",
     "means": '{"process": {"numa_node": 0}}',
 }
 """Values of settings that are checked texts."""
+TOGETHER = {"parallel": {"devices": "cpu,cpu"}, "devices": {"parallel": "cfg"}}
+"""What a setting is given with."""
+TEXT_ENCODER_ONLY = {f.name for f in TEXT_ENCODER_SETTINGS}
+NOT_THE_CONTROLLERS = WORKER_ONLY | TEXT_ENCODER_ONLY
+NOT_THE_WORKERS = CONTROLLER_ONLY | TEXT_ENCODER_ONLY
 
 
 def another(setting: Field[Any]) -> object:
@@ -248,12 +260,12 @@ def another(setting: Field[Any]) -> object:
 @pytest.mark.parametrize("name", sorted(SETTING_BY_NAME))
 def test_a_setting_reaches_the_processes_that_have_it(name: str, tmp_path: Path) -> None:
     given = {name: another(SETTING_BY_NAME[name]), "model": "a/b", "state": tmp_path, "tls": "certs"}
-    plan = FleetPlan(**given)
+    plan = FleetPlan(**given, **TOGETHER.get(name, {}))
     settings = load(ControllerConfig, plan.controller().argv[4:], {})
-    assert getattr(settings, name, None) != getattr(ControllerConfig, name, None) or name in WORKER_ONLY
+    assert getattr(settings, name, None) != getattr(ControllerConfig, name, None) or name in NOT_THE_CONTROLLERS
     for spec in plan.workers("127.0.0.1:1"):
         worker = load(WorkerConfig, spec.argv[4:], {})
-        assert getattr(worker, name, None) != getattr(WorkerConfig, name, None) or name in CONTROLLER_ONLY
+        assert getattr(worker, name, None) != getattr(WorkerConfig, name, None) or name in NOT_THE_WORKERS
 
 
 @pytest.mark.parametrize("count", [0, 65])

@@ -136,4 +136,5 @@ def test_the_bounds_of_the_protos_fit_the_largest_request() -> None:
         "/triptych.v1.FleetService/CompletePhase",
         "/triptych.v1.FleetService/Heartbeat",
         "/triptych.v1.FileService/UploadFile",
+        "/triptych.v1.TextEncoderService/Encode",
     }

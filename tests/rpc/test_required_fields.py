@@ -25,12 +25,14 @@ FILES = (
         "v1.ring_service",
         "v1.worker_service",
         "v1.encoder_service",
+        "v1.text_encoder_service",
     ),
     "externalscaler.externalscaler",
 )
 SCALER = {"IsActive", "StreamIsActive", "GetMetricSpec", "StreamMetricSpec", "GetMetrics"}
 """What KEDA calls. It puts all it asks for into one map, whose keys the servicer checks."""
-TAKES_NOTHING = {"ListJobs", "DescribeModel", "GetFleet", "Drain", "GetWorker", "UploadFile", *SCALER}
+DESCRIBE = {"DescribeModel", "DescribeTextEncoder"}
+TAKES_NOTHING = {"ListJobs", "GetFleet", "Drain", "GetWorker", "UploadFile", *DESCRIBE, *SCALER}
 """What may be called with an empty message."""
 ONE_OF_TWO = {"UnregisterWorker"}
 PASSED = grpc.StatusCode.INTERNAL

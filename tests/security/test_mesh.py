@@ -17,10 +17,10 @@ from tests.filled import filled
 from tests.fleet.processes import ROLES, Fleet, free_port
 from tests.messages import registration
 from tests.security.test_roles import HARMFUL, is_refused, process_of, refusal
+from tests.security.test_strangers import SERVED
 from triptych.environment import ClientAccess
 from triptych.errors import NotFound, Unauthenticated
 from triptych.security import tokens
-from triptych.security.rules import RULES
 from triptych.v1.dispatch_pb2 import ROLE_DECODER
 from triptych.v1.encoder_service_pb2 import GenerateRequest
 from triptych.v1.fleet_service_pb2 import CompletePhaseRequest
@@ -127,7 +127,7 @@ def test_a_stranger_without_its_capability_gets_no_room_and_does_not_learn_wheth
             assert refusal(caught.value) == (grpc.StatusCode.NOT_FOUND, "ROOM_GONE")
 
 
-@pytest.mark.parametrize("method", sorted(path for path, rules in RULES.items() if not rules.by_capability))
+@pytest.mark.parametrize("method", sorted(path for path, rules in SERVED.items() if not rules.by_capability))
 def test_a_stranger_gets_unauthenticated_from_every_rpc(meshed: tuple[Fleet, Path], method: str) -> None:
     """Before the message is looked at: bytes that are none make no difference."""
     fleet, _folder = meshed
@@ -149,7 +149,7 @@ def test_what_a_tokens_scopes_may_call(meshed: tuple[Fleet, Path], name: str) ->
     """The whole table, as behind certificates."""
     fleet, folder = meshed
     scopes = set(CLIENTS.get(name, [name]))
-    for method, rules in RULES.items():
+    for method, rules in SERVED.items():
         may = "admin" in scopes or bool(scopes & set(rules.scopes))
         if may and method in HARMFUL:
             continue

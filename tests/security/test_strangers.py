@@ -25,6 +25,9 @@ SERVICES = {
     "transformer-0": {"WorkerService"},
     "decoder-0": {"WorkerService"},
 }
+TEXT_ENCODER = "/triptych.v1.TextEncoderService/"
+"""Begins methods of a process that needs a real model; fleets of stand-ins have none."""
+SERVED = {path: rules for path, rules in RULES.items() if not path.startswith(TEXT_ENCODER)}
 
 
 def channel_to(guarded: Guarded, name: str, tls: Path | None = None) -> grpc.Channel:
@@ -126,7 +129,7 @@ def test_every_method_of_ours_is_in_the_table(guarded: Guarded) -> None:
     """One that is forgotten would be for administrators only: safe, but useless."""
     listed = {method for name in PROCESSES for method, _stream in methods_of(guarded, name)}
     ours = {method for method in listed if method.startswith(("/triptych.", "/externalscaler."))}
-    assert ours == RULES.keys()
+    assert ours == SERVED.keys()
 
 
 def test_bad_metadata_is_refused_in_a_sentence(guarded: Guarded) -> None:

@@ -49,7 +49,7 @@ def test_description_is_read_off_the_blocks(model: Any) -> None:
     assert math.prod(resolve(GenerationRequest(prompt="a"), description).work.values()) == math.prod(asked.values())
     assert inputs["sigmas"].kind == model_pb2.INPUT_KIND_LIST
     assert inputs["attention_kwargs"].kind == model_pb2.INPUT_KIND_MAPPING
-    assert inputs["latents"].kind == model_pb2.INPUT_KIND_INTERNAL
+    assert inputs["latents"].kind == model_pb2.INPUT_KIND_TENSOR
     assert inputs["generator"].kind == model_pb2.INPUT_KIND_INTERNAL
     assert inputs["guider.guidance_rescale"].kind == model_pb2.INPUT_KIND_NUMBER
     roles = {component.name: list(component.roles) for component in description.components}

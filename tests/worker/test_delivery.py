@@ -16,6 +16,7 @@ from triptych.errors import LeaseLost, NotAllowed
 from triptych.media import results
 from triptych.rings.ring import Claimed
 from triptych.v1.dispatch_pb2 import Dispatch
+from triptych.v1.fleet_service_pb2 import StartPhaseResponse
 from triptych.v1.job_pb2 import Artifact, GenerationRequest
 from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.ring_service_pb2 import Lease
@@ -28,6 +29,9 @@ class Place:
 
     def __init__(self, url: str) -> None:
         self.result_url = url
+
+
+STARTED = StartPhaseResponse(request=GenerationRequest())
 
 
 class Reporter:
@@ -58,7 +62,7 @@ async def in_thread(work: Callable[[], Any]) -> Any:
 async def deliver(url: str, reporter: Reporter) -> None:
     delivery = Delivery(Place(url), ModelDescription(), in_thread)  # type: ignore[arg-type]
     running = Running(Claimed(Lease(), Dispatch(job_id="job-1")), 1)
-    delivering = asyncio.create_task(delivery.run(running, GenerationRequest(), OUTPUTS, reporter))  # type: ignore[arg-type]
+    delivering = asyncio.create_task(delivery.run(running, STARTED, OUTPUTS, reporter))  # type: ignore[arg-type]
     await asyncio.wait_for(reporter.asked.wait(), 60)
     delivering.cancel()  # as the end of the process does; one that was answered ends by that
     await asyncio.wait([delivering], timeout=60)
@@ -77,5 +81,5 @@ async def test_what_was_refused_is_removed(tmp_path: Path) -> None:
     delivery = Delivery(Place(url), ModelDescription(), in_thread)  # type: ignore[arg-type]
     running = Running(Claimed(Lease(), Dispatch(job_id="job-1")), 1)
     with pytest.raises(LeaseLost):
-        await delivery.run(running, GenerationRequest(), OUTPUTS, reporter)  # type: ignore[arg-type]
+        await delivery.run(running, STARTED, OUTPUTS, reporter)  # type: ignore[arg-type]
     assert files(tmp_path) == []

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 LENGTH_BYTES = 8
 HEADER_BYTES_MAX = 100 << 20
 """Largest safetensors header, as the format's own reader has it."""
@@ -98,6 +96,8 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.dtype not in _EXPONENTS:
         return True
     unsigned, exponent = _EXPONENTS[tensor.dtype]
+    import numpy as np  # late: clients that send no tensors do without it
+
     words = np.frombuffer(tensor.data, unsigned)
     mask = words.dtype.type(exponent)
     return not bool(((words & mask) == mask).any())
@@ -111,6 +111,8 @@ def tensor_of(value: Any) -> Tensor:
             words = value.view(sys.modules["torch"].int16).numpy()
             return Tensor("BF16", tuple(value.shape), words.tobytes())
         value = value.numpy()
+    import numpy as np
+
     array = np.asarray(value)
     if array.dtype.name not in _NUMPY_DTYPES:
         raise ValueError(f"the dtype {array.dtype.name}")
