@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 from triptych.rpc.requests import required_fields
 
 Message = TypeVar("Message", bound=Any)
+VALUES: dict[type, object] = {str: "x", bytes: b"x"}
+"""By the type of a field's default; 1 for numbers."""
 
 
 def filled(cls: type[Message]) -> Message:
@@ -23,4 +25,4 @@ def _fill(message: Any) -> None:
             getattr(message, name).SetInParent()
             _fill(getattr(message, name))
         else:
-            setattr(message, name, "x" if isinstance(field.default_value, str) else 1)
+            setattr(message, name, VALUES.get(type(field.default_value), 1))
