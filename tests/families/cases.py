@@ -157,7 +157,7 @@ WORKFLOWS: dict[str, dict[str, Arguments]] = {
         **_controlled("", strength=0.8),
         **_controlled("controlnet_union_", **_CONTROL, control_mode=[3], strength=0.8),
     },
-    # Without a negative prompt diffusers' modular blocks guide by the prompt itself; ours guide as the classic pipeline.
+    # Without a negative prompt modular guidance has no effect in diffusers; here it has, as in the classic pipeline.
     "stable-diffusion-3": _pictures(negative_prompt="blur"),
     "ideogram4": _plain(guidance_schedule=[7.0, 3.0]),
     "krea2": _plain(),
