@@ -33,6 +33,7 @@ def fleet_view(endpoint: str, fleet: GetFleetResponse) -> View:
         _rings_table(fleet),
         _workers_table(fleet.workers),
         *_waits_tables(fleet.workers),
+        *_bounds_tables(fleet.workers),
         _ways_table(fleet),
     )
 
@@ -224,6 +225,16 @@ def _waits_tables(workers: Iterable[Worker]) -> Sequence[Table]:
         if one.status.waiting_for
     ]
     return [Table("waits", ("rank", "for"), rows, prose=("for",))] if rows else []
+
+
+def _bounds_tables(workers: Iterable[Worker]) -> Sequence[Table]:
+    """Where memory runs out, by outputs x frames x height x width of a job; no table where it doesn't."""
+    rows = [
+        (str(one.rank), f"{one.status.pixels_failed_min:,.0f}", f"{one.status.pixels_done_max:,.0f}")
+        for one in sorted(workers, key=lambda w: w.rank)
+        if one.status.pixels_failed_min
+    ]
+    return [Table("out of memory", ("rank", "from pixels", "largest done"), rows)] if rows else []
 
 
 def _ways_table(fleet: GetFleetResponse) -> Table:

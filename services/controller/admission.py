@@ -92,14 +92,14 @@ class Admission:
             if fetched_bytes:
                 inputs = self._resolve(request, model)
             await self._media.check(inputs.files, client)
-            return await self._write(request_id, request, client, model)
+            return await self._write(request_id, request, client, model, inputs)
 
     async def _write(
-        self, request_id: str, request: GenerationRequest, client: str, model: ModelDescription
+        self, request_id: str, request: GenerationRequest, client: str, model: ModelDescription, inputs: Inputs
     ) -> tuple[JournalEntry, bool]:
         """Write a checked request down, after another look at what may have changed since it was checked."""
         if (present := self._served.described()) is not model:
-            self._resolve(request, present)
+            inputs = self._resolve(request, present)
             model = present
         self._check_ranks(request)
         stored = GenerationRequest()
@@ -108,7 +108,7 @@ class Admission:
             stored.seed = secrets.randbelow(limits.SEED_LIMIT)
         adapters.pin(stored, model)
         job = Job(client=client, request_id=request_id, model=model.model, model_digest=model.config_digest)
-        return await self._add(job, stored)
+        return await self._add(job, stored, costs.pixels_of(inputs.work))
 
     def _resolve(self, request: GenerationRequest, model: ModelDescription) -> Inputs:
         inputs = resolve(request, model)
@@ -156,7 +156,7 @@ class Admission:
         # It is tried on the model that it was accepted for.
         again = Job(client=job.client, retry_of=job.job_id, model=job.model, model_digest=job.model_digest)
         with self._place(job.client, jobs_max, dead.request_size_bytes):
-            return await self._add(again, request)
+            return await self._add(again, request, dead.pixels)
 
     def _drop_past(self, request: GenerationRequest) -> None:
         """Drop a deadline that has passed and ranks that are gone."""
@@ -166,7 +166,7 @@ class Admission:
             if getattr(request, name) not in [member.rank for member in self._fleet.alive(role)]:
                 request.ClearField(name)  # type: ignore[arg-type]
 
-    async def _add(self, job: Job, request: GenerationRequest) -> tuple[JournalEntry, bool]:
+    async def _add(self, job: Job, request: GenerationRequest, pixels: float) -> tuple[JournalEntry, bool]:
         """Write a job down, in a place that the caller keeps. Returns it and False, or the one before it and True."""
         job.job_id = ids.new_job_id()
         job.state = JOB_STATE_QUEUED
@@ -185,6 +185,7 @@ class Admission:
             ready_time=job.create_time,
             transformer_rank=request.transformer_rank,
             decoder_rank=request.decoder_rank,
+            pixels=pixels,
         )
         if (existing := await self._ledger.journal.add(entry, request)) is not None:
             return existing, True

@@ -31,7 +31,8 @@ UNCOUNTED_MAX = 100
 """Attempts of one job that may end for reasons around it. A fleet that loses a room, or leaves, a hundred times while
 one job is under way is not going to finish it; and the record of so many takes some 30 KiB."""
 OUT_OF_MEMORY_MAX = 2
-"""A job that is too large for two workers is too large."""
+"""Attempts of one role that may run out of memory: what was in the way of the first may be gone at the second, and a
+job that is too large for both is too large."""
 SICK_MAX = 8
 """Workers that may break under one job: each starts again for it, and it may be the job's inputs that break them."""
 FIELDS_SHOWN_MAX = 20
@@ -55,8 +56,10 @@ def verdict(job: pb.Job, attempts_max: int) -> str:
     """Why the job isn't tried again after its last attempt; empty where it is."""
     count = counted(job)
     last = job.attempts[-1]
-    if last.kind == pb.ATTEMPT_KIND_OUT_OF_MEMORY and len(_reasons(job, last.kind)) >= OUT_OF_MEMORY_MAX:
-        return last.reason
+    if last.kind == pb.ATTEMPT_KIND_OUT_OF_MEMORY:
+        ran_out = [attempt for attempt in job.attempts if (attempt.kind, attempt.role) == (last.kind, last.role)]
+        if len(ran_out) >= OUT_OF_MEMORY_MAX:
+            return f"{role_name(last.role)}s ran out of memory in {len(ran_out)} attempts; the last: {last.reason}"
     if count >= attempts_max:
         return f"gave up after {count} attempts; the last: {_reasons(job, *COUNTED)[-1]}"
     sick = _reasons(job, pb.ATTEMPT_KIND_WORKER_SICK)
@@ -71,13 +74,19 @@ def absolve(entry: JournalEntry, rank: int, *, is_sick: bool) -> JournalEntry:
     """The entry with a broken worker's failures no longer counted, or counted again where it isn't `is_sick`."""
     failed = (pb.ATTEMPT_KIND_STAGE_ERROR, pb.ATTEMPT_KIND_OUT_OF_MEMORY)
     sources = failed if is_sick else (pb.ATTEMPT_KIND_WORKER_SICK,)
-    target = pb.ATTEMPT_KIND_WORKER_SICK if is_sick else pb.ATTEMPT_KIND_STAGE_ERROR
     after = JournalEntry()
     after.CopyFrom(entry)
     for attempt in after.job.attempts:
         if attempt.rank == rank and attempt.kind in sources:
-            attempt.kind = target
+            attempt.kind = pb.ATTEMPT_KIND_WORKER_SICK if is_sick else _before(attempt)
     return after if after != entry else entry
+
+
+def _before(attempt: pb.Attempt) -> pb.AttemptKind.ValueType:
+    """What an attempt was before its worker was thought to be broken: only where memory ran out, bytes are known."""
+    if attempt.needed_bytes or attempt.available_bytes:
+        return pb.ATTEMPT_KIND_OUT_OF_MEMORY
+    return pb.ATTEMPT_KIND_STAGE_ERROR
 
 
 def _reasons(job: pb.Job, *kinds: pb.AttemptKind.ValueType) -> list[str]:

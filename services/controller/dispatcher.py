@@ -144,9 +144,9 @@ class Dispatcher:
         dispatch.sender_rank = 0
         wanted = {ROLE_TRANSFORMER: entry.transformer_rank, ROLE_DECODER: entry.decoder_rank}
         if role == ROLE_TRANSFORMER:
-            dispatch.decoder_rank = entry.decoder_rank or self._fleet.elsewhere(entry.job, ROLE_DECODER)
+            dispatch.decoder_rank = entry.decoder_rank or self._fleet.elsewhere(entry, ROLE_DECODER)
         # Not the dispatch's own ranks: the controller may have chosen those, and they may have failed since.
-        target = self._fleet.target_of(wanted.get(role, 0)) or self._fleet.elsewhere(entry.job, role)
+        target = self._fleet.target_of(wanted.get(role, 0)) or self._fleet.elsewhere(entry, role)
         await self._rings[role].publish(dispatch, target)
 
     def withdraw(self) -> list[Removed]:

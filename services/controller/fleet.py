@@ -8,7 +8,6 @@ needs no special case.
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -20,10 +19,11 @@ from triptych.security.identity import caller
 from triptych.v1 import worker_pb2 as pb
 from triptych.v1.dispatch_pb2 import ROLE_UNSPECIFIED, Role
 from triptych.v1.fleet_service_pb2 import HeartbeatRequest, HeartbeatResponse, RegisterWorkerRequest
-from triptych.v1.job_pb2 import Job
+from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.ring_service_pb2 import Lease
 
 from .orders import Orders, Registrations
+from .placement import Candidate, choose
 
 
 def check_role(role: Role.ValueType) -> None:
@@ -71,6 +71,11 @@ class Member:
     def address(self) -> str:
         """`host:port` of its services; empty while it is only expected."""
         return self.registration.info.address if self.registration else ""
+
+    @property
+    def memory_id(self) -> str:
+        """Which memory it works in; empty where that isn't known."""
+        return self.registration.info.memory_id if self.registration else ""
 
     @property
     def takes_work(self) -> bool:
@@ -175,21 +180,17 @@ class Fleet:
         """Registered members of a role."""
         return [member for member in self.registered() if member.role == role]
 
-    def elsewhere(self, job: Job, role: Role.ValueType) -> int:
-        """The rank that should run a role of the job; 0 (anyone) where all have failed it equally often.
-
-        Those who are idle come before those who are busy, and these before those without space.
-        """
-        failures = Counter(attempt.rank for attempt in job.attempts if attempt.role == role)
-        able = [member for member in self.alive(role) if member.takes_work]
-        fewest = min((failures[member.rank] for member in able), default=0)
-        best = [member for member in able if failures[member.rank] == fewest]
-        if len(best) == len(able):
-            return 0
-        waits = {pb.WORKER_STATE_BUSY: 1, pb.WORKER_STATE_FULL: 2}
-        shortest = min(waits.get(member.status.state, 0) for member in best)
-        ranks = sorted(member.rank for member in best if waits.get(member.status.state, 0) == shortest)
-        return ranks[zlib.crc32(job.job_id.encode()) % len(ranks)]  # so that several don't all go to one
+    def elsewhere(self, entry: JournalEntry, role: Role.ValueType) -> int:
+        """The rank that should run a role of the job, as `placement.choose` finds; 0 for anyone."""
+        busy = Counter(m.memory_id for m in self.registered() if m.status.state == pb.WORKER_STATE_BUSY)
+        candidates = []
+        for member in self.alive(role):
+            if member.takes_work:
+                status, memory_id = member.status, member.memory_id
+                others = busy[memory_id] - (status.state == pb.WORKER_STATE_BUSY)
+                is_quiet = not memory_id or not others
+                candidates.append(Candidate(member.rank, status.state, status.pixels_failed_min, is_quiet))
+        return choose(entry, role, candidates)
 
     def remove(self, rank: int) -> Member | None:
         """Forget a member; its waiting streams are woken and then find themselves fenced."""

@@ -64,6 +64,7 @@ class PhaseReports:
         if token.role == ROLE_DECODER and core.model.present is not None:
             response.metadata_json = outputs.metadata_json(stored, core.model.present)
         response.request.CopyFrom(self._share(entry, token.role, stored))
+        response.pixels = entry.pixels
         return response
 
     def _share(
@@ -72,8 +73,8 @@ class PhaseReports:
         """The part of a request that a role needs: encoders all, decoders how to deliver, transformers nothing."""
         if role == ROLE_ENCODER:
             fleet = self._core.fleet
-            request.transformer_rank = request.transformer_rank or fleet.elsewhere(entry.job, ROLE_TRANSFORMER)
-            request.decoder_rank = request.decoder_rank or fleet.elsewhere(entry.job, ROLE_DECODER)
+            request.transformer_rank = request.transformer_rank or fleet.elsewhere(entry, ROLE_TRANSFORMER)
+            request.decoder_rank = request.decoder_rank or fleet.elsewhere(entry, ROLE_DECODER)
             return request
         if role == ROLE_DECODER:
             model = self._core.model.present
@@ -149,6 +150,8 @@ class PhaseReports:
         kind = KIND_OF.get(reason, job_pb2.ATTEMPT_KIND_UNSPECIFIED)
         attempt = attempts.attempt_of(token.role, token.lease.rank, message or pb.FailureReason.Name(reason), kind)
         attempt.place = attempts.accepted_place(request.place)
+        if kind == job_pb2.ATTEMPT_KIND_OUT_OF_MEMORY:
+            attempt.needed_bytes, attempt.available_bytes = request.needed_bytes, request.available_bytes
         fields = await self._fields(token.job_id, attempt)
 
         def change(entry: JournalEntry) -> JournalEntry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 from triptych import telemetry
 from triptych.v1 import fleet_service_pb2 as pb
@@ -98,6 +99,7 @@ def _info(worker: Worker) -> worker_pb2.WorkerInfo:
         component_bytes=equipment.stage.component_bytes,
         mooncake=equipment.mooncake,
         stage_settings=equipment.stage.settings,
+        memory_id=equipment.stage.device_uuid or equipment.arena.host_id,
     )
 
 
@@ -118,6 +120,8 @@ def _status(worker: Worker) -> worker_pb2.WorkerStatus:
         fetch_count_by_mover=worker.phases.rooms.fetch_count_by_mover,
         rings=worker.access.choice,
         waiting_for=worker.waiting_for,
+        pixels_done_max=worker.phases.capacity.done_max,
+        pixels_failed_min=worker.phases.capacity.failed_min(time.monotonic()),
     )
 
 

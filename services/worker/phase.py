@@ -25,6 +25,7 @@ from triptych.v1.fleet_service_pb2 import StartPhaseResponse
 from triptych.v1.job_pb2 import GenerationRequest, TokensCut
 
 from . import memory_report
+from .capacity import Capacity
 from .delivery import Delivery
 from .equipment import Equipment, StageThread
 from .handover import Handover, messaging, next_dispatch, shape_of
@@ -49,6 +50,7 @@ class Phases:
         self._in_thread = StageThread()
         self.rooms = Rooms(equipment, link, self._in_thread)
         self.health = Health()
+        self.capacity = Capacity()
         self._handover = Handover(link, access, equipment.stage.role)
         self._delivery = Delivery(link, equipment.model, self._in_thread)
         self._self_check = SelfCheck(equipment, self._in_thread)
@@ -63,9 +65,11 @@ class Phases:
             end = self._handover.ack
             try:
                 started = await self._begin(running, reporter)
+                running.pixels = started.pixels
                 with telemetry.within(started.traceparent or dispatch.traceparent):
                     await self._work(running, started, reporter)
                 self.health.succeeded()
+                self.capacity.done(running.pixels)
                 self._self_check.succeeded()
             except LeaseLost as error:
                 log.info("dropped: %s", error)
@@ -82,12 +86,14 @@ class Phases:
 
     async def _failed(self, running: Running, error: Exception, reporter: PhaseReporter) -> str:
         """Tell the controller, and note what it means for the worker. Returns why its process can't go on, if so."""
-        message = await reporter.fail(error)
-        if is_out_of_memory(error):
+        failure = reporter.failure(error)
+        if is_out_of_memory(error):  # freed before another worker begins, which may share the device
             await self._in_thread(lambda: memory_report.give_back(error))
+            self.capacity.ran_out(running.pixels, time.monotonic())
+        await reporter.fail(failure)
         if is_ours(error) and not running.lost:
             self.health.failed(running.dispatch.job_id)
-        return f"an error has spoiled this process: {message}" if is_poison(error) else ""
+        return f"an error has spoiled this process: {failure.message}" if is_poison(error) else ""
 
     async def check_health(self) -> None:
         """Run a small job of the worker's own. Raises WorkerBroken where that fails."""

@@ -103,26 +103,36 @@ class PhaseReporter:
         except InvalidRequest as error:  # this worker's fault: the job's client asked for nothing wrong
             raise WrongState(f"the controller refuses this completion: {error.field} can't be used") from error
 
-    async def fail(self, error: Exception) -> str:
-        """The phase failed; returns what was said of it. A job that is over, or another worker's, needs no report."""
-        reason, message = reason_of(error, self._device)
+    def failure(self, error: Exception) -> pb.FailPhaseRequest:
+        """What is to be said of a phase that failed: made before anything that the error holds is freed."""
+        if is_out_of_memory(error):
+            found = memory_report.shortage(error, self._device)
+            return pb.FailPhaseRequest(
+                reason=pb.FAILURE_REASON_OUT_OF_MEMORY,
+                message=found.sentence(self._device),
+                needed_bytes=found.needed_bytes,
+                available_bytes=found.available_bytes,
+            )
+        reason, message = reason_of(error)
         message = privacy.redact(message, self._private)
         place = ""
         if reason == pb.FAILURE_REASON_STAGE_ERROR:
             place = "" if isinstance(error, AdapterMissing) else place_of(error, message)
             whole = "".join(traceback.format_exception(error))
             log.error("stage failed: %s", privacy.redact(whole, self._private))
+        return pb.FailPhaseRequest(reason=reason, message=message[:FAILURE_CHARS_MAX], place=place)
+
+    async def fail(self, failure: pb.FailPhaseRequest) -> None:
+        """The phase failed. A job that is over, or another worker's, needs no report."""
 
         def make() -> Awaitable[pb.FailPhaseResponse]:
-            said = message[:FAILURE_CHARS_MAX]
-            request = pb.FailPhaseRequest(token=self._token(), reason=reason, message=said, place=place)
-            return self._link.fleet.FailPhase(request)
+            failure.token.CopyFrom(self._token())
+            return self._link.fleet.FailPhase(failure)
 
         try:
             await self._link.call(make)
         except TriptychError as refused:  # the job is no longer this worker's: work goes on
             log.info("failure not taken: %s", refused)
-        return message
 
     def _token(self) -> pb.PhaseToken:
         lease, dispatch = self._running.claimed
@@ -131,10 +141,8 @@ class PhaseReporter:
         return pb.PhaseToken(lease=lease, job_id=dispatch.job_id, generation=dispatch.generation, role=self._role)
 
 
-def reason_of(error: Exception, device: str) -> tuple[pb.FailureReason.ValueType, str]:
-    """What the controller is told about an error: the reason and a message."""
-    if is_out_of_memory(error):
-        return pb.FAILURE_REASON_OUT_OF_MEMORY, memory_report.sentence(error, device)
+def reason_of(error: Exception) -> tuple[pb.FailureReason.ValueType, str]:
+    """What the controller is told about an error that doesn't speak of memory: the reason and a message."""
     if is_poison(error):
         return pb.FAILURE_REASON_WORKER_BROKEN, str(error).strip().partition("\n")[0]
     if isinstance(error, InvalidRequest):

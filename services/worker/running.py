@@ -23,6 +23,8 @@ class Running:
     """The room that it makes, from before it is in the arena; 0 while the stage runs."""
     declared_room_ids: frozenset[int] = frozenset()
     """Rooms that the worker named when it last registered. Those that nobody needs are released already."""
+    pixels: float = 0.0
+    """The job's size, from when the controller has told it."""
     step: int = 0
     step_count: int = 0
     preview_png: bytes = b""

@@ -6,7 +6,8 @@ What they do stands in the folder that the variable `HOLD` names, so that a test
   Where it has a number in it, a scheduler waits only once it has made so many steps in all its life.
 * a file `kill-STEPS` kills every process that begins to denoise a job of so many steps.
 * a file `spoil-STEPS` goes, with the process that finds it so, by the error of a CUDA context that is lost.
-* a file `starve-STEPS` has every such process ask for more memory than any machine has.
+* a file `starve-STEPS` has every such process ask for more memory than any machine has, or for as many bytes as the
+  file says.
 * each step adds a byte to `steps-PID`.
 
 Otherwise they are what they inherit from, bit by bit.
@@ -58,8 +59,8 @@ class HeldScheduler(diffusers.UniPCMultistepScheduler):
         if (spoiling := _folder() / f"spoil-{num_inference_steps}").exists():
             spoiling.unlink()
             raise torch.AcceleratorError("CUDA error: device-side assert triggered")
-        if (_folder() / f"starve-{num_inference_steps}").exists():
-            torch.empty(HUGE_BYTES, dtype=torch.uint8)
+        if (starving := _folder() / f"starve-{num_inference_steps}").exists():
+            torch.empty(int(starving.read_text() or HUGE_BYTES), dtype=torch.uint8)
         return super().set_timesteps(num_inference_steps, *args, **kwargs)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:

@@ -52,7 +52,7 @@ def meet_the_cap(stage: Stage, inputs: Any) -> dict[str, Any]:
         run(stage, inputs)
     except Exception as error:  # noqa: BLE001  (the test says which it must be)
         said = {"type": type(error).__name__, "is_shortage": is_out_of_memory(error)}
-        said["sentence"] = memory_report.sentence(error, "cpu")
+        said["sentence"] = memory_report.shortage(error, "cpu").sentence("cpu")
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         memory_report.give_back(error)
         return said

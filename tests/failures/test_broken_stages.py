@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.e2e.conftest import ended, result
+from tests.failures.held import HUGE_BYTES
 from tests.fleet.held import WAIT_S, HeldFleet, create
 from tests.fleet.processes import wait_until
 from triptych.v1.job_pb2 import ATTEMPT_KIND_OUT_OF_MEMORY, ATTEMPT_KIND_WORKER_SICK, JOB_STATE_FAILED
@@ -52,7 +53,11 @@ def test_too_little_memory_is_tried_once_more_elsewhere_and_costs_no_worker(
     finally:
         starving.unlink()
     assert job.state == JOB_STATE_FAILED
-    assert re.fullmatch(r"out of memory on cpu: \S+ TiB more were asked for; .* were free", job.error), job.error
+    said = r"out of memory on cpu: \S+ TiB more were asked for; .* were free"
+    assert re.fullmatch("transformers ran out of memory in 2 attempts; the last: " + said, job.error), job.error
+    for attempt in job.attempts:
+        assert attempt.needed_bytes == HUGE_BYTES
+        assert 0 < attempt.available_bytes < HUGE_BYTES
     assert [attempt.kind for attempt in job.attempts] == [ATTEMPT_KIND_OUT_OF_MEMORY] * 2
     assert len({attempt.rank for attempt in job.attempts}) == 2
     again = result(client, create(client, num_inference_steps=steps), tmp_path)

@@ -90,6 +90,7 @@ def test_work_is_bounded_and_named_factor_by_factor() -> None:
         f"{field} is '2 x 9 x 64 x 32 x 10 = 368640'; accepted: at most 368639 (the controller's work_max)"
     )
     costs.check_work(factors, 0)
+    assert costs.pixels_of(factors) == 9 * 64 * 32 * 2, "memory doesn't grow with steps"
 
 
 @given(given_fields=st.sets(st.sampled_from(sorted(WORK))), recommended=st.sets(st.sampled_from(sorted(WORK))))

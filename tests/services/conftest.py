@@ -44,6 +44,7 @@ class Bench:
         model = ModelDescription(model="toy", config_digest="70f1" * 16)
         model.inputs.add(name="prompt", kind=INPUT_KIND_TEXT, required=True)
         model.inputs.add(name="num_inference_steps", kind=INPUT_KIND_INTEGER, default_json="4")
+        model.inputs.add(name="num_frames", kind=INPUT_KIND_INTEGER, default_json="1")
         rings = {role: MemoryRing(name, 1, attempts_max=ATTEMPT_MAX) for role, name in RING_OF.items()}
         self.config = config
         self.rings = rings

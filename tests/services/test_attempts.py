@@ -16,6 +16,7 @@ from triptych import ids
 from triptych.config import ControllerConfig
 from triptych.rings.ring import Claimed
 from triptych.roles import NEXT
+from triptych.security.identity import ANYONE
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1.dispatch_pb2 import (
     ROLE_DECODER,
@@ -38,10 +39,13 @@ from triptych.v1.job_pb2 import (
     Job,
     TokensCut,
 )
+from triptych.v1.journal_pb2 import JournalEntry
 from triptych.v1.room_pb2 import RoomRef
 from triptych.v1.worker_pb2 import WORKER_STATE_DRAINING, WORKER_STATE_QUARANTINED
 
 ATTEMPTS_MAX = ControllerConfig().attempts_max
+OUT_OF_MEMORY = fleet_pb.FAILURE_REASON_OUT_OF_MEMORY
+BYTES = {"needed_bytes": 80, "available_bytes": 24}
 
 
 async def register(bench: Bench, name: str, role: Role.ValueType) -> int:
@@ -81,10 +85,12 @@ async def complete(
     await bench.rings[role].ack(claimed.lease)
 
 
-async def fail(bench: Bench, claimed: Claimed, role: Role.ValueType, reason: Any, message: str = "it broke") -> Job:
-    await bench.controller.phases.fail(
-        fleet_pb.FailPhaseRequest(reason=reason, message=message, token=token_for(claimed, role))
-    )
+async def fail(
+    bench: Bench, claimed: Claimed, role: Role.ValueType, reason: Any, message: str = "it broke", **fields: int
+) -> Job:
+    token = token_for(claimed, role)
+    request = fleet_pb.FailPhaseRequest(reason=reason, message=message, token=token, **fields)  # type: ignore[arg-type]
+    await bench.controller.phases.fail(request)
     await bench.rings[role].ack(claimed.lease)
     return await bench.core.ledger.get(claimed.dispatch.job_id)
 
@@ -284,5 +290,76 @@ async def test_too_little_memory_twice_ends_the_job(open_bench: OpenBench) -> No
         await bench.create()
         for rank in (first, second):
             claimed = await must_take(bench, ROLE_ENCODER, rank)
-            job = await fail(bench, claimed, ROLE_ENCODER, fleet_pb.FAILURE_REASON_OUT_OF_MEMORY, "80 GiB, of 24 GiB")
-        assert (job.state, job.error) == (JOB_STATE_FAILED, "80 GiB, of 24 GiB")
+            job = await fail(bench, claimed, ROLE_ENCODER, OUT_OF_MEMORY, "80 GiB, of 24 GiB", **BYTES)
+        ended = "encoders ran out of memory in 2 attempts; the last: 80 GiB, of 24 GiB"
+        assert (job.state, job.error, job.dead_letter) == (JOB_STATE_FAILED, ended, True)
+        assert [(a.rank, a.needed_bytes, a.available_bytes) for a in job.attempts] == [
+            (first, 80, 24),
+            (second, 80, 24),
+        ]
+
+
+async def test_each_role_may_run_out_of_memory_once(open_bench: OpenBench) -> None:
+    """What one lacked says nothing of another."""
+    async with open_bench() as bench:
+        encoder = await register(bench, "e", ROLE_ENCODER)
+        transformer = await register(bench, "t", ROLE_TRANSFORMER)
+        await bench.create()
+        await fail(bench, await must_take(bench, ROLE_ENCODER, encoder), ROLE_ENCODER, OUT_OF_MEMORY)
+        await complete(bench, await must_take(bench, ROLE_ENCODER, encoder), ROLE_ENCODER, 1)
+        for state in (JOB_STATE_ENCODED, JOB_STATE_FAILED):
+            claimed = await must_take(bench, ROLE_TRANSFORMER, transformer)
+            job = await fail(bench, claimed, ROLE_TRANSFORMER, OUT_OF_MEMORY)
+            assert job.state == state
+        assert job.error == "transformers ran out of memory in 2 attempts; the last: it broke"
+
+
+async def test_bytes_are_taken_of_shortages_only(open_bench: OpenBench) -> None:
+    async with open_bench() as bench:
+        rank = await register(bench, "e", ROLE_ENCODER)
+        await bench.create()
+        claimed = await must_take(bench, ROLE_ENCODER, rank)
+        job = await fail(bench, claimed, ROLE_ENCODER, fleet_pb.FAILURE_REASON_STAGE_ERROR, **BYTES)
+        assert (job.attempts[0].needed_bytes, job.attempts[0].available_bytes) == (0, 0)
+
+
+def test_a_shortage_at_a_worker_that_is_well_after_all_is_one_again() -> None:
+    attempt = Attempt(rank=1, kind=ATTEMPT_KIND_OUT_OF_MEMORY, available_bytes=24)
+    other = Attempt(rank=1, kind=ATTEMPT_KIND_STAGE_ERROR)
+    before = JournalEntry(job=Job(attempts=[attempt, other]))
+    sick = attempts.absolve(before, 1, is_sick=True)
+    assert [attempt.kind for attempt in sick.job.attempts] == [ATTEMPT_KIND_WORKER_SICK] * 2
+    assert attempts.absolve(sick, 1, is_sick=False) == before
+
+
+async def test_a_worker_is_not_given_what_runs_out_there_while_others_can_take_it(open_bench: OpenBench) -> None:
+    """Where none can, it gets the job all the same: a job that nobody tries would wait for ever."""
+    async with open_bench() as bench:
+        small, large = [await register(bench, name, ROLE_ENCODER) for name in ("e1", "e2")]
+        bench.controller.membership.report(heartbeat(small, pixels_failed_min=2))
+        await bench.create(num_frames=2)
+        assert await take(bench, ROLE_ENCODER, small) is None
+        claimed = await must_take(bench, ROLE_ENCODER, large)
+        assert claimed.dispatch.receiver_rank == large
+        await bench.create(num_frames=1)
+        await must_take(bench, ROLE_ENCODER, small)
+        await leave(bench, large)
+        assert (await must_take(bench, ROLE_ENCODER, small)).dispatch.job_id == claimed.dispatch.job_id
+
+
+async def test_a_worker_is_told_how_large_the_job_is(open_bench: OpenBench) -> None:
+    """Also that of a dead letter's retry, and after the controller came back."""
+    async with open_bench() as bench:
+        rank = await register(bench, "e", ROLE_ENCODER)
+        await bench.create(num_frames=3)
+        for _ in range(2):
+            job = await fail(bench, await must_take(bench, ROLE_ENCODER, rank), ROLE_ENCODER, OUT_OF_MEMORY)
+        await bench.controller.lifecycle.retry(job.job_id, ANYONE)
+    async with open_bench() as bench:
+        await bench.controller.holdings.recover()
+        rank = await register(bench, "e", ROLE_ENCODER)
+        await bench.core.dispatcher.publish_waiting()
+        claimed = await bench.rings[ROLE_ENCODER].claim(rank)
+        assert claimed is not None
+        started = fleet_pb.StartPhaseRequest(token=token_for(claimed, ROLE_ENCODER))
+        assert (await bench.controller.phases.start(started)).pixels == 3

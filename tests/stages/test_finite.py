@@ -87,7 +87,7 @@ def test_it_is_no_machines_error_unless_it_comes_with_every_job() -> None:
     """So the second one ends its job (`repeats`), and a worker that makes it of all jobs is checked (`health`)."""
     with pytest.raises(NotFinite) as caught:
         finite.check("decoder", {"images": np.array([np.nan])})
-    reason, message = reason_of(caught.value, "cpu")
+    reason, message = reason_of(caught.value)
     assert reason == fleet_pb.FAILURE_REASON_STAGE_ERROR
     assert place_of(caught.value, message).startswith("NotFinite in finite.check #")
     assert is_ours(caught.value)

@@ -112,7 +112,7 @@ def test_numpys_and_torchs_own_words() -> None:
     program = (
         "import resource, torch, numpy as np\n"
         "from services.worker.health import is_out_of_memory\n"
-        "from services.worker.memory_report import sentence\n"
+        "from services.worker.memory_report import shortage\n"
         "cap = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + 2**28\n"
         "resource.setrlimit(resource.RLIMIT_AS, (cap, cap))\n"
         "for make in (lambda: torch.empty(2**32, dtype=torch.uint8), lambda: np.empty(2**32, np.uint8)):\n"
@@ -120,7 +120,7 @@ def test_numpys_and_torchs_own_words() -> None:
         "        make()\n"
         "    except Exception as error:\n"
         "        assert is_out_of_memory(error), error\n"
-        "        print(sentence(error, 'cpu'))\n"
+        "        print(shortage(error, 'cpu').sentence('cpu'))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100)
     lines = done.stdout.splitlines()
@@ -154,7 +154,7 @@ def test_what_an_error_holds_is_given_back() -> None:
 
 def test_a_machine_without_a_cap() -> None:
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
-    text = memory_report.sentence(np.exceptions.AxisError("no memory error"), "cpu")
+    text = memory_report.shortage(np.exceptions.AxisError("no memory error"), "cpu").sentence("cpu")
     assert "the amount asked for is not known" in text
     assert "were free" in text
 
@@ -163,8 +163,10 @@ def test_plain_memory_errors() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."))
     assert not is_out_of_memory(InvalidRequest("prompt", "out of memory", "text"))
-    text = memory_report.sentence(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."), "cpu")
-    assert text.startswith("out of memory on cpu: 20 GiB more were asked for; ")
+    found = memory_report.shortage(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."), "cpu")
+    assert (found.needed_bytes, found.is_capped) == (20 * 2**30, False)
+    assert 0 < found.available_bytes < found.total_bytes
+    assert found.sentence("cpu").startswith("out of memory on cpu: 20 GiB more were asked for; ")
 
 
 async def test_whoever_waits_for_it_goes_on() -> None:

@@ -65,8 +65,16 @@ def check_result(work: Work, result_bytes_max: float) -> None:
 
     These are the pixels of all frames of all outputs before they are encoded, the least that a decoder holds.
     """
-    sizes = {name: factor for name, factor in work.items() if name != "num_inference_steps"}
-    _check_product(sizes, result_bytes_max, "{:g} bytes of pixels", "result_bytes_max", PIXEL_BYTES)
+    _check_product(_sizes(work), result_bytes_max, "{:g} bytes of pixels", "result_bytes_max", PIXEL_BYTES)
+
+
+def pixels_of(work: Work) -> float:
+    """Outputs x frames x pixels: what a job's memory grows with."""
+    return math.prod(_sizes(work).values())
+
+
+def _sizes(work: Work) -> Work:
+    return {name: factor for name, factor in work.items() if name != "num_inference_steps"}
 
 
 def _check_product(work: Work, most: float, unit: str, setting: str, scale: int = 1) -> None:

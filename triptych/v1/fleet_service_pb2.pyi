@@ -378,6 +378,7 @@ class StartPhaseResponse(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     EARLIER_TRACEPARENT_FIELD_NUMBER: _builtins.int
     METADATA_JSON_FIELD_NUMBER: _builtins.int
+    PIXELS_FIELD_NUMBER: _builtins.int
     traceparent: _builtins.str
     """W3C trace context of this attempt's span, which the controller records at its
     end. Empty without traces.
@@ -388,6 +389,8 @@ class StartPhaseResponse(_message.Message):
     """For decoders: what the files say of how they were made, a JSON object. Empty
     unless the request asks for it.
     """
+    pixels: _builtins.float
+    """The job's size, as `JournalEntry.pixels`. 0 where it isn't known."""
     @_builtins.property
     def request(self) -> _job_pb2.GenerationRequest:
         """What the role needs of the client's request. For encoders all of
@@ -410,10 +413,11 @@ class StartPhaseResponse(_message.Message):
         traceparent: _builtins.str = ...,
         earlier_traceparent: _builtins.str = ...,
         metadata_json: _builtins.str = ...,
+        pixels: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier_traceparent", b"earlier_traceparent", "metadata_json", b"metadata_json", "request", b"request", "traceparent", b"traceparent", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier_traceparent", b"earlier_traceparent", "metadata_json", b"metadata_json", "pixels", b"pixels", "request", b"request", "traceparent", b"traceparent", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -496,6 +500,8 @@ class FailPhaseRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
     reason: Global___FailureReason.ValueType
     """What happened."""
     message: _builtins.str
@@ -504,6 +510,10 @@ class FailPhaseRequest(_message.Message):
     """Where a stage's error happened, as `Attempt.place`. Empty where the machine
     may be the cause and not the request.
     """
+    needed_bytes: _builtins.int
+    """As `Attempt.needed_bytes`; OUT_OF_MEMORY only."""
+    available_bytes: _builtins.int
+    """As `Attempt.available_bytes`; OUT_OF_MEMORY only."""
     @_builtins.property
     def token(self) -> Global___PhaseToken:
         """The phase."""
@@ -515,10 +525,12 @@ class FailPhaseRequest(_message.Message):
         reason: Global___FailureReason.ValueType = ...,
         message: _builtins.str = ...,
         place: _builtins.str = ...,
+        needed_bytes: _builtins.int = ...,
+        available_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "place", b"place", "reason", b"reason", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "message", b"message", "needed_bytes", b"needed_bytes", "place", b"place", "reason", b"reason", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

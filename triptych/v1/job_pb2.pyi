@@ -179,7 +179,9 @@ class _AttemptKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptKi
     ATTEMPT_KIND_WORKER_DIED: _AttemptKind.ValueType  # 2
     """The worker died, hung or fell silent while it ran the job. Counts."""
     ATTEMPT_KIND_OUT_OF_MEMORY: _AttemptKind.ValueType  # 3
-    """The worker had not enough memory. Counts; after the second the job ends."""
+    """The worker had not enough memory. Counts; after the second of a role the job
+    ends.
+    """
     ATTEMPT_KIND_ROOM_LOST: _AttemptKind.ValueType  # 4
     """The room to read was gone or damaged. Doesn't count."""
     ATTEMPT_KIND_GIVEN_UP: _AttemptKind.ValueType  # 5
@@ -203,7 +205,9 @@ ATTEMPT_KIND_STAGE_ERROR: AttemptKind.ValueType  # 1
 ATTEMPT_KIND_WORKER_DIED: AttemptKind.ValueType  # 2
 """The worker died, hung or fell silent while it ran the job. Counts."""
 ATTEMPT_KIND_OUT_OF_MEMORY: AttemptKind.ValueType  # 3
-"""The worker had not enough memory. Counts; after the second the job ends."""
+"""The worker had not enough memory. Counts; after the second of a role the job
+ends.
+"""
 ATTEMPT_KIND_ROOM_LOST: AttemptKind.ValueType  # 4
 """The room to read was gone or damaged. Doesn't count."""
 ATTEMPT_KIND_GIVEN_UP: AttemptKind.ValueType  # 5
@@ -942,6 +946,8 @@ class Attempt(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
     role: _dispatch_pb2.Role.ValueType
     """The role that tried."""
     rank: _builtins.int
@@ -957,6 +963,12 @@ class Attempt(_message.Message):
     digest of its innermost lines and text. The same place again ends the job.
     Empty where the machine may be the cause and not the request.
     """
+    needed_bytes: _builtins.int
+    """Where memory ran out: how many bytes more were asked for. 0 where that isn't
+    known.
+    """
+    available_bytes: _builtins.int
+    """Where memory ran out: how many bytes were free then."""
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -970,10 +982,12 @@ class Attempt(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         kind: Global___AttemptKind.ValueType = ...,
         place: _builtins.str = ...,
+        needed_bytes: _builtins.int = ...,
+        available_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "kind", b"kind", "place", b"place", "rank", b"rank", "reason", b"reason", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "end_time", b"end_time", "kind", b"kind", "needed_bytes", b"needed_bytes", "place", b"place", "rank", b"rank", "reason", b"reason", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from triptych.v1 import job_pb2 as triptych_dot_v1_dot_job__pb2
 from triptych.v1 import ring_service_pb2 as triptych_dot_v1_dot_ring__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19triptych/v1/journal.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atriptych/v1/dispatch.proto\x1a\x15triptych/v1/job.proto\x1a\x1etriptych/v1/ring_service.proto\"\x96\x03\n\x0cJournalEntry\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\x12!\n\x05lease\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Lease\x12%\n\x06phase1\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12%\n\x06phase2\x18\x04 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x16\n\x0erequest_sha256\x18\x06 \x01(\x0c\x12\x1a\n\x12request_size_bytes\x18\x07 \x01(\x04\x12\x18\n\x10transformer_rank\x18\x08 \x01(\r\x12\x14\n\x0c\x64\x65\x63oder_rank\x18\t \x01(\r\x12\x1b\n\x13\x61ttempt_traceparent\x18\n \x01(\t\x12\x30\n\x0c\x61ttempt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nready_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB5\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19triptych/v1/journal.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atriptych/v1/dispatch.proto\x1a\x15triptych/v1/job.proto\x1a\x1etriptych/v1/ring_service.proto\"\xa6\x03\n\x0cJournalEntry\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.triptych.v1.Job\x12!\n\x05lease\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Lease\x12%\n\x06phase1\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12%\n\x06phase2\x18\x04 \x01(\x0b\x32\x15.triptych.v1.Dispatch\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x16\n\x0erequest_sha256\x18\x06 \x01(\x0c\x12\x1a\n\x12request_size_bytes\x18\x07 \x01(\x04\x12\x18\n\x10transformer_rank\x18\x08 \x01(\r\x12\x14\n\x0c\x64\x65\x63oder_rank\x18\t \x01(\r\x12\x1b\n\x13\x61ttempt_traceparent\x18\n \x01(\t\x12\x30\n\x0c\x61ttempt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nready_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06pixels\x18\r \x01(\x01\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,5 +37,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\013triptych.v1P\001Z\026triptych/v1;triptychv1\252\002\013Triptych.V1'
   _globals['_JOURNALENTRY']._serialized_start=159
-  _globals['_JOURNALENTRY']._serialized_end=565
+  _globals['_JOURNALENTRY']._serialized_end=581
 # @@protoc_insertion_point(module_scope)

@@ -38,6 +38,7 @@ class JournalEntry(_message.Message):
     ATTEMPT_TRACEPARENT_FIELD_NUMBER: _builtins.int
     ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     READY_TIME_FIELD_NUMBER: _builtins.int
+    PIXELS_FIELD_NUMBER: _builtins.int
     traceparent: _builtins.str
     """W3C trace context of the accepting call."""
     request_sha256: _builtins.bytes
@@ -55,6 +56,10 @@ class JournalEntry(_message.Message):
     attempt_traceparent: _builtins.str
     """W3C trace context of the newest attempt's span, which is recorded when the
     attempt ends. Empty without traces.
+    """
+    pixels: _builtins.float
+    """The job's size: outputs x frames x height x width, what memory grows with. 0 in
+    records of older controllers.
     """
     @_builtins.property
     def job(self) -> _job_pb2.Job:
@@ -97,10 +102,11 @@ class JournalEntry(_message.Message):
         attempt_traceparent: _builtins.str = ...,
         attempt_time: _timestamp_pb2.Timestamp | None = ...,
         ready_time: _timestamp_pb2.Timestamp | None = ...,
+        pixels: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_time", b"attempt_time", "job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2", "ready_time", b"ready_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_time", b"attempt_time", "attempt_traceparent", b"attempt_traceparent", "decoder_rank", b"decoder_rank", "job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2", "ready_time", b"ready_time", "request_sha256", b"request_sha256", "request_size_bytes", b"request_size_bytes", "traceparent", b"traceparent", "transformer_rank", b"transformer_rank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_time", b"attempt_time", "attempt_traceparent", b"attempt_traceparent", "decoder_rank", b"decoder_rank", "job", b"job", "lease", b"lease", "phase1", b"phase1", "phase2", b"phase2", "pixels", b"pixels", "ready_time", b"ready_time", "request_sha256", b"request_sha256", "request_size_bytes", b"request_size_bytes", "traceparent", b"traceparent", "transformer_rank", b"transformer_rank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from triptych.v1 import dispatch_pb2 as triptych_dot_v1_dot_dispatch__pb2
 from triptych.v1 import rules_pb2 as triptych_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/worker.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atriptych/v1/dispatch.proto\x1a\x17triptych/v1/rules.proto\"\x9c\x01\n\x06Worker\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12%\n\x04info\x18\x02 \x01(\x0b\x32\x17.triptych.v1.WorkerInfo\x12)\n\x06status\x18\x03 \x01(\x0b\x32\x19.triptych.v1.WorkerStatus\x12\x32\n\x0eheartbeat_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x03\n\nWorkerInfo\x12%\n\x04role\x18\x01 \x01(\x0e\x32\x11.triptych.v1.RoleB\x04\xa0\xb5\x18\x01\x12\x15\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12\x12\n\nprocess_id\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\x12\x18\n\x10\x61rena_size_bytes\x18\x06 \x01(\x04\x12\x17\n\x0fparameter_bytes\x18\x07 \x01(\x04\x12\x44\n\x0f\x63omponent_bytes\x18\x08 \x03(\x0b\x32+.triptych.v1.WorkerInfo.ComponentBytesEntry\x12+\n\x08mooncake\x18\t \x01(\x0b\x32\x19.triptych.v1.DriverChoice\x12\x42\n\x0estage_settings\x18\n \x03(\x0b\x32*.triptych.v1.WorkerInfo.StageSettingsEntry\x1a\x35\n\x13\x43omponentBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x34\n\x12StageSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf8\x02\n\x0cWorkerStatus\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.triptych.v1.WorkerState\x12+\n\x08progress\x18\x02 \x01(\x0b\x32\x19.triptych.v1.StepProgress\x12\x18\n\x10\x61rena_used_bytes\x18\x03 \x01(\x04\x12\x12\n\nroom_count\x18\x04 \x01(\r\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x05 \x01(\x04\x12N\n\x14\x66\x65tch_count_by_mover\x18\x06 \x03(\x0b\x32\x30.triptych.v1.WorkerStatus.FetchCountByMoverEntry\x12(\n\x05rings\x18\x07 \x01(\x0b\x32\x19.triptych.v1.DriverChoice\x12\x13\n\x0bwaiting_for\x18\x08 \x01(\t\x1a\x38\n\x16\x46\x65tchCountByMoverEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"T\n\x0cStepProgress\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\x12\n\nstep_count\x18\x04 \x01(\r\",\n\x0c\x44riverChoice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xa9\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11WORKER_STATE_IDLE\x10\x01\x12\x15\n\x11WORKER_STATE_BUSY\x10\x02\x12\x15\n\x11WORKER_STATE_FULL\x10\x03\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x04\x12\x1c\n\x18WORKER_STATE_QUARANTINED\x10\x05\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/worker.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atriptych/v1/dispatch.proto\x1a\x17triptych/v1/rules.proto\"\x9c\x01\n\x06Worker\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12%\n\x04info\x18\x02 \x01(\x0b\x32\x17.triptych.v1.WorkerInfo\x12)\n\x06status\x18\x03 \x01(\x0b\x32\x19.triptych.v1.WorkerStatus\x12\x32\n\x0eheartbeat_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe8\x03\n\nWorkerInfo\x12%\n\x04role\x18\x01 \x01(\x0e\x32\x11.triptych.v1.RoleB\x04\xa0\xb5\x18\x01\x12\x15\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12\x12\n\nprocess_id\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\x12\x18\n\x10\x61rena_size_bytes\x18\x06 \x01(\x04\x12\x17\n\x0fparameter_bytes\x18\x07 \x01(\x04\x12\x44\n\x0f\x63omponent_bytes\x18\x08 \x03(\x0b\x32+.triptych.v1.WorkerInfo.ComponentBytesEntry\x12+\n\x08mooncake\x18\t \x01(\x0b\x32\x19.triptych.v1.DriverChoice\x12\x42\n\x0estage_settings\x18\n \x03(\x0b\x32*.triptych.v1.WorkerInfo.StageSettingsEntry\x12\x11\n\tmemory_id\x18\x0b \x01(\t\x1a\x35\n\x13\x43omponentBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x34\n\x12StageSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xac\x03\n\x0cWorkerStatus\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.triptych.v1.WorkerState\x12+\n\x08progress\x18\x02 \x01(\x0b\x32\x19.triptych.v1.StepProgress\x12\x18\n\x10\x61rena_used_bytes\x18\x03 \x01(\x04\x12\x12\n\nroom_count\x18\x04 \x01(\r\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x05 \x01(\x04\x12N\n\x14\x66\x65tch_count_by_mover\x18\x06 \x03(\x0b\x32\x30.triptych.v1.WorkerStatus.FetchCountByMoverEntry\x12(\n\x05rings\x18\x07 \x01(\x0b\x32\x19.triptych.v1.DriverChoice\x12\x13\n\x0bwaiting_for\x18\x08 \x01(\t\x12\x17\n\x0fpixels_done_max\x18\t \x01(\x01\x12\x19\n\x11pixels_failed_min\x18\n \x01(\x01\x1a\x38\n\x16\x46\x65tchCountByMoverEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"T\n\x0cStepProgress\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\x12\n\nstep_count\x18\x04 \x01(\r\",\n\x0c\x44riverChoice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xa9\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11WORKER_STATE_IDLE\x10\x01\x12\x15\n\x11WORKER_STATE_BUSY\x10\x02\x12\x15\n\x11WORKER_STATE_FULL\x10\x03\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x04\x12\x1c\n\x18WORKER_STATE_QUARANTINED\x10\x05\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,22 +45,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERINFO'].fields_by_name['address']._serialized_options = b'\240\265\030\001'
   _globals['_WORKERSTATUS_FETCHCOUNTBYMOVERENTRY']._loaded_options = None
   _globals['_WORKERSTATUS_FETCHCOUNTBYMOVERENTRY']._serialized_options = b'8\001'
-  _globals['_WORKERSTATE']._serialized_start=1270
-  _globals['_WORKERSTATE']._serialized_end=1439
+  _globals['_WORKERSTATE']._serialized_start=1341
+  _globals['_WORKERSTATE']._serialized_end=1510
   _globals['_WORKER']._serialized_start=128
   _globals['_WORKER']._serialized_end=284
   _globals['_WORKERINFO']._serialized_start=287
-  _globals['_WORKERINFO']._serialized_end=756
-  _globals['_WORKERINFO_COMPONENTBYTESENTRY']._serialized_start=649
-  _globals['_WORKERINFO_COMPONENTBYTESENTRY']._serialized_end=702
-  _globals['_WORKERINFO_STAGESETTINGSENTRY']._serialized_start=704
-  _globals['_WORKERINFO_STAGESETTINGSENTRY']._serialized_end=756
-  _globals['_WORKERSTATUS']._serialized_start=759
-  _globals['_WORKERSTATUS']._serialized_end=1135
-  _globals['_WORKERSTATUS_FETCHCOUNTBYMOVERENTRY']._serialized_start=1079
-  _globals['_WORKERSTATUS_FETCHCOUNTBYMOVERENTRY']._serialized_end=1135
-  _globals['_STEPPROGRESS']._serialized_start=1137
-  _globals['_STEPPROGRESS']._serialized_end=1221
-  _globals['_DRIVERCHOICE']._serialized_start=1223
-  _globals['_DRIVERCHOICE']._serialized_end=1267
+  _globals['_WORKERINFO']._serialized_end=775
+  _globals['_WORKERINFO_COMPONENTBYTESENTRY']._serialized_start=668
+  _globals['_WORKERINFO_COMPONENTBYTESENTRY']._serialized_end=721
+  _globals['_WORKERINFO_STAGESETTINGSENTRY']._serialized_start=723
+  _globals['_WORKERINFO_STAGESETTINGSENTRY']._serialized_end=775
+  _globals['_WORKERSTATUS']._serialized_start=778
+  _globals['_WORKERSTATUS']._serialized_end=1206
+  _globals['_WORKERSTATUS_FETCHCOUNTBYMOVERENTRY']._serialized_start=1150
+  _globals['_WORKERSTATUS_FETCHCOUNTBYMOVERENTRY']._serialized_end=1206
+  _globals['_STEPPROGRESS']._serialized_start=1208
+  _globals['_STEPPROGRESS']._serialized_end=1292
+  _globals['_DRIVERCHOICE']._serialized_start=1294
+  _globals['_DRIVERCHOICE']._serialized_end=1338
 # @@protoc_insertion_point(module_scope)

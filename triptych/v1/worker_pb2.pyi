@@ -153,6 +153,7 @@ class WorkerInfo(_message.Message):
     COMPONENT_BYTES_FIELD_NUMBER: _builtins.int
     MOONCAKE_FIELD_NUMBER: _builtins.int
     STAGE_SETTINGS_FIELD_NUMBER: _builtins.int
+    MEMORY_ID_FIELD_NUMBER: _builtins.int
     role: _dispatch_pb2.Role.ValueType
     """Its role."""
     address: _builtins.str
@@ -167,6 +168,10 @@ class WorkerInfo(_message.Message):
     """Arena size."""
     parameter_bytes: _builtins.int
     """Bytes of parameters loaded."""
+    memory_id: _builtins.str
+    """The memory that its stage works in: a device's UUID, or `host_id` where that is
+    the host's. Workers with the same one share it. Empty where that isn't known.
+    """
     @_builtins.property
     def component_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Components that hold parameters, by name and bytes."""
@@ -194,10 +199,11 @@ class WorkerInfo(_message.Message):
         component_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         mooncake: Global___DriverChoice | None = ...,
         stage_settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        memory_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mooncake", b"mooncake"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "component_bytes", b"component_bytes", "host_id", b"host_id", "model", b"model", "mooncake", b"mooncake", "parameter_bytes", b"parameter_bytes", "process_id", b"process_id", "role", b"role", "stage_settings", b"stage_settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arena_size_bytes", b"arena_size_bytes", "component_bytes", b"component_bytes", "host_id", b"host_id", "memory_id", b"memory_id", "model", b"model", "mooncake", b"mooncake", "parameter_bytes", b"parameter_bytes", "process_id", b"process_id", "role", b"role", "stage_settings", b"stage_settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -237,6 +243,8 @@ class WorkerStatus(_message.Message):
     FETCH_COUNT_BY_MOVER_FIELD_NUMBER: _builtins.int
     RINGS_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    PIXELS_DONE_MAX_FIELD_NUMBER: _builtins.int
+    PIXELS_FAILED_MIN_FIELD_NUMBER: _builtins.int
     state: Global___WorkerState.ValueType
     """What it is doing."""
     arena_used_bytes: _builtins.int
@@ -248,6 +256,14 @@ class WorkerStatus(_message.Message):
     waiting_for: _builtins.str
     """Why it claims nothing, or what its job waits for, in a sentence: space for a
     room, or its own check. Empty otherwise.
+    """
+    pixels_done_max: _builtins.float
+    """Size of the largest job that it has done, as `JournalEntry.pixels`. 0 before
+    the first.
+    """
+    pixels_failed_min: _builtins.float
+    """Size from which jobs have run out of memory here again and again: it isn't
+    given any such job while others can take it. 0 for no bound.
     """
     @_builtins.property
     def progress(self) -> Global___StepProgress:
@@ -272,10 +288,12 @@ class WorkerStatus(_message.Message):
         fetch_count_by_mover: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         rings: Global___DriverChoice | None = ...,
         waiting_for: _builtins.str = ...,
+        pixels_done_max: _builtins.float = ...,
+        pixels_failed_min: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "rings", b"rings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "progress", b"progress", "rings", b"rings", "room_count", b"room_count", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_used_bytes", b"arena_used_bytes", "device_memory_bytes", b"device_memory_bytes", "fetch_count_by_mover", b"fetch_count_by_mover", "pixels_done_max", b"pixels_done_max", "pixels_failed_min", b"pixels_failed_min", "progress", b"progress", "rings", b"rings", "room_count", b"room_count", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
