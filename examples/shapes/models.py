@@ -5,6 +5,7 @@ The architecture is that of Wan 2.1 text-to-video; only the sizes differ.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 import clips
+import factors
 from language import Language, States, words
 
 Z_DIM = 8
@@ -186,12 +188,16 @@ RECOMMENDED = {
 
 
 def save(pipeline: DiffusionPipeline, folder: Path, recommended: dict[str, Any]) -> None:
-    """Save `pipeline` as `folder`, in place of what was there, so that no reader ever sees half a model."""
+    """Save `pipeline` as `folder`, in place of what was there, so that no reader ever sees half a model.
+
+    `triptych.json` holds what is `recommended`, and the factors for previews.
+    """
     fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.save_pretrained(fresh)
-    (fresh / "triptych.json").write_text(json.dumps(recommended, indent=2) + "\n")
+    preview = factors.fit(copy.deepcopy(pipeline.vae).float(), "num_frames" in recommended["defaults"])
+    (fresh / "triptych.json").write_text(json.dumps(recommended | {"preview": preview}, indent=2) + "\n")
     _settle(fresh)
     if folder.exists():
         folder.rename(stale)

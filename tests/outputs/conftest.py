@@ -1,3 +1,4 @@
 """Folders of tiny models, made once."""
 
 from tests.families.conftest import _one_thread, family_folder  # noqa: F401
+from tests.stages.conftest import folder_of, model  # noqa: F401

@@ -23,6 +23,7 @@ from triptych.stages.inputs import describe_input, takes_alpha
 from triptych.stages.library import SchedulerMixin, diffusers
 from triptych.stages.observer import step_point
 from triptych.stages.options import guider_inputs, scheduler_inputs
+from triptych.stages.preview_sources import read_factors
 from triptych.stages.whole import Whole
 from triptych.v1 import model_pb2
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER, ROLE_TRANSFORMER
@@ -38,8 +39,8 @@ _COMPUTED = ("height", "width", "num_frames")
 def describe(whole: Whole, adapters: Sequence[model_pb2.AdapterDescription] = ()) -> model_pb2.ModelDescription:
     """The description of an opened pipeline, for which there are these adapters.
 
-    Raises `ModelInvalid` where a component's configuration can't be read or the folder recommends a default for an
-    input that doesn't exist.
+    Raises `ModelInvalid` where a component's configuration can't be read, the folder recommends a default for an
+    input that doesn't exist, or its factors for previews can't be used.
     """
     pipeline = whole.inspection()
     blocks = whole.pipeline._blocks
@@ -81,6 +82,7 @@ def describe(whole: Whole, adapters: Sequence[model_pb2.AdapterDescription] = ()
     elif scale is not None:
         description.guidance_scale = scale
     _add_recommended(description, whole, pipeline)
+    read_factors(whole)  # every role refuses broken ones at its start
     description.result.CopyFrom(results.describe_result(whole, pipeline, Description(description)))
     return description
 

@@ -15,7 +15,8 @@ INDEX_NAMES = ("modular_model_index.json", "model_index.json")
 """Files that make a folder a diffusers model, in the order in which diffusers looks for them."""
 
 RECOMMENDATIONS_NAME = "triptych.json"
-"""Optional file at the folder's root: `{"defaults": {input: value}, "frames_per_second": number}`."""
+"""Optional file at the folder's root: `{"defaults": {input: value}, "frames_per_second": number, "preview": {...}}`."""
+_OWN_KEYS = ("defaults", "frames_per_second", "preview")
 
 JSON_BYTES_MAX = 64 << 20
 """Largest JSON file that is read: a tokenizer of 250,000 entries takes 30 MB."""
@@ -118,15 +119,32 @@ def _files(folder: Path) -> list[Path]:
 
 def read_recommendations(folder: Path) -> dict[str, Any]:
     """Defaults by name from the folder's `triptych.json`, `frames_per_second` among them; empty where there is none."""
+    content = _read_own(folder)
+    defaults = dict(content.get("defaults", {}))
+    if "frames_per_second" in content:
+        defaults["frames_per_second"] = content["frames_per_second"]
+    return defaults
+
+
+def read_preview(folder: Path) -> dict[str, Any] | None:
+    """What the folder's `triptych.json` says of previews, see `preview_sources`; None where it says nothing."""
+    content = _read_own(folder).get("preview")
+    if content is None:
+        return None
+    keys = "'rgb_factors', 'rgb_bias'"
+    if not isinstance(content, dict) or set(content) - {"rgb_factors", "rgb_bias"}:
+        raise ModelInvalid(f"{folder / RECOMMENDATIONS_NAME}: 'preview' must be an object; known keys: {keys}")
+    return content
+
+
+def _read_own(folder: Path) -> dict[str, Any]:
     path = folder / RECOMMENDATIONS_NAME
     if not path.is_file():
         return {}
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("defaults", {}), dict):
         raise ModelInvalid(f"{path} must hold an object with 'defaults', an object of values by input")
-    if unknown := set(content) - {"defaults", "frames_per_second"}:
-        raise ModelInvalid(f"{path} has unknown keys {sorted(unknown)}; known: 'defaults', 'frames_per_second'")
-    defaults = dict(content.get("defaults", {}))
-    if "frames_per_second" in content:
-        defaults["frames_per_second"] = content["frames_per_second"]
-    return defaults
+    if unknown := set(content) - set(_OWN_KEYS):
+        known = ", ".join(map(repr, _OWN_KEYS))
+        raise ModelInvalid(f"{path} has unknown keys {sorted(unknown)}; known: {known}")
+    return content

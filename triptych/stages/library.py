@@ -21,7 +21,14 @@ with told("running a stage"):
     import diffusers
     import transformers
     from accelerate import cpu_offload, dispatch_model, init_empty_weights  # type: ignore[import-untyped]
-    from diffusers import ConfigMixin, ContextParallelConfig, ModelMixin, ModularPipeline, SchedulerMixin
+    from diffusers import (
+        AutoencoderTiny,
+        ConfigMixin,
+        ContextParallelConfig,
+        ModelMixin,
+        ModularPipeline,
+        SchedulerMixin,
+    )
     from diffusers.guiders import BaseGuidance
     from diffusers.hooks import apply_group_offloading
     from diffusers.models import ParallelConfig
@@ -39,6 +46,7 @@ with told("running a stage"):
 
 __all__ = [
     "INPUT_PARAM_TEMPLATES",
+    "AutoencoderTiny",
     "BaseGuidance",
     "Cache",
     "ComponentSpec",

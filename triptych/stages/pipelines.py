@@ -137,9 +137,9 @@ class Components:
         told = f"{place_of(spec)}, on {self._device} as {str(dtype).removeprefix('torch.')},"
         with loading(told), undisturbed():
             if self._means is None:
-                return _load_model(spec, dtype).to(self._device)
+                return load_model(spec, dtype).to(self._device)
             whole = self._means.single_file(spec, dtype)
-            model = _load_model(spec, dtype, **self._means.arguments(spec)) if whole is None else whole
+            model = load_model(spec, dtype, **self._means.arguments(spec)) if whole is None else whole
             return self._means.place(spec.name, model, self._device)
 
     def _dtype_of(self, name: str) -> torch.dtype:
@@ -170,7 +170,7 @@ class Components:
             return copy.copy(spec).load(**_cautions(spec))
 
 
-def _load_model(spec: ComponentSpec, dtype: torch.dtype, **means: Any) -> Any:
+def load_model(spec: ComponentSpec, dtype: torch.dtype, **means: Any) -> Any:
     """A model with its weights, loaded by these `means`. diffusers fills weights that are missing with noise; here that
     is an error.
 

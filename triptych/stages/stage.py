@@ -33,6 +33,8 @@ from triptych.stages.means import StageMeans
 from triptych.stages.observer import Observer, Stop, insert_observers
 from triptych.stages.options import unhooked
 from triptych.stages.pipelines import for_job, guiders_of
+from triptych.stages.preview import Painter
+from triptych.stages.preview_sources import DECODER_NAME, open_painter
 from triptych.stages.tokens import TokensCut, TokenWatch
 from triptych.stages.whole import Whole
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
@@ -68,7 +70,7 @@ class Stage:
         self._required_negatives = guidance.required_negatives(whole.blocks[role])
         self._encodes_both = False
         """Whether the encoder's blocks have failed without the unconditional branch."""
-        self._token_pixels = describe(whole).size_multiple if role == ROLE_TRANSFORMER else 0
+        self._painter = Painter()
         self._engine: Engine | None = None
         self._means = means
         self.lossy = means.lossy(role)
@@ -134,10 +136,17 @@ class Stage:
         whole.check_uses(role, components)
         insert_observers(blocks)
         stage = cls(whole, role, components.pipeline(blocks, held), dtype, nonfinite, staged)
+        if role == ROLE_TRANSFORMER and not stand_in:
+            stage._show(open_painter(whole, describe(whole).size_multiple, place))
         stage._adapters = Adapters(stage._pipeline, adapters or {}, adapter_bytes_max)
         stage.settings |= declared
         stage._engine = engine
         return stage
+
+    def _show(self, painter: Painter) -> None:
+        self._painter = painter
+        if painter.decoder is not None:
+            self.component_bytes[DECODER_NAME] = painter.decoder.parameter_bytes
 
     def share(self, kind: str, place: Place) -> None:
         """Compute every job from now on together with other processes, which do the same; `parallel` has the kinds.
@@ -197,7 +206,7 @@ class Stage:
             self._means.next_step()
             on_step(step)
 
-        observer = Observer(step_done, cancelled, int(settings.get("preview_every_steps", 0)), self._token_pixels)
+        observer = Observer(step_done, cancelled, int(settings.get("preview_every_steps", 0)), self._painter)
         pipeline = for_job(self._pipeline, settings.get("overrides", {}), observer)
         if self._branches is not None:
             self._branches.watch(guiders_of(pipeline).values())
