@@ -24,7 +24,7 @@ from triptych.model.inputs import resolve
 from triptych.roles import ROLES
 from triptych.stages import Step
 from triptych.stages.describe import describe
-from triptych.stages.preview import SIDE_PIXELS_MAX, Factors, Painter
+from triptych.stages.preview import PREVIEW_SIDE_PIXELS_MAX, Factors, Painter
 from triptych.stages.preview_sources import TinyDecoder, read_factors
 from triptych.stages.stage import Stage
 from triptych.stages.whole import Whole
@@ -234,4 +234,4 @@ def test_what_does_not_fit_gives_no_preview_or_the_plain_one() -> None:
 def test_large_latents_are_thinned_before_they_are_decoded(tmp_path: Path) -> None:
     decoder = TinyDecoder(tiny_decoder(tmp_path / "decoder", 2))
     pixels = pixels_of(Painter(8, None, decoder).png(torch.zeros(1, 2, 512, 256), 4096, 2048))
-    assert pixels.shape[:2] == (SIDE_PIXELS_MAX, SIDE_PIXELS_MAX // 2)
+    assert pixels.shape[:2] == (PREVIEW_SIDE_PIXELS_MAX, PREVIEW_SIDE_PIXELS_MAX // 2)

@@ -16,7 +16,7 @@ import torch
 
 SIDE_PIXELS_MIN = 128
 """Previews are magnified by a whole factor until the shorter side has this many pixels: enough to see on a screen."""
-SIDE_PIXELS_MAX = 512
+PREVIEW_SIDE_PIXELS_MAX = 512
 """Longest side of a preview; larger latents are thinned out. Keeps a preview under about 0.8 MB."""
 
 
@@ -79,11 +79,11 @@ class Painter:
     def _colours(self, plane_chw: torch.Tensor) -> torch.Tensor:
         """uint8 `[H, W, 3]`."""
         if self.factors is not None and (plane := _spread(plane_chw, self.factors.channel_count)) is not None:
-            return _bytes(self.factors.picture(_thinned(plane, SIDE_PIXELS_MAX)))
+            return _bytes(self.factors.picture(_thinned(plane, PREVIEW_SIDE_PIXELS_MAX)))
         if self.decoder is not None and (plane := _spread(plane_chw, self.decoder.channel_count)) is not None:
-            side_max = max(1, SIDE_PIXELS_MAX // self.decoder.pixels)
+            side_max = max(1, PREVIEW_SIDE_PIXELS_MAX // self.decoder.pixels)
             return _bytes(self.decoder.picture(_thinned(plane, side_max)))
-        return _principal_colours(_thinned(plane_chw, SIDE_PIXELS_MAX))
+        return _principal_colours(_thinned(plane_chw, PREVIEW_SIDE_PIXELS_MAX))
 
 
 def _plane(latents: torch.Tensor, height: object, width: object, token_pixels: int) -> torch.Tensor | None:
