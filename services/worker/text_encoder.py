@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from triptych import addresses, rpc
@@ -116,11 +116,8 @@ class RemoteEngine(Generic[Description]):
             log.warning("the text encoder at %s is back", self.name)
         self.absent_for = ""
 
-    def _await(self, work: Awaitable[Result]) -> Result:
-        async def awaited() -> Result:
-            return await work
-
-        return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result()
+    def _await(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _until_answered(self, ask: Callable[[], Awaitable[Result]], wait_s: float) -> Result:
         """What `ask` returns, tried again for `wait_s` and at least twice. Raises EngineAbsent and JobCancelled."""
@@ -167,7 +164,7 @@ class ProcessEngine(RemoteEngine[pb.DescribeTextEncoderResponse]):
     def call(self, call: Call) -> Any:
         """See `Engine`."""
         inputs = calls.pack(call.args, call.kwargs)
-        request = pb.EncodeRequest(component=call.component, module=call.module, inputs=inputs, parts=call.parts)
+        request = pb.EncodeRequest(component=call.component, module=call.module, inputs=inputs)
         ref, buffer = self._asked(lambda: self._encoded(request))
         return codec.decode(layout.parse(buffer, ref.room_id), buffer, self._config.device)["output"]
 

@@ -23,8 +23,6 @@ class Call:
     """Path inside the component; empty for the component itself."""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    parts: tuple[str, ...] = ()
-    """The parts of the output that are wanted, as `handed_over` writes them; empty for all."""
 
 
 class Engine(Protocol):

@@ -104,7 +104,6 @@ class EncodeRequest(_message.Message):
     COMPONENT_FIELD_NUMBER: _builtins.int
     MODULE_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
-    PARTS_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """What DescribeTextEncoder answered when the caller began to rely on it."""
     component: _builtins.str
@@ -115,12 +114,6 @@ class EncodeRequest(_message.Message):
     """
     inputs: _builtins.bytes
     """The arguments: the bytes of a room with the values `args` and `kwargs`."""
-    @_builtins.property
-    def parts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The parts of the output that are wanted, for example `hidden_states[-1]`. Empty
-        for all that can cross.
-        """
-
     def __init__(
         self,
         *,
@@ -128,11 +121,10 @@ class EncodeRequest(_message.Message):
         component: _builtins.str = ...,
         module: _builtins.str = ...,
         inputs: _builtins.bytes = ...,
-        parts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "identity", b"identity", "inputs", b"inputs", "module", b"module", "parts", b"parts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "identity", b"identity", "inputs", b"inputs", "module", b"module"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
