@@ -96,23 +96,26 @@ class Batching:
         if count == 1 or not size or self._mode == OFF:
             return [run(one) for one in arguments], 1
         known = self._is_equal.get((kind, count))
-        if known or (known is None and self._mode == ALWAYS):
-            try:
-                return split(run(joined(arguments)), size, count), count
-            except ValueError:
-                self._note(kind, count, is_equal=False)
-                return [run(one) for one in arguments], 1
-        alone = [run(one) for one in arguments]
-        if known is None:
-            try:
-                together = split(run(joined(arguments)), size, count)
-            except ValueError:
-                together = []
-            is_equal = len(together) == count and all(map(same, together, alone))
-            self._note(kind, count, is_equal=is_equal)
-        return alone, 1
+        if known is None and self._mode != ALWAYS:
+            alone = [run(one) for one in arguments]
+            together = _together(arguments, size, run)
+            self._note(kind, count, is_equal=together is not None and all(map(same, together, alone)))
+            return alone, 1
+        if known is not False:
+            if (together := _together(arguments, size, run)) is not None:
+                return together, count
+            self._note(kind, count, is_equal=False)
+        return [run(one) for one in arguments], 1
 
     def _note(self, kind: Any, count: int, *, is_equal: bool) -> None:
         self._is_equal[kind, count] = is_equal
         if len(self._is_equal) > KINDS_MAX:
             self._is_equal.popitem(last=False)
+
+
+def _together(arguments: Sequence[Arguments], size: int, run: Run) -> list[Any] | None:
+    """The output of each of these calls, run as one; None where the model refuses that, or has no output for each."""
+    try:
+        return split(run(joined(arguments)), size, len(arguments))
+    except ValueError:
+        return None

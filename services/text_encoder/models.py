@@ -61,10 +61,11 @@ class Models:
         except (KeyError, AttributeError) as error:
             raise NotFound(f"there is no module {path!r} of a component {component!r} here") from error
 
-    def run(self, module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def run(self, module: torch.nn.Module, arguments: Arguments) -> Any:
         """What the module returns for arguments as they came, without what never crosses: caches of generation."""
+        args, kwargs = arguments
         with torch.no_grad():
-            output = module(*placed(list(args), self._device), **placed(kwargs, self._device))
+            output = module(*placed(args, self._device), **placed(kwargs, self._device))
         if isinstance(output, ModelOutput):
             output = type(output)(**{name: value for name, value in output.items() if not isinstance(value, Cache)})
         return output
@@ -79,12 +80,8 @@ class Models:
         outputs: dict[int, Any] = {}
         together = 1
         for kind, places in kinds.items():
-            run = functools.partial(self._run, module)
+            run = functools.partial(self.run, module)
             made, count = self._batching.run((component, path, kind), [arguments[place] for place in places], run)
             outputs |= dict(zip(places, made, strict=True))
             together = max(together, count)
         return [codec.encode({"output": outputs[index]}, "") for index in range(len(inputs))], together
-
-    def _run(self, module: torch.nn.Module, arguments: Arguments) -> Any:
-        args, kwargs = arguments
-        return self.run(module, args, kwargs)
