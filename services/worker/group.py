@@ -26,7 +26,7 @@ from typing import Any
 from triptych.config import WorkerConfig
 from triptych.errors import ModelInvalid, TriptychError, WorkerBroken
 from triptych.stages import AnyStage, Place, Step
-from triptych.transport import codec, room
+from triptych.transport import calls
 from triptych.v1.dispatch_pb2 import ROLE_TRANSFORMER, Role
 from triptych.v1.model_pb2 import ModelDescription
 
@@ -38,8 +38,6 @@ JOB = b"J"
 GO_ON, CANCELLED = b"0", b"1"
 LOADED, DONE = "ready", "done"
 JOB_LENGTH_BYTES = 8
-ROOM_ID = 1
-"""Of the rooms that pipes carry: they are in no arena, and nobody asks for them by id."""
 EXIT_CODE = 70
 """The leader's, when a member has ended (EX_SOFTWARE of sysexits.h)."""
 END_TIMEOUT_S = 10.0
@@ -172,8 +170,7 @@ def _command(place: Place, settings: Sequence[str]) -> list[str]:
 
 def framed(inputs: Mapping[str, object]) -> list[bytes | memoryview]:
     """A job as a member reads it."""
-    encoded = codec.encode(inputs, "")
-    pieces, size_bytes = room.lay_out(ROOM_ID, encoded.manifest, encoded.buffers)
+    pieces, size_bytes = calls.pieces_of(inputs)
     return [JOB, size_bytes.to_bytes(JOB_LENGTH_BYTES, "little"), *pieces]
 
 

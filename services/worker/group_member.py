@@ -16,10 +16,10 @@ from triptych import telemetry
 from triptych.errors import TriptychError, WorkerBroken
 from triptych.roles import role_name
 from triptych.stages import AnyStage, Place
-from triptych.transport import codec, room
+from triptych.transport import calls
 from triptych.v1.dispatch_pb2 import ROLE_TRANSFORMER
 
-from .group import CANCELLED, GO_ON, JOB, JOB_LENGTH_BYTES, LOADED, ROOM_ID, how_ended
+from .group import CANCELLED, GO_ON, JOB, JOB_LENGTH_BYTES, LOADED, how_ended
 from .process import load_config, load_stage
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ def _take_over_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _run(stage: AnyStage, source: BinaryIO, sink: BinaryIO, device: str) -> None:
-    content = memoryview(bytearray(_exactly(source, int.from_bytes(_exactly(source, JOB_LENGTH_BYTES), "little"))))
-    inputs = codec.decode(room.parse(content, ROOM_ID), content, device)
+    size_bytes = int.from_bytes(_exactly(source, JOB_LENGTH_BYTES), "little")
+    inputs = calls.values_in(_exactly(source, size_bytes), device)
 
     def cancelled() -> bool:
         answer = _exactly(source, 1)
