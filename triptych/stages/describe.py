@@ -20,7 +20,7 @@ from triptych.stages import guidance, results, sounds
 from triptych.stages.device import undisturbed
 from triptych.stages.folder import RECOMMENDATIONS_NAME, read_recommendations
 from triptych.stages.inputs import describe_input, takes_alpha
-from triptych.stages.library import SchedulerMixin, diffusers
+from triptych.stages.library import BaseGuidance, SchedulerMixin, diffusers
 from triptych.stages.observer import step_point
 from triptych.stages.options import guider_inputs, scheduler_inputs
 from triptych.stages.preview_sources import read_factors
@@ -44,15 +44,16 @@ def describe(whole: Whole, adapters: Sequence[model_pb2.AdapterDescription] = ()
     """
     pipeline = whole.inspection()
     blocks = whole.pipeline._blocks
-    guiders = _guiders(whole)
+    guiders = _of_kind(whole, BaseGuidance)
+    sound_rate_hz = sounds.input_rate(pipeline, whole.component_names(ROLE_ENCODER))
     inputs = [describe_input(parameter, blocks) for parameter in blocks.inputs if parameter.name]
     for described in inputs:
         described.takes_alpha = described.kind == model_pb2.INPUT_KIND_IMAGE and takes_alpha(described.name, pipeline)
         _add_computed_default(described, pipeline)
-        sounds.add_rate(described, sounds.input_rate(pipeline, whole.component_names(ROLE_ENCODER)))
+        sounds.add_rate(described, sound_rate_hz)
     for number, (name, guider) in enumerate(guiders.items()):
         inputs.extend(guider_inputs(name, guider, is_first=number == 0))
-    for name, scheduler in _schedulers(whole).items():
+    for name, scheduler in _of_kind(whole, SchedulerMixin).items():
         inputs.extend(scheduler_inputs(name, scheduler))
     names = {described.name for described in inputs}
     description = model_pb2.ModelDescription(
@@ -63,7 +64,7 @@ def describe(whole: Whole, adapters: Sequence[model_pb2.AdapterDescription] = ()
         config_digest=whole.config_digest(),
         inputs=inputs,
         outputs=whole.outputs(),
-        size_multiple=_size_multiple(pipeline),
+        size_multiple=size_multiple(pipeline),
         frame_multiple=_first_factor(pipeline, _TEMPORAL_FACTORS) if "num_frames" in names else 0,
         components=_components(whole),
         step_point=step_point(whole.blocks[ROLE_TRANSFORMER]),
@@ -125,22 +126,18 @@ def _add_computed_default(described: model_pb2.InputDescription, pipeline: Any) 
         described.default_json = json.dumps(default)
 
 
-def _guiders(whole: Whole) -> dict[str, Any]:
+def _of_kind(whole: Whole, kind: type) -> dict[str, Any]:
+    """The model's components of this class, by name."""
     components = whole.components()
-    found = {name: components.get(name) for name in components.guiders}
-    return {name: guider for name, guider in found.items() if guider is not None}
-
-
-def _schedulers(whole: Whole) -> dict[str, SchedulerMixin]:
-    components = whole.components()
-    kinds = {name: spec.type_hint for name, spec in components.specs.items()}
-    names = [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, SchedulerMixin)]
-    found = {name: components.get(name) for name in names}
+    found = {name: components.get(name) for name in components.names_of(kind)}
     return {name: one for name, one in found.items() if one is not None}
 
 
-def _size_multiple(pipeline: Any) -> int:
-    """Pixels that one token of the denoiser covers: the VAE's factor times the denoiser's patch."""
+def size_multiple(pipeline: Any) -> int:
+    """Pixels that one token of the denoiser covers: the VAE's factor times the denoiser's patch; 0 where unknown.
+
+    `pipeline` answers about configuration, as `Whole.inspection` does.
+    """
     factor = _first_factor(pipeline, _SPATIAL_FACTORS)
     config = getattr(getattr(pipeline, "transformer", None), "config", {})
     patch = config.get("patch_size", 1)

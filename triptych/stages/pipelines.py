@@ -90,8 +90,12 @@ class Components:
     @property
     def guiders(self) -> list[str]:
         """Names of the components that are guiders."""
+        return self.names_of(BaseGuidance)
+
+    def names_of(self, base: type) -> list[str]:
+        """Names of the components of this class or one made of it, whether the model has them or not."""
         kinds = {name: spec.type_hint for name, spec in self.specs.items()}
-        return [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, BaseGuidance)]
+        return [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, base)]
 
     def pipeline(self, blocks: ModularPipelineBlocks, held: Sequence[str]) -> ModularPipeline:
         """A copy of the whole pipeline that runs only `blocks` and holds the components `held`, none made yet."""

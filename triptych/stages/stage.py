@@ -22,7 +22,7 @@ from triptych.roles import ROLES, role_name
 from triptych.stages import Place, Step, finite, guidance, handoff, objects, parallel, several
 from triptych.stages.adapter_files import AdapterFiles
 from triptych.stages.branches import Branches
-from triptych.stages.describe import describe
+from triptych.stages.describe import size_multiple
 from triptych.stages.device import global_rng, open_device, rng_state, settings_of
 from triptych.stages.engines import Engine
 from triptych.stages.inputs import classes_of
@@ -137,7 +137,7 @@ class Stage:
         insert_observers(blocks)
         stage = cls(whole, role, components.pipeline(blocks, held), dtype, nonfinite, staged)
         if role == ROLE_TRANSFORMER and not stand_in:
-            stage._show(open_painter(whole, describe(whole).size_multiple, place))
+            stage._show(open_painter(whole, size_multiple(whole.inspection()), place))
         stage._adapters = Adapters(stage._pipeline, adapters or {}, adapter_bytes_max)
         stage.settings |= declared
         stage._engine = engine
