@@ -9,10 +9,11 @@ from typing import Any
 
 import diffusers
 import numpy as np
-import pytest
 import torch
 
-from tests import models, needs
+from tests import needs
+from tests.stages.conftest import _one_thread as _one_thread
+from tests.stages.conftest import folder_of as folder_of
 from tests.stages.test_parity import pipeline_arguments, request_of
 from triptych.means.options import of_tables
 from triptych.model.inputs import resolve
@@ -30,18 +31,6 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
 }
 """A job of each model, with enough steps for a cache to skip some."""
 Array = np.ndarray[Any, Any]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """The folder of a tiny model by the name of its maker in `tests.models`."""
-    root = tmp_path_factory.mktemp("models")
-    return lambda name: getattr(models, name)(root / name)
 
 
 def needs_package(name: str) -> None:
