@@ -29,9 +29,12 @@ class FakePlan(FleetPlan):
         spec = super().controller()
         return replace(spec, argv=(*spec.argv, "--worker-timeout-s", str(SILENCE_S)))
 
-    def workers(self, controller_address: str) -> list[ProcessSpec]:
+    def workers(self, controller_address: str, text_encoder_address: str = "") -> list[ProcessSpec]:
         more = ("--fake-stage-seconds", str(STAGE_S), "--mover", "rpc")
-        return [replace(spec, argv=(*spec.argv, *more)) for spec in super().workers(controller_address)]
+        return [
+            replace(spec, argv=(*spec.argv, *more))
+            for spec in super().workers(controller_address, text_encoder_address)
+        ]
 
 
 def plan(folder: Path, tls: str = "") -> FakePlan:

@@ -222,4 +222,5 @@ def test_children_end_with_the_process_that_started_them(tmp_path: Path) -> None
             wait_until(lambda: not any(child.is_running() for child in children), WAIT_S, "they end with it")
             fleet.start("controller")
             job_id = submitted.result(WAIT_S).job_id
-        assert wait_over(client, [job_id], WAIT_S)[job_id].state == JOB_STATE_SUCCEEDED
+        job = wait_over(client, [job_id], WAIT_S)[job_id]
+        assert job.state == JOB_STATE_SUCCEEDED, job.error

@@ -173,8 +173,12 @@ def expected_outputs(request: job_pb2.GenerationRequest, model: str = FAKE_MODEL
 
 def _media_text(values: Mapping[str, Any]) -> str:
     """A text that stands for the pixels of a request's pictures and videos; empty where there are none."""
-    found = [piece for name in ("image", "video", "conditions", "embeds") for piece in _pieces(name, values.get(name))]
-    return f" with {hashlib.sha256(b''.join(found)).hexdigest()}" if found else ""
+    digest = hashlib.sha256()
+    nothing = digest.digest()
+    for name in ("image", "video", "conditions", "embeds"):
+        for piece in _pieces(name, values.get(name)):  # one at a time: a piece may be the largest picture there is
+            digest.update(piece)
+    return f" with {digest.hexdigest()}" if digest.digest() != nothing else ""
 
 
 def _pieces(place: str, value: Any) -> Iterator[bytes]:

@@ -99,6 +99,13 @@ def test_memory_is_bounded_by_the_kernel() -> None:
         decoders.check(files.picture(files.png(256, 256)))
 
 
+def test_a_picture_is_gone_before_the_next_is_decoded() -> None:
+    """Each takes two copies of its own, the upright one and the turned; a third for a neighbour's doesn't come on top."""
+    turned = files.picture(files.jpeg_turned(4096)) * 3
+    with Decoders(bounds.Limits(memory_bytes=3 * 4 * 4096**2)) as decoders:
+        assert len(decoders.decode(turned)) == 3
+
+
 def test_cpu_time_is_bounded_by_the_kernel_for_each_request() -> None:
     dear = files.picture(files.jpeg_turned(8192, progressive=True)) * 4
     with Decoders(bounds.Limits(cpu_s=1)) as decoders:

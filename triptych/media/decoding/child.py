@@ -64,6 +64,7 @@ def _serve(source: BinaryIO, sink: BinaryIO, cpu_s: int, memory_bytes: int, idle
                         _send(sink, number, piece)
                     else:
                         _send_sound(sink, number, piece)
+                    del piece  # or it would stay while the next is decoded
         except InvalidRequest as error:
             refused = str(error)
         except MemoryError:

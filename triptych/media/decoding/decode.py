@@ -45,6 +45,7 @@ def pieces(file: File, budget: Budget, *, wants_pixels: bool = True) -> Iterator
     for piece in found:
         if wants_pixels:
             yield piece
+        del piece  # or it would stay while the next is decoded
 
 
 def _picture(file: File, budget: Budget) -> Image.Image:

@@ -149,15 +149,20 @@ def as_wanted(file: File, picture: Image.Image) -> Image.Image:
     if file.mode == "RGBA":
         return picture.convert("RGBA")
     if not picture.has_transparency_data:
-        return picture.convert("RGB").convert(file.mode)
+        return _opaque(picture, file.mode)
     picture = picture.convert("RGBA")
     opacity_min, _ = picture.getchannel("A").getextrema()
     if opacity_min == 255:
-        return picture.convert("RGB").convert(file.mode)
+        return _opaque(picture, file.mode)
     if file.is_mask:
         accepted = "a mask without transparency, which may mean either side: white and black say which"
         raise InvalidRequest(file.place, "partly transparent", accepted)
     return over_white(picture)
+
+
+def _opaque(picture: Image.Image, mode: str) -> Image.Image:
+    coloured = picture.convert("RGB")
+    return coloured if mode == "RGB" else coloured.convert(mode)  # Pillow copies even where the mode is the same
 
 
 def frame_as_wanted(file: File, frame: av.VideoFrame) -> Image.Image:
