@@ -100,7 +100,7 @@ def test_memory_is_bounded_by_the_kernel() -> None:
 
 
 def test_a_picture_is_gone_before_the_next_is_decoded() -> None:
-    """Each takes two copies of its own, the upright one and the turned; a third for a neighbour's doesn't come on top."""
+    """Each takes two copies of its own, as it is and turned. There is no room for a neighbour's beside them."""
     turned = files.picture(files.jpeg_turned(4096)) * 3
     with Decoders(bounds.Limits(memory_bytes=3 * 4 * 4096**2)) as decoders:
         assert len(decoders.decode(turned)) == 3
