@@ -84,8 +84,9 @@ test-families-newest: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/other-diffusers 'diffusers$(DIFFUSERS)'
 	PYTHONPATH=$(VENV)/other-diffusers $(BIN)/python -m pytest tests/families_all --deselect tests/families_all/test_page.py
 
-# Several results of one job, the rates of sound and previews, of tiny models of diffusers' families.
+# Several results of one job, sound, metadata and previews, of tiny models of diffusers' families.
 test-outputs: setup
+	.ci/install ffmpeg imagemagick
 	$(BIN)/python -m pytest tests/outputs
 
 # A share for every change; `make fuzz` is the whole, and docs/fuzzing.md says what it found.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import needs
 from tests.means.conftest import FIELDS, ours, reference
 from triptych.means.options import ProcessMeans, of_tables
 from triptych.stages.means import arithmetic
@@ -59,6 +61,8 @@ print(found)
 def test_memory_comes_from_this_machines_node() -> None:
     if not Path("/sys/devices/system/node/node0").is_dir():
         pytest.skip("this machine's kernel tells of no NUMA nodes")
+    if ctypes.util.find_library("numa") is None:
+        needs.skip("libnuma isn't installed: apt-get install libnuma1")
     text = """
 from triptych.means.options import of_tables
 from triptych.means.process import apply
