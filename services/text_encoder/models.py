@@ -14,8 +14,9 @@ import torch
 
 from triptych.config import TextEncoderConfig
 from triptych.errors import InvalidRequest, NotFound
+from triptych.stages import parts
 from triptych.stages.device import open_device, settings_of
-from triptych.stages.handed_over import can_be_handed, placed
+from triptych.stages.handed_over import can_be_handed
 from triptych.stages.library import Cache, ModelOutput
 from triptych.stages.whole import Whole
 from triptych.transport import calls, codec
@@ -63,19 +64,24 @@ class Models:
 
     def run(self, module: torch.nn.Module, arguments: Arguments) -> Any:
         """What the module returns for arguments as they came, without what never crosses: caches of generation."""
-        args, kwargs = arguments
+        args, kwargs = parts.each_tensor(list(arguments), lambda tensor: tensor.to(self._device))
         with torch.no_grad():
-            output = module(*placed(args, self._device), **placed(kwargs, self._device))
+            output = module(*args, **kwargs)
         if isinstance(output, ModelOutput):
             output = type(output)(**{name: value for name, value in output.items() if not isinstance(value, Cache)})
         return output
 
-    def answers(self, component: str, path: str, inputs: Sequence[bytes]) -> tuple[list[codec.Encoded], int]:
-        """What rooms hold for calls of one module, in their order, and how many of them ran as one at most."""
+    def answers(
+        self, component: str, path: str, asked: Sequence[tuple[bytes, Sequence[str]]]
+    ) -> tuple[list[codec.Encoded], int]:
+        """What rooms hold for calls of one module, in their order, and how many of them ran as one at most.
+
+        A call is its arguments' bytes and the paths of the parts that are wanted of its output.
+        """
         module = self.module(component, path)
         kinds: dict[Any, list[int]] = {}
-        arguments = [calls.unpack(one) for one in inputs]
-        for index, (data, one) in enumerate(zip(inputs, arguments, strict=True)):
+        arguments = [calls.unpack(inputs) for inputs, _wanted in asked]
+        for index, ((data, _wanted), one) in enumerate(zip(asked, arguments, strict=True)):
             kinds.setdefault(kind_of(data, one), []).append(index)
         outputs: dict[int, Any] = {}
         together = 1
@@ -84,4 +90,5 @@ class Models:
             made, count = self._batching.run((component, path, kind), [arguments[place] for place in places], run)
             outputs |= dict(zip(places, made, strict=True))
             together = max(together, count)
-        return [codec.encode({"output": outputs[index]}, "") for index in range(len(inputs))], together
+        wanted = [parts.chosen(outputs[index], paths) for index, (_inputs, paths) in enumerate(asked)]
+        return [codec.encode({"output": output}, "") for output in wanted], together

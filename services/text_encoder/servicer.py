@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -111,7 +112,8 @@ class TextEncoderServicer(text_encoder_service_pb2_grpc.TextEncoderServiceServic
         running: asyncio.Future[RoomRef] = loop.create_future()
         self._running[key] = running
         try:
-            encoded = await loaded.waiting.answer(request.component, request.module, request.inputs)
+            wanted = tuple(request.wanted)
+            encoded = await loaded.waiting.answer(request.component, request.module, request.inputs, wanted)
             ref = await loop.run_in_executor(None, functools.partial(loaded.embeddings.put, key, encoded))
             running.set_result(ref)
             return ref
@@ -130,5 +132,5 @@ class TextEncoderServicer(text_encoder_service_pb2_grpc.TextEncoderServiceServic
 
 def _key_of(request: pb.EncodeRequest) -> bytes:
     """What decides an answer, in 32 bytes that nobody can make two inputs for."""
-    head = "\0".join((request.identity, request.component, request.module))
+    head = json.dumps([request.identity, request.component, request.module, *request.wanted])
     return hashlib.sha256(hashlib.sha256(head.encode()).digest() + request.inputs).digest()

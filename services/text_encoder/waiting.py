@@ -29,6 +29,7 @@ class _Call:
     component: str
     module: str
     inputs: bytes
+    wanted: tuple[str, ...]
     answer: asyncio.Future[Encoded]
 
 
@@ -43,11 +44,11 @@ class Waiting:
         self._calls: deque[_Call] = deque()
         self._come = asyncio.Event()
 
-    async def answer(self, component: str, module: str, inputs: bytes) -> Encoded:
+    async def answer(self, component: str, module: str, inputs: bytes, wanted: tuple[str, ...]) -> Encoded:
         """What a call's room holds. Raises Full, and what the model raises."""
         if len(self._calls) >= CALLS_WAITING_MAX:
             raise Full(f"{CALLS_WAITING_MAX} calls wait for this text encoder")
-        call = _Call(component, module, inputs, asyncio.get_running_loop().create_future())
+        call = _Call(component, module, inputs, wanted, asyncio.get_running_loop().create_future())
         self._calls.append(call)
         self._come.set()
         return await call.answer
@@ -82,12 +83,12 @@ class Waiting:
 
     async def _run(self, taken: list[_Call]) -> None:
         first = taken[0]
-        inputs = [call.inputs for call in taken]
+        asked = [(call.inputs, call.wanted) for call in taken]
         started_s = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
             encoded, together = await loop.run_in_executor(
-                self._models.thread, self._models.answers, first.component, first.module, inputs
+                self._models.thread, self._models.answers, first.component, first.module, asked
             )
         except Exception as error:  # noqa: BLE001  (a model may raise anything; the callers are told)
             if len(taken) > 1:  # it may be one call's fault

@@ -28,7 +28,7 @@ from triptych.errors import (
 )
 from triptych.rpc.backoff import Backoff
 from triptych.security import auth
-from triptych.stages.engines import RUN_LOCALLY, Call
+from triptych.stages.engines import RUN_LOCALLY, Answer, Call
 from triptych.transport import calls, codec
 from triptych.transport import room as layout
 from triptych.transport.arena import Arena
@@ -161,12 +161,13 @@ class ProcessEngine(RemoteEngine[pb.DescribeTextEncoderResponse]):
         held = self._description.components if self._description is not None else names
         return [name for name in names if name in held]
 
-    def call(self, call: Call) -> Any:
+    def call(self, call: Call) -> Answer:
         """See `Engine`."""
         inputs = calls.pack(call.args, call.kwargs)
-        request = pb.EncodeRequest(component=call.component, module=call.module, inputs=inputs)
+        request = pb.EncodeRequest(component=call.component, module=call.module, inputs=inputs, wanted=call.wanted)
         ref, buffer = self._asked(lambda: self._encoded(request))
-        return codec.decode(layout.parse(buffer, ref.room_id), buffer, self._config.device)["output"]
+        values = codec.decode(layout.parse(buffer, ref.room_id), buffer, self._config.device)
+        return Answer(values["output"], call.wanted or None)
 
     async def _described(self) -> pb.DescribeTextEncoderResponse:
         """What the process is, compared with what this encoder expects. Raises WrongState and InvalidRequest."""

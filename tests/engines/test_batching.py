@@ -21,8 +21,8 @@ def arguments(seed: int, length: int = 6) -> tuple[list[Any], dict[str, Any]]:
     return [tokens], {"attention_mask": torch.ones_like(tokens), "output_hidden_states": True}
 
 
-def packed(seeds: Sequence[int]) -> list[bytes]:
-    return [calls.pack(*arguments(seed)) for seed in seeds]
+def packed(seeds: Sequence[int]) -> list[tuple[bytes, Sequence[str]]]:
+    return [(calls.pack(*arguments(seed)), ()) for seed in seeds]
 
 
 @pytest.fixture(scope="module")

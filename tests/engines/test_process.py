@@ -29,10 +29,14 @@ def test_the_bits_are_those_of_one_process(wan_fleet: EngineFleet, tmp_path: Pat
 
 
 def test_equal_calls_run_no_model(wan_fleet: EngineFleet, tmp_path: Path) -> None:
+    """Once both encoders know what they read: an encoder's first calls ask for all, so they aren't equal to later."""
     with wan_fleet.client() as client:
         first = generate(client, tmp_path, **WAN)
-        computed, kept = wan_fleet.answers("computed"), wan_fleet.answers("kept")
-        assert np.array_equal(generate(client, tmp_path, **WAN), first)
+        for _ in range(5):  # each encoder computes in two of them at most
+            computed, kept = wan_fleet.answers("computed"), wan_fleet.answers("kept")
+            assert np.array_equal(generate(client, tmp_path, **WAN), first)
+            if wan_fleet.answers("computed") == computed:
+                break
     assert (wan_fleet.answers("computed"), wan_fleet.answers("kept")) == (computed, kept + 2)
 
 

@@ -6,9 +6,9 @@ A stage that is given an engine holds no weights of the components that the engi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 WAIT_FOR_IT, RUN_LOCALLY = "wait", "local"
 """What becomes of a job while the engine is absent: it waits for it, or the encoder loads the component itself."""
@@ -23,6 +23,17 @@ class Call:
     """Path inside the component; empty for the component itself."""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    wanted: tuple[str, ...] = ()
+    """Paths of the parts that the answer needs (`parts`), sorted; empty for all. An output may lack some of them."""
+
+
+class Answer(NamedTuple):
+    """What a call returned."""
+
+    output: Any
+    """On the CPU or a device of the caller's kind. Tensors that weren't sent have any values."""
+    sent: Collection[str] | None = None
+    """Paths of the parts that were sent; None where all were."""
 
 
 class Engine(Protocol):
@@ -43,8 +54,8 @@ class Engine(Protocol):
     def begin(self, cancelled: Callable[[], bool]) -> None:
         """A job begins; waits of its calls end with `JobCancelled` when `cancelled()` turns true."""
 
-    def call(self, call: Call) -> Any:
-        """What the module returns, on the CPU or a device of the caller's kind.
+    def call(self, call: Call) -> Answer:
+        """What the module returns, or the parts of it that are wanted.
 
         Raises `InvalidRequest` for a call that it can't carry, `EngineAbsent`, `JobCancelled`.
         """

@@ -3,21 +3,25 @@
 The shell is the component's own class with its configuration and meta parameters, so whatever blocks ask of it but a
 result (`dtype`, `config`, a signature) it answers itself. A module without parameters runs here.
 
+What comes back is read part by part, and only parts that were read before are asked for (`parts`).
+
 Some uses can't be sent: caches of text generation, hooks on modules inside, gradients. Then the component is loaded
 into the shell, in place, and runs here from then on; the log says so.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from triptych.errors import EngineAbsent, InvalidRequest
-from triptych.stages.engines import RUN_LOCALLY, Call, Engine
+from triptych.stages import parts
+from triptych.stages.engines import RUN_LOCALLY, Answer, Call, Engine
 from triptych.stages.library import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -64,6 +68,9 @@ class HandedOver:
         self._engine = engine
         self._load = load
         self._class = type(shell)
+        self._read: dict[str, set[str]] = {}
+        """Paths of the parts that were read so far of each module's outputs."""
+        self._is_here = False
 
     def send(self) -> None:
         """From now on calls of modules that have parameters are sent."""
@@ -77,6 +84,7 @@ class HandedOver:
     def run_here(self, why: str) -> None:
         """Load the component into the shell; later calls stay in this process."""
         log.warning("%s is loaded in this process: %s", self._name, why)
+        self._is_here = True
         loaded = self._load()
         for path, module in self._shell.named_modules():
             held = loaded.get_submodule(path)
@@ -88,22 +96,44 @@ class HandedOver:
 
     def _forward(self, path: str, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands for a module's `forward`, within the hooks of its own call."""
+        read = self._read.setdefault(path, set())
+        call = Call(self._name, path, args, kwargs, tuple(sorted(read)))
+        if (answer := self._answer(module, call)) is None:
+            return module.forward(*args, **kwargs)
+        if answer.sent is not None:  # what is fetched later must be of these values, which the caller may change
+            copied = parts.each_tensor([list(args), kwargs], torch.clone)
+            call = dataclasses.replace(call, args=copied[0], kwargs=copied[1])
+        whole = functools.cache(functools.partial(self._whole, module, call))
+        return parts.noting(self._placed(answer.output), answer.sent, read.add, whole)
+
+    def _whole(self, module: torch.nn.Module, call: Call) -> Any:
+        """All that a call returns, where a part is read that wasn't sent."""
+        answer = None if self._is_here else self._answer(module, dataclasses.replace(call, wanted=()))
+        if answer is not None and answer.sent is None:
+            return self._placed(answer.output)
+        if not self._is_here:
+            self.run_here(f"{self._engine.name} doesn't have all that is read of its outputs")
+        return module.forward(*call.args, **call.kwargs)
+
+    def _answer(self, module: torch.nn.Module, call: Call) -> Answer | None:
+        """What the engine says; None where the component runs here from now on."""
         try:
-            if why := _kept_by(module, kwargs):
-                raise InvalidRequest(f"{self._name}.{path}".rstrip("."), why, "a call that can be sent")
-            output = self._engine.call(Call(self._name, path, args, kwargs))
+            if why := _kept_by(module, call.kwargs):
+                raise InvalidRequest(f"{call.component}.{call.module}".rstrip("."), why, "a call that can be sent")
+            return self._engine.call(call)
         except InvalidRequest as error:
             self.run_here(f"{self._engine.name} can't take a call of it ({error.field}; accepted: {error.accepted})")
         except EngineAbsent as error:
             if self._engine.absent != RUN_LOCALLY:
                 raise
             self.run_here(str(error))
-        else:
-            return placed(output, self._device)
-        return module.forward(*args, **kwargs)
+        return None
+
+    def _placed(self, output: Any) -> Any:
+        return parts.each_tensor(output, lambda tensor: tensor.to(self._device))
 
 
-def _kept_by(module: torch.nn.Module, kwargs: dict[str, Any]) -> str:
+def _kept_by(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> str:
     """What keeps a call in this process; empty where nothing does."""
     if kwargs.get("use_cache") is True:
         return "a cache that goes from call to call"
@@ -111,16 +141,3 @@ def _kept_by(module: torch.nn.Module, kwargs: dict[str, Any]) -> str:
     if any(one._forward_hooks or one._forward_pre_hooks for one in inside):
         return "hooks on modules inside"
     return ""
-
-
-def placed(value: Any, device: torch.device) -> Any:
-    """The value with its tensors on `device`, at any depth of lists, tuples and mappings, as the same classes."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):  # model outputs are mappings, and know which of their fields are set
-        for key, item in list(value.items()):
-            value[key] = placed(item, device)
-        return value
-    if type(value) in (list, tuple):
-        return type(value)(placed(item, device) for item in value)
-    return value

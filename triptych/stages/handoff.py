@@ -21,6 +21,7 @@ from triptych.errors import InvalidRequest
 from triptych.model.fields import LATENT
 from triptych.model.inputs import RESERVED_PREFIX as RESERVED_PREFIX
 from triptych.model.inputs import SETTINGS as SETTINGS
+from triptych.stages import parts
 from triptych.stages.library import LoopSequentialPipelineBlocks, ModularPipelineBlocks, PipelineState
 
 KWARGS_MAPPING = RESERVED_PREFIX + "kwargs_mapping"
@@ -87,7 +88,7 @@ def pack(state: PipelineState, needs: Needs) -> dict[str, object]:
     """The state's values that `needs` names, and the groups' mapping."""
     mapping = {group: list(names) for group, names in state.kwargs_mapping.items() if group in needs.groups}
     wanted = needs.names.union(*mapping.values())
-    values: dict[str, object] = {name: value for name, value in state.values.items() if name in wanted}
+    values: dict[str, object] = {name: parts.plain(state.values[name]) for name in state.values if name in wanted}
     values[KWARGS_MAPPING] = mapping
     return values
 
@@ -121,10 +122,8 @@ def unpack(inputs: Mapping[str, object], device: torch.device) -> PipelineState:
 
 def relocate(value: Any, source_type: str, device: torch.device) -> Any:
     """The value with every tensor that lies on a device of `source_type` moved to `device`, at any depth."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device) if value.device.type == source_type else value
-    if type(value) in (list, tuple):
-        return type(value)(relocate(item, source_type, device) for item in value)
-    if type(value) is dict:
-        return {key: relocate(item, source_type, device) for key, item in value.items()}
-    return value
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device) if tensor.device.type == source_type else tensor
+
+    return parts.each_tensor(value, moved)

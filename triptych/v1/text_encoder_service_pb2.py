@@ -26,7 +26,7 @@ from triptych.v1 import room_pb2 as triptych_dot_v1_dot_room__pb2
 from triptych.v1 import rules_pb2 as triptych_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&triptych/v1/text_encoder_service.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/room.proto\x1a\x17triptych/v1/rules.proto\"\x1c\n\x1a\x44\x65scribeTextEncoderRequest\"\xd5\x01\n\x1b\x44\x65scribeTextEncoderResponse\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x15\n\rconfig_digest\x18\x02 \x01(\t\x12H\n\x08settings\x18\x03 \x03(\x0b\x32\x36.triptych.v1.DescribeTextEncoderResponse.SettingsEntry\x12\x12\n\ncomponents\x18\x04 \x03(\t\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"f\n\rEncodeRequest\x12\x16\n\x08identity\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x17\n\tcomponent\x18\x02 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x0e\n\x06module\x18\x03 \x01(\t\x12\x14\n\x06inputs\x18\x04 \x01(\x0c\x42\x04\xa0\xb5\x18\x01\"G\n\x0e\x45ncodeResponse\x12\"\n\x04room\x18\x01 \x01(\x0b\x32\x14.triptych.v1.RoomRef\x12\x11\n\tis_cached\x18\x02 \x01(\x08\x32\xe0\x01\n\x12TextEncoderService\x12r\n\x13\x44\x65scribeTextEncoder\x12\'.triptych.v1.DescribeTextEncoderRequest\x1a(.triptych.v1.DescribeTextEncoderResponse\"\x08\x90\x02\x01\x8a\xb5\x18\x01\x03\x12V\n\x06\x45ncode\x12\x1a.triptych.v1.EncodeRequest\x1a\x1b.triptych.v1.EncodeResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x01\x03\x90\xb5\x18\x02\xa8\xb5\x18\x80\x80\xc0\x1f\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&triptych/v1/text_encoder_service.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/room.proto\x1a\x17triptych/v1/rules.proto\"\x1c\n\x1a\x44\x65scribeTextEncoderRequest\"\xd5\x01\n\x1b\x44\x65scribeTextEncoderResponse\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x15\n\rconfig_digest\x18\x02 \x01(\t\x12H\n\x08settings\x18\x03 \x03(\x0b\x32\x36.triptych.v1.DescribeTextEncoderResponse.SettingsEntry\x12\x12\n\ncomponents\x18\x04 \x03(\t\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\rEncodeRequest\x12\x16\n\x08identity\x18\x01 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x17\n\tcomponent\x18\x02 \x01(\tB\x04\xa0\xb5\x18\x01\x12\x0e\n\x06module\x18\x03 \x01(\t\x12\x14\n\x06inputs\x18\x04 \x01(\x0c\x42\x04\xa0\xb5\x18\x01\x12\x0e\n\x06wanted\x18\x05 \x03(\t\"G\n\x0e\x45ncodeResponse\x12\"\n\x04room\x18\x01 \x01(\x0b\x32\x14.triptych.v1.RoomRef\x12\x11\n\tis_cached\x18\x02 \x01(\x08\x32\xe0\x01\n\x12TextEncoderService\x12r\n\x13\x44\x65scribeTextEncoder\x12\'.triptych.v1.DescribeTextEncoderRequest\x1a(.triptych.v1.DescribeTextEncoderResponse\"\x08\x90\x02\x01\x8a\xb5\x18\x01\x03\x12V\n\x06\x45ncode\x12\x1a.triptych.v1.EncodeRequest\x1a\x1b.triptych.v1.EncodeResponse\"\x13\x90\x02\x01\x8a\xb5\x18\x01\x03\x90\xb5\x18\x02\xa8\xb5\x18\x80\x80\xc0\x1f\x42\x35\n\x0btriptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,9 +53,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBETEXTENCODERRESPONSE_SETTINGSENTRY']._serialized_start=301
   _globals['_DESCRIBETEXTENCODERRESPONSE_SETTINGSENTRY']._serialized_end=348
   _globals['_ENCODEREQUEST']._serialized_start=350
-  _globals['_ENCODEREQUEST']._serialized_end=452
-  _globals['_ENCODERESPONSE']._serialized_start=454
-  _globals['_ENCODERESPONSE']._serialized_end=525
-  _globals['_TEXTENCODERSERVICE']._serialized_start=528
-  _globals['_TEXTENCODERSERVICE']._serialized_end=752
+  _globals['_ENCODEREQUEST']._serialized_end=468
+  _globals['_ENCODERESPONSE']._serialized_start=470
+  _globals['_ENCODERESPONSE']._serialized_end=541
+  _globals['_TEXTENCODERSERVICE']._serialized_start=544
+  _globals['_TEXTENCODERSERVICE']._serialized_end=768
 # @@protoc_insertion_point(module_scope)

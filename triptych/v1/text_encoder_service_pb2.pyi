@@ -104,6 +104,7 @@ class EncodeRequest(_message.Message):
     COMPONENT_FIELD_NUMBER: _builtins.int
     MODULE_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """What DescribeTextEncoder answered when the caller began to rely on it."""
     component: _builtins.str
@@ -114,6 +115,13 @@ class EncodeRequest(_message.Message):
     """
     inputs: _builtins.bytes
     """The arguments: the bytes of a room with the values `args` and `kwargs`."""
+    @_builtins.property
+    def wanted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths of the tensors that the answer needs, for example `hidden_states.28`: fields
+        and places of a model output, joined by dots. Others come empty. Paths that the
+        output hasn't are passed over. Empty: all tensors.
+        """
+
     def __init__(
         self,
         *,
@@ -121,10 +129,11 @@ class EncodeRequest(_message.Message):
         component: _builtins.str = ...,
         module: _builtins.str = ...,
         inputs: _builtins.bytes = ...,
+        wanted: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "identity", b"identity", "inputs", b"inputs", "module", b"module"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "identity", b"identity", "inputs", b"inputs", "module", b"module", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
