@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fleet.processes import ARENA_BYTES, Fleet, free_port
+from tests.fleet.processes import Fleet, free_port
 from tests.telemetry import pages
 
 TEXT_ENCODER = "text_encoder-0"
@@ -27,18 +26,11 @@ class EngineFleet(Fleet):
     ) -> None:
         self.text_encoder_port, self.page_port = free_port(), free_port()
         encoder = ("--text-encoder-engine", f"process:127.0.0.1:{self.text_encoder_port}", *encoder_flags)
-        flags = {TEXT_ENCODER: text_encoder_flags}
+        served = ("--address", f"127.0.0.1:{self.text_encoder_port}", "--metrics-port", str(self.page_port))
+        flags = {TEXT_ENCODER: (*served, *text_encoder_flags)}
         counts = {"encoder": 1, **others.pop("counts", {})}
         flags |= {f"encoder-{number}": encoder for number in range(counts["encoder"])}
         super().__init__(folder, model, flags_by_name=flags, counts={**counts, "text_encoder": 1}, **others)
-
-    def command(self, name: str) -> list[str]:
-        if name != TEXT_ENCODER:
-            return super().command(name)
-        command = [sys.executable, "-m", "services.text_encoder", "--lame-duck-s", "0", "--threads", "1"]
-        command += ["--address", f"127.0.0.1:{self.text_encoder_port}", "--metrics-port", str(self.page_port)]
-        command += ["--model", self.model, "--arena-bytes", str(ARENA_BYTES)]
-        return [*command, *self.flags_by_name[name]]
 
     def answers(self, source: str) -> int:
         """Calls that the text encoder has answered from this source since its start."""

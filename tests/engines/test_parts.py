@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,11 @@ READS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "zip": (lambda one: [item for item, _ in zip(one.hidden_states, "ab", strict=False)], STATES[:3]),
     "reversed": (lambda one: next(reversed(one.hidden_states)), STATES[3:]),
     "stack, which looks into tuples itself": (lambda one: torch.stack(one.hidden_states, dim=-1), STATES),
-    "cat of a sum": (lambda one: torch.cat(one.hidden_states + (one.logits,), dim=-1), ["logits", *STATES]),
-    "a sum from the right": (lambda one: (one.logits, *()) + one.hidden_states, ["logits", *STATES]),
+    "cat of a sum": (
+        lambda one: torch.cat(operator.add(one.hidden_states, (one.logits,)), dim=-1),
+        ["logits", *STATES],
+    ),
+    "a sum from the right": (lambda one: operator.add((one.logits,), one.hidden_states), ["logits", *STATES]),
     "values": (lambda one: list(one.values()), ["logits", *STATES]),
     "dict": (lambda one: dict(one), ["logits", *STATES]),
     "double stars": (lambda one: dict(**one), ["logits", *STATES]),

@@ -21,6 +21,7 @@ from triptych_client.retry import RetryPolicy
 
 CONTROLLER = "controller"
 ROLES = ("encoder", "transformer", "decoder")
+TEXT_ENCODER = "text_encoder"
 READY_TIMEOUT_S = 200.0
 STOP_TIMEOUT_S = 60.0
 WORKER_TIMEOUT_S = 20.0
@@ -153,8 +154,9 @@ class Fleet:
             command += ["--worker-timeout-s", str(self.worker_timeout_s), "--heartbeat-interval-s", str(HEARTBEAT_S)]
             command += self.controller_flags
         else:
-            command += ["--model", self.model, "--controller", self.endpoint, "--threads", "1"]
-            command += ["--arena-bytes", str(ARENA_BYTES), *self.worker_flags]
+            command += ["--model", self.model, "--threads", "1", "--arena-bytes", str(ARENA_BYTES)]
+            if role != TEXT_ENCODER:  # which is no worker
+                command += ["--controller", self.endpoint, *self.worker_flags]
         return [*command, *self.flags_by_name.get(name, ())]
 
     def _launch(self, command: list[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:

@@ -17,10 +17,10 @@ from tests.filled import filled
 from tests.fleet.processes import ROLES, Fleet, free_port
 from tests.messages import registration
 from tests.security.test_roles import HARMFUL, is_refused, process_of, refusal
-from tests.security.test_strangers import SERVED
 from triptych.environment import ClientAccess
 from triptych.errors import NotFound, Unauthenticated
 from triptych.security import tokens
+from triptych.security.rules import RULES
 from triptych.v1.dispatch_pb2 import ROLE_DECODER
 from triptych.v1.encoder_service_pb2 import GenerateRequest
 from triptych.v1.fleet_service_pb2 import CompletePhaseRequest
@@ -32,6 +32,8 @@ from triptych.v1.worker_service_pb2_grpc import WorkerServiceStub
 from triptych_client import Client
 from triptych_client.retry import RetryPolicy
 
+SERVED = {path: rules for path, rules in RULES.items() if process_of(path) != "text_encoder-0"}
+"""This fleet has no text encoder."""
 CLIENTS = {"alice": ["submit", "read"], "bob": ["submit", "read"], "reader": ["read"], "root": ["admin"]}
 
 

@@ -16,12 +16,13 @@ from tests.fleet.answering import answering
 from tests.fleet.processes import ROLES, wait_until
 from tests.messages import registration
 from tests.security.conftest import SCOPES, Guarded, make_guarded
-from tests.security.test_strangers import SERVED, channel_to
+from tests.security.test_strangers import channel_to
 from triptych import rpc
 from triptych.environment import ClientAccess
 from triptych.errors import NotFound, QuotaFull, Unauthenticated
 from triptych.security import tokens
 from triptych.security.auth import SCOPES_BY_ROLE
+from triptych.security.rules import RULES
 from triptych.stages.fake import expected_outputs
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1 import ring_service_pb2 as ring_pb
@@ -58,6 +59,7 @@ PROCESS_OF = {
     "ExternalScaler": "controller",
     "RingService": "controller",
     "EncoderService": "encoder-0",
+    "TextEncoderService": "text_encoder-0",
     "WorkerService": "transformer-0",
 }
 
@@ -87,7 +89,7 @@ def process_of(method: str) -> str:
 
 
 def check_table(guarded: Guarded, scopes: set[str], tls: Path | None, token: str) -> None:
-    for method, rules in SERVED.items():
+    for method, rules in RULES.items():
         may = "admin" in scopes or bool(scopes & set(rules.scopes))
         if may and method in HARMFUL:
             continue

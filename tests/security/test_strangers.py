@@ -13,21 +13,19 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.fleet.processes import ROLES
+from tests.fleet.processes import ROLES, TEXT_ENCODER
 from tests.security.conftest import Guarded
 from triptych.security.certificates import Certificates
 from triptych.security.rules import RULES
 
-PROCESSES = ("controller", *(f"{role}-0" for role in ROLES))
+PROCESSES = ("controller", *(f"{role}-0" for role in (*ROLES, TEXT_ENCODER)))
 SERVICES = {
     "controller": {"GenerationService", "FileService", "FleetService", "RingService"},
     "encoder-0": {"WorkerService", "EncoderService"},
     "transformer-0": {"WorkerService"},
     "decoder-0": {"WorkerService"},
+    "text_encoder-0": {"WorkerService", "TextEncoderService"},
 }
-TEXT_ENCODER = "/triptych.v1.TextEncoderService/"
-"""Begins methods of a process that needs a real model; fleets of stand-ins have none."""
-SERVED = {path: rules for path, rules in RULES.items() if not path.startswith(TEXT_ENCODER)}
 
 
 def channel_to(guarded: Guarded, name: str, tls: Path | None = None) -> grpc.Channel:
@@ -129,7 +127,7 @@ def test_every_method_of_ours_is_in_the_table(guarded: Guarded) -> None:
     """One that is forgotten would be for administrators only: safe, but useless."""
     listed = {method for name in PROCESSES for method, _stream in methods_of(guarded, name)}
     ours = {method for method in listed if method.startswith(("/triptych.", "/externalscaler."))}
-    assert ours == SERVED.keys()
+    assert ours == RULES.keys()
 
 
 def test_bad_metadata_is_refused_in_a_sentence(guarded: Guarded) -> None:

@@ -134,15 +134,16 @@ class _Parts(tuple[Any, ...]):
         return tuple(other) + tuple(self)
 
 
-class _Output:
+class _Output(ModelOutput):  # type: ignore[misc]
     """What an output's class is given first of all, so that reads of its fields come here."""
 
     @staticmethod
     def like(output: ModelOutput, parts: dict[str, Any]) -> Any:
         """An output of the same fields, of a class made of its own."""
-        kind = _noting_class(type(output))
+        cls: Any = type(output)
+        kind = _noting_class(cls)
         made = kind.__new__(kind)
-        made.__dict__.update({field.name: None for field in fields(output)})  # type: ignore[arg-type]
+        made.__dict__.update({field.name: None for field in fields(output)})
         for key, part in parts.items():
             made[key] = part
         return made
@@ -151,27 +152,23 @@ class _Output:
         return _read(super().__getattribute__(name))
 
     def __getitem__(self, key: Any) -> Any:
-        names = list(self)  # type: ignore[call-overload]
+        names = list(self)
         if isinstance(key, slice):
             return tuple(self[name] for name in names[key])
-        return getattr(self, key if isinstance(key, str) and key in names else _named(names, key))
+        if isinstance(key, str) and key not in self:
+            raise KeyError(key)
+        return getattr(self, key if isinstance(key, str) else names[key])
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default  # type: ignore[operator]
+        return getattr(self, key) if key in self else default
 
     def values(self) -> list[Any]:
-        return [self[name] for name in self]  # type: ignore[attr-defined]
+        return [self[name] for name in self]
 
     def items(self) -> list[tuple[str, Any]]:
-        return [(name, self[name]) for name in self]  # type: ignore[attr-defined]
-
-
-def _named(names: list[str], key: Any) -> str:
-    if isinstance(key, str):
-        raise KeyError(key)
-    return names[key]
+        return [(name, self[name]) for name in self]
 
 
 @functools.cache
-def _noting_class(kind: type) -> Any:
+def _noting_class(kind: Any) -> Any:
     return type(kind.__name__, (_Output, kind), {"__module__": __name__})
