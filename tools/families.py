@@ -53,6 +53,12 @@ widths.
 | family | workflow | inputs | to the transformer | to the decoder |
 | --- | --- | --- | ---: | ---: |
 """
+NOT_SPLIT = """
+## Not in diffusers' modular blocks
+
+Wan 2.2 TI2V-5B, whose timesteps differ from token to token (`expand_timesteps`): only diffusers' other pipelines have
+them, so no role can be made of blocks. Triptych can't serve it.
+"""
 COMMON = {"height", "width", "num_frames", "num_inference_steps"}
 
 
@@ -107,7 +113,7 @@ def _not_run() -> str:
         for family, left in cases.NOT_RUN.items()
         for reason in dict.fromkeys(left.values())
     ]
-    return "\n## Not run\n\n" + "".join(reasons)
+    return "\n## Not run\n\n" + "".join(reasons) + NOT_SPLIT
 
 
 def _row(*cells: str) -> str:

@@ -172,6 +172,8 @@ WORKFLOWS: dict[str, dict[str, Arguments]] = {
         "text2video_with_sound": {**_VIDEO, "enable_sound": True},
         "image2video_with_sound": {**_VIDEO, "image": picture(), "enable_sound": True},
         "video2video_with_sound": {**_VIDEO, "video": clip(5), "enable_sound": True},
+        # No workflow of the map: its blocks run in the whole pipeline, chunk by chunk.
+        "transfer": {**_VIDEO, "control_videos": {"edge": clip(5)}},
         "action_policy": _acted("policy", image=picture()),
         "action_forward_dynamics": _acted("forward_dynamics", image=picture(), raw_actions=torch.ones(4, 9)),
         "action_inverse_dynamics": _acted("inverse_dynamics", video=clip(5)),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import diffusers
 import pytest
 
 from tests.families import cases
-from tools.families import FILE, facts_of, page
+from tools.families import FILE, NOT_SPLIT, facts_of, page
 
 
 @pytest.mark.parametrize("family", cases.WORKFLOWS)
@@ -15,6 +16,13 @@ def test_a_familys_lines_are_fresh(family: str, tmp_path: Path) -> None:
     facts = facts_of(family, tmp_path)
     text = FILE.read_text()
     assert all(line in text for line in (facts.roles, *facts.workflows)), "run python -m tools.families"
+
+
+def test_what_has_no_blocks_still_has_none() -> None:
+    root = Path(diffusers.__file__).parent
+    having = {path.parent.parent.name for path in root.glob("*/wan/*.py") if "expand_timesteps" in path.read_text()}
+    assert having == {"pipelines"}, "take TI2V out of tools.families.NOT_SPLIT, and make it a job"
+    assert FILE.read_text().endswith(NOT_SPLIT), "run python -m tools.families"
 
 
 def test_the_rest_of_the_page_is_fresh() -> None:

@@ -85,6 +85,8 @@ def test_one_rate_is_the_models_and_the_files(
             r"^frames_per_second is 8.*; accepted: 0; this pipeline makes no video$",
         ),
         (model(fps=(NUMBER, "24.0")), {"parameters": {"fps": 0}}, r"^parameters.fps is 0"),
+        (model(fps=(NUMBER, "24.0")), {"inputs": {"fps": {"int_value": "0"}}}, r"^inputs.fps is 0"),
+        (model(**LTX), {"inputs": {"frame_rate": {"number_value": 1e6}}}, r"^inputs.frame_rate is 1000000"),
     ],
 )
 def test_rates_that_cannot_be_and_two_rates_are_refused(

@@ -118,7 +118,7 @@ def resolve(request: job_pb2.GenerationRequest, message: model_pb2.ModelDescript
     _check_workflow(in_force, description)
     outputs.check(request, message)
     fields.check_output_type(requested.get("output_type"), request.output_format)
-    rates.check(request.frames_per_second, requested, description)
+    rates.check(request.frames_per_second, requested, given.places, description)
     costs.check_ranges(requested, given.places, description, work["num_inference_steps"])
     fields.check_delivery(request)
     requested.update(rates.input_values(request.frames_per_second, requested, description))

@@ -63,8 +63,8 @@ def input_values(field: float, parameters: Mapping[str, Any], description: Descr
     return {described.name: int(told) if described.kind == model_pb2.INPUT_KIND_INTEGER else float(told)}
 
 
-def check(field: float, parameters: Mapping[str, Any], description: Description) -> None:
-    """Raise InvalidRequest for a rate that no file or model has, and for two."""
+def check(field: float, parameters: Mapping[str, Any], places: Mapping[str, str], description: Description) -> None:
+    """Raise InvalidRequest for a rate that no file or model has, and for two. `places` say where inputs were given."""
     described = rate_input(description)
     if field and not _is_rate(field):  # refuses NaN, too
         raise InvalidRequest(FIELD, field, f"{_ACCEPTED}, or 0 for the model's own")
@@ -72,7 +72,7 @@ def check(field: float, parameters: Mapping[str, Any], description: Description)
         if field and VIDEOS not in description.message.outputs:
             raise InvalidRequest(FIELD, field, "0; this pipeline makes no video")
         return
-    name = f"parameters.{described.name}"
+    name = places.get(described.name, f"parameters.{described.name}")
     given = parameters.get(described.name)
     if is_number(given) and not _is_rate(given):
         raise InvalidRequest(name, given, _ACCEPTED)

@@ -24,7 +24,7 @@ from triptych.stages.means import StageMeans
 from triptych.stages.pipelines import Components, comes_from_files, for_job, is_made, is_model, is_present
 from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORMER, Role
 
-STAGES_VERSION = 5
+STAGES_VERSION = 6
 """Raise it when stages give other results for equal files, software and requests: such workers mustn't mix."""
 DENOISE = "denoise"
 """Name of the block that is the transformer's; blocks before it are the encoder's, blocks after it the decoder's."""
