@@ -11,6 +11,8 @@ OUT ?= demo.mp4
 STAGES ?= fake
 MINUTES ?= 30
 TESTS ?= tests
+# Processes that run tests beside each other; each takes whole files.
+WORKERS ?= 2
 
 # What Mooncake loads.
 MOONCAKE_PACKAGES := libibverbs1 libnuma1 libcurl4
@@ -47,7 +49,7 @@ demo: setup
 	$(BIN)/triptych generate "$(PROMPT)" --model examples/shapes/model --seed 1 -o $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families families_all workflows adapters engines means outputs wheel hosts ray mesh autoscaling standby image observability kube planning parallel,--ignore tests/$(suite))
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS) $(foreach suite,rdma model_checker tie failures fuzz documents families families_all workflows adapters engines means outputs wheel hosts ray mesh autoscaling standby image observability kube planning parallel,--ignore tests/$(suite))
 
 # The tables of docs/failures.md, row by row, on real processes. As root it also fills disks.
 test-failures: setup

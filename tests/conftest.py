@@ -7,17 +7,18 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import needs
-from triptych.telemetry.loop_watch import Hold, WatchedLoop
+from triptych.telemetry.loop_watch import WatchedLoop
 
 HOLDS = Path(tempfile.gettempdir()) / f"triptych-holds-{os.getpid()}"
 """Where the services that tests start say what held their loops."""
 SHOWN = 5
-_longest: list[tuple[Hold, str]] = []
-
+_longest: list[tuple[float, str]] = []
+"""Seconds of CPU, and what is said of it."""
 
 _loops: list[WatchedLoop] = []
 
@@ -39,13 +40,14 @@ def loop_watch(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     is_emulated = request.path.is_relative_to(Path(__file__).parent / "rdma")  # a processor of another speed
     for loop in _loops:
-        _longest.append((loop.watch.longest, request.node.nodeid))
+        longest = loop.watch.longest
+        _longest.append((longest.cpu_s, f"in {request.node.nodeid}: {longest}"))
         is_let_off = is_emulated or request.node.get_closest_marker("large_messages") is not None
         calls = [] if is_let_off else [str(hold) for hold in loop.watch.too_long if hold.what.startswith("/triptych.")]
         loop.watch.too_long.clear()
         assert not calls, f"the event loop was held: {calls}"
     _loops[:] = [loop for loop in _loops if not loop.is_closed()]
-    _longest.sort(key=lambda held: -held[0].cpu_s)
+    _longest.sort(reverse=True)
     del _longest[SHOWN:]
 
 
@@ -59,11 +61,22 @@ def pytest_configure() -> None:
     os.environ.pop("PYTHONUNBUFFERED", None)  # users don't set it, and it hides what a buffered stdout does
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if output := getattr(session.config, "workeroutput", None):  # one of several processes that run tests
+        output["longest"] = _longest
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what such a process told; nothing, if it crashed."""
+    _longest.extend((seconds, line) for seconds, line in getattr(node, "workeroutput", {}).get("longest", ()))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what held event loops longest."""
     terminalreporter.section("event loops' longest holds")
-    for hold, test in _longest:
-        terminalreporter.write_line(f"in {test}: {hold}")
+    for _, line in sorted(_longest, reverse=True)[:SHOWN]:
+        terminalreporter.write_line(line)
     if HOLDS.exists():
         lines = sorted(HOLDS.read_text().splitlines(), key=lambda line: -float(line.split()[0]))
         for line in lines[:SHOWN]:
