@@ -12,16 +12,18 @@ from typing import NamedTuple
 
 import torch
 
-from tests.families import cases, zoo
+from tests.families import cases, ip_adapters, zoo
 from tests.families.requests import request_of
 from triptych.model.inputs import resolve
 from triptych.roles import ROLES
+from triptych.stages.adapters import Registry
 from triptych.stages.describe import describe
 from triptych.stages.library import diffusers
 from triptych.stages.stage import Stage
 from triptych.stages.whole import Whole
 from triptych.transport import codec
 from triptych.v1 import model_pb2
+from triptych.v1.model_pb2 import ModelDescription
 
 FILE = Path(__file__).parents[1] / "docs" / "families.md"
 POINTS = {
@@ -72,18 +74,19 @@ class Facts(NamedTuple):
 def facts_of(family: str, root: Path) -> Facts:
     """Runs the family's jobs."""
     folder = zoo.make(family, root / family)
-    whole = Whole.open(folder)
-    stages = [Stage.load(whole, role) for role in ROLES]
+    whole, registry, stages = _loaded(folder, cases.cases_of(family)[0])
     held = (", ".join(f"`{name}`" for name in stage.component_bytes) or "–" for stage in stages)
     roles = _row(family, *held, POINTS[describe(whole).step_point])
     workflows = []
     for case in cases.cases_of(family):
         if case.model:
-            whole = Whole.open(zoo.make(family, root / case.model, **cases.MODELS[case.model][1]))
-            stages = [Stage.load(whole, role) for role in ROLES]
+            folder = zoo.make(family, root / case.model, **cases.MODELS[case.model][1])
+            whole, registry, stages = _loaded(folder, case)
         inputs = sorted(set(case.arguments) - COMMON)
         given = ", ".join(f"`{name}`" for name in inputs) or "–"
-        workflows.append(_row(family, case.workflow or "–", given, *_crossing(whole, stages, case)))
+        workflows.append(
+            _row(family, case.workflow or "–", given, *_crossing(describe(whole, registry.described), stages, case))
+        )
     return Facts(roles, workflows)
 
 
@@ -96,9 +99,15 @@ def page(facts: Iterable[Facts]) -> str:
     return head + roles + MIDDLE + workflows + _not_run()
 
 
-def _crossing(whole: Whole, stages: list[Stage], case: cases.Case) -> list[str]:
+def _loaded(folder: str, case: cases.Case) -> tuple[Whole, Registry, list[Stage]]:
+    whole = Whole.open(folder)
+    registry = Registry.open(whole, str(ip_adapters.registry(folder, case)))
+    return whole, registry, [Stage.load(whole, role, adapters=registry.files) for role in ROLES]
+
+
+def _crossing(description: ModelDescription, stages: list[Stage], case: cases.Case) -> list[str]:
     """Bytes of tensors that the first two roles send."""
-    values = resolve(request_of(case), describe(whole)).for_encoder()
+    values = resolve(request_of(case), description).for_encoder()
     sent = []
     for stage in stages:
         values = stage.run(values, lambda _step: None, lambda: False)
@@ -113,7 +122,8 @@ def _not_run() -> str:
         for family, left in cases.NOT_RUN.items()
         for reason in dict.fromkeys(left.values())
     ]
-    return "\n## Not run\n\n" + "".join(reasons) + NOT_SPLIT
+    head = "\n## Not run\n\n" if reasons else ""
+    return head + "".join(reasons) + NOT_SPLIT
 
 
 def _row(*cells: str) -> str:

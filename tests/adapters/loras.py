@@ -70,10 +70,10 @@ def monolith(folder: str, adapters: Sequence[tuple[Path, float]], **fields: Any)
     return result(pipeline, **fields)
 
 
-def result(pipeline: Any, **fields: Any) -> Any:
+def result(pipeline: Any, prompt: str = PROMPT, **fields: Any) -> Any:
     """What a whole pipeline yields for a request."""
     torch.manual_seed(SEED)
-    state = pipeline(prompt=PROMPT, generator=torch.Generator().manual_seed(SEED), **fields)
+    state = pipeline(prompt=prompt, generator=torch.Generator().manual_seed(SEED), **fields)
     name = "videos" if state.get("videos") is not None else "images"
     return as_array(state.get(name)[0])
 

@@ -36,6 +36,8 @@ class Case:
     """Of the pipeline, beside the prompt."""
     model: str = ""
     """A model of `MODELS`, where the family's own in `tests.families.zoo` has another part."""
+    adapters: tuple[tuple[str, float], ...] = ()
+    """IP-Adapters of `tests.families.ip_adapters` by name, with their weights."""
 
     @property
     def name(self) -> str:
@@ -107,6 +109,18 @@ def _controlled(prefix: str, **more: Any) -> dict[str, Arguments]:
     }
 
 
+def _pictured(jobs: dict[str, Arguments]) -> dict[str, Arguments]:
+    """The jobs, and before each the same one with a picture for an IP-Adapter."""
+    return {
+        name: given
+        for workflow, arguments in jobs.items()
+        for name, given in (
+            (f"ip_adapter_{workflow}", {**arguments, "ip_adapter_image": picture(seed=4)}),
+            (workflow, arguments),
+        )
+    }
+
+
 def _acted(mode: str, **given: Any) -> Arguments:
     action = CosmosActionCondition(mode=mode, chunk_size=4, domain_name="av", resolution_tier=256, **given)
     return {"num_inference_steps": 2, "action": action}
@@ -154,8 +168,8 @@ WORKFLOWS: dict[str, dict[str, Arguments]] = {
     "flux3": _pictures(image="image_conditioned", max_new_tokens=4),
     "flux3-distilled": _pictures(image="image_conditioned", max_new_tokens=4),
     "stable-diffusion-xl": {
-        **_controlled("", strength=0.8),
-        **_controlled("controlnet_union_", **_CONTROL, control_mode=[3], strength=0.8),
+        **_pictured(_controlled("", strength=0.8)),
+        **_pictured(_controlled("controlnet_union_", **_CONTROL, control_mode=[3], strength=0.8)),
     },
     # Without a negative prompt modular guidance has no effect in diffusers; here it has, as in the classic pipeline.
     "stable-diffusion-3": _pictures(negative_prompt="blur"),
@@ -209,28 +223,25 @@ MODELS: dict[str, tuple[str, dict[str, Callable[[], Any]]]] = {
 """Further models of a family by a name of their own: the family, and what is another than in `tests.families.zoo`."""
 OTHER_MODELS: dict[str, dict[str, Arguments]] = {
     "wan-flf2v": {"flf2v": {**_VIDEO, "image": picture(), "last_image": picture(seed=1)}},
-    "sdxl-controlnet": _controlled("controlnet_", **_CONTROL, strength=0.8),
+    "sdxl-controlnet": _pictured(_controlled("controlnet_", **_CONTROL, strength=0.8)),
 }
 """Jobs of these models."""
 
-_ADAPTER = "the adapter's weights are loaded into the denoiser, and are no component"
-NOT_RUN: dict[str, dict[str, str]] = {
-    "stable-diffusion-xl": {
-        f"ip_adapter_{kind}{what}": _ADAPTER
-        for kind in ("", "controlnet_", "controlnet_union_")
-        for what in ("text2image", "image2image", "inpainting")
-    },
-}
+NOT_RUN: dict[str, dict[str, str]] = {}
 """Workflows that no job here is of, each with the reason."""
 
 
 def cases_of(family: str) -> list[Case]:
     """Every job of a family, those of one model together."""
-    own = [Case(family, workflow, arguments) for workflow, arguments in WORKFLOWS[family].items()]
+    own = [_case(family, workflow, arguments) for workflow, arguments in WORKFLOWS[family].items()]
     others = [
-        Case(family, workflow, arguments, model)
+        _case(family, workflow, arguments, model)
         for model, jobs in OTHER_MODELS.items()
         if MODELS[model][0] == family
         for workflow, arguments in jobs.items()
     ]
     return own + others
+
+
+def _case(family: str, workflow: str, arguments: Arguments, model: str = "") -> Case:
+    return Case(family, workflow, arguments, model, (("look", 0.75),) if "ip_adapter_image" in arguments else ())

@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import torch
 
+from tests.families import ip_adapters
 from tests.families.cases import PROMPT, SEED, Case
 
 
@@ -22,6 +23,7 @@ def load(folder: str) -> diffusers.ModularPipeline:
 def run(folder: str, case: Case, outputs: list[str]) -> dict[str, Any]:
     """The job's outputs by name. The pipeline is loaded for it, since schedulers and guiders keep state."""
     pipeline = load(folder)
+    ip_adapters.load(pipeline, folder, case)
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
     arguments = copy.deepcopy(case.arguments)

@@ -33,7 +33,8 @@ def request_of(case: Case, **fields: Any) -> GenerationRequest:
     """The request: fields of its own, and the other arguments as trees whose files hold each sample exactly."""
     own = {name: value for name, value in case.arguments.items() if name in _FIELDS}
     inputs = {name: value_of(value) for name, value in case.arguments.items() if name not in own}
-    content = {"prompt": PROMPT, "seed": SEED, **own, **fields}
+    adapters = [{"name": name, "weight": weight} for name, weight in case.adapters]
+    content = {"prompt": PROMPT, "seed": SEED, "adapters": adapters, **own, **fields}
     return json_format.ParseDict(content, GenerationRequest(inputs=inputs))
 
 

@@ -166,7 +166,7 @@ FAMILIES: dict[str, Parts] = {
         "text_encoder_2": lambda: texts.clip_text(projected=True),
         "tokenizer": clip_tokenizer,
         "tokenizer_2": clip_tokenizer,
-        "image_encoder": lambda: texts.clip_vision(projected=True),
+        "image_encoder": lambda: texts.clip_vision(projected=True, image_size=224, patch_size=56),
         "unet": more_nets.unet,
         "vae": nets.vae,
         "scheduler": diffusers.EulerDiscreteScheduler,

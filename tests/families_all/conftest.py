@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.families import zoo
+from tests.families import ip_adapters, zoo
 from tests.families.cases import MODELS, Case
 from tests.fleet.parked import Parked, ParkedFleet
 
@@ -28,16 +28,18 @@ def fleet_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Cas
         while running:
             running.pop().__exit__(None, None, None)
 
-    def fleet(case: Case) -> ParkedFleet:
+    def of(case: Case) -> ParkedFleet:
         model = folder_of(case, root)
         if not running or running[0].model != model:
             stop()
-            running.append(ParkedFleet(parked, root / f"{Path(model).name}-fleet", model).__enter__())
+            flags = ("--adapters", str(ip_adapters.registry(model, case)))
+            fleet = ParkedFleet(parked, root / f"{Path(model).name}-fleet", model, worker_flags=flags)
+            running.append(fleet.__enter__())
         return running[0]
 
     with Parked() as parked:
         try:
-            yield fleet
+            yield of
         finally:
             stop()
 

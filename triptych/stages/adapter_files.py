@@ -32,6 +32,8 @@ class AdapterFiles(NamedTuple):
     parts: tuple[tuple[str, Path], ...]
     """Its files, each with the component that it is for; empty for those that it names itself."""
     size_bytes: int
+    is_ip_adapter: bool = False
+    """Whether it is one, and no LoRA: see `ip_adapters`."""
 
     def is_unchanged(self) -> bool:
         """Whether the files are those that were found at the start."""

@@ -1,7 +1,7 @@
-"""The adapters (LoRA) of a fleet: which files there are, and what each would do to the model, without its weights.
+"""The adapters of a fleet: which files there are, and what each would do to the model, without its weights.
 
 Whether an adapter fits is tried on shells (`shells`) with `meta` tensors of its files' shapes, by the same calls of
-diffusers that load it for a job (`lora`).
+diffusers that load it for a job (`lora`, `ip_adapters`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from triptych.errors import FAILURE_CHARS_MAX, MissingExtra, ModelInvalid, TriptychError
+from triptych.stages import ip_adapters
 from triptych.stages.adapter_files import AdapterFiles, digest_of, in_folder, of_hub
 from triptych.stages.library_errors import is_installed, said
 from triptych.stages.lora import layer_count, load_into, loadable_names, shapes_of
@@ -56,7 +57,10 @@ class Registry(NamedTuple):
                 log.warning("the adapter %r has %d layers that the model lacks", one.name, one.layers_left_out)
         fitting = [one for one in described if not one.unusable]
         files = {
-            one.name: AdapterFiles(one.name, one.digest, tuple(found[one.name]), one.size_bytes) for one in fitting
+            one.name: AdapterFiles(
+                one.name, one.digest, tuple(found[one.name]), one.size_bytes, one.name in trial.ip_adapters
+            )
+            for one in fitting
         }
         return cls(files, described)
 
@@ -67,6 +71,8 @@ class Trial:
     def __init__(self, whole: Whole) -> None:
         self._whole = whole
         self._pipeline = whole.inspection()
+        self.ip_adapters: set[str] = set()
+        """Names of those that are one."""
 
     def describe(self, name: str, parts: Sequence[tuple[str, Path]]) -> AdapterDescription:
         """What an adapter is, or why it can't be used."""
@@ -82,14 +88,20 @@ class Trial:
         return described
 
     def _try(self, described: AdapterDescription, parts: Sequence[tuple[str, Path]]) -> None:
+        outlines = [(component, path, _outlines(path)) for component, path in parts]
+        if any(ip_adapters.is_one(tensors) for _component, _path, tensors in outlines):
+            if len(outlines) > 1:
+                raise ModelInvalid("it has several files, one of which is an IP-Adapter: that needs a name of its own")
+            described.components.append(ip_adapters.attempt(self._pipeline, outlines[0][2]))
+            self.ip_adapters.add(described.name)
+            return
         names = loadable_names(self._pipeline)
         if not names:
             raise ModelInvalid(f"diffusers loads no adapters into a {type(self._whole.pipeline).__name__}")
         before = shapes_of(self._pipeline)
         key = f"trial_{described.name.replace('.', '_').replace('/', '_')}"
         layers = 0
-        for component, path in parts:
-            tensors = _outlines(path)
+        for component, path, tensors in outlines:
             layers += _layers_in(self._pipeline, tensors, path)
             load_into(self._pipeline, tensors, key, component)
         touched = [name for name in names if key in self._pipeline.get_list_adapters().get(name, ())]

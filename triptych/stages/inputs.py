@@ -15,6 +15,7 @@ from triptych.model.fields import GENERATOR
 from triptych.stages import hints
 from triptych.stages.handoff import walk
 from triptych.stages.hints import json_or_empty, meaning, options_of
+from triptych.stages.ip_adapters import IMAGE as IP_ADAPTER_IMAGE
 from triptych.stages.library import INPUT_PARAM_TEMPLATES, InputParam, ModularPipelineBlocks
 from triptych.v1 import model_pb2
 
@@ -98,13 +99,14 @@ def takes_several(name: str, hint: Any, blocks: ModularPipelineBlocks) -> bool:
 
     Almost every hint of diffusers' says `PIL.Image.Image | list[PIL.Image.Image]`, also where the blocks make one
     tensor of all pictures and then expect one picture for each prompt. Blocks that really take several name them in
-    the plural, or keep a list with an item for each, such as `condition_images` or `image_height`.
+    the plural, or keep a list with an item for each, such as `condition_images` or `image_height`. Several IP-Adapters
+    take a picture each.
     """
     if not any(typing.get_origin(option) in (list, tuple) for option in pictures_of(hint)):
         return False
     innermost = [block for block in walk(blocks) if not block.sub_blocks]
     values = (value for block in innermost for value in (*block.inputs, *block.intermediate_outputs))
-    return name.endswith("images") or any(map(_is_kept_apart, values))
+    return name.endswith("images") or name == IP_ADAPTER_IMAGE or any(map(_is_kept_apart, values))
 
 
 def takes_alpha(name: str, pipeline: Any) -> bool:

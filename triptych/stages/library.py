@@ -8,7 +8,8 @@ Used of diffusers beyond its documented surface, to be checked at an upgrade:
 `.intermediate_outputs`, `.block_trigger_inputs`, `InputParam.kwargs_type`, `PipelineState.kwargs_mapping`;
 `CacheMixin._reset_stateful_cache`, `_diffusers_hook` and its `hooks`, `ModelMixin._repeated_blocks`,
 `diffusers.models.attention_dispatch`; `_lora_loadable_modules`, `diffusers.utils.set_adapter_layers`,
-`.set_weights_and_activate_adapters`, `.delete_adapter_layers`.
+`.set_weights_and_activate_adapters`, `.delete_adapter_layers`; `ModularIPAdapterMixin.load_ip_adapter`,
+`UNet2DConditionModel.encoder_hid_proj` and its config's `encoder_hid_dim_type`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ with told("running a stage"):
     from diffusers.hooks import apply_group_offloading
     from diffusers.models import ParallelConfig
     from diffusers.models.attention_dispatch import attention_backend
+    from diffusers.models.embeddings import ImageProjection
     from diffusers.modular_pipelines import (
         LoopSequentialPipelineBlocks,
         ModularPipelineBlocks,
@@ -52,6 +54,7 @@ __all__ = [
     "ComponentSpec",
     "ConfigMixin",
     "ContextParallelConfig",
+    "ImageProjection",
     "InputParam",
     "LoopSequentialPipelineBlocks",
     "ModelMixin",

@@ -3,6 +3,7 @@
 peft wraps the layers that an adapter touches and keeps its two small matrices beside the layer's own weights, which are
 never changed. Between jobs all adapters are off, and a wrapped layer computes just what the bare one does. Adapters
 stay loaded; when they take more than `bytes_max`, the least recently used goes, but none of the job in hand.
+IP-Adapters among them are another kind of file, and `ip_adapters` does the same for those.
 
 All calls belong to the stage's thread.
 """
@@ -14,7 +15,7 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from triptych.errors import AdapterMissing, InvalidRequest
 from triptych.model.adapters import Used, missing_sentence
 from triptych.stages.adapter_files import AdapterFiles
 from triptych.stages.device import undisturbed
+from triptych.stages.ip_adapters import IpAdapters
 from triptych.stages.library import (
     ModularPipeline,
     delete_adapter_layers,
@@ -48,8 +50,9 @@ class Adapters:
         """Components whose weights another process holds."""
         models = {name: pipeline._role_components.get(name) for name in held if name not in self._handed}
         self._models: dict[str, torch.nn.Module] = {name: model for name, model in models.items() if model is not None}
+        self._pictures = IpAdapters(pipeline)
         self._loaded: OrderedDict[str, int] = OrderedDict()
-        """Bytes of loaded adapters by key, the least recently used first."""
+        """Bytes of loaded adapters, and of groups of IP-Adapters, by key, the least recently used first."""
 
     @property
     def loaded_bytes(self) -> int:
@@ -57,25 +60,35 @@ class Adapters:
         return sum(self._loaded.values())
 
     @contextmanager
-    def applied(self, items: Sequence[Sequence[Any]]) -> Iterator[None]:
+    def applied(self, items: Sequence[Sequence[Any]], inputs: Mapping[str, object]) -> Iterator[None]:
         """Runs a job with its adapters (the items of `Used`, in order), and leaves the models as they were.
 
         Raises `AdapterMissing` where this role lacks one, or its files are others than the job was accepted with, and
-        `InvalidRequest` for one that touches a component of an engine.
+        `InvalidRequest` for one that touches a component of an engine, or an IP-Adapter that has no picture in the
+        role's `inputs`.
         """
         adapters = [Used(*item) for item in items]
+        pictures = [one for one in adapters if self._is_ip_adapter(one)]
+        if all(one.name in self._files for one in adapters):
+            self._pictures.check([one.name for one in pictures], inputs)
         for one in adapters:
             if elsewhere := self._handed.intersection(one.components):
                 accepted = f"adapters that leave {', '.join(sorted(elsewhere))} alone, which another process runs here"
                 raise InvalidRequest("adapters", one.name, accepted)
-        here = [one for one in adapters if self._models.keys() & set(one.components)]
-        if not here:
+        here = [one for one in adapters if one not in pictures and self._models.keys() & set(one.components)]
+        pictures = [one for one in pictures if self._pictures.touches(one.components)]
+        if not here and not pictures:
             yield
             return
         try:
-            with undisturbed():
-                self._switch_on(here)
-            yield
+            with ExitStack() as stack:
+                with undisturbed():
+                    self._switch_on(here)
+                    if pictures:
+                        key = self._group(pictures)
+                        weights = [one.weight_of(one.components[0]) for one in pictures]
+                        stack.enter_context(self._pictures.on(key, weights))
+                yield
         finally:
             for model in self._models.values():
                 set_adapter_layers(model, enabled=False)
@@ -88,6 +101,19 @@ class Adapters:
             set_adapter_layers(model, enabled=bool(here))
             if here:
                 set_weights_and_activate_adapters(model, [key for key, _ in here], [weight for _, weight in here])
+
+    def _is_ip_adapter(self, adapter: Used) -> bool:
+        files = self._files.get(adapter.name)
+        return files is not None and files.is_ip_adapter
+
+    def _group(self, adapters: Sequence[Used]) -> str:
+        """The key of a group of IP-Adapters that is loaded now."""
+        key = "+".join(map(_key, adapters))
+        if key not in self._loaded:
+            self._pictures.load(key, [self._checked(one).parts[0][1] for one in adapters])
+            self._loaded[key] = self._pictures.bytes_of(key)
+        self._loaded.move_to_end(key)
+        return key
 
     def _kept(self, adapter: Used) -> str:
         """The key of an adapter that is loaded now."""
@@ -134,6 +160,7 @@ class Adapters:
 
     def _forget(self, key: str) -> None:
         self._loaded.pop(key, None)
+        self._pictures.forget(key)
         for model in self._models.values():
             if _has(model, key):
                 delete_adapter_layers(model, key)

@@ -92,6 +92,11 @@ class Components:
         """Names of the components that are guiders."""
         return self.names_of(BaseGuidance)
 
+    @property
+    def input_names(self) -> set[str]:
+        """Names of the whole pipeline's inputs."""
+        return {one.name for one in self._whole._blocks.inputs if one.name}
+
     def names_of(self, base: type) -> list[str]:
         """Names of the components of this class or one made of it, whether the model has them or not."""
         kinds = {name: spec.type_hint for name, spec in self.specs.items()}

@@ -213,7 +213,7 @@ class Stage:
         if self.role == ROLE_DECODER and inputs.get("output_type") == LATENT:
             return self._finite(handoff.latents(handoff.unpack(inputs, pipeline.device), pipeline._blocks))
         run_blocks = self._encode if self.role == ROLE_ENCODER else self._continue
-        with self._adapters.applied(settings.get(SETTING, ())):
+        with self._adapters.applied(settings.get(SETTING, ()), inputs):
             state, rng = run_blocks(pipeline, inputs, seed)
         if self.role == ROLE_DECODER:
             made = {name: state.values.get(name) for name in self._outputs}
