@@ -15,7 +15,7 @@ from triptych.model.fields import GENERATOR
 from triptych.stages import hints
 from triptych.stages.handoff import walk
 from triptych.stages.hints import json_or_empty, meaning, options_of
-from triptych.stages.ip_adapters import IMAGE as IP_ADAPTER_IMAGE
+from triptych.stages.ip_adapters import PICTURE_INPUT
 from triptych.stages.library import INPUT_PARAM_TEMPLATES, InputParam, ModularPipelineBlocks
 from triptych.v1 import model_pb2
 
@@ -106,7 +106,7 @@ def takes_several(name: str, hint: Any, blocks: ModularPipelineBlocks) -> bool:
         return False
     innermost = [block for block in walk(blocks) if not block.sub_blocks]
     values = (value for block in innermost for value in (*block.inputs, *block.intermediate_outputs))
-    return name.endswith("images") or name == IP_ADAPTER_IMAGE or any(map(_is_kept_apart, values))
+    return name.endswith("images") or name == PICTURE_INPUT or any(map(_is_kept_apart, values))
 
 
 def takes_alpha(name: str, pipeline: Any) -> bool:

@@ -21,14 +21,13 @@ from safetensors.torch import load_file
 from triptych.errors import InvalidRequest, ModelInvalid
 from triptych.stages.library import ImageProjection, ModularPipeline
 
-IMAGE = "ip_adapter_image"
+PICTURE_INPUT = "ip_adapter_image"
 """Diffusers' name of the input with a picture for each IP-Adapter."""
-EMBEDS = "ip_adapter_embeds"
+EMBEDS_INPUT = "ip_adapter_embeds"
 """And of what its image encoder makes of them, which a request may give instead."""
 _ENCODER = "image_encoder"
 _PARTS = ("image_proj", "ip_adapter")
 """The two parts of a file, as prefixes of its tensors' names."""
-_IS_ON = "ip_image_proj"
 
 
 class _State(NamedTuple):
@@ -47,7 +46,7 @@ class IpAdapters:
         self._pipeline = pipeline
         self._name = component_of(pipeline)
         self._is_used = takes(pipeline) and self._name in {one.name for one in pipeline._blocks.expected_components}
-        self._asks = self._is_used and IMAGE in {one.name for one in pipeline._blocks.inputs}
+        self._asks = self._is_used and PICTURE_INPUT in {one.name for one in pipeline._blocks.inputs}
         self._kept: dict[str, _State] = {}
 
     def touches(self, components: Iterable[str]) -> bool:
@@ -58,11 +57,11 @@ class IpAdapters:
         """Raise `InvalidRequest` where the encoder's job has IP-Adapters and no picture for them, or the reverse."""
         if not self._asks:
             return
-        is_given = any(inputs.get(name) is not None for name in (IMAGE, EMBEDS))
+        is_given = any(inputs.get(name) is not None for name in (PICTURE_INPUT, EMBEDS_INPUT))
         if names and not is_given:
-            raise InvalidRequest(f"inputs.{IMAGE}", "nothing", f"a picture for each of {', '.join(names)}")
+            raise InvalidRequest(f"inputs.{PICTURE_INPUT}", "nothing", f"a picture for each of {', '.join(names)}")
         if is_given and not names:
-            raise InvalidRequest("adapters", "none", f"an IP-Adapter, because inputs.{IMAGE} needs one")
+            raise InvalidRequest("adapters", "none", f"an IP-Adapter, because inputs.{PICTURE_INPUT} needs one")
 
     def bytes_of(self, key: str) -> int:
         """What a loaded group takes."""
@@ -107,7 +106,7 @@ class IpAdapters:
 
 def takes(pipeline: Any) -> bool:
     """Whether diffusers loads IP-Adapters into this pipeline. Some classes say so, and their blocks take no picture."""
-    return hasattr(type(pipeline), "load_ip_adapter") and IMAGE in pipeline._role_components.input_names
+    return hasattr(type(pipeline), "load_ip_adapter") and PICTURE_INPUT in pipeline._role_components.input_names
 
 
 def component_of(pipeline: Any) -> str:
