@@ -21,7 +21,7 @@ HOST_CHARS_MAX = 253
 ACCEPTED = "host:port without a scheme, such as 127.0.0.1:7070, node-1:7070 or [::1]:7070, with a port from 1 to 65535"
 ACCEPTED_TO_SERVE = f"{ACCEPTED}, or 0 for a free one"
 ACCEPTED_DATABASE = "postgresql://user@host:port/database without a password, which comes from PGPASSWORD or PGPASSFILE"
-ACCEPTED_ENGINE = f"process: before {ACCEPTED}"
+ACCEPTED_ENGINE = f"process: or vllm: before {ACCEPTED}"
 ACCEPTED_PROXY = "http://host:port or http://user:password@host:port, with a port from 1 to 65535"
 
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -69,15 +69,16 @@ def parse_several(field: str, text: str) -> list[Address]:
     return [parse(field, part) for part in re.split(" *, *", text)]
 
 
-PROCESS_ENGINE = "process:"
-"""What stands before the address of a text-encoder process."""
+PROCESS_ENGINE, VLLM_ENGINE = "process", "vllm"
+"""Kinds of engines of text encoders: a process of ours, a server of vLLM's."""
 
 
-def parse_engine(field: str, text: str) -> Address:
-    """Where text encoders run: `process:HOST:PORT`. Raises InvalidRequest."""
-    if not text.startswith(PROCESS_ENGINE):
+def parse_engine(field: str, text: str) -> tuple[str, Address]:
+    """Where text encoders run, `process:HOST:PORT` or `vllm:HOST:PORT`: kind and address. Raises InvalidRequest."""
+    kind, _colon, address = text.partition(":")
+    if kind not in (PROCESS_ENGINE, VLLM_ENGINE):
         raise InvalidRequest(field, text, ACCEPTED_ENGINE)
-    return parse(field, text.removeprefix(PROCESS_ENGINE))
+    return kind, parse(field, address)
 
 
 def parse_host(field: str, text: str) -> str:

@@ -237,7 +237,7 @@ class WorkerConfig(ModelConfig):
     )
     text_encoder_engine: str = text(
         "",
-        "encoders: where text encoders run, as process:HOST:PORT; default: in this process",
+        "encoders: where text encoders run, as process:HOST:PORT or vllm:HOST:PORT; default: in this process",
         check=addresses.parse_engine,
     )
     text_encoder_absent: str = text(

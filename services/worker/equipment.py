@@ -18,7 +18,7 @@ from triptych.transport.fetcher import Fetcher
 from triptych.v1.model_pb2 import ModelDescription
 from triptych.v1.worker_pb2 import DriverChoice
 
-from .text_encoder import ProcessEngine
+from .text_engines import TextEngine
 
 Result = TypeVar("Result")
 
@@ -43,7 +43,7 @@ class Equipment:
     """Where the media of requests are decoded."""
     instance_id: str
     """Identity of this start of the process."""
-    text_encoder: ProcessEngine | None = None
+    text_encoder: TextEngine | None = None
     """Where an encoder's text encoders run, if not here."""
 
 

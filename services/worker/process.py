@@ -38,7 +38,7 @@ from .loop import Worker
 from .membership import FleetMember
 from .phase import Phases
 from .servicers import WORKER_SERVICE, services_of
-from .text_encoder import ProcessEngine, open_text_encoder
+from .text_engines import TextEngine, open_text_encoder
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def load_config(settings: Sequence[str]) -> WorkerConfig:
 
 async def _stage(
     stack: contextlib.AsyncExitStack, role: Role.ValueType, config: WorkerConfig, arena: Arena, security: auth.Security
-) -> tuple[Loaded, ProcessEngine | None]:
+) -> tuple[Loaded, TextEngine | None]:
     """The role's stage and its model's description; an encoder's text encoders may be elsewhere, and a transformer may
     run in several processes."""
     text_encoder = await stack.enter_async_context(open_text_encoder(role, config, arena, security))
@@ -136,7 +136,7 @@ def load_stage(
     role: Role.ValueType,
     config: WorkerConfig,
     place: Place | None = None,
-    text_encoder: ProcessEngine | None = None,
+    text_encoder: TextEngine | None = None,
 ) -> Loaded:
     """The stage and the model that the settings name, in the `place` that this process has among several."""
     if config.fake_stage_seconds:

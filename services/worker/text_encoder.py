@@ -6,14 +6,13 @@ The stage's thread calls and waits; everything else runs on the event loop that 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from triptych import addresses, rpc
+from triptych import rpc
 from triptych.config import WorkerConfig
 from triptych.errors import (
     DeadlinePassed,
@@ -27,15 +26,11 @@ from triptych.errors import (
     WrongState,
 )
 from triptych.rpc.backoff import Backoff
-from triptych.security import auth
 from triptych.stages.engines import RUN_LOCALLY, Answer, Call
 from triptych.transport import calls, codec
 from triptych.transport import room as layout
-from triptych.transport.arena import Arena
-from triptych.transport.fetcher import Fetcher, open_fetcher
+from triptych.transport.fetcher import Fetcher
 from triptych.v1 import text_encoder_service_pb2 as pb
-from triptych.v1.dispatch_pb2 import ROLE_ENCODER, Role
-from triptych.v1.text_encoder_service_pb2_grpc import TextEncoderServiceStub
 
 from .link import any_set
 
@@ -197,18 +192,3 @@ def _differences(theirs: Mapping[str, str], own: Mapping[str, str]) -> dict[str,
     """What a stage declares whose text encoders run under other settings than its own."""
     other = {key: theirs.get(key, "") for key in sorted({*theirs, *own}) if theirs.get(key) != own.get(key)}
     return {"text_encoder": json.dumps(other)} if other else {}
-
-
-@contextlib.asynccontextmanager
-async def open_text_encoder(
-    role: Role.ValueType, config: WorkerConfig, arena: Arena, security: auth.Security
-) -> AsyncIterator[ProcessEngine | None]:
-    """The engine that the settings ask for, if any; roles other than encoders take none."""
-    if role != ROLE_ENCODER or not config.text_encoder_engine:
-        yield None
-        return
-    address = addresses.parse_engine("text_encoder_engine", config.text_encoder_engine)
-    fetcher = open_fetcher(arena, None, security, "", config.room_bytes_per_s_min)
-    with contextlib.closing(fetcher):
-        async with rpc.open_channel(str(address), security) as channel:
-            yield ProcessEngine(config, TextEncoderServiceStub(channel), fetcher)

@@ -25,6 +25,8 @@ class Call:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     wanted: tuple[str, ...] = ()
     """Paths of the parts that the answer needs (`parts`), sorted; empty for all. An output may lack some of them."""
+    config: Any = None
+    """The component's configuration."""
 
 
 class Answer(NamedTuple):

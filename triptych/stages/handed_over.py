@@ -97,7 +97,7 @@ class HandedOver:
     def _forward(self, path: str, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands for a module's `forward`, within the hooks of its own call."""
         read = self._read.setdefault(path, set())
-        call = Call(self._name, path, args, kwargs, tuple(sorted(read)))
+        call = Call(self._name, path, args, kwargs, tuple(sorted(read)), self._shell.config)
         if (answer := self._answer(module, call)) is None:
             return module.forward(*args, **kwargs)
         if answer.sent is not None:  # what is fetched later must be of these values, which the caller may change

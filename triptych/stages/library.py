@@ -44,12 +44,14 @@ with told("running a stage"):
     from diffusers.modular_pipelines.modular_pipeline_utils import INPUT_PARAM_TEMPLATES, ComponentSpec, InputParam
     from diffusers.utils import delete_adapter_layers, set_adapter_layers, set_weights_and_activate_adapters
     from transformers import Cache, PreTrainedModel
+    from transformers.modeling_outputs import BaseModelOutput
     from transformers.utils import ModelOutput
 
 __all__ = [
     "INPUT_PARAM_TEMPLATES",
     "AutoencoderTiny",
     "BaseGuidance",
+    "BaseModelOutput",
     "Cache",
     "ComponentSpec",
     "ConfigMixin",

@@ -139,6 +139,8 @@ class Stage:
         if role == ROLE_TRANSFORMER and not stand_in:
             stage._show(open_painter(whole, size_multiple(whole.inspection()), place))
         stage._adapters = Adapters(stage._pipeline, adapters or {}, adapter_bytes_max)
+        if lossy := list(filter(None, (stage.settings.get(LOSSY), declared.get(LOSSY)))):
+            declared = {**declared, LOSSY: "\n".join(lossy)}
         stage.settings |= declared
         stage._engine = engine
         return stage
