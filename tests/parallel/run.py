@@ -1,7 +1,7 @@
 """A few jobs through the three stages, the transformer's in two processes.
 
-python -m tests.parallel.run KIND FOLDER OUT: the result of job N goes to OUT/N.npy. Printed is how often this process
-has computed the model in each job, or `cancelled`.
+python -m tests.parallel.run KIND FOLDER ADAPTERS OUT: the result of job N goes to OUT/N.npy. Printed is how often this
+process has computed the model in each job, or `cancelled`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,23 @@ from triptych.v1.dispatch_pb2 import ROLE_DECODER, ROLE_ENCODER, ROLE_TRANSFORME
 from triptych_client.request import build_request
 
 SMALL = {"height": 32, "width": 64, "num_frames": 5, "num_inference_steps": 4, "negative_prompt": "blur"}
-JOBS = ({"seed": 1}, {"seed": 2, "guidance_scale": 1.0}, {"seed": 3, "num_frames": 9}, {"seed": 1})
+JOBS: tuple[dict[str, Any], ...] = (
+    {"seed": 1},
+    {"seed": 2, "guidance_scale": 1.0},
+    {"seed": 3, "num_frames": 9},
+    {"seed": 1, "adapters": {"style": 0.5}},
+    {"seed": 1},
+)
 CANCELLED = 2
 """The job before which one is cancelled in the middle: the next has to come out right."""
 
 
 def main() -> None:
     """Run the jobs."""
-    kind, folder, out = sys.argv[1:]
+    kind, folder, adapters, out = sys.argv[1:]
     torch.set_num_threads(1)
     settings = ["--model", folder, "--threads", "1", "--parallel", kind, "--devices", "cpu,cpu"]
+    settings += ["--adapters", adapters]
     config = load(WorkerConfig, settings)
     encoder, model = load_stage(ROLE_ENCODER, config)
     decoder, _ = load_stage(ROLE_DECODER, config)

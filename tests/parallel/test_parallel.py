@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.adapters import loras
 from tests.e2e import reference
 from tests.e2e.conftest import result
 from tests.fleet.processes import DEATH_TIMEOUT_S, EVENTUALLY_S, Fleet, wait_until
@@ -18,6 +19,8 @@ from tests.parallel.run import JOBS, SMALL
 from triptych.config import WorkerConfig, load
 from triptych.errors import InvalidRequest
 from triptych.v1.job_pb2 import ATTEMPT_KIND_WORKER_DIED
+from triptych_client.fused import FusedModel
+from triptych_client.request import build_request
 
 RUN_TIMEOUT_S = 200.0
 END_TIMEOUT_S = 30.0
@@ -29,21 +32,25 @@ MANY_STEPS = 150
     ("kind", "computed"),
     [
         # Of 4 steps with two branches each process has one; of those with one branch the leader has it.
-        ("cfg", [4, 4, "cancelled", 4, 4]),
-        ("ulysses", [8, 4, "cancelled", 8, 8]),
+        ("cfg", [4, 4, "cancelled", 4, 4, 4]),
+        ("ulysses", [8, 4, "cancelled", 8, 8, 8]),
     ],
 )
 def test_several_processes_give_the_bits_of_one(
     kind: str, computed: list[object], tmp_path: Path, model_folder: Callable[[str], str]
 ) -> None:
-    """Also after a job without guidance, one of another size, and one that was cancelled."""
+    """Also after a job without guidance, one of another size, one that was cancelled, and one with an adapter."""
     folder = model_folder("wan_t2v")
-    command = [sys.executable, "-m", "tests.parallel.run", kind, folder, str(tmp_path)]
+    registry = tmp_path / "adapters"
+    loras.save(registry / "style.safetensors", loras.tensors(loras.whole(folder), "transformer"))
+    command = [sys.executable, "-m", "tests.parallel.run", kind, folder, str(registry), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [kind, "2", *map(str, computed)]
+    alone = FusedModel.load(WorkerConfig(model=folder, threads=1, adapters=str(registry)))
     for number, fields in enumerate(JOBS):
-        assert np.array_equal(np.load(tmp_path / f"{number}.npy"), reference.fused(folder, **{**SMALL, **fields}))
+        (expected,) = alone.run(build_request("a big red circle", **{**SMALL, **fields})).values()
+        assert np.array_equal(np.load(tmp_path / f"{number}.npy"), np.asarray(expected[0])), fields  # type: ignore[index]
 
 
 def test_the_processes_of_a_worker_end_as_one(tmp_path: Path, model_folder: Callable[[str], str]) -> None:
