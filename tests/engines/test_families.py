@@ -119,6 +119,25 @@ def test_a_model_without_an_encoder_of_transformers_is_refused(family_folder: Ca
         Direct(whole)
 
 
+def test_a_part_that_was_not_sent_comes_by_a_repeated_call(family_folder: Callable[[str], str]) -> None:
+    """Also where the caller has changed the arguments meanwhile."""
+    whole = Whole.open(family_folder("qwenimage"))
+    own, handed = whole.components().load("text_encoder"), whole.components()
+    handed.engine = engine = Direct(whole)
+    shell = handed.load("text_encoder")
+    tokens = torch.tensor([[5, 9, 33, 7]])
+    with torch.no_grad():
+        expected = own(input_ids=tokens, output_hidden_states=True)
+        for _ in range(2):
+            output = shell(input_ids=tokens, output_hidden_states=True)
+            assert torch.equal(output.hidden_states[-1], expected.hidden_states[-1])
+        tokens.zero_()
+        assert torch.equal(output.logits, expected.logits)
+        assert torch.equal(output.hidden_states[0], expected.hidden_states[0])
+    assert len(engine.called) == 3, "one more for all that is left"
+    assert shell.device.type == "cpu" and next(shell.parameters()).is_meta, "nothing was loaded here"
+
+
 def test_a_model_that_writes_text_is_loaded_for_it(family_folder: Callable[[str], str]) -> None:
     """Its cache goes from call to call, and can't be sent."""
     whole = Whole.open(family_folder("qwenimage"))

@@ -84,7 +84,6 @@ class HandedOver:
     def run_here(self, why: str) -> None:
         """Load the component into the shell; later calls stay in this process."""
         log.warning("%s is loaded in this process: %s", self._name, why)
-        self._is_here = True
         loaded = self._load()
         for path, module in self._shell.named_modules():
             held = loaded.get_submodule(path)
@@ -93,6 +92,7 @@ class HandedOver:
             module.__dict__.pop("forward", None)
         self._shell.__class__ = self._class
         self._shell.__dict__.update({key: vars(loaded)[key] for key in ("generation_config",) if key in vars(loaded)})
+        self._is_here = True
 
     def _forward(self, path: str, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands for a module's `forward`, within the hooks of its own call."""
