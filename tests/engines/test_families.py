@@ -135,7 +135,7 @@ def test_a_part_that_was_not_sent_comes_by_a_repeated_call(family_folder: Callab
         assert torch.equal(output.logits, expected.logits)
         assert torch.equal(output.hidden_states[0], expected.hidden_states[0])
     assert len(engine.called) == 3, "one more for all that is left"
-    assert shell.device.type == "cpu" and next(shell.parameters()).is_meta, "nothing was loaded here"
+    assert next(shell.parameters()).is_meta, "nothing was loaded here"
 
 
 def test_a_model_that_writes_text_is_loaded_for_it(family_folder: Callable[[str], str]) -> None:
