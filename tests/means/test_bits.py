@@ -209,6 +209,30 @@ def test_a_model_over_two_places(folder_of: Any, plain: Any, tmp_path: Path) -> 
     np.testing.assert_allclose(made, plain("wan_t2v"), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["auto", "balanced"])
+def test_an_automatic_map_keeps_to_the_memory_that_it_may_take(
+    kind: str, folder_of: Any, plain: Any, tmp_path: Path
+) -> None:
+    """What the CPU may not hold waits on a disk. Where it may hold all, it does, and the bits stay."""
+    folder, fields = folder_of("wan_t2v"), FIELDS["wan_t2v"]
+    bytes_all = sum(one.nbytes for one in held(stages_of(folder, {}), "transformer").parameters())
+    placed = {}
+    for name, bytes_max in {"all": 4 * bytes_all, "some": bytes_all * 3 // 4}.items():
+        means = {
+            "device_map": kind,
+            "max_memory": {"cpu": f"{bytes_max // 1000}KB"},
+            "offload_folder": str(tmp_path / name),
+        }
+        stages = stages_of(folder, components(transformer=means))
+        placed[name] = run_job(folder, stages, fields)
+        model = held(stages, "transformer")
+        assert set(model.hf_device_map.values()) == ({"cpu"} if name == "all" else {"cpu", "disk"})
+        kept = sum(one.nbytes for one in model.parameters() if one.device.type == "cpu")
+        assert kept <= bytes_max
+    assert np.array_equal(placed["all"], plain("wan_t2v"))
+    np.testing.assert_allclose(placed["some"], plain("wan_t2v"), atol=1e-4)
+
+
 def test_a_vae_in_float32_beside_a_transformer_in_bfloat16(folder_of: Any) -> None:
     """The transformer's role sees the VAE's own type, as in one process."""
     folder, fields = folder_of("wan_t2v"), FIELDS["wan_t2v"]
