@@ -1,7 +1,7 @@
 """A few jobs through the three stages, the transformer's in two processes.
 
-python -m tests.parallel.run KIND FOLDER ADAPTERS OUT: the result of job N goes to OUT/N.npy. Printed is how often this
-process has computed the model in each job, or `cancelled`.
+python -m tests.parallel.run KIND FOLDER ADAPTERS OUT [SETTINGS…]: the result of job N goes to OUT/N.npy; where ADAPTERS
+is empty, jobs with one are left out. Printed is how often this process has computed the model in each job, or `cancelled`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ CANCELLED = 2
 
 def main() -> None:
     """Run the jobs."""
-    kind, folder, adapters, out = sys.argv[1:]
+    kind, folder, adapters, out, *more = sys.argv[1:]
     torch.set_num_threads(1)
-    settings = ["--model", folder, "--threads", "1", "--parallel", kind, "--devices", "cpu,cpu"]
-    settings += ["--adapters", adapters]
+    settings = ["--model", folder, "--threads", "1", "--parallel", kind, "--devices", "cpu,cpu", *more]
+    settings += ["--adapters", adapters] if adapters else []
     config = load(WorkerConfig, settings)
     encoder, model = load_stage(ROLE_ENCODER, config)
     decoder, _ = load_stage(ROLE_DECODER, config)
@@ -54,6 +54,8 @@ def main() -> None:
         blocks: Any = transformer
         blocks._pipeline.transformer.blocks[0].register_forward_hook(lambda *_: computed.append(None))
         for number, fields in enumerate(JOBS):
+            if "adapters" in fields and not adapters:
+                continue
             request = build_request("a big red circle", **{**SMALL, **fields})
             encoded = encoder.run(resolve(request, model).for_encoder(), lambda _step: None, lambda: False)
             if number == CANCELLED:

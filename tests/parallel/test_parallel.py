@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -51,6 +52,24 @@ def test_several_processes_give_the_bits_of_one(
     for number, fields in enumerate(JOBS):
         (expected,) = alone.run(build_request("a big red circle", **{**SMALL, **fields})).values()
         assert np.array_equal(np.load(tmp_path / f"{number}.npy"), np.asarray(expected[0])), fields  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", ["cfg", "ulysses"])
+def test_means_of_the_role_hold_in_each_process(kind: str, tmp_path: Path, model_folder: Callable[[str], str]) -> None:
+    """A step cache, which keeps a state for each branch, and an offload: the bits of one process with them."""
+    folder = model_folder("wan_t2v")
+    cache = {"config": "FirstBlockCacheConfig", "threshold": 0.5}
+    means = json.dumps({"components": {"transformer": {"cache": cache, "offload": {"kind": "group"}}}})
+    command = [sys.executable, "-m", "tests.parallel.run", kind, folder, "", str(tmp_path), "--means", means]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    alone = FusedModel.load(WorkerConfig(model=folder, threads=1, means=means))
+    for number, fields in enumerate(JOBS):
+        if "adapters" in fields:
+            continue
+        (expected,) = alone.run(build_request("a big red circle", **{**SMALL, **fields})).values()
+        assert np.array_equal(np.load(tmp_path / f"{number}.npy"), np.asarray(expected)[0])
+    assert not np.array_equal(np.load(tmp_path / "0.npy"), reference.fused(folder, **{**SMALL, **JOBS[0]}))
 
 
 def test_the_processes_of_a_worker_end_as_one(tmp_path: Path, model_folder: Callable[[str], str]) -> None:
