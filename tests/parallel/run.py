@@ -1,7 +1,8 @@
 """A few jobs through the three stages, the transformer's in two processes.
 
 python -m tests.parallel.run KIND FOLDER ADAPTERS OUT [SETTINGS…]: the result of job N goes to OUT/N.npy; where ADAPTERS
-is empty, jobs with one are left out. Printed is how often this process has computed the model in each job, or `cancelled`.
+is empty, jobs with one are left out. Printed is how often this process has computed the model in each job, or
+`cancelled`.
 """
 
 from __future__ import annotations
