@@ -15,7 +15,7 @@ import torch
 from tests.families import cases, ip_adapters, zoo
 from tests.families.requests import request_of
 from triptych.model.inputs import resolve
-from triptych.roles import ROLES
+from triptych.roles import ROLES, role_name
 from triptych.stages.adapters import Registry
 from triptych.stages.describe import describe
 from triptych.stages.library import diffusers
@@ -39,7 +39,8 @@ workflow below through CreateJob and four processes, and compares each bit with 
 
 ## Roles and steps
 
-What each role holds are the models whose weights it loads. A step is reported, and a cancelled job stops, behind each
+What each role holds are the models whose weights it loads at its start; one in brackets waits until a job uses it
+([means](means.md#models-that-wait)). A step is reported, and a cancelled job stops, behind each
 denoising step: by the pipeline's loop, or by the job's scheduler where the loop goes over chunks or segments.
 
 | family | encoder | transformer | decoder | steps by |
@@ -48,12 +49,13 @@ denoising step: by the pipeline's loop, or by the job's scheduler where the loop
 MIDDLE = """
 ## Workflows
 
-Inputs are those that the job here gives, beside the prompt and the numbers of all. Bytes are what crosses from encoder
+Inputs are those that the job here gives, beside the prompt and the numbers of all. Models that waited are those that
+encoder and transformer load when this job is their first. Bytes are what crosses from encoder
 to transformer and from transformer to decoder; they are these tiny jobs', and grow with size, frames and the model's
 widths.
 
-| family | workflow | inputs | to the transformer | to the decoder |
-| --- | --- | --- | ---: | ---: |
+| family | workflow | inputs | models that waited | to the transformer | to the decoder |
+| --- | --- | --- | --- | ---: | ---: |
 """
 NOT_SPLIT = """
 ## Not in diffusers' modular blocks
@@ -75,18 +77,23 @@ def facts_of(family: str, root: Path) -> Facts:
     """Runs the family's jobs."""
     folder = zoo.make(family, root / family)
     whole, registry, stages = _loaded(folder, cases.cases_of(family)[0])
-    held = (", ".join(f"`{name}`" for name in stage.component_bytes) or "–" for stage in stages)
+    held = (_listed([*stage.component_bytes], stage.waiting) for stage in stages)
     roles = _row(family, *held, POINTS[describe(whole).step_point])
     workflows = []
     for case in cases.cases_of(family):
         if case.model:
             folder = zoo.make(family, root / case.model, **cases.MODELS[case.model][1])
-            whole, registry, stages = _loaded(folder, case)
+        whole, registry, stages = _loaded(folder, case)
+        waiting = [stage.waiting for stage in stages]
         inputs = sorted(set(case.arguments) - COMMON)
         given = ", ".join(f"`{name}`" for name in inputs) or "–"
-        workflows.append(
-            _row(family, case.workflow or "–", given, *_crossing(describe(whole, registry.described), stages, case))
+        crossing = _crossing(describe(whole, registry.described), stages, case)
+        loaded = (
+            f"{role_name(stage.role)}: {_listed([name for name in before if name not in stage.waiting], [])}"
+            for stage, before in zip(stages, waiting, strict=True)
+            if before != stage.waiting
         )
+        workflows.append(_row(family, case.workflow or "–", given, "; ".join(loaded) or "–", *crossing))
     return Facts(roles, workflows)
 
 
@@ -114,6 +121,10 @@ def _crossing(description: ModelDescription, stages: list[Stage], case: cases.Ca
         if stage.role != ROLES[-1]:
             sent.append(str(sum(buffer.nbytes for buffer in codec.encode(values, "job").buffers)))
     return sent
+
+
+def _listed(held: list[str], waiting: list[str]) -> str:
+    return ", ".join([*(f"`{name}`" for name in held), *(f"(`{name}`)" for name in waiting)]) or "–"
 
 
 def _not_run() -> str:

@@ -36,7 +36,8 @@ def test_a_family_starts(family: str, family_folder: Callable[[str], str]) -> No
     assert description.outputs
     data = description.SerializeToString(deterministic=True)
     assert model_pb2.ModelDescription.FromString(data) == description
-    held = {name for role in ROLES for name in Stage.load(whole, role).component_bytes}
+    stages = [Stage.load(whole, role) for role in ROLES]
+    held = {name for stage in stages for name in stage.component_bytes}
     assert held == weighty(Path(family_folder(family)))
 
 

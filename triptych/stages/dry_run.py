@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,8 @@ class DryRun(NamedTuple):
     activation_bytes: int
     """Peak of the calls of its models: each call's own tensors, what goes in, and what comes out."""
     room_bytes: int
+    called: Sequence[str] = ()
+    """The components whose models were called."""
 
 
 def dry_run(
@@ -69,7 +71,9 @@ def dry_run(
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             sentence = f"the {role_name(role)} of {whole.model!r} doesn't run without weights: {said}"
             raise ModelInvalid(sentence) from error
-        found[role] = DryRun(components.peak_bytes, 0 if role == ROLES[-1] else room_bytes(values))
+        found[role] = DryRun(
+            components.peak_bytes, 0 if role == ROLES[-1] else room_bytes(values), sorted(components.called)
+        )
     return found
 
 
@@ -94,31 +98,33 @@ class _DryComponents(Components):
     def __init__(self, whole: ModularPipeline, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(whole, dtype, device)
         self.peak_bytes = 0
+        self.called: set[str] = set()
         self._is_inside = False
 
     def _make(self, spec: ComponentSpec) -> Any:
         if not comes_from_files(spec):
             return super()._make(spec)
         if is_model(spec):
-            return self._watched(as_loaded(spec, self._dtype))
+            return self._watched(spec.name, as_loaded(spec, self._dtype))
         if _is_tokenizer(spec) and not _has_files(spec):
             return _FullPrompts()
         return super()._make(spec)
 
-    def _watched(self, model: torch.nn.Module) -> torch.nn.Module:
+    def _watched(self, component: str, model: torch.nn.Module) -> torch.nn.Module:
         cls = type(model)
         # Blocks put what they make where the model says that it is.
         model.__class__ = type(cls.__name__, (cls,), {"device": property(lambda _self: torch.device("cpu"))})
         for name in ENTRIES:
             if callable(original := getattr(model, name, None)):
-                setattr(model, name, self._followed(model, original))
+                setattr(model, name, self._followed(component, model, original))
         return model
 
-    def _followed(self, model: torch.nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _followed(self, component: str, model: torch.nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._is_inside:  # one entry that calls another
                 return original(*args, **kwargs)
+            self.called.add(component)
             lifetimes = Lifetimes()
             lifetimes.ignore([*model.parameters(), *model.buffers()])
             self._is_inside = True

@@ -32,6 +32,7 @@ from triptych.stages.library import (
     set_adapter_layers,
     set_weights_and_activate_adapters,
 )
+from triptych.stages.on_demand import is_absent
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,18 @@ class Adapters:
         self._handed = {name for name in held if engine is not None and engine.serves([name])}
         """Components whose weights another process holds."""
         models = {name: pipeline._role_components.get(name) for name in held if name not in self._handed}
-        self._models: dict[str, torch.nn.Module] = {name: model for name, model in models.items() if model is not None}
+        self._models: dict[str, torch.nn.Module] = {
+            name: model for name, model in models.items() if model is not None and not is_absent(model)
+        }
         self._pictures = IpAdapters(pipeline)
         self._loaded: OrderedDict[str, int] = OrderedDict()
         """Bytes of loaded adapters, and of groups of IP-Adapters, by key, the least recently used first."""
+
+    def renewed(self) -> Adapters:
+        """The role's adapters after one of its models was loaded: none is in any model until a job uses it."""
+        for key in list(self._loaded):
+            self._forget(key)
+        return Adapters(self._pipeline, self._files, self._bytes_max)
 
     @property
     def loaded_bytes(self) -> int:

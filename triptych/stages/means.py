@@ -55,6 +55,13 @@ class StageMeans:
         dtype = self._means.of(name).dtype
         return getattr(torch, dtype) if dtype else default
 
+    def place_of(self, name: str, default: torch.device) -> torch.device | None:
+        """The device that a component's parameters will say they are on; None where only loading it tells."""
+        means = self._means.of(name)
+        if means.device_map or means.offload is not None:
+            return None
+        return torch.device(means.device) if means.device else default
+
     def check_elsewhere(self, name: str) -> None:
         """Raise InvalidRequest where a component has means, though another process runs it."""
         for option, value, _bits in given(self._means.of(name)):

@@ -15,7 +15,7 @@ import torch
 
 from triptych.errors import ModelInvalid
 from triptych.model.guidance import Options
-from triptych.stages import guidance
+from triptych.stages import guidance, on_demand
 from triptych.stages.device import undisturbed
 from triptych.stages.engines import Engine
 from triptych.stages.folder import place_of
@@ -31,7 +31,7 @@ from triptych.stages.library import (
 from triptych.stages.library_errors import loading
 from triptych.stages.means import StageMeans
 from triptych.stages.options import chosen
-from triptych.stages.shells import build_shell, filled
+from triptych.stages.shells import build_shell, filled, keep_dtypes
 from triptych.stages.weights import check_source
 
 
@@ -133,6 +133,24 @@ class Components:
             component = self._loaded(spec)
         self._pristine[name] = component
         return component
+
+    def load_later(self, name: str) -> bool:
+        """In place of `load`: a stand-in for a model that a job may use, see `on_demand`. False where it must be
+        loaded now: where another process runs it, or its means leave open where it will be."""
+        spec = self.specs[name]
+        is_elsewhere = self.engine is not None and can_be_handed(spec.type_hint) and self.engine.serves([name])
+        place = self._means.place_of(name, self._device) if self._means is not None else self._device
+        if is_elsewhere or place is None:
+            return False
+        dtype = self._dtype_of(name)
+        with undisturbed():
+            model = keep_dtypes(build_shell(spec, dtype, self._device), dtype)
+        self._pristine[name] = on_demand.stand_in(name, model, place)
+        return True
+
+    def put_back(self, name: str, component: Any) -> None:
+        """Undo a `load`, or one that failed on its way."""
+        self._pristine[name] = component
 
     def load_stand_in(self, name: str, *, shallow: bool) -> None:
         """In place of `load`: the component with zeros for weights, which take no memory on a CPU, for warm-ups."""

@@ -35,14 +35,17 @@ def role_sizes(
 ) -> dict[str, RoleSize]:
     """The size of each role by its name. `runs` are those of `dry_runs`; a role without one has no activations.
 
+    A role holds what it loads at its start, and of the models that wait those that its run called, or all without one.
+
     Raises `ModelInvalid` where the configuration of a component can't be read.
     """
     sizes = {}
     for number in ROLES:
         role = role_name(number)
-        specs = [whole.pipeline._component_specs[name] for name in whole.component_names(number)]
-        models = [spec for spec in specs if comes_from_files(spec) and is_model(spec)]
         run = runs.get(role)
+        unused = set(whole.waiting_names(number)) - set(run.called) if run else set()
+        specs = [whole.pipeline._component_specs[name] for name in whole.component_names(number) if name not in unused]
+        models = [spec for spec in specs if comes_from_files(spec) and is_model(spec)]
         sizes[role] = RoleSize(
             role,
             [component_size(spec, dtypes[role], quantizations.get(role)) for spec in models],

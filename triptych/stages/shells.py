@@ -6,7 +6,7 @@ Without it diffusers falls back to constants in silence (a VAE scale factor of 8
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from safetensors import safe_open
 
 from triptych.errors import ModelInvalid
 from triptych.stages.folder import folder_of, place_of
-from triptych.stages.library import ComponentSpec, ConfigMixin, init_empty_weights
+from triptych.stages.library import ComponentSpec, ConfigMixin, ModelMixin, init_empty_weights
 from triptych.stages.library_errors import loading
 from triptych.stages.weights import weight_files
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 def build_shell(spec: ComponentSpec, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
@@ -76,6 +78,29 @@ def filled(shell: torch.nn.Module, *, shallow: bool) -> torch.nn.Module:
                 zero = torch.nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype), requires_grad=False)
                 module._parameters[name] = zeros.setdefault(id(parameter), zero)
     return shell
+
+
+def keep_dtypes(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """The model of `meta` parameters in `dtype`, with those in float32 that the libraries load so; it is changed."""
+    kept = kept_in_float32(model, dtype)
+    for name, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_floating_point() and kept.intersection([*name.split("."), leaf]):
+                module._parameters[leaf] = torch.nn.Parameter(parameter.float(), requires_grad=False)
+    return model
+
+
+def kept_in_float32(model: torch.nn.Module, dtype: torch.dtype) -> set[str]:
+    """Parts of names of parameters that the libraries load in float32, whatever dtype is asked for.
+
+    diffusers does so for `_keep_in_fp32_modules` in both half precisions. transformers does so in float16 only, and
+    for `_keep_in_fp32_modules_strict` in both.
+    """
+    if dtype not in _HALVES:
+        return set()
+    names: Sequence[str] = getattr(model, "_keep_in_fp32_modules", None) or ()
+    strict: Sequence[str] = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    return {*strict, *(names if isinstance(model, ModelMixin) or dtype == torch.float16 else ())}
 
 
 def _load_buffers(shell: torch.nn.Module, spec: ComponentSpec) -> None:

@@ -6,16 +6,12 @@ dtype that the libraries load it in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from triptych.planning.fleet import ComponentSize
 from triptych.planning.quantization import Kind
-from triptych.stages.library import ComponentSpec, ModelMixin
-from triptych.stages.shells import build_empty
-
-_HALVES = (torch.float16, torch.bfloat16)
+from triptych.stages.library import ComponentSpec
+from triptych.stages.shells import build_empty, keep_dtypes, kept_in_float32
 
 
 def component_size(spec: ComponentSpec, dtype: torch.dtype, quantization: Kind | None = None) -> ComponentSize:
@@ -24,7 +20,7 @@ def component_size(spec: ComponentSpec, dtype: torch.dtype, quantization: Kind |
     Raises `ModelInvalid` where the model's class or configuration can't be read.
     """
     model = as_loaded(spec, dtype)
-    quantized = _quantized(model, _kept_in_float32(model, dtype)) if quantization else set()
+    quantized = _quantized(model, kept_in_float32(model, dtype)) if quantization else set()
     counted: set[int] = set()
     weight_bytes = parameter_count = 0
     parameters = {id(parameter) for parameter in model.parameters()}
@@ -46,26 +42,7 @@ def as_loaded(spec: ComponentSpec, dtype: torch.dtype) -> torch.nn.Module:
 
     Raises `ModelInvalid` where the model's class or configuration can't be read.
     """
-    model = build_empty(spec, dtype, include_buffers=True)
-    kept = _kept_in_float32(model, dtype)
-    for name, module in model.named_modules():
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_floating_point() and kept.intersection([*name.split("."), leaf]):
-                module._parameters[leaf] = torch.nn.Parameter(parameter.float(), requires_grad=False)
-    return model.eval()
-
-
-def _kept_in_float32(model: torch.nn.Module, dtype: torch.dtype) -> set[str]:
-    """Parts of names of parameters that the libraries load in float32, whatever dtype is asked for.
-
-    diffusers does so for `_keep_in_fp32_modules` in both half precisions. transformers does so in float16 only, and
-    for `_keep_in_fp32_modules_strict` in both.
-    """
-    if dtype not in _HALVES:
-        return set()
-    names: Sequence[str] = getattr(model, "_keep_in_fp32_modules", None) or ()
-    strict: Sequence[str] = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
-    return {*strict, *(names if isinstance(model, ModelMixin) or dtype == torch.float16 else ())}
+    return keep_dtypes(build_empty(spec, dtype, include_buffers=True), dtype).eval()
 
 
 def _quantized(model: torch.nn.Module, kept: set[str]) -> set[str]:

@@ -31,8 +31,9 @@ from triptych.stages.library_errors import as_invalid_request, explained, is_ref
 from triptych.stages.lora import Adapters
 from triptych.stages.means import StageMeans
 from triptych.stages.observer import Observer, Stop, insert_observers
+from triptych.stages.on_demand import OnDemand
 from triptych.stages.options import unhooked
-from triptych.stages.pipelines import for_job, guiders_of
+from triptych.stages.pipelines import Components, for_job, guiders_of
 from triptych.stages.preview import Painter
 from triptych.stages.preview_sources import DECODER_NAME, open_painter
 from triptych.stages.tokens import TokensCut, TokenWatch
@@ -83,9 +84,10 @@ class Stage:
         self._checks_finite = nonfinite == "fail"
         self._watch = finite.Watch(components if role == ROLE_DECODER and self._checks_finite else {})
         self._tokens = TokenWatch(components if role == ROLE_ENCODER else {})
-        sizes = {name: _parameter_bytes(component) for name, component in components.items()}
         self._adapters = Adapters(pipeline, {})
-        self.component_bytes = {name: size_bytes for name, size_bytes in sizes.items() if size_bytes}
+        self._on_demand = OnDemand(whole, pipeline._role_components, [], self._loaded)
+        self.component_bytes: dict[str, int] = {}
+        self._count_bytes()
 
     @classmethod
     def load(
@@ -103,7 +105,7 @@ class Stage:
         adapters: Mapping[str, AdapterFiles] | None = None,
         adapter_bytes_max: int = 2**32,
     ) -> Stage:
-        """Loads the components that the role's blocks expect, and no others.
+        """Loads the components that the role's blocks expect, and no others; some of them later, see `on_demand`.
 
         `dtype` is one of `DTYPES`, for all models of the role; `threads` are torch's in this process, of its own choice
         where not given; `nonfinite` is `fail`, or `allow` for outputs with NaN and infinity; `engine` runs text
@@ -124,12 +126,18 @@ class Stage:
         declared = engine.open(whole.config_digest(), settings_of(place, dtype)) if engine is not None else {}
         blocks = copy.deepcopy(whole.blocks[role])
         held = whole.component_names(role)
+        later = whole.waiting_names(role)
         staged = StageMeans(means or RoleMeans(), list(whole.pipeline._component_specs), held, [blocks])
         components = whole.components(getattr(torch, dtype), place, staged)
         components.engine = engine
+        waiting = []
         for number, name in enumerate(held, 1):
             if stand_in:
                 components.load_stand_in(name, shallow=stand_in == "shallow")
+                continue
+            if name in later and components.load_later(name):
+                waiting.append(name)
+                log.info("%s, component %d of %d, waits for a job that uses it", name, number, len(held))
                 continue
             log.info("loading %s, component %d of %d", name, number, len(held))
             components.load(name)
@@ -139,23 +147,45 @@ class Stage:
         if role == ROLE_TRANSFORMER and not stand_in:
             stage._show(open_painter(whole, size_multiple(whole.inspection()), place))
         stage._adapters = Adapters(stage._pipeline, adapters or {}, adapter_bytes_max)
+        if waiting:
+            stage._on_demand = OnDemand(whole, components, waiting, stage._loaded)
+            stage._count_bytes()
         if lossy := list(filter(None, (stage.settings.get(LOSSY), declared.get(LOSSY)))):
             declared = {**declared, LOSSY: "\n".join(lossy)}
         stage.settings |= declared
         stage._engine = engine
         return stage
 
+    @property
+    def waiting(self) -> list[str]:
+        """The models that the role loads when a job first uses one."""
+        return list(self._on_demand.waiting)
+
+    def _loaded(self) -> None:
+        """A model was loaded that waited."""
+        self._adapters = self._adapters.renewed()
+        self._count_bytes()
+
+    def _count_bytes(self) -> None:
+        components: Components = self._pipeline._role_components
+        held = [name for name in self._pipeline._component_specs if name not in self.waiting]
+        sizes = {name: _parameter_bytes(components.get(name)) for name in held}
+        self.component_bytes = {name: size_bytes for name, size_bytes in sizes.items() if size_bytes}
+        if self._painter.decoder is not None:
+            self.component_bytes[DECODER_NAME] = self._painter.decoder.parameter_bytes
+
     def _show(self, painter: Painter) -> None:
         self._painter = painter
-        if painter.decoder is not None:
-            self.component_bytes[DECODER_NAME] = painter.decoder.parameter_bytes
+        self._count_bytes()
 
     def share(self, kind: str, place: Place) -> None:
         """Compute every job from now on together with other processes, which do the same; `parallel` has the kinds.
 
-        Returns when all are there. Raises InvalidRequest where the role's models can't be divided so.
+        Returns when all are there; models that wait are loaded first. Raises InvalidRequest where the role's models
+        can't be divided so.
         """
-        held = {name: getattr(self._pipeline, name) for name in self._pipeline._component_specs}
+        self._on_demand.load_all()
+        held = {name: self._pipeline._role_components.get(name) for name in self._pipeline._component_specs}
         parallel.join(place, self._pipeline.device)
         self._branches = parallel.divide(kind, held, self._pipeline.device)
         self.settings["parallel"] = f"{kind} {place.size}"
@@ -201,6 +231,12 @@ class Stage:
             return several.run_each(runs, lambda one, on_own_step: self.run(one, on_own_step, cancelled), on_step)
         if self._engine is not None:
             self._engine.begin(cancelled)
+        return self._on_demand.run(inputs, lambda own: self._run(own, on_step, cancelled))
+
+    def _run(
+        self, inputs: Mapping[str, object], on_step: Callable[[Step], None], cancelled: Callable[[], bool]
+    ) -> dict[str, object]:
+        """`run`, for one result. Raises `Touched` where a model is used that waits."""
         settings: Any = inputs.get(handoff.SETTINGS, {})
         seed = int(settings.get("seed", 0))
 

@@ -124,8 +124,15 @@ class Whole:
         return Components(self.pipeline, dtype, device or torch.device("cpu"), means)
 
     def component_names(self, role: Role.ValueType) -> list[str]:
-        """Components that the role loads: those that the model has and that blocks of its workflows expect."""
+        """Components that the role holds: those that the model has and that blocks of its workflows expect."""
         return self._expected(self._loaded_blocks(role))
+
+    def waiting_names(self, role: Role.ValueType) -> list[str]:
+        """Models among `component_names` that the role loads when a job first uses one: those that a later role loads,
+        too. Blocks before it mostly read their configuration, and call them in some workflows only."""
+        later = {name for one in ROLES[ROLES.index(role) + 1 :] for name in self.component_names(one)}
+        models = {name for name, spec in self._from_files().items() if is_model(spec)}
+        return [name for name in self.component_names(role) if name in later and name in models]
 
     def unloaded_names(self, role: Role.ValueType) -> set[str]:
         """Components that only workflows expect which aren't loaded."""

@@ -12,7 +12,7 @@ from triptych.telemetry.logs import log_context, setup_logging
 from triptych.telemetry.metrics import Metrics
 from triptych.telemetry.resource import identify
 from triptych.telemetry.text_encoder_metrics import TextEncoderMetrics
-from triptych.telemetry.tracing import annotate, extract, inject, link, record, reserve, span, trace_id, within
+from triptych.telemetry.tracing import annotate, event, extract, inject, link, record, reserve, span, trace_id, within
 from triptych.telemetry.worker_metrics import WorkerMetrics
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "WorkerMetrics",
     "annotate",
     "client_interceptors",
+    "event",
     "extract",
     "identify",
     "inject",

@@ -82,6 +82,11 @@ def span(
             raise
 
 
+def event(name: str, **attributes: str | int | float) -> None:
+    """Note on the current span that something happened now; nothing where there is none."""
+    trace.get_current_span().add_event(name, attributes)
+
+
 def reserve(parent: str) -> str:
     """The traceparent of a span to come, in the trace of the traceparent `parent`; empty where there will be none."""
     above = trace.get_current_span(extract(parent)).get_span_context()
