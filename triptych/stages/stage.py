@@ -126,21 +126,10 @@ class Stage:
         declared = engine.open(whole.config_digest(), settings_of(place, dtype)) if engine is not None else {}
         blocks = copy.deepcopy(whole.blocks[role])
         held = whole.component_names(role)
-        later = whole.waiting_names(role)
         staged = StageMeans(means or RoleMeans(), list(whole.pipeline._component_specs), held, [blocks])
         components = whole.components(getattr(torch, dtype), place, staged)
         components.engine = engine
-        waiting = []
-        for number, name in enumerate(held, 1):
-            if stand_in:
-                components.load_stand_in(name, shallow=stand_in == "shallow")
-                continue
-            if name in later and components.load_later(name):
-                waiting.append(name)
-                log.info("%s, component %d of %d, waits for a job that uses it", name, number, len(held))
-                continue
-            log.info("loading %s, component %d of %d", name, number, len(held))
-            components.load(name)
+        waiting = _load_each(components, held, whole.waiting_names(role), stand_in)
         whole.check_uses(role, components)
         insert_observers(blocks)
         stage = cls(whole, role, components.pipeline(blocks, held), dtype, nonfinite, staged)
@@ -354,6 +343,21 @@ class Stage:
             if not is_refusal(error):
                 raise
             raise as_invalid_request(error, values) from error
+
+
+def _load_each(components: Components, held: list[str], later: list[str], stand_in: StandIn) -> list[str]:
+    """Loads the role's components, or stand-ins. Returns those among `later` that wait for a job."""
+    waiting = []
+    for number, name in enumerate(held, 1):
+        if stand_in:
+            components.load_stand_in(name, shallow=stand_in == "shallow")
+        elif name in later and components.load_later(name):
+            waiting.append(name)
+            log.info("%s, component %d of %d, waits for a job that uses it", name, number, len(held))
+        else:
+            log.info("loading %s, component %d of %d", name, number, len(held))
+            components.load(name)
+    return waiting
 
 
 def _generators(inputs: Mapping[str, object]) -> torch.Generator | list[torch.Generator]:
