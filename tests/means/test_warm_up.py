@@ -64,6 +64,15 @@ def test_without_a_warm_up_what_is_compiled_gets_one(folder_of: Any) -> None:
     torch._dynamo.reset()
 
 
+def test_a_role_has_no_warm_up_for_what_another_compiles(folder_of: Any, caplog: Any) -> None:
+    """The means of a fleet name the models of all roles."""
+    whole, model = opened(folder_of("qwen_image"))
+    means = of_tables(components(transformer={"compile": {"backend": "aot_eager"}}))
+    with caplog.at_level(logging.INFO, warm_up.log.name):
+        warm_up.run(whole, plain_stage(folder_of("qwen_image"), ROLE_DECODER), model, means, "float32")
+    assert "warm-up" not in caplog.text
+
+
 def test_a_model_that_needs_a_picture_says_that_it_has_no_warm_up(folder_of: Any, caplog: Any) -> None:
     whole, known = opened(folder_of("qwen_image"))
     model = ModelDescription()

@@ -27,11 +27,12 @@ log = logging.getLogger(__name__)
 def run(whole: Whole, stage: Stage, model: ModelDescription, means: RoleMeans, dtype: str) -> None:
     """Run the stage on each of its warm-ups. Raises what a job would raise, but for numbers that aren't finite.
 
-    Where something is compiled and no warm-up is asked for, there is one of the model's default size, if a request
+    Where a model of the role is compiled and no warm-up is asked for, there is one of the default size, if a request
     without media makes one.
     """
     jobs = means.warm_up
-    if not jobs and any(one.compile is not None for one in means.components.values()):
+    held = whole.component_names(stage.role)
+    if not jobs and any(one.compile is not None for name, one in means.components.items() if name in held):
         jobs = (WarmUp(),)
         try:
             resolve(request_of(jobs[0], model), model)
