@@ -17,6 +17,7 @@ SEVERAL = {
     *(f"{name}.image" for name in ("Flux2", "Flux2Klein", "Flux2KleinBase", "Flux3", "Flux3Distilled")),
     *(f"{name}.image" for name in ("QwenImage21", "QwenImage21Turbo", "QwenImageEditPlus")),
     "Echo.memory_images",
+    "StableDiffusionXL.ip_adapter_image",
     "Wan22Vace.reference_images",
 }
 ONE_DESPITE_THEIR_HINT = {
@@ -27,7 +28,6 @@ ONE_DESPITE_THEIR_HINT = {
     ),
     *(f"{name}.image" for name in ("QwenImage", "QwenImageEdit", "QwenImageLayered", "StableDiffusion3")),
     *(f"{name}.image" for name in ("StableDiffusionXL", "WanAnimate2", "WanAnimate2Distilled")),
-    "StableDiffusionXL.ip_adapter_image",
 }
 
 
