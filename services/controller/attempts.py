@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from triptych.errors import NotFinite
+from triptych.media import tensor_files
 from triptych.model.fields import values_of
 from triptych.roles import role_name
 from triptych.v1 import job_pb2 as pb
@@ -117,19 +118,24 @@ def verdict_on_repeat(job: pb.Job, attempt: pb.Attempt, fields: str) -> str:
 
 
 def fields_of(request: pb.GenerationRequest) -> str:
-    """The fields that a request sets, and their values where these are no texts, in words."""
+    """The fields that a request sets, in words: with numbers' values, and with tensors' dtypes and shapes."""
     values: dict[str, object] = values_of(request)
     if request.num_outputs:
         values["num_outputs"] = request.num_outputs
     for name, value in request.parameters.fields.items():
         kind = value.WhichOneof("kind")
         values[f"parameters.{name}"] = getattr(value, kind) if kind in ("number_value", "bool_value") else None
-    for name, tree in request.inputs.items():
+    tensors = []
+    for name, tree in sorted(request.inputs.items()):
         one = tree.WhichOneof("kind")
+        if one == "tensor":
+            words = tensor_files.shown(tree.tensor.data, tree.tensor.tensor)
+            tensors.append(f"inputs.{name} {words}".rstrip())
+            continue
         values[f"inputs.{name}"] = getattr(tree, one) if one in ("int_value", "number_value", "bool_value") else None
     values |= {f"media.{media.name}": None for media in request.media}
-    shown = [_shown(name, value) for name, value in values.items()]
-    shown.sort(key=lambda words: " " not in words)  # numbers are wrong most often
+    shown = [*tensors, *(_shown(name, value) for name, value in values.items())]
+    shown.sort(key=lambda words: " " not in words)  # tensors and numbers are wrong most often
     more = len(shown) - FIELDS_SHOWN_MAX
     return ", ".join(shown[:FIELDS_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from services.controller.attempts import SICK_MAX
+from services.controller.attempts import SICK_MAX, fields_of
 from services.worker.places import place_of
 from tests.messages import token_for
 from tests.services.conftest import Bench, OpenBench
 from tests.services.test_attempts import ATTEMPTS_MAX, register, take
 from triptych.errors import RoomGone
+from triptych.media import tensor_files
 from triptych.v1 import fleet_service_pb2 as fleet_pb
 from triptych.v1.dispatch_pb2 import ROLE_ENCODER
-from triptych.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_QUEUED, Job
+from triptych.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_QUEUED, GenerationRequest, Job, TensorFile
 
 PLACE = "IndexError in scheduling_unipc_multistep.step #0123456789ab"
 OTHER = "ValueError in scheduling_unipc_multistep.step #0123456789ab"
@@ -49,6 +51,20 @@ async def test_the_same_error_again_ends_the_job(open_bench: OpenBench, names: t
             "the encoder fails this request in the same way each time (IndexError in scheduling_unipc_multistep.step): "
             "it sets num_inference_steps 400, prompt; change one of them"
         )
+
+
+def test_tensors_of_a_request_are_said_by_dtype_and_shape() -> None:
+    """It is what the pipeline takes or not; the numbers are the client's own."""
+    latents = tensor_files.tensor_of(np.zeros((1, 16, 2, 3), np.float32))
+    request = GenerationRequest(prompt="a secret", num_inference_steps=4)
+    request.inputs["latents"].tensor.data = tensor_files.write({"x": latents})
+    request.inputs["one"].tensor.CopyFrom(TensorFile(data=tensor_files.write({"x": latents, "y": latents}), tensor="y"))
+    request.inputs["uploaded"].tensor.upload_id = "0" * 32
+    said = "F32 of shape [1, 16, 2, 3]"
+    assert (
+        fields_of(request)
+        == f"inputs.latents {said}, inputs.one {said}, num_inference_steps 4, inputs.uploaded, prompt"
+    )
 
 
 async def test_numbers_that_are_none_end_the_job_with_the_place_where_they_showed(open_bench: OpenBench) -> None:

@@ -91,6 +91,19 @@ def read(data: bytes) -> dict[str, Tensor]:
     return found
 
 
+def shown(data: bytes, name: str = "") -> str:
+    """The dtype and shape of a file's tensor for a message, by its header alone; empty where the header has no such.
+
+    The name may be empty where the file holds one.
+    """
+    try:
+        entries = parse_header(data[LENGTH_BYTES : LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")])
+    except ValueError:
+        return ""
+    entry = entries.get(name) or (next(iter(entries.values())) if len(entries) == 1 and not name else None)
+    return f"{entry.get('dtype')} of shape {entry.get('shape')}" if entry else ""
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether it holds no infinity and no NaN. Numbers of eight bits and whole numbers always count as finite."""
     if tensor.dtype not in _EXPONENTS:
