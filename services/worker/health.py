@@ -82,7 +82,9 @@ def is_poison(error: Exception) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the device or the host, in any library's words."""
+    """Whether memory ran out, of the device or the host, in any library's words; also where that broke the worker."""
+    if isinstance(error, WorkerBroken) and error.__cause__ is not None:
+        return is_out_of_memory(error.__cause__)
     if type(error).__name__ in _OUT_OF_MEMORY_TYPES or isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError | OSError) and bool(_OUT_OF_MEMORY.search(str(error)))

@@ -6,13 +6,15 @@ import asyncio
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
 from services.worker import memory_report
+from services.worker.group import Group
 from services.worker.health import CHECK_PAUSE_S_MAX, FAILURES_MAX, Health, is_ours, is_out_of_memory, is_poison
-from triptych.errors import InvalidRequest, RoomGone, SourceCorrupt, TransferFailed
+from triptych.errors import InvalidRequest, RoomGone, SourceCorrupt, TransferFailed, WorkerBroken
 
 
 def failed(count: int) -> Health:
@@ -163,6 +165,7 @@ def test_plain_memory_errors() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."))
     assert not is_out_of_memory(InvalidRequest("prompt", "out of memory", "text"))
+    assert not is_out_of_memory(WorkerBroken("out of memory"))
     found = memory_report.shortage(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."), "cpu")
     assert (found.needed_bytes, found.is_capped) == (20 * 2**30, False)
     assert 0 < found.available_bytes < found.total_bytes
@@ -187,3 +190,15 @@ async def test_whoever_waits_for_it_goes_on() -> None:
             return await done
 
     assert await asyncio.wait_for(work(), 5) == "done"
+
+
+def test_a_group_of_processes_that_memory_breaks_has_run_out_and_ends() -> None:
+    class Short:
+        def run(self, *_arguments: Any) -> dict[str, object]:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    with pytest.raises(WorkerBroken) as broken:
+        Group(Short(), []).run({}, lambda _step: None, lambda: False)  # type: ignore[arg-type]
+    assert is_out_of_memory(broken.value)
+    assert is_poison(broken.value)
+    assert memory_report.shortage(broken.value, "cpu").needed_bytes == 20 * 2**30
