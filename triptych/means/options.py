@@ -22,6 +22,8 @@ TABLES = ("process", "components", "warm_up")
 """The tables of a role's file that are its means."""
 WARM_UPS_MAX = 32
 """Jobs before READY: more shapes than anybody compiles for."""
+RANK_MAX = 4096
+"""Highest rank of adapters that are swapped in: wider than the layers of most models."""
 TABLE_CHARS_MAX = 65_536
 """Longest JSON of a role's means: they travel on a command line, and Linux takes 128 KiB in one argument."""
 _TRANSFORMER = "transformer; encoders that hold such a model"
@@ -64,6 +66,9 @@ class Compile:
     mode: str = option("", "torch.compile's mode, for example max-autotune")
     fullgraph: bool = option(False, "refuse breaks of the graph")
     dynamic: bool = option(None, "shapes are symbols, or constants; default: torch finds out", kinds=(bool,))
+    adapter_rank: int = option(
+        0, "adapters up to this rank are swapped in without compiling again; 0 for none", least=0, most=RANK_MAX
+    )
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,15 @@ def given(means: Any) -> Iterator[tuple[str, Any, str]]:
             yield f.name, dataclasses.asdict(value) if is_table else value, f.metadata["bits"]
 
 
+def _check_swaps(path: str, means: ComponentMeans) -> None:
+    """Adapters are swapped in where the component's weights are, so these must stay there, as they are."""
+    others = ("quantization", "gguf", "offload", "device_map")
+    if means.compile is not None and (rank := means.compile.adapter_rank):
+        for name in others:
+            if getattr(means, name):
+                raise InvalidRequest(join(path, "compile.adapter_rank"), rank, f"0 beside {name}")
+
+
 def _component(path: str, table: Any) -> ComponentMeans:
     means = read(ComponentMeans, path, table)
     _check_named(path, "quantization", means.quantization, QUANTIZATIONS)
@@ -204,6 +218,7 @@ def _component(path: str, table: Any) -> ComponentMeans:
     elsewhere = {"device": means.device, "device_map": means.device_map, "offload": means.offload}
     if len(ways := [name for name, value in elsewhere.items() if value]) > 1:
         raise InvalidRequest(join(path, ways[1]), elsewhere[ways[1]], f"nothing beside {ways[0]}")
+    _check_swaps(path, means)
     if (means.max_memory or means.offload_folder) and not means.device_map:
         raise InvalidRequest(
             join(path, "device_map"), "", "auto or a table, where max_memory or offload_folder is given"

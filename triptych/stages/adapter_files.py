@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from triptych.errors import InvalidRequest, ModelInvalid
 from triptych.stages import digests
 from triptych.stages.library_errors import said
+from triptych.stages.wrapped import Pair
 
 ADAPTER_FILES_MAX = 1000
 """Most adapters of a folder: each is described to every client that asks for the model."""
@@ -34,6 +35,8 @@ class AdapterFiles(NamedTuple):
     size_bytes: int
     is_ip_adapter: bool = False
     """Whether it is one, and no LoRA: see `ip_adapters`."""
+    pairs: Mapping[str, Mapping[str, Pair]] = {}
+    """The shapes of its matrices by component and path of the layer; of components where it has nothing else."""
 
     def is_unchanged(self) -> bool:
         """Whether the files are those that were found at the start."""

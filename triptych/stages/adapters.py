@@ -21,6 +21,7 @@ from triptych.stages.adapter_files import AdapterFiles, digest_of, in_folder, of
 from triptych.stages.library_errors import is_installed, said
 from triptych.stages.lora import layer_count, load_into, loadable_names, shapes_of
 from triptych.stages.whole import Whole
+from triptych.stages.wrapped import Pair, pairs_of
 from triptych.v1.model_pb2 import AdapterDescription
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,12 @@ class Registry(NamedTuple):
         fitting = [one for one in described if not one.unusable]
         files = {
             one.name: AdapterFiles(
-                one.name, one.digest, tuple(found[one.name]), one.size_bytes, one.name in trial.ip_adapters
+                one.name,
+                one.digest,
+                tuple(found[one.name]),
+                one.size_bytes,
+                one.name in trial.ip_adapters,
+                trial.pairs.get(one.name, {}),
             )
             for one in fitting
         }
@@ -73,6 +79,8 @@ class Trial:
         self._pipeline = whole.inspection()
         self.ip_adapters: set[str] = set()
         """Names of those that are one."""
+        self.pairs: dict[str, dict[str, dict[str, Pair]]] = {}
+        """By name, what `AdapterFiles.pairs` has."""
 
     def describe(self, name: str, parts: Sequence[tuple[str, Path]]) -> AdapterDescription:
         """What an adapter is, or why it can't be used."""
@@ -114,6 +122,8 @@ class Trial:
                 f"nothing of it is for a component of this model that takes adapters: {', '.join(names)}"
             )
         described.components.extend(touched)
+        found = {name: pairs_of(getattr(self._pipeline, name), key) for name in touched}
+        self.pairs[described.name] = {name: pairs for name, pairs in found.items() if pairs}
         described.layers_left_out = max(0, layers - layer_count(self._pipeline, key))
 
 

@@ -18,6 +18,9 @@ def apply(path: str, component: torch.nn.Module, means: Compile) -> None:
     if means.mode:
         arguments["mode"] = means.mode
     model: Any = component
+    if means.adapter_rank and not hasattr(model, "load_lora_adapter"):
+        accepted = f"0, because diffusers swaps no adapters into a {type(component).__name__}"
+        raise InvalidRequest(f"{path}.adapter_rank", means.adapter_rank, accepted)
     if means.what == "repeated_blocks":
         if means.modules:
             raise InvalidRequest(f"{path}.modules", means.modules, "nothing, unless what is whole")

@@ -2,7 +2,8 @@
 
 peft wraps the layers that an adapter touches and keeps its two small matrices beside the layer's own weights, which are
 never changed. Between jobs all adapters are off, and a wrapped layer computes just what the bare one does. Adapters
-stay loaded; when they take more than `bytes_max`, the least recently used goes, but none of the job in hand.
+stay loaded; when they take more than `bytes_max`, the least recently used goes, but none of the job in hand. Into a
+compiled model they are swapped by `slots`, where its means say so.
 IP-Adapters among them are another kind of file, and `ip_adapters` does the same for those.
 
 All calls belong to the stage's thread.
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -33,6 +35,8 @@ from triptych.stages.library import (
     set_weights_and_activate_adapters,
 )
 from triptych.stages.on_demand import is_absent
+from triptych.stages.slots import open_slots
+from triptych.stages.wrapped import bytes_of, has, ranks_of
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,9 @@ class Adapters:
         self._models: dict[str, torch.nn.Module] = {
             name: model for name, model in models.items() if model is not None and not is_absent(model)
         }
+        self._slots = open_slots(pipeline, self._models, files)
+        self._holders = [*self._models.values(), *(one.outline for one in self._slots.values())]
+        """Where adapters are loaded."""
         self._pictures = IpAdapters(pipeline)
         self._loaded: OrderedDict[str, int] = OrderedDict()
         """Bytes of loaded adapters, and of groups of IP-Adapters, by key, the least recently used first."""
@@ -67,6 +74,16 @@ class Adapters:
     def loaded_bytes(self) -> int:
         """What the loaded adapters take."""
         return sum(self._loaded.values())
+
+    @property
+    def samples(self) -> list[str]:
+        """Names of adapters that between them touch each component with slots: with them all their code is used."""
+        usable = sorted(name for name, files in self._files.items() if not self._handed & files.pairs.keys())
+        fitting = ([one for one in usable if self._is_swapped(one, name)][:1] for name in self._slots)
+        return list(dict.fromkeys(itertools.chain.from_iterable(fitting)))
+
+    def _is_swapped(self, adapter: str, component: str) -> bool:
+        return component in self._slots and self._slots[component].fits(self._files[adapter])
 
     @contextmanager
     def applied(self, items: Sequence[Sequence[Any]], inputs: Mapping[str, object]) -> Iterator[None]:
@@ -106,10 +123,14 @@ class Adapters:
     def _switch_on(self, adapters: Sequence[Used]) -> None:
         keys = [self._kept(one) for one in adapters]
         for name, model in self._models.items():
-            here = [(key, one.weight_of(name)) for key, one in zip(keys, adapters, strict=True) if _has(model, key)]
-            set_adapter_layers(model, enabled=bool(here))
-            if here:
-                set_weights_and_activate_adapters(model, [key for key, _ in here], [weight for _, weight in here])
+            weights = {key: one.weight_of(name) for key, one in zip(keys, adapters, strict=True)}
+            own = [key for key in keys if has(model, key)]
+            taken = self._slots[name].take(weights) if name in self._slots else {}
+            set_adapter_layers(model, enabled=bool(own or taken))
+            if own:
+                set_weights_and_activate_adapters(model, own, [weights[key] for key in own])
+            if taken:
+                cast(Any, model).set_adapter([taken.get(key, key) for key in keys if key in taken or key in own])
 
     def _is_ip_adapter(self, adapter: Used) -> bool:
         files = self._files.get(adapter.name)
@@ -146,17 +167,22 @@ class Adapters:
     def _load(self, key: str, files: AdapterFiles) -> None:
         try:
             for component, path in files.parts:
-                load_into(self._loader(), path, key, component)
+                load_into(self._loader(files.name), path, key, component)
         except BaseException:
             self._forget(key)
             raise
-        self._loaded[key] = sum(_bytes_of(model, key) for model in self._models.values())
+        self._loaded[key] = sum(bytes_of(model, key) for model in self._holders)
+        for name, model in self._models.items():
+            if self._pipeline._role_components.compile_of(name) is not None and has(model, key):
+                log.warning("the compiled %s is compiled again for the adapter %r", name, files.name)
 
-    def _loader(self) -> ModularPipeline:
+    def _loader(self, adapter: str) -> ModularPipeline:
         """The role's pipeline for diffusers' own loaders; of a component that it doesn't hold nothing is loaded."""
         loader = copy.copy(self._pipeline)
         for name in loadable_names(loader):
-            if name in self._models:
+            if self._is_swapped(adapter, name):
+                loader.__dict__[name] = self._slots[name].outline
+            elif name in self._models:
                 loader.__dict__[name] = self._models[name]
             elif name in loader._role_components.specs:
                 shell = loader._role_components.get(name)
@@ -170,8 +196,8 @@ class Adapters:
     def _forget(self, key: str) -> None:
         self._loaded.pop(key, None)
         self._pictures.forget(key)
-        for model in self._models.values():
-            if _has(model, key):
+        for model in self._holders:
+            if has(model, key):
                 delete_adapter_layers(model, key)
 
 
@@ -226,22 +252,8 @@ def layer_count(pipeline: Any, key: str) -> int:
     """How many layers an adapter touches."""
     models = (getattr(pipeline, name, None) for name in loadable_names(pipeline))
     return sum(
-        key in _ranks(module) for model in models if isinstance(model, torch.nn.Module) for module in model.modules()
+        key in ranks_of(module) for model in models if isinstance(model, torch.nn.Module) for module in model.modules()
     )
-
-
-def _ranks(module: torch.nn.Module) -> Mapping[str, int]:
-    """The ranks of a wrapped layer's adapters by key; nothing for others."""
-    ranks = getattr(module, "r", None)
-    return ranks if isinstance(ranks, dict) else {}
-
-
-def _has(model: torch.nn.Module, key: str) -> bool:
-    return any(key in _ranks(module) for module in model.modules())
-
-
-def _bytes_of(model: torch.nn.Module, key: str) -> int:
-    return sum(parameter.nbytes for name, parameter in model.named_parameters() if f".{key}." in f"{name}.")
 
 
 def _key(adapter: Used) -> str:

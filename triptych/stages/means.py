@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from triptych.errors import InvalidRequest, TriptychError
-from triptych.means.options import ComponentMeans, Offload, ProcessMeans, RoleMeans, given
+from triptych.means.options import Compile, ComponentMeans, Offload, ProcessMeans, RoleMeans, given
 from triptych.means.tables import KEEPS, LOSSY, accepted_keys
 from triptych.roles import role_name
 from triptych.stages import compiling, quantization, reached_code
@@ -54,6 +54,10 @@ class StageMeans:
         """The element type of a component, also of one that another role holds."""
         dtype = self._means.of(name).dtype
         return getattr(torch, dtype) if dtype else default
+
+    def compile_of(self, name: str) -> Compile | None:
+        """How a component is compiled."""
+        return self._means.of(name).compile
 
     def place_of(self, name: str, default: torch.device) -> torch.device | None:
         """The device that a component's parameters will say they are on; None where only loading it tells."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from triptych.errors import ModelInvalid
+from triptych.means.options import Compile
 from triptych.model.guidance import Options
 from triptych.stages import guidance, on_demand
 from triptych.stages.device import undisturbed
@@ -158,6 +159,17 @@ class Components:
         if comes_from_files(spec) and is_model(spec):
             with undisturbed():
                 self._pristine[name] = filled(build_shell(spec, self._dtype_of(name), self._device), shallow=shallow)
+
+    def compile_of(self, name: str) -> Compile | None:
+        """How a component is compiled; None where it isn't."""
+        return self._means.compile_of(name) if self._means is not None else None
+
+    def outline(self, name: str) -> torch.nn.Module:
+        """The component on the CPU with the dtypes that it is loaded in, and zeros for weights, which take no memory
+        there."""
+        dtype = self._dtype_of(name)
+        with undisturbed():
+            return filled(keep_dtypes(build_shell(self.specs[name], dtype, torch.device("cpu")), dtype), shallow=False)
 
     def _loaded(self, spec: ComponentSpec) -> Any:
         dtype = self._dtype_of(spec.name)

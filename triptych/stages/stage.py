@@ -138,7 +138,7 @@ class Stage:
         stage._adapters = Adapters(stage._pipeline, adapters or {}, adapter_bytes_max)
         if waiting:
             stage._on_demand = OnDemand(whole, components, waiting, stage._loaded)
-            stage._count_bytes()
+        stage._count_bytes()
         if lossy := list(filter(None, (stage.settings.get(LOSSY), declared.get(LOSSY)))):
             declared = {**declared, LOSSY: "\n".join(lossy)}
         stage.settings |= declared
@@ -149,6 +149,11 @@ class Stage:
     def waiting(self) -> list[str]:
         """The models that the role loads when a job first uses one."""
         return list(self._on_demand.waiting)
+
+    @property
+    def adapter_samples(self) -> list[str]:
+        """Adapters that use all code of compiled models that is for adapters, each in a job of its own."""
+        return self._adapters.samples
 
     def _loaded(self) -> None:
         """A model was loaded that waited."""

@@ -10,14 +10,17 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from triptych.errors import InvalidRequest, NotFinite
 from triptych.means.options import RoleMeans, WarmUp
+from triptych.model.adapters import SETTING, used
 from triptych.model.inputs import resolve
 from triptych.roles import ROLES
+from triptych.stages import handoff
 from triptych.stages.stage import Stage, StandIn
 from triptych.stages.whole import Whole
-from triptych.v1.job_pb2 import GenerationRequest
+from triptych.v1.job_pb2 import Adapter, GenerationRequest
 from triptych.v1.model_pb2 import ModelDescription
 
 PROMPT = "warm-up"
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 def run(whole: Whole, stage: Stage, model: ModelDescription, means: RoleMeans, dtype: str) -> None:
     """Run the stage on each of its warm-ups. Raises what a job would raise, but for numbers that aren't finite.
 
+    Each is run with an adapter, too, where a compiled model has slots for them, see `slots`.
     Where a model of the role is compiled and no warm-up is asked for, there is one of the default size, if a request
     without media makes one.
     """
@@ -42,9 +46,21 @@ def run(whole: Whole, stage: Stage, model: ModelDescription, means: RoleMeans, d
     for index, job in enumerate(jobs, 1):
         started_s = time.monotonic()
         inputs = _inputs(whole, stage, model, means, job, dtype)
-        with contextlib.suppress(NotFinite):  # it is raised at the end, and zeros as weights make such numbers
-            stage.run(inputs, lambda _step: None, lambda: False)
+        _run(stage, inputs)
+        for name in stage.adapter_samples:
+            _run(stage, _with_adapter(inputs, name, model))
         log.info("warm-up %d took %.1f s", index, time.monotonic() - started_s)
+
+
+def _run(stage: Stage, inputs: Mapping[str, object]) -> None:
+    with contextlib.suppress(NotFinite):  # it is raised at the end, and zeros as weights make such numbers
+        stage.run(inputs, lambda _step: None, lambda: False)
+
+
+def _with_adapter(inputs: Mapping[str, object], name: str, model: ModelDescription) -> Mapping[str, object]:
+    settings: Any = inputs[handoff.SETTINGS]
+    items = [list(one) for one in used(GenerationRequest(adapters=[Adapter(name=name)]), model)]
+    return {**inputs, handoff.SETTINGS: {**settings, SETTING: items}}
 
 
 def request_of(job: WarmUp, model: ModelDescription) -> GenerationRequest:
