@@ -9,6 +9,10 @@ import torch
 from triptych.errors import InvalidRequest
 from triptych.means.options import Compile
 
+GRAPHS_MAX = 256
+"""Of one function: each size that is served has a graph, for each number of adapters that jobs have at once. After
+torch's own 8 it would run uncompiled, with other bits, or fail if `fullgraph`. Torch has this bound for all together.
+"""
 _HALVES = ("encoder", "decoder")
 
 
@@ -17,6 +21,7 @@ def apply(path: str, component: torch.nn.Module, means: Compile) -> None:
     arguments: dict[str, Any] = {"backend": means.backend, "fullgraph": means.fullgraph, "dynamic": means.dynamic}
     if means.mode:
         arguments["mode"] = means.mode
+    torch._dynamo.config.recompile_limit = GRAPHS_MAX
     model: Any = component
     if means.adapter_rank and not hasattr(model, "load_lora_adapter"):
         accepted = f"0, because diffusers swaps no adapters into a {type(component).__name__}"
