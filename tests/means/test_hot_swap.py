@@ -163,6 +163,19 @@ def test_slots_outlive_the_adapters_that_were_in_them(folder_of: Any, folder: Pa
     assert role.stage._adapters.loaded_bytes == 0
 
 
+def test_a_job_of_three_adapters_adds_a_slot(folder_of: Any, folder: Path) -> None:
+    role = Role(folder_of(MODEL), folder)
+    three = {"b": 0.5, "few": 2.0, "a": 0.7}
+    jobs: list[Use] = [A, three, A, {}]
+    made = [role.made(use) for use in jobs]
+    after = compiled_count()
+    assert all(np.array_equal(role.made(use), one) for use, one in zip(jobs, made, strict=True))
+    assert compiled_count() == after
+    assert np.array_equal(made[0], made[2])
+    torch._dynamo.reset()
+    assert np.array_equal(made[1], of_diffusers(folder_of(MODEL), folder, three))
+
+
 @pytest.mark.parametrize("name", ["wide", "dora"])
 def test_what_fits_no_slot_is_compiled_and_leaves_the_slots_as_they_were(
     name: str, folder_of: Any, folder: Path, caplog: Any

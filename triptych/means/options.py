@@ -22,7 +22,7 @@ TABLES = ("process", "components", "warm_up")
 """The tables of a role's file that are its means."""
 WARM_UPS_MAX = 32
 """Jobs before READY: more shapes than anybody compiles for."""
-RANK_MAX = 4096
+ADAPTER_RANK_MAX = 4096
 """Highest rank of adapters that are swapped in: wider than the layers of most models."""
 TABLE_CHARS_MAX = 65_536
 """Longest JSON of a role's means: they travel on a command line, and Linux takes 128 KiB in one argument."""
@@ -67,7 +67,7 @@ class Compile:
     fullgraph: bool = option(False, "refuse breaks of the graph")
     dynamic: bool = option(None, "shapes are symbols, or constants; default: torch finds out", kinds=(bool,))
     adapter_rank: int = option(
-        0, "adapters up to this rank are swapped in without compiling again; 0 for none", least=0, most=RANK_MAX
+        0, "adapters up to this rank are swapped in without compiling again; 0 for none", least=0, most=ADAPTER_RANK_MAX
     )
 
 
