@@ -1,4 +1,4 @@
-"""Every command of the documents, as it is written: in a terminal, and into a pipe."""
+"""Every command of the documents, as it is written, in a terminal; the examples of `--help` also into a pipe."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ELSEWHERE = {
 """Commands that aren't run here, and what runs them or why nothing does."""
 
 
-@pytest.fixture(params=[True, False], ids=["terminal", "pipe"])
+@pytest.fixture
 def console(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Console]:
     """In a copy of what is under version control, as it is now."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -56,7 +56,7 @@ def console(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Console]
         if (ROOT / name).exists():
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tmp_path / "copy" / name)
-    with own_network(), Console(tmp_path / "copy", is_terminal=request.param) as opened:
+    with own_network(), Console(tmp_path / "copy", is_terminal=getattr(request, "param", True)) as opened:
         yield opened
 
 
@@ -74,6 +74,7 @@ def test_a_document_can_be_followed(document: str, console: Console) -> None:
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("console", [True, False], ids=["terminal", "pipe"], indirect=True)
 def test_the_example_of_each_help_runs(console: Console) -> None:
     for name in (*COMMANDS, "certs renew", "tokens list", "tokens remove", "tokens add"):
         status, shown = console.run(f"triptych {name} --help", TIMEOUT_S)
