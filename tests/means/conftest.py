@@ -66,9 +66,9 @@ def stages_of(folder: str, tables: Mapping[str, Any], **settings: Any) -> list[S
 
 
 def held(stages: list[Stage], name: str) -> Any:
-    """The component as the first role that holds it has it."""
+    """The component as the first role that has loaded it has it."""
     for stage in stages:
-        if name in stage._pipeline._component_specs:
+        if name in stage._pipeline._component_specs and name not in stage.waiting:
             return stage._pipeline._role_components.get(name)
     raise LookupError(name)
 
