@@ -127,6 +127,22 @@ FLEET: dict[str, list[Panel]] = {
         Panel("Time to fetch a room, 95 %", "s", {"{{mover}}": quantile(0.95, "triptych_transfer_seconds", "mover")}),
         Panel("Rooms with wrong bytes", "ops", {"{{mover}}": rate("triptych_checksum_failures_total", "mover")}),
     ],
+    "Text encoders in processes of their own": [
+        Panel("Calls a second", "ops", {"{{source}}": rate("triptych_text_encoder_answers_total", "source")}),
+        Panel(
+            *("Runs", "s"),
+            {
+                "median": quantile(0.5, "triptych_text_encoder_run_seconds"),
+                "95 %": quantile(0.95, "triptych_text_encoder_run_seconds"),
+            },
+        ),
+        Panel(
+            "Calls a second that ran as one with others",
+            "ops",
+            {"together": rate("triptych_text_encoder_batched_total")},
+        ),
+        Panel("Answers kept", "bytes", {PROCESS: named("triptych_text_encoder_kept_bytes")}),
+    ],
     "Devices": [
         Panel(
             *("Memory of devices", "bytes"),

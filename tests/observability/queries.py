@@ -9,12 +9,17 @@ from collections.abc import Mapping
 from tests.observability.prometheus import SHIPPED, rules
 from tests.telemetry.tables import TELEMETRY, quoted, table
 
-DEVICE = "hw_"
-"""Metrics that only machines with an NVIDIA device have."""
+NOT_EVERYWHERE = ("hw_", "triptych_text_encoder_")
+"""How metrics begin that only machines with an NVIDIA device have, and fleets with a text encoder's process."""
 OWN = {"up", "target_info"}
 """Prometheus' own metric, and the one that says whose a page is."""
 _CLAUSE = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\b(by|on|without|group_left) \([^)]*\)|\boffset \w+")
 _NAME = re.compile(r"\b(?:(?:triptych|queue|all_queues|rpc|process|hw)_\w+|up|target_info)\b")
+
+
+def is_everywhere(expression: str) -> bool:
+    """Whether every fleet has an answer."""
+    return not any(start in expression for start in NOT_EVERYWHERE)
 
 
 def panels() -> Mapping[str, str]:
