@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 LENGTH_BYTES = 8
@@ -92,7 +92,7 @@ def read(data: bytes) -> dict[str, Tensor]:
 
 
 def shown(data: bytes, name: str = "") -> str:
-    """The dtype and shape of a file's tensor for a message, by its header alone; empty where the header has no such.
+    """A tensor of a file that `read` takes, for a message, by the header alone; empty where the header has no such.
 
     The name may be empty where the file holds one.
     """
@@ -101,7 +101,12 @@ def shown(data: bytes, name: str = "") -> str:
     except ValueError:
         return ""
     entry = entries.get(name) or (next(iter(entries.values())) if len(entries) == 1 and not name else None)
-    return f"{entry.get('dtype')} of shape {entry.get('shape')}" if entry else ""
+    return words(entry["dtype"], entry["shape"]) if entry else ""
+
+
+def words(dtype: str, shape: Sequence[int]) -> str:
+    """A tensor for a message."""
+    return f"{dtype} of shape {list(shape)}"
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -192,7 +192,7 @@ def _tensor(kinds: Sequence[Kind], described: InputDescription | None, file: Ten
 
 
 def _check_tensor(described: InputDescription | None, tensor: Tensor, place: str) -> None:
-    shown = f"{tensor.dtype} of shape {list(tensor.shape)}"
+    shown = tensor_files.words(tensor.dtype, tensor.shape)
     if described is not None and described.tensor_dtypes and tensor.dtype not in described.tensor_dtypes:
         raise InvalidRequest(place, shown, f"the dtype {' or '.join(described.tensor_dtypes)}")
     sizes = list(described.tensor_shape) if described is not None else []

@@ -20,6 +20,7 @@ import torch
 
 from triptych import telemetry
 from triptych.errors import ModelInvalid
+from triptych.stages import parts
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -103,17 +104,11 @@ def stand_in(name: str, model: torch.nn.Module, place: torch.device) -> torch.nn
     return model
 
 
-def _copied(value: Any) -> Any:
-    """The value with what a run may change copied: containers, tensors, and generators of random numbers."""
-    if isinstance(value, torch.Generator):
-        return value.clone_state()
-    if type(value) is torch.Tensor:
-        return value.clone()
-    if type(value) in (list, tuple):
-        return type(value)(map(_copied, value))
-    if type(value) is dict:
-        return {key: _copied(item) for key, item in value.items()}
-    return value
+def _copied(leaf: Any) -> Any:
+    """What a run may change, copied: tensors, and generators of random numbers."""
+    if isinstance(leaf, torch.Generator):
+        return leaf.clone_state()
+    return leaf.clone() if type(leaf) is torch.Tensor else leaf
 
 
 class OnDemand:
@@ -131,7 +126,7 @@ class OnDemand:
         """What `work` returns for the inputs: it runs again after each model that it turned out to use."""
         while True:
             try:
-                return work(_copied(dict(inputs)) if self.waiting else inputs)
+                return work(parts.each_leaf(dict(inputs), _copied) if self.waiting else inputs)
             except Touched as touched:
                 name = touched.component
                 if name not in self.waiting:

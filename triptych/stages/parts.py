@@ -21,17 +21,20 @@ import torch
 from triptych.stages.library import ModelOutput
 
 
-def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The value with each of its tensors changed, at any depth of lists, tuples, dicts and model outputs."""
-    if isinstance(value, torch.Tensor):
-        return change(value)
+def each_leaf(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The value with all changed that is no container, at any depth of lists, tuples, dicts and model outputs."""
     if type(value) in (list, tuple):
-        return type(value)(each_tensor(item, change) for item in value)
+        return type(value)(each_leaf(item, change) for item in value)
     if type(value) is dict:
-        return {key: each_tensor(item, change) for key, item in value.items()}
+        return {key: each_leaf(item, change) for key, item in value.items()}
     if isinstance(value, ModelOutput):
-        return type(value)(**{key: each_tensor(item, change) for key, item in value.items()})
-    return value
+        return type(value)(**{key: each_leaf(item, change) for key, item in value.items()})
+    return change(value)
+
+
+def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The value with each of its tensors changed, as deep as `each_leaf` goes."""
+    return each_leaf(value, lambda leaf: change(leaf) if isinstance(leaf, torch.Tensor) else leaf)
 
 
 def chosen(output: Any, wanted: Collection[str]) -> Any:

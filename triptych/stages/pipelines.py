@@ -124,12 +124,12 @@ class Components:
         spec = copy.copy(self.specs[name])
         if not comes_from_files(spec) or not is_model(spec):
             return self.get(name)
-        if self.engine is not None and can_be_handed(spec.type_hint) and self.engine.serves([name]):
+        if (engine := self._engine_of(spec)) is not None:
             if self._means is not None:
                 self._means.check_elsewhere(name)
             with undisturbed():
                 shell = build_shell(spec, self._dtype, self._device)
-            component = hand_over(name, shell, self._device, self.engine, lambda: self._loaded(spec))
+            component = hand_over(name, shell, self._device, engine, lambda: self._loaded(spec))
         else:
             component = self._loaded(spec)
         self._pristine[name] = component
@@ -139,14 +139,11 @@ class Components:
         """In place of `load`: a stand-in for a model that a job may use, see `on_demand`. False where it must be
         loaded now: where another process runs it, or its means leave open where it will be."""
         spec = self.specs[name]
-        is_elsewhere = self.engine is not None and can_be_handed(spec.type_hint) and self.engine.serves([name])
         place = self._means.place_of(name, self._device) if self._means is not None else self._device
-        if is_elsewhere or place is None:
+        if self._engine_of(spec) is not None or place is None:
             return False
-        dtype = self._dtype_of(name)
         with undisturbed():
-            model = keep_dtypes(build_shell(spec, dtype, self._device), dtype)
-        self._pristine[name] = on_demand.stand_in(name, model, place)
+            self._pristine[name] = on_demand.stand_in(name, self._shell_as_loaded(name, self._device), place)
         return True
 
     def put_back(self, name: str, component: Any) -> None:
@@ -167,9 +164,17 @@ class Components:
     def outline(self, name: str) -> torch.nn.Module:
         """The component on the CPU with the dtypes that it is loaded in, and zeros for weights, which take no memory
         there."""
-        dtype = self._dtype_of(name)
         with undisturbed():
-            return filled(keep_dtypes(build_shell(self.specs[name], dtype, torch.device("cpu")), dtype), shallow=False)
+            return filled(self._shell_as_loaded(name, torch.device("cpu")), shallow=False)
+
+    def _engine_of(self, spec: ComponentSpec) -> Engine | None:
+        """What runs a model elsewhere; None where it runs here."""
+        is_served = self.engine is not None and can_be_handed(spec.type_hint) and self.engine.serves([spec.name])
+        return self.engine if is_served else None
+
+    def _shell_as_loaded(self, name: str, device: torch.device) -> torch.nn.Module:
+        dtype = self._dtype_of(name)
+        return keep_dtypes(build_shell(self.specs[name], dtype, device), dtype)
 
     def _loaded(self, spec: ComponentSpec) -> Any:
         dtype = self._dtype_of(spec.name)

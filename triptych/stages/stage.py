@@ -134,7 +134,7 @@ class Stage:
         insert_observers(blocks)
         stage = cls(whole, role, components.pipeline(blocks, held), dtype, nonfinite, staged)
         if role == ROLE_TRANSFORMER and not stand_in:
-            stage._show(open_painter(whole, size_multiple(whole.inspection()), place))
+            stage._painter = open_painter(whole, size_multiple(whole.inspection()), place)
         stage._adapters = Adapters(stage._pipeline, adapters or {}, adapter_bytes_max)
         if waiting:
             stage._on_demand = OnDemand(whole, components, waiting, stage._loaded)
@@ -167,10 +167,6 @@ class Stage:
         self.component_bytes = {name: size_bytes for name, size_bytes in sizes.items() if size_bytes}
         if self._painter.decoder is not None:
             self.component_bytes[DECODER_NAME] = self._painter.decoder.parameter_bytes
-
-    def _show(self, painter: Painter) -> None:
-        self._painter = painter
-        self._count_bytes()
 
     def share(self, kind: str, place: Place) -> None:
         """Compute every job from now on together with other processes, which do the same; `parallel` has the kinds.
